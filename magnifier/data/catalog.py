@@ -1,0 +1,268 @@
+"The catalog: one table, one row an image, between the files of a data set and everything else"
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+__all__ = ['COLUMNS', 'SPLITS', 'CatalogWarning', 'make_catalog', 'validate_catalog', 'lost_queries', 'lost_queries_message',
+           'find_masks', 'join_catalogs', 'describe']
+
+COLUMNS = ('path', 'mask', 'pid', 'camid', 'split')
+SPLITS = ('train', 'query', 'gallery')
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+log = logging.getLogger(__name__)
+
+
+class CatalogWarning(UserWarning):
+    "Something about a data set that training survives and a reader of its figures should know"
+
+
+def make_catalog(
+    rows: Iterable[dict] | pd.DataFrame,  # One row an image: `path`, `pid`, `camid`, `split`, optional `mask` and columns of your own
+) -> pd.DataFrame:  # Columns `path, mask, pid, camid, split, ...`, rows by split, identity and path, index 0..n-1
+    "The table every reader returns, in one form and one order on every machine; a ValueError says what a row lacks"
+    rows = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
+    if len(rows) == 0: raise ValueError('no images: a catalog needs at least one row')
+    if 'mask' not in rows: rows = rows.assign(mask=None)
+    _check_columns(rows)
+    # Plain objects, None for a missing mask: the same under every pandas, whose string dtypes differ
+    paths = [os.fspath(p) for p in rows['path']]
+    masks = [None if _missing(m) else os.fspath(m) for m in rows['mask']]
+    rows = rows.assign(path=pd.Series(paths, index=rows.index, dtype=object), mask=pd.Series(masks, index=rows.index, dtype=object),
+                       pid=_integers(rows, 'pid'), camid=_integers(rows, 'camid'), split=rows['split'].astype(object))
+    _check_splits(rows)
+    order = sorted(range(len(rows)), key=lambda i: (SPLITS.index(rows['split'].iat[i]), rows['pid'].iat[i], paths[i]))
+    return rows[[*COLUMNS, *(c for c in rows if c not in COLUMNS)]].iloc[order].reset_index(drop=True)
+
+
+def validate_catalog(
+    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
+    splits: Iterable[str] = (),  # Splits that must be there, such as `('train',)`; none by default
+) -> pd.DataFrame:  # The same catalog, untouched
+    """The quick check at the door: columns, types, splits, identities, duplicates, files that exist, matches for every query.
+
+    Wrong rows are a ValueError (a FileNotFoundError where files are gone) that names the first one. Identities in both training and
+    test, and queries without a match under the camera rule, are a `CatalogWarning`; a ValueError where no query has a match.
+    `check_catalog` opens the files too.
+    """
+    if not isinstance(catalog, pd.DataFrame): raise TypeError(f'a catalog is a pandas DataFrame, not a {type(catalog).__name__}')
+    _check_columns(catalog)
+    if len(catalog) == 0: raise ValueError('the catalog has no rows')
+    if not catalog.index.is_unique: raise ValueError('the catalog\'s index has duplicates: use catalog.reset_index(drop=True)')
+    _check_splits(catalog)
+    for s in splits:
+        if not (catalog['split'] == s).any(): raise ValueError(f'the catalog has no {s} images: found {_found_splits(catalog)}')
+    for column in ('pid', 'camid'): _integers(catalog, column)
+    _check_pids(catalog)
+    _check_paths(catalog)
+    _check_identities(catalog)
+    _check_matches(catalog)
+    return catalog
+
+
+def lost_queries(
+    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
+) -> pd.DataFrame:  # Its queries that have no match left, with a column `why`; the index is the catalog's
+    "Queries that lose all matches under the camera rule (same identity AND same camera are removed): `catalog.drop` them by index"
+    query, gallery = (catalog[catalog['split'] == s] for s in ('query', 'gallery'))
+    same_person = query['pid'].map(gallery['pid'].value_counts()).fillna(0).to_numpy()
+    pairs = gallery.groupby(['pid', 'camid']).size()
+    same_camera = pairs.reindex(pd.MultiIndex.from_frame(query[['pid', 'camid']]), fill_value=0).to_numpy()
+    why = np.where(same_person == 0, 'no gallery image of the identity', 'only gallery images of its own camera')
+    return query.assign(why=why)[same_person == same_camera]
+
+
+def lost_queries_message(
+    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
+) -> str:  # How many queries lose their matches, why, and the two ways out; empty where none does
+    "One message for whoever meets queries that cannot be scored (`validate_catalog` says it at the door)"
+    lost, test = lost_queries(catalog), catalog[catalog['split'] != 'train']
+    if len(lost) == 0: return ''
+    if test['camid'].nunique() == 1: why = f'every query and gallery image has the one camera {test["camid"].iat[0]}'
+    else: why = ', '.join(f'{n} with {w}' for w, n in lost['why'].value_counts().items())
+    return (f'{len(lost)} of {(catalog["split"] == "query").sum()} queries have no match left, since gallery images of the same '
+            f'identity AND camera are removed: {why} (first: {lost["path"].iat[0]}). Two ways out: give each image the camera it '
+            'was taken by in `camid` (where cameras are unknown: 0 for queries, 1 for the gallery), with a gallery image of every query\'s '
+            'identity from another camera; or leave those queries out: catalog.drop(lost_queries(catalog).index)')
+
+
+def find_masks(
+    catalog: pd.DataFrame,  # One row an image; its `mask` column is replaced
+    where: str | Path | Callable | bool | None = None,  # A folder, a function image path -> mask path or None, False for no masks; default: `_ps_label`
+) -> pd.DataFrame:  # The catalog with `mask` filled where a file was found, None elsewhere
+    """Part masks of a catalog's images: files, looked for by name, not opened.
+
+    Default: the nearest folder above the image that has a `<folder>_ps_label` beside it, then the same sub-path as `.png`. In a
+    folder of the caller's: below the longest end of the image's folder that exists there (`where/query/x.png`, else `where/x.png`).
+    A folder or function that gives not one mask is a ValueError; so are two images with the same mask.
+    """
+    if where is False: masks = [None] * len(catalog)
+    elif callable(where): masks = [None if _missing(m := where(p)) or not os.path.exists(m) else os.fspath(m) for p in catalog['path']]
+    else: masks = _masks_by_name(catalog['path'], where)
+    catalog = catalog.assign(mask=pd.Series(masks, index=catalog.index, dtype=object))
+    found = catalog['mask'].dropna()
+    if where not in (None, False) and len(catalog) and len(found) == 0: raise ValueError(_nothing_found(catalog['path'].iat[0], where))
+    if (twice := found[found.duplicated(keep=False)]).size:
+        a, b = catalog.loc[twice.index[:2], 'path']
+        raise ValueError(f'{a} and {b} have the same mask {twice.iat[0]}: give the masks the sub-folders of the images')
+    same = catalog[catalog['mask'] == catalog['path']]
+    if len(same): raise ValueError(f'{same["path"].iat[0]} is its own mask: masks belong in a folder of their own')
+    log.info('%d of %d images have a part mask', len(found), len(catalog))
+    return catalog
+
+
+def join_catalogs(
+    *catalogs: pd.DataFrame,  # Two or more, each complete in itself
+    test: int | None = None,  # Position of the one whose query and gallery stay; default: those of all
+) -> pd.DataFrame:  # One catalog; the first keeps its numbers, those of the others are moved up past it
+    "Several sets as one, identities and cameras kept apart: train on several, test on one (`join_catalogs(market, duke, test=0)`)"
+    if not catalogs: raise ValueError('join_catalogs needs at least one catalog')
+    if test is not None and not 0 <= test < len(catalogs):
+        raise ValueError(f'test={test}: the position of one of the {len(catalogs)} catalogs, 0 to {len(catalogs)-1}, or None for all')
+    parts, pids, cams = [], 0, 0
+    for i, c in enumerate(catalogs):
+        _check_columns(c)
+        c = c.assign(pid=_integers(c, 'pid') + pids, camid=_integers(c, 'camid') + cams)
+        _check_pids(c)
+        pids, cams = max(pids, c['pid'].max() + 1), max(cams, c['camid'].max() + 1)
+        parts.append(c if test in (None, i) else c[c['split'] == 'train'])
+    joined = make_catalog(pd.concat(parts, ignore_index=True))
+    _check_duplicates(joined)
+    return joined
+
+
+def describe(
+    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
+) -> pd.DataFrame:  # One row a split that occurs and one for all: images, identities, cameras, images_per_identity, masks
+    "What a catalog holds, by split"
+    _check_columns(catalog)
+    parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
+    rows = {s: dict(images=len(c), identities=c['pid'].nunique(), cameras=c['camid'].nunique(),
+                    images_per_identity=round(len(c) / c['pid'].nunique(), 1), masks=int(c['mask'].notna().sum()))
+            for s, c in parts.items() if len(c)}
+    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('split')
+
+
+def _missing(value) -> bool: return value is None or value == '' or value is pd.NA or value != value
+
+
+def _found_splits(catalog): return ', '.join(f'{n} {s}' for s, n in catalog['split'].value_counts().items())
+
+
+def _check_columns(catalog):
+    missing = [c for c in COLUMNS if c not in catalog]
+    if missing: raise ValueError(f'the catalog lacks the column(s) {", ".join(missing)}: it has {", ".join(map(str, catalog))}, '
+                                 f'and needs {", ".join(COLUMNS)}')
+
+
+def _check_splits(catalog):
+    unknown = catalog[~catalog['split'].isin(SPLITS)]
+    if len(unknown): raise ValueError(f'{unknown["path"].iat[0]}: split {unknown["split"].iat[0]!r}, use {", ".join(SPLITS)}')
+
+
+def _integers(catalog, column):
+    "`column` as int64; a ValueError names the first row that is not a whole number"
+    values = pd.to_numeric(catalog[column], errors='coerce')
+    bad = catalog[values.isna() | (values % 1 != 0)]
+    if len(bad): raise ValueError(f'{bad["path"].iat[0]}: {column} {bad[column].iat[0]!r} is not a whole number')
+    return values.astype('int64')
+
+
+def _check_pids(catalog):
+    junk = catalog[catalog['pid'] < 0]
+    if len(junk): raise ValueError(f'{len(junk)} images have a negative identity (first: {junk["path"].iat[0]}): junk is not part of a '
+                                   'catalog; use catalog[catalog.pid >= 0]')
+
+
+def _check_duplicates(catalog):
+    twice = catalog[catalog['path'].duplicated(keep=False)]
+    if len(twice) == 0: return
+    roles = catalog.loc[catalog['path'] == twice['path'].iat[0], 'split']
+    raise ValueError(f'{twice["path"].nunique()} paths are in the catalog more than once (first: {twice["path"].iat[0]}, as '
+                     f'{" and ".join(roles)}): an image has one row')
+
+
+def _check_paths(catalog):
+    "Every path a string, once, and there"
+    for column in ('path', 'mask'):
+        given = catalog[column] if column == 'path' else catalog[column].dropna()
+        wrong = [p for p in given if not isinstance(p, (str, os.PathLike)) or p == '']
+        if wrong: raise ValueError(f'{column} {wrong[0]!r} is not a path')
+        if column == 'path': _check_duplicates(catalog)
+        gone = _missing_files(given)
+        if gone: raise FileNotFoundError(f'{len(gone)} of {len(given)} {"image" if column == "path" else "mask"} files do not exist '
+                                         f'(first: {gone[0]})')
+
+
+def _check_identities(catalog):
+    train = catalog['split'] == 'train'
+    both = sorted(set(catalog['pid'][train]) & set(catalog['pid'][~train]))
+    if both: warnings.warn(f'{len(both)} identities are in both training and test (first: {both[0]}): the figures will flatter. '
+                           'Split by identity, or number the test identities differently if they are other people', CatalogWarning, stacklevel=3)
+
+
+def _check_matches(catalog):
+    message = lost_queries_message(catalog)
+    if not message: return
+    if len(lost_queries(catalog)) == (catalog['split'] == 'query').sum(): raise ValueError(message)
+    warnings.warn(message, CatalogWarning, stacklevel=3)
+
+
+def _missing_files(paths) -> list:
+    "Those of `paths` that are not there: one listing a folder, since asking for each file is slow on network disks"
+    listed = {}
+    def there(p):
+        folder, name = os.path.split(p)
+        if folder not in listed: listed[folder] = _names(folder or '.')
+        return name in listed[folder] or os.path.exists(p)
+    return [p for p in paths if not there(p)]
+
+
+def _names(folder) -> set: return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+
+
+def _masks_by_name(paths, where):
+    "Mask path or None for each image path: folders are resolved and listed once"
+    folders, masks = {}, []
+    for p in paths:
+        folder, name = os.path.split(os.path.abspath(p))
+        if folder not in folders:
+            place = _beside(Path(folder)) if where is None else _below(Path(folder), Path(where).expanduser())
+            folders[folder] = (place, _names(place) if place else ())
+        place, names = folders[folder]
+        masks.append(next((str(place / m) for m in _mask_names(name) if m in names), None))
+    return masks
+
+
+def _mask_names(name):
+    "`x.jpg` -> `x.png`; `x.jpg.jpg` -> `x.jpg.png`, then `x.png`"
+    stem = os.path.splitext(name)[0]
+    yield stem + '.png'
+    if stem.lower().endswith(IMAGE_ENDINGS): yield os.path.splitext(stem)[0] + '.png'
+
+
+def _beside(folder):
+    for above in (folder, *folder.parents[:-1]):
+        labels = above.with_name(above.name + '_ps_label')
+        if labels.is_dir(): return labels / folder.relative_to(above)
+    return None
+
+
+def _below(folder, where):
+    if not where.is_dir(): raise FileNotFoundError(f'the mask folder {where} does not exist')
+    ends = (where.joinpath(*folder.parts[i:]) for i in range(1, len(folder.parts)))
+    return next((e for e in ends if e.is_dir()), where)
+
+
+def _nothing_found(image, where):
+    "What to say about a mask folder, or function, in which no image has its mask"
+    if callable(where): return f'the function gives no existing mask for any image (first: {image})'
+    names = sorted(str(p.relative_to(where)) for p in Path(where).expanduser().rglob('*.png'))
+    seen = f'it holds {len(names)} PNG files such as {names[0]}' if names else 'it holds no PNG file'
+    return (f'no image has its mask in {where}: {seen}, and {image} needs {os.path.splitext(os.path.basename(image))[0]}.png in it, '
+            'or in the sub-folder named as the image\'s; pass a function image path -> mask path for other names')
