@@ -1,0 +1,103 @@
+"P identities x M images a batch, from a generator of the loader's own"
+import random
+from collections import defaultdict
+
+from fastai.vision.all import TfmdDL, delegates, num_distrib
+
+__all__ = ['identity_groups', 'n_full_batches', 'identity_batches', 'IdentityBatches']
+
+
+def identity_groups(
+    pids,             # Identity of each image, in the data set's order
+    n_per_id:int,     # M: images of an identity in a batch
+    rng:random.Random # The caller's generator
+) -> dict:  # pid -> list of groups, each M indices into `pids`
+    "Every identity's images shuffled and cut into groups of M; fewer than M are drawn with replacement, a remainder waits for another epoch"
+    by_pid = defaultdict(list)
+    for i, pid in enumerate(pids): by_pid[pid].append(i)
+    groups = {}
+    for pid in sorted(by_pid):
+        images = rng.sample(by_pid[pid], len(by_pid[pid]))
+        images += rng.choices(images, k=max(0, n_per_id - len(images)))
+        groups[pid] = [images[i:i + n_per_id] for i in range(0, len(images) - n_per_id + 1, n_per_id)]
+    return groups
+
+
+def n_full_batches(
+    n_groups,  # Groups of each identity
+    n_ids:int, # P: different identities in a batch
+) -> int:  # The most batches that hold P different identities each
+    "Largest b for which the identities fill b batches when none gives more than b groups"
+    n_groups = list(n_groups)
+    b = sum(n_groups) // n_ids
+    while sum(min(g, b) for g in n_groups) < b*n_ids: b -= 1
+    return b
+
+
+def identity_batches(
+    groups:dict,      # pid -> groups of indices; not changed
+    n_ids:int,        # P: different identities in a batch
+    n_batches:int,    # At most `n_full_batches`
+    rng:random.Random # The caller's generator
+) -> list:  # Batches, each a list of P x M indices
+    """P identities that still have groups, at random, until fewer than P do (reid-strong-baseline's sampler).
+
+    An identity with as many groups as batches are left is taken at once: otherwise it could not be used up, and the length of an
+    epoch, which a schedule must know beforehand, would change with the draw."""
+    left, batches = {pid: list(g) for pid, g in groups.items()}, []
+    for b in range(n_batches, 0, -1):
+        urgent = [pid for pid, g in left.items() if len(g) >= b]
+        others = [pid for pid, g in left.items() if 0 < len(g) < b]
+        chosen = rng.sample(urgent, min(len(urgent), n_ids))
+        chosen += rng.sample(others, n_ids - len(chosen))
+        batches.append([i for pid in chosen for i in left[pid].pop()])
+    return batches
+
+
+@delegates()
+class IdentityBatches(TfmdDL):
+    """Loader whose shuffled batches are P identities x M images (METHOD: Training), the same stream for the same seed.
+
+    Epoch e of the stream depends on `seed` and e alone, so a run resumes by setting `epoch`. Where it does not shuffle (validation,
+    test, `get_preds`) it goes through its data in order. With several processes every rank takes whole batches: their number is
+    cut to a multiple of the processes."""
+    def __init__(self,
+        dataset=None,       # A fastai Datasets over a catalog
+        n_per_id:int|None=4,# M; P is `bs // M`. None shuffles as fastai does
+        seed:int=0,         # Seed of the stream
+        **kwargs
+    ):
+        self.n_per_id, self.seed, self.epoch = n_per_id, seed, 0
+        super().__init__(dataset, **kwargs)
+        if self._by_identity: self._n_batches = self._check()
+
+    @property
+    def _by_identity(self): return self.shuffle and self.n_per_id is not None
+
+    def _check(self):
+        "Number of batches an epoch; refuses what cannot make a single one"
+        m, pids = self.n_per_id, [int(p) for p in self.dataset.items['pid']]
+        if m < 2 or self.bs % m:
+            raise ValueError(f'bs={self.bs}, n_per_id={m}: a batch is P identities x M images, so bs must be a multiple of n_per_id, at least 2')
+        self.n_ids = self.bs // m
+        counts = [len(g) for g in identity_groups(pids, m, random.Random(0)).values()]
+        if len(counts) < self.n_ids:
+            raise ValueError(f'{len(counts)} training identities, but bs={self.bs} with n_per_id={m} needs {self.n_ids} different ones in a batch: '
+                             f'take bs={m*len(counts)} or less')
+        n = n_full_batches(counts, self.n_ids)
+        if n < num_distrib(): raise ValueError(f'{n} batches an epoch for {num_distrib()} processes: take a smaller bs or fewer processes')
+        return n - n % max(1, num_distrib())
+
+    def get_idxs(self):
+        "Indices of this epoch, batch after batch; made in the main process"
+        if not self._by_identity: return super().get_idxs()
+        rng = random.Random(f'{self.seed} {self.epoch}')
+        self.epoch += 1
+        groups = identity_groups([int(p) for p in self.dataset.items['pid']], self.n_per_id, rng)
+        return [i for b in identity_batches(groups, self.n_ids, self._n_batches, rng) for i in b]
+
+    def __len__(self): return self._n_batches if self._by_identity else super().__len__()
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        "A loader like this one; its stream starts anew"
+        return super().new(dataset, cls, **{'n_per_id': self.n_per_id, 'seed': self.seed, **kwargs})

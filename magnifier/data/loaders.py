@@ -1,0 +1,72 @@
+"ReIDDataLoaders: from a catalog, or straight from a data set's folder, to (image, mask, identity) batches"
+import inspect
+
+import pandas as pd
+from fastai.vision.all import DataLoaders
+from magnifier.data import readers
+from magnifier.data.batches import IdentityBatches
+from magnifier.data.block import ReIDDataBlock
+from magnifier.data.catalog import validate_catalog
+from magnifier.data.transforms import batch_transforms, item_transforms
+
+__all__ = ['ReIDDataLoaders']
+
+
+class ReIDDataLoaders(DataLoaders):
+    "Training batches of P identities x M images; validation is query and gallery together, told apart by the identity's role column"
+
+    @classmethod
+    def from_df(cls,
+        catalog:pd.DataFrame,   # One row an image: `path`, `mask` (path or missing), `pid`, `camid`, `split`
+        *,
+        path='.',               # Where a learner made from this writes its models
+        size:tuple=(384, 192),  # Height and width in pixels, multiples of 16 (paper, section 4.1)
+        bs:int=64,              # Images a training batch: P = bs // n_per_id identities
+        n_per_id:int=4,         # M: images of an identity in a batch
+        val_bs:int|None=None,   # Images a validation batch; None for 2 x bs
+        pad:int=10,             # Pixels of random shift; the baseline's
+        flip:float=0.5,         # Probability of a flip
+        erase:float=0.5,        # Probability of random erasing, per image
+        item_tfms=None,         # Replaces size, flip and crop by transforms of one's own
+        batch_tfms=None,        # Replaces normalisation and erasing
+        vocab=None,             # Training identities in class order; None takes the sorted ones
+        seed:int=0,             # Seed of the identity batches and of the erasing
+        num_workers:int|None=None, # Loader processes; None for fastai's choice
+        device=None,            # Where batches go; None for the GPU, where there is one
+    ):  # Loaders: `train` and `valid`; `c` is the number of training identities, `vocab` their pids
+        "Loaders over any catalog; a ValueError says what is wrong with one that cannot be trained or evaluated on"
+        catalog = validate_catalog(catalog)
+        if not (catalog.split == 'train').any(): raise ValueError('no row of the catalog has split "train": nothing to train on')
+        if not (catalog.split != 'train').any(): raise ValueError('the catalog has no query and gallery: nothing to evaluate on; give some identities those splits')
+        block = ReIDDataBlock(item_transforms(size, pad, flip) if item_tfms is None else item_tfms,
+                              batch_transforms(erase, seed) if batch_tfms is None else batch_tfms, vocab=vocab, dl_type=IdentityBatches)
+        dls = block.dataloaders(catalog, path=path, bs=bs, val_bs=val_bs or 2*bs, num_workers=num_workers, device=device,
+                                dl_kwargs=[dict(n_per_id=n_per_id, seed=seed), dict(n_per_id=None)])
+        return cls(*dls.loaders, path=path, device=dls.device)
+
+    @property
+    def masks_found(self) -> float:
+        "Share of the training images that have a part mask, 0 to 1"
+        items = self.train_ds.items
+        return float(items['mask'].notna().mean()) if 'mask' in items else 0.
+
+
+def _from_reader(reader):
+    "A classmethod that reads with `reader` and loads with `from_df`, each taking the arguments it knows"
+    known = inspect.signature(reader).parameters
+    def from_reader(cls, path, **kwargs):
+        mine = {k: kwargs.pop(k) for k in list(kwargs) if k in known}
+        return cls.from_df(reader(path, **mine), **kwargs)
+    loading = [p for p in inspect.signature(ReIDDataLoaders.from_df).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    first, *rest = known.values()
+    taken = {p.name for p in rest}
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in rest]
+    cls_parameter = inspect.Parameter('cls', inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    from_reader.__signature__ = inspect.Signature([cls_parameter, first, *own, *(p for p in loading if p.name not in taken)])
+    from_reader.__name__ = f'from_{reader.__name__}'
+    from_reader.__doc__ = f'Loaders over a folder read by `{reader.__name__}` (its arguments), batched by `from_df` (its arguments).'
+    return classmethod(from_reader)
+
+
+for _name in readers.__all__:
+    setattr(ReIDDataLoaders, f'from_{_name}', _from_reader(getattr(readers, _name)))

@@ -1,0 +1,107 @@
+"Image and mask moved together; erasing of the image alone, drawn per image"
+import math
+import random
+
+import torch
+from fastai.vision.all import FlipItem, Normalize, RandTransform, Resize, ResizeMethod, TensorImage, imagenet_stats
+from PIL import Image, ImageOps
+from magnifier.data.block import PILPartMask
+from magnifier.regions import NO_MASK
+
+__all__ = ['RandomPadCrop', 'RandomErasing', 'erase_boxes', 'item_transforms', 'batch_transforms']
+
+
+class RandomPadCrop(RandTransform):
+    "Pads image and mask alike, then cuts the original size out at one random place for both (METHOD: Training)"
+    order = 2  # after Resize (1): fastai sorts item transforms by order, not as they are listed
+    def __init__(self,
+        pad:int=10,  # Pixels added on every side; the baseline's 10 at 384 x 192 and 256 x 128
+        p:float=1.,  # Probability of moving an item at all
+    ):
+        super().__init__(p=p)
+        self.pad = pad
+
+    def before_call(self, b, split_idx):
+        super().before_call(b, split_idx)
+        self.left, self.top = random.randint(0, 2*self.pad), random.randint(0, 2*self.pad)
+
+    def encodes(self, x:Image.Image):
+        # black around an image, background around a mask; a missing mask stays missing to its last pixel
+        fill = NO_MASK if isinstance(x, PILPartMask) and x.getpixel((0, 0)) == NO_MASK else 0
+        w, h = x.size
+        padded = ImageOps.expand(x, border=self.pad, fill=fill)
+        return type(x)(padded.crop((self.left, self.top, self.left + w, self.top + h)))
+
+
+def erase_boxes(
+    n:int,           # Number of images
+    size:tuple,      # Their height and width, in pixels
+    generator=None,  # CPU torch.Generator, held by the caller
+    *,
+    p:float=0.5,                # Probability that an image has a box at all
+    area:tuple=(0.02, 0.4),     # Share of the picture a box covers, drawn uniformly
+    aspect:tuple=(0.3, 1/0.3),  # Height over width, drawn log-uniformly
+    tries:int=10,               # Boxes drawn per image; the first that fits is taken, as the original draws until one does
+) -> torch.Tensor:  # (n,4) integers top, bottom, left, right; all zero where nothing is erased
+    "One box per image for random erasing (Zhong et al. 2017; METHOD: Training)"
+    h, w = size
+    uniform = lambda lo, hi: torch.empty(n, tries).uniform_(lo, hi, generator=generator)
+    share, ratio = uniform(*area), uniform(*map(math.log, aspect)).exp()
+    box_h, box_w = (share*h*w*ratio).sqrt().round(), (share*h*w/ratio).sqrt().round()
+    fits = (box_h < h) & (box_w < w) & (box_h > 0) & (box_w > 0)
+    first = fits.float().argmax(1, keepdim=True)
+    box_h, box_w, fits = (o.gather(1, first).squeeze(1) for o in (box_h, box_w, fits))
+    where = torch.rand(n, 2, generator=generator)
+    top, left = ((h - box_h + 1)*where[:, 0]).floor(), ((w - box_w + 1)*where[:, 1]).floor()
+    boxes = torch.stack([top, top + box_h, left, left + box_w], 1)
+    return (boxes * (fits & (torch.rand(n, generator=generator) < p))[:, None]).long()
+
+
+class RandomErasing(RandTransform):
+    "Erases one box per image; the mask stays, for the body part is still there (METHOD: Training)"
+    order, split_idx = 100, 0  # after Normalize (99): zero is then the ImageNet mean
+    def __init__(self,
+        p:float=0.5,                # Probability per image
+        area:tuple=(0.02, 0.4),     # Share of the picture that is erased
+        aspect:tuple=(0.3, 1/0.3),  # Height over width of the box
+        seed:int=0,                 # Seed of the generator that this transform holds
+    ):
+        super().__init__(p=1.)
+        self.erase_p, self.area, self.aspect = p, area, aspect
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def encodes(self, x:TensorImage):
+        n, _, h, w = x.shape
+        boxes = erase_boxes(n, (h, w), self.generator, p=self.erase_p, area=self.area, aspect=self.aspect).to(x.device)
+        top, bottom, left, right = (boxes[:, i, None, None] for i in range(4))  # each (n,1,1)
+        rows, columns = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)
+        inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)  # (n,h,w)
+        return x.masked_fill(inside[:, None], 0.)
+
+    # a torch.Generator does not pickle; an exported learner, and a worker, carry its state
+    def __getstate__(self): return {**self.__dict__, 'generator': self.generator.get_state()}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.generator = torch.Generator()
+        self.generator.set_state(state['generator'])
+
+
+def item_transforms(
+    size:tuple=(384, 192),  # Height and width in pixels, multiples of 16 (METHOD's size by default)
+    pad:int=10,             # Pixels of random shift on every side; 0 for none
+    flip:float=0.5,         # Probability of a horizontal flip
+) -> list:  # Transforms of one (image, mask, identity)
+    "Squish to `size`, pad and crop, flip: image bilinear, mask nearest, both moved alike"
+    if len(size) != 2 or any(s <= 0 or s % 16 for s in size):
+        raise ValueError(f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature map, such as (384, 192)')
+    shift = [RandomPadCrop(pad)] if pad else []
+    return [Resize(tuple(size), method=ResizeMethod.Squish), *shift, *([FlipItem(flip)] if flip else [])]
+
+
+def batch_transforms(
+    erase:float=0.5,  # Probability that an image loses a box
+    seed:int=0,       # Seed of the erasing
+) -> list:  # Transforms of a batch, on its device
+    "ImageNet normalisation, then random erasing"
+    return [Normalize.from_stats(*imagenet_stats), *([RandomErasing(erase, seed=seed)] if erase else [])]

@@ -1,0 +1,135 @@
+"What happens during training and only then: teacher masks, region occlusion, the semantic diversity phase, losses by part"
+import random
+
+import pandas as pd
+import torch
+from fastai.vision.all import Callback, Metric, Recorder
+from magnifier.regions import LOWER_TORSO, N_REGIONS, UPPER_TORSO
+
+__all__ = ['draw_kept_regions', 'TeacherMasks', 'RegionOcclusion', 'SemanticDiversityPhase', 'LossParts']
+
+
+def draw_kept_regions(
+    strategy:str,         # 'torso': keep/2 of the upper and keep/2 of the lower torso; 'random': any `keep` body regions
+    keep:int,             # Body regions kept, K-hat: 1..7, for 'torso' 2, 4 or 6
+    rng:random.Random,    # The caller's generator
+    *,
+    keep_background:bool=True, # Whether the background stays (METHOD: it does)
+) -> torch.Tensor:  # (8,) booleans, True where a region is kept
+    "Regions that the adversarial branch sees in a batch (paper, section 3.2: Random-baseline and Random-torso)"
+    _check_keep(strategy, keep)
+    groups = [(UPPER_TORSO, keep // 2), (LOWER_TORSO, keep // 2)] if strategy == 'torso' else [(UPPER_TORSO + LOWER_TORSO, keep)]
+    kept = torch.zeros(N_REGIONS, dtype=torch.bool)
+    kept[[i for group, n in groups for i in rng.sample(group, n)]] = True
+    kept[0] = keep_background
+    return kept
+
+
+def _check_keep(strategy, keep):
+    if strategy not in ('torso', 'random'): raise ValueError(f'unknown strategy {strategy!r}: use torso or random')
+    most = 2*min(len(UPPER_TORSO), len(LOWER_TORSO)) if strategy == 'torso' else len(UPPER_TORSO + LOWER_TORSO)
+    if keep != int(keep) or not 1 <= keep <= most or (strategy == 'torso' and keep % 2):
+        allowed = '2, 4 or 6, half of each torso group' if strategy == 'torso' else f'1 to {most} body regions'
+        raise ValueError(f'keep={keep} with strategy {strategy!r}: keep {allowed}')
+
+
+class TeacherMasks(Callback):
+    "Gives the model the data set's part masks while it trains; in evaluation it uses its own (METHOD: Mask module)"
+    order, run_valid = 7, False  # before CastToTensor (9), MixedPrecision (10), DistributedTrainer (11)
+    def before_batch(self):
+        "Appends the mask to the input"
+        self.learn.xb = (self.xb[0], self.yb[0])
+
+
+class RegionOcclusion(Callback):
+    "Draws, for every training batch, the regions that the adversarial branch may see (paper, section 3.2, Eq. 2)"
+    order, run_valid = TeacherMasks.order + 1, False
+    def __init__(self,
+        strategy:str='torso',      # 'torso' (Random-torso, the paper's best) or 'random' (Random-baseline)
+        keep:int=4,                # K-hat, body regions kept; the paper's best
+        *,
+        keep_background:bool=True, # Whether the background stays
+        seed:int=0,                # Seed of the generator that this callback holds
+    ):
+        _check_keep(strategy, keep)
+        self.strategy, self.keep, self.keep_background = strategy, keep, keep_background
+        self.rng = random.Random(seed)
+
+    def draw(self) -> torch.Tensor:
+        "k booleans, True where a region is kept: one occlusion for a whole batch"
+        return draw_kept_regions(self.strategy, self.keep, self.rng, keep_background=self.keep_background)
+
+    def before_batch(self):
+        "Appends a drawn occlusion to the input"
+        self.kept = self.draw()
+        masks = self.xb[1] if len(self.xb) > 1 else None
+        self.learn.xb = (self.xb[0], masks, self.kept.to(self.xb[0].device))
+
+
+class SemanticDiversityPhase(Callback):
+    "Switches the semantic diversity loss on from an epoch, and back to what it was after the fit (paper, section 3.4)"
+    def __init__(self,
+        gamma:float=2e-3,   # Weight of the loss in the total (Eq. 4)
+        start_epoch:int=0,  # First epoch, counted from 0 in this fit, with the loss
+    ):
+        if gamma < 0: raise ValueError(f'gamma={gamma}: a weight is zero or positive')
+        self.gamma, self.start_epoch = gamma, start_epoch
+
+    def before_fit(self):
+        "Remembers the weight; a model without part features has nothing to make diverse"
+        if not getattr(self.learn.model, 'sfb', None) and not getattr(self.learn.model, 'sab', None):
+            raise ValueError('the semantic diversity loss compares region features: build the learner with sab=True or sfb=True')
+        self.former = self.learn.loss_func.gamma
+
+    def before_epoch(self):
+        "The loss is on from `start_epoch`"
+        if self.epoch >= self.start_epoch: self.learn.loss_func.gamma = self.gamma
+
+    def after_fit(self):
+        "Puts the former weight back"
+        if hasattr(self, 'former'): self.learn.loss_func.gamma = self.former
+
+    after_cancel_fit = after_fit
+
+
+class _PartColumn(Metric):
+    "One column of LossParts"
+    def __init__(self, parts, key): self.parts, self.key = parts, key
+    def reset(self): pass
+    def accumulate(self, learn): pass
+    @property
+    def value(self): return self.parts.shown.get(self.key)
+    @property
+    def name(self): return self.key
+
+
+class LossParts(Callback):
+    """Training losses by part, averaged over an epoch: columns beside the metrics, all of them in `.history`.
+
+    Columns add the branches up (`id`, `triplet`, `mask`, `sd`); the history keeps each. Sums stay on the device until the epoch
+    ends, so that no step waits for a number."""
+    order = Recorder.order - 1
+    columns = {'id': 'cls', 'triplet': 'tri', 'mask': 'mask', 'sd': 'sd'}  # column -> how the loss parts it adds up end
+
+    def before_fit(self):
+        "Starts a history, and its columns on first use"
+        if not hasattr(self, 'history') or self.learn.epoch == 0: self.history = pd.DataFrame()
+        self.shown = {}
+        if not any(isinstance(m, _PartColumn) for m in self.learn.metrics):
+            self.learn.metrics = [_PartColumn(self, key) for key in self.columns] + list(self.learn.metrics)
+
+    def before_train(self):
+        "Forgets the last epoch's sums"
+        self.sums, self.n = {}, 0
+
+    def after_loss(self):
+        "Adds up the parts of a training batch, where they are"
+        if not self.training: return
+        for key, value in self.learn.loss_func.last.items(): self.sums[key] = self.sums.get(key, 0) + value.detach()
+        self.n += 1
+
+    def after_train(self):
+        "Epoch's means"
+        means = {key: float(total)/self.n for key, total in self.sums.items()} if self.n else {}
+        self.history = pd.concat([self.history, pd.DataFrame([means])], ignore_index=True)
+        self.shown = {c: sum(v for key, v in means.items() if key.split('_')[-1] == end) for c, end in self.columns.items()}

@@ -1,0 +1,160 @@
+"The learner: MagnifierNet with its losses and callbacks as fastai knows them, evaluated and used for retrieval"
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.vision.all import (Adam, DataLoader, Learner, delegates, detuplify, progress_bar, resnet50, to_device, tuplify)
+from PIL import Image
+from magnifier.data.block import ROLES
+from magnifier.model.net import create_magnifier, model_splitter
+from magnifier.retrieval.distance import normalise
+from magnifier.retrieval.ranking import evaluate_distances
+from magnifier.retrieval.rerank import rerank as rerank_features
+from magnifier.train.callbacks import LossParts, RegionOcclusion, SemanticDiversityPhase, TeacherMasks
+from magnifier.train.losses import MagnifierLoss
+from magnifier.train.metrics import rank_by_role, reid_metrics
+
+__all__ = ['ReIDLearner', 'magnifier_learner']
+
+
+class ReIDLearner(Learner):
+    "A fastai Learner that also embeds, evaluates by query and gallery, and trains the paper's second stage"
+
+    def loader(self,
+        images, # A path, PIL image or (h,w,3) uint8 array, a list of these, a catalog, or a DataLoader (returned as it is)
+        *,
+        bs:int|None=None,  # Images a batch; None for the validation loader's
+        num_workers:int|None=None, # Loader processes; None for one's own process where there are few images
+    ) -> DataLoader:  # Loader with the validation transforms, in the order given; a catalog's has its masks and identities too
+        "Loader over anything that holds pictures"
+        if isinstance(images, DataLoader): return images
+        table = images if isinstance(images, pd.DataFrame) else pd.DataFrame({'path': pd.Series(_as_list(images), dtype=object)})
+        if not len(table): raise ValueError('no images: give at least one path, picture or catalog row')
+        if num_workers is None and len(table) < 256: num_workers = 0
+        kwargs = {k: v for k, v in dict(bs=bs, num_workers=num_workers).items() if v is not None}
+        return self.dls.test_dl(table, with_labels={'pid', 'camid', 'split'} <= set(table.columns), **kwargs)
+
+    @contextmanager
+    def _evaluating(self):
+        "Model in evaluation mode, without gradients, in the learner's precision; then as it was"
+        was, half = self.model.training, hasattr(self, 'mixed_precision')
+        device = next(self.model.parameters()).device
+        try:
+            with torch.no_grad(), torch.autocast(device.type, enabled=half): yield self.model.eval(), device
+        finally: self.model.train(was)
+
+    def embed(self,
+        images,                # A path, PIL image or (h,w,3) uint8 array, a list of these, a catalog, or a DataLoader
+        *,
+        bs:int|None=None,      # Images a batch; None for the validation loader's
+        flip_test:bool=False,  # Adds the embedding of the mirrored picture
+        with_identity:bool=False, # Returns the identities beside the embeddings, where the loader has them
+    ):  # (n,d) float32 on the CPU, L2-normalised, in the loader's order; with `with_identity` also (n,4) integers
+        "Embeddings for retrieval (METHOD: Heads)"
+        dl, parts, identities = self.loader(images, bs=bs), [], []
+        with self._evaluating() as (model, device):
+            for batch in self._progress(dl):
+                x, *targets = tuplify(to_device(batch, device))
+                embedding = model(x).embedding
+                if flip_test: embedding = normalise(embedding + model(x.flip(-1)).embedding)
+                parts.append(embedding.float().cpu().as_subclass(torch.Tensor))
+                if with_identity: identities.append(targets[-1].cpu().as_subclass(torch.Tensor))
+        return (torch.cat(parts), torch.cat(identities)) if with_identity else torch.cat(parts)
+
+    def _progress(self, dl):
+        "`dl` under a progress bar, where this learner shows any and it is worth one"
+        return progress_bar(dl, leave=False) if hasattr(self, 'progress') and len(dl) > 1 else dl
+
+    def evaluate(self,
+        catalog=None,          # Catalog or DataLoader with queries and gallery; None for the validation set
+        *,
+        rerank:bool=False,     # Adds a row re-ranked by k-reciprocal encoding; it uses the other test images
+        flip_test:bool=False,  # Adds the embedding of the mirrored picture
+        bs:int|None=None,      # Images a batch
+        k1:int=20,             # Re-ranking: neighbours considered
+        k2:int=6,              # Re-ranking: neighbours averaged
+        lambda_value:float=0.3,# Re-ranking: share of the original distance
+        **kwargs               # Passed to `rank`: ap, no_match, separate_cameras
+    ) -> pd.DataFrame:  # Columns R1 R5 R10 mAP mINP in [0,1]; rows 'plain' and, if asked for, 're-ranked'
+        "Table of retrieval figures (PROTOCOLS: CMC, mAP, mINP)"
+        embeddings, identity = self.embed(self.dls.valid if catalog is None else catalog, bs=bs, flip_test=flip_test, with_identity=True)
+        ranking = rank_by_role(embeddings, identity, **kwargs)
+        if ranking is None: raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"')
+        rows = {'plain': ranking}
+        if rerank: rows['re-ranked'] = _reranked(embeddings, identity, dict(k1=k1, k2=k2, lambda_value=lambda_value), kwargs)
+        return pd.concat([r.table().set_axis([name]) for name, r in rows.items()])
+
+    def fit_semantic_diversity(self,
+        n_epoch:int,        # Epochs of the second stage; the paper's 40
+        lr:float=1e-3,      # Learning rate, constant (paper, section 4.1)
+        gamma:float=2e-3,   # Weight of the semantic diversity loss (paper, section 4.1)
+        cbs=None,           # Further callbacks
+        **kwargs            # Passed to `fit`
+    ):
+        "Second stage of the paper: goes on training with the semantic diversity loss"
+        self.fit(n_epoch, lr, cbs=[SemanticDiversityPhase(gamma), *tuplify(cbs)], **kwargs)
+
+    def predict(self,
+        item,                  # A path, PIL image or (h,w,3) uint8 array
+        rm_type_tfms=None,     # As in fastai; not needed here
+        with_input:bool=False, # Whether the picture comes first
+    ) -> tuple:  # (part mask, nearest training identity) decoded; the same as tensors; embedding (d,)
+        "What the model makes of one picture: its parts, who of the training set it resembles, and its embedding"
+        dl = self.loader([item])
+        x, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True, reorder=False)
+        shown = self.dls.decode_batch((x, *decoded))[0]
+        result = (tuple(shown[1:]), tuple(d[0] for d in decoded), preds.embedding[0])
+        return (detuplify(shown[:1]), *result) if with_input else result
+
+
+def _as_list(images):
+    "One picture or many, as a list"
+    return [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
+
+
+def _reranked(embeddings, identity, rerank_kwargs, rank_kwargs):
+    "Ranking of the validation set after k-reciprocal re-ranking"
+    query, gallery = (identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
+    distances = rerank_features(embeddings[query], embeddings[gallery], **rerank_kwargs)
+    of = lambda rows, column: identity[rows, column].numpy()
+    return evaluate_distances(distances, of(query, 1), of(gallery, 1), of(query, 2), of(gallery, 2), **rank_kwargs)
+
+
+@delegates(create_magnifier)
+def magnifier_learner(
+    dls,                      # ReIDDataLoaders, or any whose batches are (image, mask, identity)
+    arch=resnet50,            # Backbone: a torchvision function or its name
+    *,
+    pretrained:bool=True,     # ImageNet weights, as in fastai
+    mask:bool=True,           # Segmentation head (M), needed by the part branches
+    sab:bool=True,            # Semantic adversarial branch
+    sfb:bool|str=True,        # Semantic fusion branch; 'ab' for its ablation twin
+    strategy:str='torso',     # Occlusion of the adversarial branch: 'torso' or 'random'
+    keep:int=4,               # Body regions the adversarial branch keeps (K-hat)
+    keep_background:bool=True,# Whether it keeps the background
+    seed:int=0,               # Seed of the occlusions
+    loss_func=None,           # None for MagnifierLoss as in the paper
+    opt_func=partial(Adam, decouple_wd=False), # The baseline's Adam: weight decay as part of the gradient
+    lr:float=3.5e-4,          # Default learning rate, the baseline's
+    wd:float=5e-4,            # Weight decay, the baseline's
+    wd_bn_bias:bool=True,     # The baseline decays everything, norms and biases too
+    metrics=None,             # None for R1 and mAP
+    cbs=None,                 # Further callbacks
+    path=None,                # Where models are written; None for the loaders' path
+    model_dir='models',       # Folder of `save` below it
+    **kwargs                  # Passed to `create_magnifier`
+) -> ReIDLearner:  # Learner with the losses, callbacks and metrics of the rows of Table 2
+    "Learner for MagnifierNet or any row of the paper's Table 2; a combination that makes no sense is a ValueError"
+    if mask and getattr(dls, 'masks_found', 1.) == 0:
+        raise ValueError('no training image has a part mask, and without masks the mask module, SAB and SFB cannot be trained: name a folder of '
+                         'masks to the reader (masks=...), make some with `magnifier_masks make`, or pass mask=False, sab=False, sfb=False')
+    model = create_magnifier(arch, n_classes=dls.c, pretrained=pretrained, mask=mask, sab=sab, sfb=sfb, **kwargs)
+    callbacks = [LossParts()]
+    if mask: callbacks.append(TeacherMasks())
+    if sab: callbacks.append(RegionOcclusion(strategy, keep, keep_background=keep_background, seed=seed))
+    return ReIDLearner(dls, model, MagnifierLoss() if loss_func is None else loss_func, opt_func=opt_func, lr=lr, splitter=model_splitter,
+                       cbs=[*callbacks, *tuplify(cbs)], metrics=reid_metrics() if metrics is None else metrics,
+                       path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias)

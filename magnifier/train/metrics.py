@@ -1,0 +1,89 @@
+"R1, mAP and their kin as fastai metrics: thin shells over retrieval's ranking"
+import torch
+from fastai.vision.all import Metric
+from magnifier.data.block import ROLES
+from magnifier.retrieval.ranking import rank
+
+__all__ = ['rank_by_role', 'reid_metrics', 'R1', 'mAP']
+
+
+def rank_by_role(
+    embeddings:torch.Tensor, # (n,d) features of queries and gallery together, in any order
+    identity:torch.Tensor,   # (n,4) integers: class, pid, camid, role (a `TensorIdentity`)
+    **kwargs                 # Passed to `magnifier.retrieval.ranking.rank`
+):  # Ranking, or None where there is no query or no gallery
+    "Queries against gallery, told apart by their role: a shuffled loader gives the same figures"
+    query, gallery = (identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
+    if not query.any() or not gallery.any(): return None
+    of = lambda rows, column: identity[rows, column].cpu().numpy()
+    return rank(embeddings[query], embeddings[gallery], of(query, 1), of(gallery, 1), of(query, 2), of(gallery, 2), **kwargs)
+
+
+class _Embeddings:
+    "Embeddings and identities of a validation pass, ranked once however many metrics look"
+    def __init__(self, **kwargs): self.kwargs = kwargs; self.reset()
+
+    def reset(self): self.parts, self.ranking = [], None
+
+    def accumulate(self, learn):
+        # to_detach gathers over processes and cuts their padding away
+        self.parts.append((learn.to_detach(learn.pred.embedding).float(), learn.to_detach(learn.yb[-1])))
+
+    def compute(self):
+        if self.ranking is None and self.parts: self.ranking = rank_by_role(*map(torch.cat, zip(*self.parts)), **self.kwargs)
+        return self.ranking
+
+
+class ReIDMetric(Metric):
+    "One figure of a ranking; only the first of a group gathers, so that several columns cost one ranking"
+    def __init__(self,
+        source:_Embeddings,  # What gathers, shared by a group
+        key:str,             # Column: 'mAP', 'mINP' or 'R' and a rank, as 'R1'
+        lead:bool=True,      # Whether this one resets and gathers
+    ): self.source, self.key, self.lead = source, key, lead
+
+    def reset(self):
+        "Forget the last pass"
+        if self.lead: self.source.reset()
+
+    def accumulate(self, learn):
+        "Keep a batch's embeddings"
+        if self.lead: self.source.accumulate(learn)
+
+    @property
+    def value(self):
+        "The figure in [0,1]; None where nothing was ranked (a prediction, a loader without queries)"
+        ranking = self.source.compute()
+        if ranking is None: return None
+        return float(ranking.cmc(int(self.key[1:])) if self.key[1:].isdigit() else getattr(ranking, self.key))
+
+    @property
+    def name(self):
+        "Column's name"
+        return self.key
+
+
+def reid_metrics(
+    keys=('R1', 'mAP'), # Columns: 'mAP', 'mINP', 'R1', 'R5', 'R10', or R and any rank
+    **kwargs            # Passed to `rank`: ap, no_match, separate_cameras
+) -> list:  # One metric a key, sharing one ranking
+    "Metrics for a Learner that SaveModelCallback and EarlyStoppingCallback can monitor by name"
+    keys = [keys] if isinstance(keys, str) else list(keys)
+    wrong = [k for k in keys if k not in ('mAP', 'mINP') and not (k[:1] == 'R' and k[1:].isdigit() and int(k[1:]))]
+    if wrong: raise ValueError(f'unknown metric {wrong[0]!r}: use mAP, mINP, or R and a rank from 1, as R1')
+    source = _Embeddings(**kwargs)
+    return [ReIDMetric(source, key, lead=i == 0) for i, key in enumerate(keys)]
+
+
+def R1(
+    **kwargs # Passed to `rank`
+) -> Metric:  # Share of queries whose first hit is right
+    "Rank-1 as a metric of its own"
+    return reid_metrics('R1', **kwargs)[0]
+
+
+def mAP(
+    **kwargs # Passed to `rank`
+) -> Metric:  # Mean average precision
+    "mAP as a metric of its own"
+    return reid_metrics('mAP', **kwargs)[0]

@@ -1,0 +1,34 @@
+"Shared data: one small walkers set a test process, and learners small enough for a CPU"
+import matplotlib
+import pytest
+
+matplotlib.use('Agg')
+
+
+@pytest.fixture(scope='session')
+def walkers_root(tmp_path_factory):
+    "A small embedded data set, drawn once"
+    from magnifier.data.walkers import walkers
+    return walkers(tmp_path_factory.mktemp('walkers')/'market', n_train=8, n_test=6, seed=0)
+
+
+@pytest.fixture(scope='session')
+def catalog(walkers_root):
+    "Its catalog, masks included; a copy belongs to each test that changes it"
+    from magnifier.data.readers import market1501
+    return market1501(walkers_root)
+
+
+@pytest.fixture
+def dls(catalog, tmp_path):
+    "Loaders of small batches in the test's own process"
+    from magnifier.data.loaders import ReIDDataLoaders
+    return ReIDDataLoaders.from_df(catalog, path=tmp_path, size=(64, 32), bs=8, n_per_id=2, pad=2, num_workers=0)
+
+
+@pytest.fixture
+def learn(dls):
+    "An untrained full model with ResNet-18, silent"
+    from magnifier.train.learner import magnifier_learner
+    learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32)
+    with learn.no_bar(), learn.no_logging(): yield learn
