@@ -1,0 +1,70 @@
+"Stages 3 and 4 of an ImageNet network"
+
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+__all__ = ['Backbone', 'create_backbone', 'backbone_names']
+
+
+def backbone_names() -> list[str]:  # Names that `arch` takes, sorted
+    "torchvision's residual networks: those whose stages are `layer1` to `layer4`"
+    return sorted(name for name in torchvision.models.list_models(module=torchvision.models) if 'resne' in name)
+
+
+class Backbone(nn.Module):
+    "The stem and stages 1 to 4 of a residual network, under torchvision's own parameter names"
+
+    def __init__(
+        self,
+        net: nn.Module,  # A torchvision ResNet, ResNeXt or wide ResNet; its pooling and classifier are left behind
+        last_stride: int = 1,  # Stride of stage 4: 1 keeps stage 3's size, 2 is the network as published
+    ):
+        "METHOD: stage 4 with stride 1, so that both maps are 1/16 of the image"
+        super().__init__()
+        missing = [name for name in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer4') if not hasattr(net, name)]
+        if missing: raise ValueError(f'{type(net).__name__} has no `{missing[0]}`: use one of {", ".join(backbone_names())}')
+        for name in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'): setattr(self, name, getattr(net, name))
+        _set_stride(self.layer4[0], last_stride)
+        self.widths = {3: _out_channels(self.layer3[-1]), 4: _out_channels(self.layer4[-1])}
+
+    def forward(
+        self,
+        images: Tensor,  # n x 3 x H x W, normalised as the pretrained weights ask for
+    ) -> tuple[Tensor, Tensor]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 x H/16 x W/16 (H/32 with `last_stride=2`)
+        "Both stages' maps, after ReLU and so non-negative"
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        stage3 = self.layer3(self.layer2(self.layer1(x)))
+        return stage3, self.layer4(stage3)
+
+
+def _set_stride(block, stride):
+    # A BasicBlock strides in its first convolution, a Bottleneck in its second; the shortcut strides in both
+    strided = block.conv2 if hasattr(block, 'conv3') else block.conv1
+    strided.stride = block.downsample[0].stride = (stride, stride)
+
+
+def _out_channels(block):
+    return (block.conv3 if hasattr(block, 'conv3') else block.conv2).out_channels
+
+
+def create_backbone(
+    arch: str | Callable = 'resnet50',  # torchvision's function or its name, one of `backbone_names()`
+    pretrained: bool | str = True,  # ImageNet weights; a string names torchvision's version, as 'IMAGENET1K_V2'
+    last_stride: int = 1,  # Stride of stage 4, 1 or 2
+) -> Backbone:  # With `.widths`, the channels of stages 3 and 4
+    "A torchvision network cut after stage 4; an OSError where its weights cannot be had, a ValueError for an unknown `arch`"
+    if last_stride not in (1, 2): raise ValueError(f'last_stride={last_stride!r}: it is 1 or 2')
+    name = arch if isinstance(arch, str) else getattr(arch, '__name__', repr(arch))
+    if isinstance(arch, str):
+        if name not in backbone_names(): raise ValueError(f'unknown arch {name!r}: use one of {", ".join(backbone_names())}')
+        arch = torchvision.models.get_model_builder(name)
+    # Version 1 by default: the weights of the paper's time, and all that resnet18 and 34 have
+    weights = 'IMAGENET1K_V1' if pretrained is True else pretrained or None
+    try: net = arch(weights=weights)
+    except OSError as e:  # no network, or no room
+        raise OSError(f'the ImageNet weights of {name} could not be downloaded ({e}): '
+                      'pass pretrained=False, or weights=FILE with a file that holds them') from e
+    return Backbone(net, last_stride)

@@ -1,0 +1,94 @@
+"Classifying necks (BNNeck) and the segmentation head"
+
+import torch
+from torch import Tensor, nn
+
+from magnifier.regions import N_REGIONS
+
+__all__ = ['BNNeck', 'RegionNecks', 'SegmentationHead', 'at_least_float32', 'neck_bn']
+
+
+def at_least_float32(
+    x: Tensor,  # Any floating tensor
+) -> Tensor:  # float32 in place of half precision, anything wider as it is
+    "Heads, losses and distances are computed in float32 whatever autocast made of their input"
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def neck_bn(
+    width: int,  # Channels
+) -> nn.BatchNorm1d:  # Its bias is 0 and takes no gradient
+    "BNNeck's batch norm: without a shift, so that cosine distances around 0 mean what the classifier trained"
+    bn = nn.BatchNorm1d(width)
+    bn.bias.requires_grad_(False)
+    return bn
+
+
+class BNNeck(nn.Module):
+    "Batch norm and a linear classifier without bias on top of a branch's feature (Luo et al., reid-strong-baseline)"
+
+    def __init__(
+        self,
+        width: int,  # c, channels of the feature
+        n_classes: int,  # Training identities
+    ):
+        "The classifier starts from N(0, 0.001)"
+        super().__init__()
+        self.bn, self.classifier = neck_bn(width), nn.Linear(width, n_classes, bias=False)
+        nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def forward(
+        self,
+        feature: Tensor,  # n x c, the branch's feature f
+    ) -> tuple[Tensor, Tensor]:  # f_bn n x c for retrieval, logits n x n_classes for the cross-entropy
+        "Feature -> normalised feature and logits"
+        normed = self.bn(feature)
+        return normed, self.classifier(normed)
+
+
+class RegionNecks(nn.Module):
+    "A BNNeck of its own for each of the k regions, computed together"
+
+    def __init__(
+        self,
+        width: int,  # c, channels of a region's feature
+        n_classes: int,  # Training identities
+        n_regions: int = N_REGIONS,  # k
+    ):
+        "One batch norm over k x c channels is k batch norms over c"
+        super().__init__()
+        self.bn = neck_bn(n_regions * width)
+        self.weight = nn.Parameter(torch.empty(n_regions, n_classes, width).normal_(std=0.001))
+
+    def forward(
+        self,
+        region_features: Tensor,  # n x k x c
+    ) -> Tensor:  # n x k x n_classes logits
+        "ReID supervision of each p(x_k) (paper, section 3.3)"
+        normed = self.bn(region_features.flatten(1)).view_as(region_features)
+        return torch.einsum('nkc,kyc->nky', normed, self.weight)
+
+
+class SegmentationHead(nn.Module):
+    "Deconvolution to twice the map's size, then a 1x1 convolution to the regions, as in EANet"
+
+    def __init__(
+        self,
+        width: int,  # Channels of the map
+        n_regions: int = N_REGIONS,  # k
+        hidden: int = 256,  # Channels between
+    ):
+        "Both convolutions start from N(0, 0.001), bias 0"
+        super().__init__()
+        self.deconv = nn.ConvTranspose2d(width, hidden, 3, stride=2, padding=1, output_padding=1, bias=False)
+        self.bn, self.relu = nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(hidden, n_regions, 1)
+        for conv in (self.deconv, self.conv): nn.init.normal_(conv.weight, std=0.001)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(
+        self,
+        feature_map: Tensor,  # n x c x h x w
+    ) -> Tensor:  # n x k x 2h x 2w logits
+        "Map -> region logits"
+        return self.conv(self.relu(self.bn(self.deconv(feature_map))))
