@@ -1,0 +1,137 @@
+"Six surveillance cameras: each its own place, colours, sharpness and noise"
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+import numpy as np
+from PIL import Image
+from magnifier.data.canvas import stream
+
+__all__ = ['Camera', 'CAMERAS', 'NEUTRAL', 'background', 'expose']
+
+
+@dataclass(frozen=True)
+class Camera:
+    "What a camera does to every picture it takes"
+    camid: int             # 1 to 6 in file names; 0 is a studio
+    gains: tuple           # White balance: red, green, blue
+    exposure: float = 1.   # Brightness
+    gamma: float = 1.      # Contrast of the middle tones; above 1 darkens
+    blur: int = 0          # Passes of a 1-2-1 blur
+    noise: float = 0.      # Standard deviation in grey levels
+    resolution: float = 1. # Share of the picture's size that the sensor resolves
+    pitch: float = 0.      # Degrees it looks down
+    roll: float = 0.       # Degrees it hangs askew
+    light: tuple = (-.4, -.55, .73)  # Where the light comes from: right, down, towards the viewer
+    ambient: float = .6    # Share of the light that comes from everywhere
+    horizon: float = .4    # Height at which wall meets ground, share of the picture from its top
+    wall: tuple = ('plain', (150, 150, 150))   # Kind and colour
+    floor: tuple = ('plain', (150, 150, 150))  # Kind and colour
+
+
+NEUTRAL = Camera(0, (1., 1., 1.))
+CAMERAS = (
+    Camera(1, (1.02, 1., .96), 1.06, .95, 0, 3., 1., 6., -1.5, (-.5, -.5, .7), .6, .36, ('bricks', (150, 106, 90)), ('tiles', (168, 162, 150))),
+    Camera(2, (1.14, 1., .82), .92, 1.05, 1, 4., 1., 14., 2., (.55, -.5, .67), .55, .22, ('hall', (188, 172, 140)), ('tiles', (150, 134, 112))),
+    Camera(3, (.88, .98, 1.16), .95, 1., 0, 6., .8, 10., 0., (-.2, -.8, .56), .66, .3, ('windows', (120, 130, 142)), ('asphalt', (104, 106, 112))),
+    Camera(4, (.95, 1.08, .92), 1., .9, 1, 3., .9, 4., 3., (.3, -.6, .74), .62, .45, ('hedge', (74, 104, 58)), ('grass', (118, 138, 84))),
+    Camera(5, (1.04, .96, 1.04), .74, 1.15, 0, 9., 1., 8., -3., (.6, -.3, .74), .5, .34, ('shutters', (96, 98, 108)), ('asphalt', (82, 80, 84))),
+    Camera(6, (.98, 1.02, 1.02), 1.2, .9, 1, 5., .62, 18., 1., (0., -.7, .71), .72, .14, ('plain', (196, 198, 196)), ('paving', (186, 182, 172))),
+)
+
+
+def _cells(rng, h, w, size, spread):
+    "Smooth blotches about `size` pixels across, integers within +-spread"
+    small = rng.integers(0, 256, (h // size + 3, w // size + 3)).astype(np.uint8)
+    big = Image.fromarray(small).resize((w, h), Image.Resampling.BILINEAR)
+    return (np.asarray(big).astype(np.int32) - 128) * spread // 128
+
+
+def _grain(rng, h, w, spread): return rng.integers(-spread, spread + 1, (h, w)).astype(np.int32)
+
+
+def _wall(kind, rng, h, w):
+    "Brightness of a wall, added to its colour"
+    y, x = np.arange(h)[:, None], np.arange(w)[None]
+    out = _cells(rng, h, w, 24, 18) + _grain(rng, h, w, 4)
+    if kind == 'bricks': out = out - 26 * ((y % 6 == 0) | ((x + 7 * (y // 6 % 2)) % 14 == 0))
+    if kind == 'hall': out = out + 30 * ((x % 90) < 40) * (y % 60 > 8) - 40 * (x % 90 == 42)
+    if kind == 'windows': out = out + np.where(((x % 34) < 24) & ((y % 30) > 7), _cells(rng, h, w, 34, 40) - 35, 12)
+    if kind == 'hedge': out = out + _cells(rng, h, w, 5, 42) + _cells(rng, h, w, 2, 22)
+    if kind == 'shutters': out = out + 14 * (y % 5 < 2) - 34 * (x % 70 < 3) + 16 * ((x // 70) % 2)
+    return out
+
+
+def _floor(kind, rng, h, w, top):
+    "Brightness of the ground, drawn in perspective from its far edge"
+    y, x = np.arange(h)[:, None], np.arange(w)[None]
+    far = 900 // (y + 18)                              # shrinks towards the viewer
+    across = (x - w // 2) * 60 // (y + 40)
+    out = _cells(rng, h, w, 30, 12) + _grain(rng, h, w, 5) - 14 * (y < 2)
+    if kind == 'tiles': out = out - 22 * ((np.diff(far, axis=0, prepend=far[:1]) != 0) & (far % 2 == 0) | (across % 18 == 0))
+    if kind == 'paving': out = out + np.where((far // 3 + across // 16) % 2 == 0, 9, -9)
+    if kind == 'asphalt': out = out + _grain(rng, h, w, 8) + 70 * ((y > 10) & (y < 15) & ((x // 30) % 3 > 0))
+    if kind == 'grass': out = out + _cells(rng, h, w, 3, 26)
+    return out
+
+
+@lru_cache(maxsize=32)
+def _plate(camera, height, width):
+    "The camera's whole view, wide enough to cut many boxes from, before its colours"
+    rng, h, w = stream('plate', camera.camid), height + height // 4, 8 * width
+    top = int(h * camera.horizon)
+    wall, floor = _wall(camera.wall[0], rng, top, w), _floor(camera.floor[0], rng, h - top, w, top)
+    view = np.concatenate([wall[..., None] + np.array(camera.wall[1]), floor[..., None] + np.array(camera.floor[1])])
+    return np.clip(view, 0, 255).astype(np.uint8)
+
+
+def background(
+    camera: Camera,  # Whose place
+    size,  # Height and width of the picture
+    rng,  # numpy Generator: where in the place
+) -> np.ndarray:  # (h, w, 3) uint8
+    "A box of the camera's own background"
+    h, w = size
+    if not camera.camid: return np.full((h, w, 3), 150, np.uint8)
+    plate = _plate(camera, h, w)
+    y, x = int(rng.integers(plate.shape[0] - h + 1)), int(rng.integers(plate.shape[1] - w + 1))
+    return plate[y:y+h, x:x+w]
+
+
+def _blurred(image):
+    "One pass of 1-2-1 along both axes, edges repeated"
+    wide = np.pad(image, ((1, 1), (0, 0), (0, 0)), mode='edge')
+    image = (wide[:-2] + 2 * wide[1:-1] + wide[2:] + 2) >> 2
+    wide = np.pad(image, ((0, 0), (1, 1), (0, 0)), mode='edge')
+    return (wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:] + 2) >> 2
+
+
+def _noise(rng, shape, spread):
+    "Bell-shaped integers: four bytes added, so that no library's logarithm has a say in it"
+    n = math.prod(shape)
+    four = np.frombuffer(rng.bytes(4 * n), np.uint8).reshape(4, *shape).astype(np.int32).sum(0)
+    return ((four - 510) * round(spread * 1024 / 147.8) + 512) >> 10
+
+
+def _curve(camera, exposure):
+    "What each channel's 256 levels become, (3, 256)"
+    level = [[255 * min(1., (i / 255 * gain * exposure)) ** camera.gamma for i in range(256)] for gain in camera.gains]
+    return np.array([[int(v + .5) for v in row] for row in level], np.int32)
+
+
+def expose(
+    image,  # (h, w, 3) uint8
+    camera: Camera,  # What it goes through
+    rng,  # numpy Generator for noise and for the exposure's small changes
+) -> np.ndarray:  # (h, w, 3) uint8
+    "The picture as this camera delivers it: colours, blur, resolution, noise"
+    if not camera.camid: return image
+    curve = _curve(camera, round(camera.exposure * (.9 + .2 * float(rng.random())), 3))
+    out = np.stack([curve[c][image[..., c]] for c in range(3)], -1)
+    for _ in range(camera.blur): out = _blurred(out)
+    if camera.resolution < 1:
+        h, w = image.shape[:2]
+        small = (round(w * camera.resolution), round(h * camera.resolution))
+        out = Image.fromarray(out.astype(np.uint8)).resize(small, Image.Resampling.BOX).resize((w, h), Image.Resampling.BILINEAR)
+        out = np.asarray(out).astype(np.int32)
+    return np.clip(out + _noise(rng, out.shape, camera.noise), 0, 255).astype(np.uint8)

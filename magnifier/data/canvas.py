@@ -1,0 +1,129 @@
+"A small z-buffer for shaded tubes: what drawn pedestrians are made of, exact to the bit on every machine"
+
+import math
+from typing import NamedTuple
+import numpy as np
+
+__all__ = ['Canvas', 'Surface', 'SUPERSAMPLE', 'grid', 'stream']
+
+# Odd, so that one of the small pixels lies at the centre of each large one: that pixel's label is the mask's.
+SUPERSAMPLE = 3
+_STEPS = 48  # radii along a tube are looked up in a table of so many steps
+
+
+def stream(
+    *key,  # Anything printable: a seed and names, such as `(0, 'image', '0002_c1s1_000451_03.jpg')`
+) -> np.random.Generator:  # A generator of its own for this key, the same on every machine
+    "An independent PCG64 stream per key, so that no image depends on how many were drawn before it"
+    return np.random.Generator(np.random.PCG64([b for b in '/'.join(map(str, key)).encode()]))
+
+
+def grid(
+    value,  # A length in canvas pixels
+) -> float:  # The nearest multiple of 1/64
+    "Snap to a grid: sines differ in their last bit between machines, pictures must not"
+    return math.floor(value * 64 + .5) / 64
+
+
+class Surface(NamedTuple):
+    "The visible points of a tube, as flat arrays, for its paint"
+    t: np.ndarray       # Position on the axis, 0 at its start and 1 at its end; beyond in a round cap
+    across: np.ndarray  # -1 to 1 over the width; for an axis that points up, 1 is the picture's right
+    facing: np.ndarray  # 1 where the surface faces the viewer, 0 at the outline
+    down: np.ndarray    # 1 where the surface faces the ground
+
+
+class Canvas:
+    "Colour, depth and label of every small pixel; tubes are tested against the depth and shaded as they are drawn"
+    def __init__(self,
+        height:int,  # Height in small pixels
+        width:int,  # Width in small pixels
+        light=(-.4, -.55, .73),  # Where the light comes from: right, down, towards the viewer; unit length
+        ambient:float=.55,  # Share of the light that comes from everywhere
+    ):
+        "An empty canvas"
+        self.colour = np.zeros((height, width, 3), np.float32)
+        self.depth = np.full((height, width), -1e9, np.float32)
+        self.label = np.zeros((height, width), np.uint8)
+        self.light, self.ambient = light, ambient
+
+    @property
+    def covered(self) -> np.ndarray:  # (h, w) booleans
+        "Where anything has been drawn"
+        return self.depth > -1e8
+
+    def tube(self,
+        a,  # Start of the axis: x, y (down), z (towards the viewer) in small pixels
+        b,  # End of the axis
+        radii,  # Radii from start to end, evenly spaced, in small pixels
+        label,  # Region written where the tube is seen; None leaves what is there
+        paint,  # RGB, or a function Surface -> (n, 3) RGB
+        caps=(True, True),  # Round the start, round the end; a flat end stops at the axis' point
+        flat:float=1.,  # Depth of the cross-section over its width
+    ):
+        "Draw a tube with a straight axis and a round (or flattened) cross-section"
+        a, b = [grid(v) for v in a], [grid(v) for v in b]
+        length = max(math.hypot(b[0] - a[0], b[1] - a[1]), 1.)
+        ux, uy = ((b[0] - a[0]) / length, (b[1] - a[1]) / length) if length > 1 else (0., -1.)
+        box = self._box(a, b, max(radii))
+        if box is None: return
+        rows, cols = box
+        x = np.arange(cols.start, cols.stop, dtype=np.float32)[None] + np.float32(.5 - a[0])
+        y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(.5 - a[1])
+        ux, uy = np.float32(ux), np.float32(uy)
+        along, side = x * ux + y * uy, y * ux - x * uy
+        core = np.minimum(np.maximum(along, np.float32(0)), np.float32(length))
+        r = self._table(radii)[(core * np.float32(_STEPS / length)).astype(np.int32)]
+        over = along - core
+        q = (side * side + over * over) / (r * r)
+        inside = q < 1
+        if not caps[0]: inside &= along >= 0
+        if not caps[1]: inside &= along <= np.float32(length)
+        facing = np.sqrt(np.maximum(1 - q, np.float32(0)))
+        z = np.float32(a[2]) + core * np.float32((b[2] - a[2]) / length) + facing * r * np.float32(flat)
+        seen = inside & (z > self.depth[box])
+        self.depth[box][seen] = z[seen]
+        if label is not None: self.label[box][seen] = label
+        n_side, n_along, facing = (side / r)[seen], (over / r)[seen], facing[seen]
+        down = n_side * ux + n_along * uy
+        surface = Surface((along / np.float32(length))[seen], n_side, facing, down)
+        colour = paint(surface) if callable(paint) else np.array([paint], np.float32)
+        self.colour[box][seen] = colour * self._shade(n_along * ux - n_side * uy, down, facing)[:, None]
+
+    def _box(self, a, b, r):
+        "Slices that hold the tube, or None outside the canvas"
+        h, w = self.label.shape
+        x0, x1 = max(0, math.floor(min(a[0], b[0]) - r)), min(w, math.ceil(max(a[0], b[0]) + r) + 1)
+        y0, y1 = max(0, math.floor(min(a[1], b[1]) - r)), min(h, math.ceil(max(a[1], b[1]) + r) + 1)
+        return (slice(y0, y1), slice(x0, x1)) if x0 < x1 and y0 < y1 else None
+
+    def _table(self, radii):
+        "Radii at `_STEPS` + 1 points of the axis, linear between those given"
+        last, table = len(radii) - 1, []
+        for i in range(_STEPS + 1):
+            k, part = divmod(i * last, _STEPS)
+            low, high = radii[k], radii[min(k + 1, last)]
+            table.append(grid(max(low + (high - low) * part / _STEPS, .5)))
+        return np.array(table, np.float32)
+
+    def _shade(self, right, down, facing):
+        "Lambert's law with some light from everywhere, darker towards the outline"
+        lx, ly, lz = (np.float32(v) for v in self.light)
+        direct = np.maximum(right * lx + down * ly + facing * lz, np.float32(0))
+        return (np.float32(self.ambient) + np.float32(1.12 - self.ambient) * direct) * (np.float32(.82) + np.float32(.18) * facing)
+
+    def reduced(self,
+        background,  # (h, w, 3) uint8 at the picture's size, seen where nothing was drawn
+    ) -> np.ndarray:  # (h, w, 3) uint8, each pixel the mean of its small pixels
+        "Anti-aliased picture over a background"
+        ss = SUPERSAMPLE
+        drawn = np.where(self.covered[..., None], np.minimum(np.rint(self.colour), 255), 0).astype(np.int32)
+        covered = self.covered.astype(np.int32)[..., None]
+        total = sum(drawn[i::ss, j::ss] for i in range(ss) for j in range(ss))
+        count = sum(covered[i::ss, j::ss] for i in range(ss) for j in range(ss))
+        return ((total + (ss * ss - count) * background.astype(np.int32) + ss * ss // 2) // (ss * ss)).astype(np.uint8)
+
+    @property
+    def mask(self) -> np.ndarray:  # (h, w) uint8 at the picture's size
+        "The label at the centre of each pixel: nearest, never mixed"
+        return self.label[SUPERSAMPLE//2::SUPERSAMPLE, SUPERSAMPLE//2::SUPERSAMPLE].copy()
