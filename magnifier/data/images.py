@@ -13,13 +13,15 @@ def read_image(
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise ValueError(f'array of shape {source.shape} and type {source.dtype}: an image is (h,w,3) uint8, in RGB order')
         return Image.fromarray(source)
+    if isinstance(source, Image.Image): return _upright(source)
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
-        image.load()
+        with open(source, 'rb') as file, Image.open(file) as image: return _upright(image)
     except FileNotFoundError as e: raise FileNotFoundError(f'{source}: no such image file') from e
     except (OSError, UnidentifiedImageError, SyntaxError) as e:
         raise ValueError(f'{source}: not a readable image ({e}); mend or remove it (`check_catalog(catalog)` lists all such files)') from e
-    return _eight_bit(ImageOps.exif_transpose(image)).convert('RGB')
+
+
+def _upright(image): return _eight_bit(ImageOps.exif_transpose(image)).convert('RGB')
 
 
 def _eight_bit(image):

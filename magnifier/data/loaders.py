@@ -35,8 +35,7 @@ class ReIDDataLoaders(DataLoaders):
         device=None,            # Where batches go; None for the GPU, where there is one
     ):  # Loaders: `train` and `valid`; `c` is the number of training identities, `vocab` their pids
         "Loaders over any catalog; a ValueError says what is wrong with one that cannot be trained or evaluated on"
-        catalog = validate_catalog(catalog)
-        if not (catalog.split == 'train').any(): raise ValueError('no row of the catalog has split "train": nothing to train on')
+        catalog = validate_catalog(catalog, ('train',)).reset_index(drop=True)
         if not (catalog.split != 'train').any(): raise ValueError('the catalog has no query and gallery: nothing to evaluate on; give some identities those splits')
         block = ReIDDataBlock(item_transforms(size, pad, flip) if item_tfms is None else item_tfms,
                               batch_transforms(erase, seed) if batch_tfms is None else batch_tfms, vocab=vocab, dl_type=IdentityBatches)
