@@ -36,7 +36,8 @@ def make_catalog(
     rows = rows.assign(path=pd.Series(paths, index=rows.index, dtype=object), mask=pd.Series(masks, index=rows.index, dtype=object),
                        pid=_integers(rows, 'pid'), camid=_integers(rows, 'camid'), split=rows['split'].astype(object))
     _check_splits(rows)
-    order = sorted(range(len(rows)), key=lambda i: (SPLITS.index(rows['split'].iat[i]), rows['pid'].iat[i], paths[i]))
+    place = zip(rows['split'].map(SPLITS.index).tolist(), rows['pid'].tolist(), paths, range(len(rows)))
+    order = [i for *_, i in sorted(place)]
     return rows[[*COLUMNS, *(c for c in rows if c not in COLUMNS)]].iloc[order].reset_index(drop=True)
 
 

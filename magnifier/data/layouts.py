@@ -6,6 +6,9 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from magnifier.data.catalog import IMAGE_ENDINGS, SPLITS, CatalogWarning, find_masks, make_catalog
 
 __all__ = []
@@ -21,8 +24,8 @@ def find_root(path, folders, names, title) -> Path:
     found = [r for r in _roots(path, {plain(n) for n in names}) if all((r / f).is_dir() for f in folders)]
     if len(found) == 1 or found[:1] == [path]: return found[0]
     if found: raise ValueError(f'{path} holds {" and ".join(r.name for r in found)}: give the path of one of them')
-    raise FileNotFoundError(f'no {title} in {path}: looked for the folders {", ".join(folders)} in it and in folders of it named '
-                            f'{", ".join(names)}; it holds {_some(path)}')
+    below = f' and in folders of it named {", ".join(names)}' if names else ''
+    raise FileNotFoundError(f'no {title} in {path}: looked for the folders {", ".join(folders)} in it{below}; it holds {_some(path)}')
 
 
 def existing(path) -> Path:
@@ -30,6 +33,17 @@ def existing(path) -> Path:
     path = Path(path).expanduser().absolute()
     if not path.is_dir(): raise FileNotFoundError(f'{path} is not a folder')
     return path
+
+
+def save_png(image, path):
+    "A PIL image or array as PNG, written aside and renamed, so that a killed run leaves no half file"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(aside, format='PNG')
+        os.replace(aside, path)
+    finally: aside.unlink(missing_ok=True)
 
 
 def plain(name) -> str: return re.sub('[^a-z0-9]', '', str(name).lower())
@@ -50,12 +64,17 @@ def _some(path):
 def images(folder, recursive=False) -> list[Path]:
     "Image files of a folder, sorted; others, hidden ones and copies with a second ending are passed over. ValueError for none"
     files = Path(folder).rglob('*') if recursive else Path(folder).iterdir()
-    found = sorted(p for p in files if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith('.'))
+    found = sorted(p for p in files if p.suffix.lower() in IMAGE_ENDINGS and not _apart(p.relative_to(folder).parts))
     there = set(found)
     copies = {p for p in found if Path(p.stem).suffix.lower() in IMAGE_ENDINGS and p.with_suffix('') in there}
     if copies: log.info('%s: %d copies with a second ending left out', folder, len(copies))
     if not found: raise ValueError(f'{folder} holds no image ({", ".join(IMAGE_ENDINGS)})')
     return [p for p in found if p not in copies]
+
+
+def _apart(parts) -> bool:
+    "Hidden files and folders, and folders of part masks, are no images of a set"
+    return any(part.startswith('.') or part.endswith('_ps_label') for part in parts)
 
 
 def market_rows(folder, split) -> list[dict]:

@@ -1,14 +1,23 @@
 "Part-mask files: one-channel PNGs with the labels 0..7, read, written, converted and measured"
 
+import logging
 import os
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
-from magnifier.regions import N_REGIONS
+from magnifier.data.catalog import SPLITS, CatalogWarning
+from magnifier.data.layouts import existing, images as image_files, save_png
+from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS, label_table
 
-__all__ = ['read_mask', 'write_mask']
+__all__ = ['read_mask', 'write_mask', 'convert_mask', 'convert_masks', 'stripe_mask', 'stripe_masks', 'mask_report', 'mask_agreement']
+
+log = logging.getLogger(__name__)
 
 
 def read_mask(
@@ -29,24 +38,187 @@ def read_mask(
 def write_mask(
     path: str | Path,  # Where to; missing folders are made
     labels: np.ndarray,  # (h, w) integers 0..7
-):
+) -> Path:  # The file
     "Write a part mask as a grey PNG, aside and renamed, so that a killed run leaves no half file; ValueError for other labels"
     labels, path = np.asarray(labels), Path(path)
     if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in 'iub':
         raise ValueError(f'{path}: a part mask is (h, w) integers, not {labels.shape} {labels.dtype}')
     if labels.min() < 0 or labels.max() >= N_REGIONS:
         raise ValueError(f'{path}: labels {_few(np.unique(labels))}, and a part mask holds 0 to {N_REGIONS-1}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f'.{path.name}.{os.getpid()}')
-    Image.fromarray(labels.astype(np.uint8)).save(aside, format='PNG')
-    os.replace(aside, path)
+    save_png(labels.astype(np.uint8), path)
+    return path
 
 
 def read_labels(path) -> np.ndarray:
     "Values of a one-channel image of any labelling: (h, w); a ValueError names a file with colours"
-    with Image.open(path) as image: labels = np.asarray(image)
-    if labels.ndim != 2: raise ValueError(f'{path}: {labels.shape[2]} channels ({image.mode}), and a label file is grey or palette')
+    with Image.open(path) as image: labels, mode = np.asarray(image), image.mode
+    if labels.ndim != 2 or labels.dtype.kind not in 'iub': raise ValueError(f'{path} is {mode}, and a label file is grey or palette')
     return labels
 
 
-def _few(values) -> str: return ', '.join(map(str, values[:12])) + (', ...' if len(values) > 12 else '')
+def convert_mask(
+    labels: np.ndarray,  # (h, w) integers in a parser's own numbering
+    table='lip',  # A name of LABEL_TABLES, a LabelTable, or the region of each label 0, 1, ...
+) -> np.ndarray:  # (h, w) uint8, regions 0..7
+    """A parser's labels as regions; limbs that the parser does not divide are cut as LimbSplit says.
+
+    ValueError for labels that the table does not have.
+    """
+    labels, table = np.asarray(labels), label_table(table)
+    if labels.ndim != 2 or labels.dtype.kind not in 'iub': raise ValueError(f'labels are (h, w) integers, not {labels.shape} {labels.dtype}')
+    if labels.size and (labels.min() < 0 or labels.max() >= len(table.regions)):
+        raise ValueError(f'labels {_few(np.unique(labels))}, and the table has 0 to {len(table.regions)-1} ({table.source})')
+    regions = np.asarray(table.regions, np.uint8)[labels]
+    rows, head = np.flatnonzero(regions.any(1)), np.argwhere(regions == REGIONS.index('head'))
+    if len(rows) == 0: return regions
+    top = (rows[0], np.flatnonzero(regions[rows[0]]).mean())  # where no head is seen
+    for split in table.splits:
+        _divide(regions, labels, split, anchor=np.array(head.mean(0) if len(head) else top), height=rows[-1] - rows[0] + 1)
+    return regions
+
+
+def _divide(regions, labels, split, *, anchor, height):
+    "Give the far end of a limb its lower region, in place; `anchor` (y, x): the limb's near end is the one nearer to it"
+    limb, divided = np.argwhere(np.isin(labels, split.limb)), np.argwhere(np.isin(labels, split.labels))
+    if len(divided) == 0: return
+    axis, centre = np.array([1., 0.]), limb.mean(0)
+    if not split.upright:
+        axis = np.linalg.eigh((limb - centre).T @ (limb - centre))[1][:, -1]  # the direction in which it is longest
+        ends = [centre + axis * t((limb - centre) @ axis) for t in (np.min, np.max)]
+        if np.linalg.norm(ends[1] - anchor) < np.linalg.norm(ends[0] - anchor): axis = -axis
+    along = (limb - centre) @ axis
+    length = np.ptp(along) + 1  # pixels, both ends included
+    far = (divided - centre) @ axis > along.max() - max(length / 2, min(length, height / 4))
+    regions[tuple(divided[far].T)] = split.lower
+
+
+def convert_masks(
+    src: str | Path,  # Folder of a parser's label files (PNG), any depth
+    dst: str | Path,  # Folder of the part masks, same sub-paths; what is there already is left
+    labels='lip',  # A name of LABEL_TABLES, a LabelTable, or the region of each label 0, 1, ...
+    *,
+    workers: int | None = None,  # Threads; default: as many as there are cores
+) -> pd.DataFrame:  # One row a file: `path`, `mask`, `result` ('converted', 'already there', 'failed'), `problem`
+    """A folder of label files as part masks; resumable, and a file that fails does not stop the others (a warning says how many did).
+
+    DensePose's three-channel IUV files are read by their I.
+    """
+    src, dst, table = existing(src), Path(dst), label_table(labels)
+    files = sorted(p for p in src.rglob('*') if p.suffix.lower() == '.png' and not p.name.startswith('.'))
+    if not files: raise ValueError(f'{src} holds no PNG file')
+    def convert(p): return _convert_file(p, dst / p.relative_to(src), table)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool: rows = list(pool.map(convert, files))
+    report = pd.DataFrame(rows, columns=['path', 'mask', 'result', 'problem'])
+    failed = report[report['result'] == 'failed']
+    if len(failed): warnings.warn(f'{len(failed)} of {len(files)} files were not converted (first: {failed["problem"].iat[0]})',
+                                  CatalogWarning, stacklevel=2)
+    return report
+
+
+def _convert_file(path, target, table):
+    if target.exists(): return str(path), str(target), 'already there', None
+    try: write_mask(target, convert_mask(_parser_labels(path, table), table))
+    except (ValueError, OSError) as e:
+        return str(path), None, 'failed', str(e) if str(path) in str(e) else f'{path}: {e}'
+    return str(path), str(target), 'converted', None
+
+
+def _parser_labels(path, table):
+    "`read_labels`; of a DensePose IUV file the I, its first channel in OpenCV's order, which is the last of RGB"
+    if 'DensePose' in table.source:
+        with Image.open(path) as image:
+            if image.mode == 'RGB': return np.asarray(image)[..., 2]
+    return read_labels(path)
+
+
+def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
+    """(image path, mask path) for a folder, a catalog or a list of paths: same sub-paths, `.png`.
+
+    Default `dst`: `<folder>_ps_label`, where `find_masks` looks; of a list or a catalog the folder is the one common to all.
+    """
+    if isinstance(images, (str, os.PathLike)): root = existing(images); files = image_files(root, recursive=True)
+    else:
+        files = [Path(os.path.abspath(p)) for p in (images['path'] if isinstance(images, pd.DataFrame) else images)]
+        if not files: raise ValueError('no images given')
+        root = Path(os.path.commonpath([p.parent for p in files]))
+    dst = root.with_name(root.name + '_ps_label') if dst is None else Path(dst)
+    targets = [(str(p), (dst / p.relative_to(root)).with_suffix('.png')) for p in files]
+    image_of = {}
+    for p, mask in targets:
+        if image_of.setdefault(mask, p) != p: raise ValueError(f'{image_of[mask]} and {p} would have the same mask {mask}')
+        if str(mask) == p: raise ValueError(f'{p} would be overwritten by its mask: choose another dst')
+    return targets
+
+
+def stripe_mask(
+    size: tuple[int, int],  # (h, w) in pixels
+) -> np.ndarray:  # (h, w) uint8: the seven body regions as equal horizontal bands, head on top
+    "Not a part mask: horizontal bands in its place, for trying things out where there is nothing else. It knows no arms and no background"
+    h, w = size
+    if h < len(BODY_REGIONS) or w < 1: raise ValueError(f'size {size}: at least {len(BODY_REGIONS)} x 1 pixels for as many bands')
+    bands = 1 + np.arange(h) * len(BODY_REGIONS) // h
+    return np.repeat(bands[:, None].astype(np.uint8), w, axis=1)
+
+
+def stripe_masks(
+    images: str | Path | pd.DataFrame | Iterable,  # A folder, a catalog, or paths
+    dst: str | Path | None = None,  # Folder of the masks; default: `<folder>_ps_label`, where `find_masks` looks
+) -> list[Path]:  # The files, in the order of the images
+    "Write `stripe_mask` for every image that has no file yet"
+    targets = mask_targets(images, dst)
+    for p, mask in targets:
+        if mask.exists(): continue
+        with Image.open(p) as image: write_mask(mask, stripe_mask(image.size[::-1]))
+    return [mask for _, mask in targets]
+
+
+def mask_report(
+    catalog: pd.DataFrame,  # One row an image, `mask` filled by `find_masks`
+) -> pd.DataFrame:  # One row a split and one for all: images, masks, coverage, regions, then the mean area of each region
+    """How good a set's masks look in figures: coverage (share of images with a mask), body regions an image shows on average, area.
+
+    Areas are shares of the image, averaged over the masks; they add up to 1.
+    """
+    with ThreadPoolExecutor() as pool: areas = list(pool.map(_areas, catalog['mask'].dropna()))
+    areas = pd.DataFrame(np.reshape(areas, (-1, N_REGIONS)), index=catalog.index[catalog['mask'].notna()], columns=REGIONS)
+    parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
+    rows = {}
+    for split, c in parts.items():
+        a = areas.loc[c.index[c['mask'].notna()]]
+        if len(c): rows[split] = dict(images=len(c), masks=len(a), coverage=len(a) / len(c), regions=(a[list(BODY_REGIONS)] > 0).sum(axis=1).mean(),
+                                      **a.mean())
+    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('split')
+
+
+def _areas(mask):
+    labels = read_mask(mask)
+    return np.bincount(labels.ravel(), minlength=N_REGIONS) / labels.size
+
+
+def mask_agreement(
+    a: str | Path,  # Folder of part masks
+    b: str | Path,  # Another, with the same sub-paths
+) -> pd.DataFrame:  # One row a region: iou (NaN where neither has it), pixels in a, in b and in both
+    """How far two folders of masks agree: intersection over union by region, pixels summed over all files that both have.
+
+    Files in one folder alone are counted in a warning. ValueError for none in common or a pair of two sizes.
+    """
+    a, b = existing(a), existing(b)
+    names = [{p.relative_to(root) for p in root.rglob('*.png') if not p.name.startswith('.')} for root in (a, b)]
+    common = sorted(names[0] & names[1])
+    if not common: raise ValueError(f'{a} ({len(names[0])} PNG files) and {b} ({len(names[1])}) have no file name in common')
+    alone = len(names[0] ^ names[1])
+    if alone: warnings.warn(f'{alone} masks are in one of {a} and {b} alone; {len(common)} are compared', CatalogWarning, stacklevel=2)
+    with ThreadPoolExecutor() as pool: confusion = sum(pool.map(lambda n: _confusion(a / n, b / n), common))
+    both, in_a, in_b = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    union = in_a + in_b - both
+    iou = np.where(union > 0, both / np.maximum(union, 1), np.nan)
+    return pd.DataFrame(dict(iou=iou, pixels_a=in_a, pixels_b=in_b, both=both), index=pd.Index(REGIONS, name='region'))
+
+
+def _confusion(a, b) -> np.ndarray:
+    "(k, k) pixels by region in a and in b"
+    first, second = read_mask(a), read_mask(b)
+    if first.shape != second.shape: raise ValueError(f'{a} is {first.shape} and {b} is {second.shape} (h, w): masks of one image have one size')
+    pairs = first.astype(np.int64) * N_REGIONS + second
+    return np.bincount(pairs.ravel(), minlength=N_REGIONS**2).reshape(N_REGIONS, N_REGIONS)
