@@ -1,0 +1,127 @@
+"The rank of every true match, counted: one plus the allowed gallery items nearer than it. Nothing is sorted"
+
+from dataclasses import dataclass
+import numpy as np
+import torch
+from torch import Tensor
+from magnifier.retrieval.inputs import as_ids
+
+__all__ = ['Labels', 'Matches', 'count_matches', 'JUNK']
+
+JUNK = -1            # The identity of images that are never used, as in Market-1501
+GPU_ITEMS = 1 << 27  # Distances compared at once where there is no cache to stay in
+
+
+class Labels:
+    "Identities and cameras of both sides, and the protocol's rule: which gallery items match a query, which are removed for it"
+
+    def __init__(self,
+        q_pids,  # (q,) identities of the queries, integers; -1 is junk
+        g_pids,  # (g,) identities of the gallery; -1 is junk, and identities no query has are distractors
+        q_camids,  # (q,) cameras of the queries, integers
+        g_camids,  # (g,) cameras of the gallery
+        shape: tuple[int, int],  # (q, g) of the distances that they belong to
+        separate_cameras: bool = False,  # Remove ALL of the query's camera, not its own identity there alone
+    ):
+        q, g = shape
+        self.q_pids, self.g_pids = as_ids(q_pids, q, 'q_pids'), as_ids(g_pids, g, 'g_pids')
+        self.q_camids, self.g_camids = as_ids(q_camids, q, 'q_camids'), as_ids(g_camids, g, 'g_camids')
+        self.separate_cameras = separate_cameras
+        self.junk = np.flatnonzero(self.g_pids == JUNK)
+        self._by_pid = np.argsort(self.g_pids, kind='stable')
+        ordered = self.g_pids[self._by_pid]
+        self._first, self._last = np.searchsorted(ordered, self.q_pids), np.searchsorted(ordered, self.q_pids, side='right')
+
+    def split(self,
+        query: int,  # Index of a query
+    ) -> tuple[np.ndarray, np.ndarray]:  # Gallery indices of its true matches, ascending, and of what is removed for it
+        "True matches and removed items of one query: same identity elsewhere, and same identity in the same camera plus junk"
+        same = self._by_pid[self._first[query]:self._last[query]]
+        if self.q_pids[query] == JUNK: matches = own = same[:0]
+        else:
+            own_camera = self.g_camids[same] == self.q_camids[query]
+            matches, own = same[~own_camera], same[own_camera]
+        if self.separate_cameras: own = np.flatnonzero(self.g_camids == self.q_camids[query])
+        return matches, np.concatenate([own, self.junk]) if len(self.junk) else own
+
+    def why_no_match(self,
+        query: int,  # Index of a query without a match left
+    ) -> str:  # The reason, in words
+        "Why this query has no true match in what is left of the gallery"
+        if self.q_pids[query] == JUNK: return 'the query is junk'
+        if self._first[query] == self._last[query]: return 'identity not in the gallery'
+        return 'identity only in the same camera'
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    "The true matches of all queries, one after the other: those of query i lie at offsets[i]:offsets[i+1], nearest first"
+    offsets: np.ndarray  # (q+1,) where each query's matches begin and end
+    ranks: np.ndarray  # (m,) rank of each match among what is left of the gallery, from 1
+    items: np.ndarray  # (m,) its gallery index
+
+
+def row_ranks(
+    row: np.ndarray,  # (g,) distances of one query
+    matches: np.ndarray,  # Gallery indices of its true matches
+    removed: np.ndarray,  # Gallery indices of what does not count
+) -> list[int]:  # Ranks of the matches, from 1
+    "Ranks by counting in one row. Of equal distances the earlier in the gallery is the nearer: `<=` before the match, `<` behind it"
+    row = row.copy()  # stays in cache for all matches, and leaves the caller's matrix alone
+    row[removed] = np.inf
+    nearer = np.empty(len(row), bool)
+    ranks = []
+    for item in matches.tolist():
+        np.less_equal(row[:item], row[item], out=nearer[:item])
+        np.less(row[item:], row[item], out=nearer[item:])
+        ranks.append(1 + np.count_nonzero(nearer))
+    return ranks
+
+
+def band_ranks(
+    band: Tensor,  # (b, g) distances of some queries on a GPU
+    splits: list[tuple[np.ndarray, np.ndarray]],  # Matches and removed items of each
+) -> np.ndarray:  # (m,) ranks of all their matches, in order
+    "The same count, for all matches of a band at once: as much as fits in half a gigabyte in each step"
+    def pairs(which):  # rows and columns of the band
+        cols = [s[which] for s in splits]
+        rows = np.repeat(np.arange(len(cols)), [len(c) for c in cols])
+        return torch.from_numpy(rows).to(band.device), torch.from_numpy(np.concatenate(cols)).to(band.device)
+    band = band.clone().index_put_(pairs(1), band.new_tensor(torch.inf))
+    rows, items = pairs(0)
+    before, ranks = torch.arange(band.shape[1], device=band.device), []
+    for r, i in zip(rows.split(step := max(1, GPU_ITEMS // band.shape[1])), items.split(step)):
+        dist, own = band[r], band[r, i][:, None]
+        ranks.append(1 + ((dist < own) | ((dist == own) & (before < i[:, None]))).sum(1))
+    return torch.cat(ranks).cpu().numpy() if ranks else np.empty(0, np.int64)
+
+
+def count_band(
+    band: Tensor,  # (b, g) distances of some queries
+    splits: list[tuple[np.ndarray, np.ndarray]],  # Matches and removed items of each
+    first: int,  # Index of the first query, for the error
+) -> np.ndarray:  # (m,) ranks of all their matches, in order
+    "Ranks in one band, by the way that suits its device; a ValueError where a distance is NaN or infinite"
+    if band.dtype not in (torch.float32, torch.float64): band = band.float()
+    finite = band.isfinite().all(1)
+    if not finite.all():
+        raise ValueError(f'the distances of query {first + int((~finite).nonzero()[0])} hold NaN or infinite values. Mark what must not count by identity -1, not by distance')
+    if band.device.type != 'cpu': return band_ranks(band, splits)
+    return np.array([r for row, split in zip(band.numpy(), splits) for r in row_ranks(row, *split)], dtype=np.int64)
+
+
+def count_matches(
+    distances,  # Something with `.bands()`: FeatureDistances, MatrixDistances, a sparse re-ranking
+    labels: Labels,  # Who is who
+) -> Matches:  # Every query's true matches, nearest first
+    "Ranks of all true matches, one band of distances in memory at a time"
+    sizes, items, ranks = [], [], []
+    for rows, band in distances.bands():
+        splits = [labels.split(i) for i in range(rows.start, rows.stop)]
+        sizes += [len(m) for m, _ in splits]
+        items += [m for m, _ in splits]
+        ranks.append(count_band(band, splits, rows.start))
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    items, ranks = np.concatenate(items), np.concatenate(ranks)
+    order = np.lexsort([ranks, np.repeat(np.arange(len(sizes)), sizes)])
+    return Matches(offsets, ranks[order], items[order])

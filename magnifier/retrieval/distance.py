@@ -1,0 +1,245 @@
+"Cosine and Euclidean distances between images, in blocks, on any device"
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+import numpy as np
+import torch
+from torch import Tensor
+from magnifier.retrieval.inputs import as_features, as_matrix, check_pair
+
+__all__ = ['normalise', 'cosine_distances', 'euclidean_distances', 'FeatureDistances', 'MatrixDistances', 'METRICS']
+
+BAND_BYTES = 48 << 20  # Of one band of distances. Larger bands multiply faster, smaller ones leave more memory
+ROW_BLOCK = 4096       # Rows converted and checked at once
+
+
+@contextmanager
+def full_precision(
+    device: torch.device,  # Where the products run
+):
+    "Float32 means float32: no autocast, no TF32 and no bfloat16 in matrix products while this is open"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('highest')
+    try:
+        with torch.autocast(device.type, enabled=False), torch.no_grad(): yield
+    finally: torch.set_float32_matmul_precision(before)
+
+
+def working_dtype(
+    *feats: Tensor,  # Features that will meet in a product
+) -> torch.dtype:  # float64 if one of them is, float32 otherwise
+    "What to compute in: half precision is only a way of storing"
+    return torch.float64 if any(f.dtype == torch.float64 for f in feats) else torch.float32
+
+
+def row_norms(
+    feats: Tensor,  # (n, d) features
+    name: str,  # What to call them in an error
+) -> Tensor:  # (n,) Euclidean norms, float64
+    "Norms of the rows; a ValueError that names the first NaN or infinite row"
+    norms = torch.cat([torch.linalg.vector_norm(f, dim=1, dtype=torch.float64) for f in feats.split(ROW_BLOCK)])
+    bad = (~norms.isfinite()).nonzero()
+    if len(bad): raise ValueError(f'{name}: {len(bad)} of {len(feats)} rows hold NaN or infinite values, the first is row {int(bad[0])}. Drop them, or look at what made them')
+    return norms
+
+
+def unit_rows(
+    feats: Tensor,  # (n, d) features
+    name: str,  # What to call them in an error
+    dtype: torch.dtype,  # Of the result
+) -> Tensor:  # (n, d) new tensor, rows of length 1
+    "L2-normalised copy; a ValueError for NaN, infinite and zero rows"
+    norms = row_norms(feats, name)
+    zero = (norms == 0).nonzero()
+    if len(zero): raise ValueError(f"{name}: {len(zero)} of {len(feats)} rows are zero, the first is row {int(zero[0])}. Zero has no direction: drop them, or use metric='euclidean'")
+    unit = torch.empty(feats.shape, dtype=dtype, device=feats.device)
+    for rows in row_slices(len(feats), ROW_BLOCK): torch.div(feats[rows], norms[rows, None].to(dtype), out=unit[rows])
+    return unit
+
+
+def row_slices(
+    n: int,  # Number of rows
+    size: int,  # Rows a slice
+) -> list[slice]:  # Slices that cover 0..n in order
+    "Consecutive slices of at most `size` rows"
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def band_slices(
+    q: int,  # Number of queries
+    g: int,  # Length of a row of distances
+    itemsize: int = 4,  # Bytes a distance
+) -> list[slice]:  # Slices that cover 0..q in order
+    "Slices of the queries whose distances take about 48 MB, though never fewer than 256 rows: below that a product is slow"
+    return row_slices(q, min(1024, max(256, BAND_BYTES // (g * itemsize))))
+
+
+def like(
+    result: Tensor,  # What was computed
+    *given,  # What the caller passed
+):  # `result`, as an array where nothing given was a tensor
+    "Tensors give tensors, anything else gives NumPy arrays"
+    return result if any(isinstance(o, Tensor) for o in given) else result.numpy()
+
+
+def to_numpy(
+    x: Tensor,  # Floating point, on any device
+) -> np.ndarray:  # float64 if it was, float32 otherwise
+    "A tensor as an array that NumPy can compute with"
+    return x.to('cpu', working_dtype(x)).numpy()
+
+
+def normalise(
+    feats,  # (n, d) features, array or tensor; half precision is computed in float32
+):  # (n, d) rows of length 1, float32 (float64 if given), array or tensor as given
+    "L2-normalise each row. A ValueError names the first row that is zero, NaN or infinite"
+    x = as_features(feats)
+    with full_precision(x.device): return like(unit_rows(x, 'features', working_dtype(x)), feats)
+
+
+class Cosine:
+    "1 - cosine similarity, 0 to 2, of rows made of length 1 once"
+
+    def __init__(self, gallery: Tensor, dtype: torch.dtype): self.gallery, self.dtype = unit_rows(gallery, 'gallery_feats', dtype), dtype
+    def prepare(self, query: Tensor) -> Tensor: return unit_rows(query, 'query_feats', self.dtype)
+    def band(self, query: Tensor) -> Tensor: return torch.addmm(query.new_ones(1), query, self.gallery.T, alpha=-1)
+
+class SquaredEuclidean:
+    "Squared Euclidean distance of the features as they are"
+
+    def __init__(self, gallery: Tensor, dtype: torch.dtype):
+        row_norms(gallery, 'gallery_feats')
+        self.gallery, self.centre = centred(gallery.to(dtype))
+        self.norms = squared_norms(self.gallery)
+
+    def prepare(self, query: Tensor) -> Tensor:
+        row_norms(query, 'query_feats')
+        return query.to(self.gallery.dtype) - self.centre
+
+    def band(self, query: Tensor) -> Tensor:
+        band = torch.addmm(self.norms, query, self.gallery.T, alpha=-2)
+        return band.add_(squared_norms(query)[:, None]).clamp_(min=0)
+
+
+class Euclidean(SquaredEuclidean):
+    "Euclidean distance of the features as they are"
+
+    def band(self, query: Tensor) -> Tensor: return super().band(query).sqrt_()
+
+
+def squared_norms(
+    feats: Tensor,  # (n, d) features
+) -> Tensor:  # (n,) of the same dtype
+    "Squared Euclidean norms, summed in float64"
+    return row_norms(feats, 'features').square().to(feats.dtype)
+
+
+def centred(
+    feats: Tensor,  # (n, d) features, float32 or float64
+) -> tuple[Tensor, Tensor]:  # The features, moved where that pays, and (d,) what was subtracted
+    "Distances do not change when all features move together, but a common offset eats their digits: take it away where it dominates"
+    mean = torch.stack([f.sum(0, dtype=torch.float64) for f in feats.split(ROW_BLOCK)]).sum(0) / len(feats)
+    power = sum(f.square().sum(dtype=torch.float64) for f in feats.split(ROW_BLOCK)) / len(feats)
+    offset = mean.square().sum()
+    if offset <= 0.9 * power: return feats, torch.zeros_like(mean, dtype=feats.dtype)
+    mean = mean.to(feats.dtype)
+    return feats - mean, mean
+
+
+METRICS = {'cosine': Cosine, 'euclidean': Euclidean, 'sqeuclidean': SquaredEuclidean}
+
+
+def find_metric(
+    metric: str,  # A name in `METRICS`
+) -> type:  # Its class
+    "The metric of that name; a ValueError lists the names"
+    if metric not in METRICS: raise ValueError(f'unknown metric {metric!r}: use one of {", ".join(METRICS)}')
+    return METRICS[metric]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureDistances:
+    "The distances between two sets of features, never all at once: computed a band of queries, or one row, at a time"
+    query: Tensor  # (q, d) features as the caller holds them
+    gallery: Tensor  # (g, d) features as the caller holds them
+    metric: str = 'cosine'  # A name in `METRICS`
+    dtype: torch.dtype = torch.float32  # Computed in
+
+    @property
+    def shape(self) -> tuple[int, int]:  # (q, g)
+        "Queries and gallery images"
+        return len(self.query), len(self.gallery)
+
+    def bands(self):
+        "Yields (slice of the queries, their (b, g) distances). The band is the receiver's to overwrite"
+        with full_precision(self.query.device):
+            metric = find_metric(self.metric)(self.gallery, self.dtype)
+            query = metric.prepare(self.query)
+        for rows in band_slices(*self.shape, query.element_size()):
+            with full_precision(query.device): band = metric.band(query[rows])
+            yield rows, band
+
+    def row(
+        self,
+        query: int,  # Index of a query
+    ) -> np.ndarray:  # (g,) distances
+        "One query's distances, computed anew: they may differ from the band's by float rounding"
+        with full_precision(self.query.device):
+            parts = []
+            for block in self.gallery.split(ROW_BLOCK):
+                metric = find_metric(self.metric)(block, self.dtype)
+                parts.append(metric.band(metric.prepare(self.query[query:query+1]))[0])
+            return torch.cat(parts).cpu().numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixDistances:
+    "A distance matrix that exists, read a band or a row at a time"
+    dist: Tensor  # (q, g) distances as the caller holds them
+
+    @property
+    def shape(self) -> tuple[int, int]:  # (q, g)
+        "Queries and gallery images"
+        return tuple(self.dist.shape)
+
+    def bands(self):
+        "Yields (slice of the queries, their (b, g) distances) as views: the receiver must not write to them"
+        for rows in band_slices(*self.shape, self.dist.element_size()): yield rows, self.dist[rows]
+
+    def row(
+        self,
+        query: int,  # Index of a query
+    ) -> np.ndarray:  # (g,) distances
+        "One query's distances"
+        return to_numpy(self.dist[query])
+
+
+def full_matrix(
+    query_feats,  # (q, d) features
+    gallery_feats,  # (g, d) features
+    metric: str,  # A name in `METRICS`
+):  # (q, g) distances
+    "All distances of a metric, filled band by band"
+    q, g = check_pair(query_feats, gallery_feats)
+    dtype = working_dtype(q, g)
+    dist = torch.empty(len(q), len(g), dtype=dtype, device=q.device)
+    for rows, band in FeatureDistances(q, g, metric, dtype).bands(): dist[rows] = band
+    return like(dist, query_feats, gallery_feats)
+
+
+def cosine_distances(
+    query_feats,  # (q, d) features, array or tensor on any device
+    gallery_feats,  # (g, d) features of the same model, on the same device
+):  # (q, g) distances from 0 to 2, float32 (float64 if given), array or tensor as given
+    "1 - cosine similarity. Half-precision features are normalised and summed in float32. A ValueError names zero, NaN or infinite rows"
+    return full_matrix(query_feats, gallery_feats, 'cosine')
+
+
+def euclidean_distances(
+    query_feats,  # (q, d) features, array or tensor on any device
+    gallery_feats,  # (g, d) features of the same model, on the same device
+    *,
+    squared: bool = False,  # Leave out the root, as `rerank_distances` wants it
+):  # (q, g) distances of 0 and more, float32 (float64 if given), array or tensor as given
+    "Euclidean distances of features as they are, not normalised. A ValueError names NaN or infinite rows"
+    return full_matrix(query_feats, gallery_feats, 'sqeuclidean' if squared else 'euclidean')

@@ -1,0 +1,331 @@
+"Who was found at which rank, and the figures that follow: CMC, AP, mAP, mINP"
+
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import torch
+from magnifier.retrieval.counting import Labels, Matches, count_matches
+from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, find_metric, to_numpy
+from magnifier.retrieval.inputs import as_matrix, check_pair
+
+__all__ = ['Ranking', 'rank', 'evaluate_distances', 'AP_FORMS', 'NO_MATCH']
+
+
+def step_terms(
+    i: np.ndarray,  # (m,) number of the match within its query, from 1
+    rank: np.ndarray,  # (m,) its rank, from 1
+) -> np.ndarray:  # (m,) what each match adds
+    "Precision at each match: reid-strong-baseline, fast-reid, torchreid"
+    return i / rank
+
+
+def trapezoid_terms(
+    i: np.ndarray,  # (m,) number of the match within its query, from 1
+    rank: np.ndarray,  # (m,) its rank, from 1
+) -> np.ndarray:  # (m,) what each match adds
+    "Mean of the precision at each match and just before it, 1 before the first rank: Market-1501's MATLAB code"
+    before = np.where(rank > 1, (i - 1) / np.maximum(rank - 1, 1), 1.)
+    return (before + i / rank) / 2
+
+
+AP_FORMS = {'step': step_terms, 'trapezoid': trapezoid_terms}
+NO_MATCH = ('skip', 'zero')
+FORMAT = 1  # Of saved files
+
+
+def choose(
+    value: str,  # What the caller gave
+    allowed,  # What there is
+    name: str,  # The argument's name
+):
+    "A ValueError that lists the choices, where `value` is none of them"
+    if value not in allowed: raise ValueError(f'{name}={value!r}: use one of {", ".join(allowed)}')
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ranking:
+    "The outcome of a search for every query: the rank of each true match, kept with ids and settings. Nothing in it can be changed"
+    labels: Labels  # Identities and cameras of both sides, and the rule that removes items
+    matches: Matches  # Ranks and gallery indices of all true matches
+    ap_form: str  # A name in `AP_FORMS`
+    no_match: str  # 'skip' leaves queries without a match out of the figures, 'zero' counts them as 0
+    distances: object  # Where `.hits` reads a query's distances: the features or matrix given, by reference, or what a file held
+
+    def __post_init__(self):
+        choose(self.ap_form, AP_FORMS, 'ap')
+        choose(self.no_match, NO_MATCH, 'no_match')
+        m, (q, g) = self.matches, self.shape
+        query = np.repeat(np.arange(q), np.diff(m.offsets)) if len(m.offsets) == q + 1 else None
+        if query is None or not len(m.ranks) == len(m.items) == m.offsets[-1] == len(query):
+            raise ValueError(f'Ranking: {len(m.ranks)} ranks, {len(m.items)} items and {len(m.offsets)} offsets do not describe {q} queries')
+        if len(query) and not (1 <= m.ranks.min() and m.ranks.max() <= g and 0 <= m.items.min() and m.items.max() < g):
+            raise ValueError(f'Ranking: ranks must lie in 1..{g} and items in 0..{g-1}')
+        if (np.diff(m.ranks)[np.diff(query) == 0] <= 0).any(): raise ValueError('Ranking: the ranks of each query must ascend')
+        if (self.labels.g_pids[m.items] != self.labels.q_pids[query]).any(): raise ValueError('Ranking: a match has another identity than its query')
+        for a in (m.offsets, m.ranks, m.items): a.setflags(write=False)
+
+    def __repr__(self):
+        q, g = self.shape
+        skipped = f', {self.n_unmatched} queries without a match' if self.n_unmatched else ''
+        return f'Ranking({q} queries, {g} gallery images: R1 {self.cmc(1):.4f}, mAP {self.mAP:.4f}, mINP {self.mINP:.4f}{skipped})'
+
+    @property
+    def shape(self) -> tuple[int, int]:  # (q, g)
+        "Queries and gallery images"
+        return len(self.labels.q_pids), len(self.labels.g_pids)
+
+    @cached_property
+    def n_matches(self) -> np.ndarray:  # (q,)
+        "True matches left to each query"
+        return frozen(np.diff(self.matches.offsets))
+
+    @cached_property
+    def ap(self) -> np.ndarray:  # (q,)
+        "Average precision of each query, 0 to 1; without a match NaN, or 0 under `no_match='zero'`"
+        query = np.repeat(np.arange(len(self.n_matches)), self.n_matches)
+        i = np.arange(len(query)) - self.matches.offsets[query] + 1
+        terms = AP_FORMS[self.ap_form](i, self.matches.ranks)
+        return self._per_query(np.bincount(query, terms, len(self.n_matches)) / np.maximum(self.n_matches, 1))
+
+    @cached_property
+    def inp(self) -> np.ndarray:  # (q,)
+        "Inverse negative penalty of each query: number of matches / rank of the last; without a match as in `.ap`"
+        return self._per_query(self.n_matches / self._rank_at(self.matches.offsets[1:] - 1))
+
+    @cached_property
+    def first_match(self) -> np.ndarray:  # (q,)
+        "Rank of each query's first true match, from 1; infinite where there is none"
+        return frozen(np.where(self.n_matches > 0, self._rank_at(self.matches.offsets[:-1]), np.inf))
+
+    @property
+    def mAP(self) -> float:  # 0 to 1; NaN where no query counts
+        "Mean average precision over the queries that count"
+        return mean(self.ap[self.counted])
+
+    @property
+    def mINP(self) -> float:  # 0 to 1; NaN where no query counts
+        "Mean inverse negative penalty over the queries that count"
+        return mean(self.inp[self.counted])
+
+    @property
+    def counted(self) -> np.ndarray:  # (q,) booleans
+        "Which queries enter the figures: those with a match, or all under `no_match='zero'`"
+        return (self.n_matches > 0) | (self.no_match == 'zero')
+
+    @property
+    def n_unmatched(self) -> int:
+        "Queries that have no true match left, whether skipped or counted as 0"
+        return int((self.n_matches == 0).sum())
+
+    @property
+    def n_skipped(self) -> int:
+        "Queries left out of the figures"
+        return int((~self.counted).sum())
+
+    @cached_property
+    def unmatched(self) -> pd.Series:
+        "Why: a reason for each query without a match, indexed by query. `.unmatched.value_counts()` sums up"
+        queries = np.flatnonzero(self.n_matches == 0)
+        return pd.Series([self.labels.why_no_match(i) for i in queries], index=pd.Index(queries, name='query'), name='reason', dtype=object)
+
+    def cmc(self,
+        r,  # Rank from 1, or several; past the gallery's end it stays what it was
+    ):  # Share of queries with a true match among the first r, 0 to 1: a float, or (len(r),) for several
+        "Cumulative match characteristic. A ValueError for a rank below 1"
+        ranks = np.asarray(r)
+        if ranks.dtype.kind not in 'iu' or (ranks < 1).any(): raise ValueError(f'cmc({r!r}): ranks are integers from 1')
+        first = np.sort(self.first_match[self.counted])
+        share = np.searchsorted(first, ranks, side='right') / len(first) if len(first) else np.full(ranks.shape, np.nan)
+        return float(share) if ranks.ndim == 0 else share
+
+    def table(self,
+        label: str = 'plain',  # The row's name, so that tables can be set one above the other
+    ) -> pd.DataFrame:  # One row: R1, R5, R10, mAP, mINP from 0 to 1
+        "The usual figures as a table"
+        return pd.DataFrame([[*map(self.cmc, (1, 5, 10)), self.mAP, self.mINP]], index=[label], columns=['R1', 'R5', 'R10', 'mAP', 'mINP'])
+
+    def match_ranks(self,
+        query: int,  # Index of a query
+    ) -> pd.DataFrame:  # Columns `rank` from 1 and `item`, the gallery index
+        "One query's true matches, nearest first"
+        i = self._query(query)
+        own = slice(*self.matches.offsets[i:i+2])
+        return pd.DataFrame({'rank': self.matches.ranks[own], 'item': self.matches.items[own]})
+
+    def hits(self,
+        query: int,  # Index of a query
+        k: int = 10,  # How many, from 1; fewer come back where the gallery holds fewer
+        *,
+        removed: bool = False,  # Also show what the protocol removes for this query; it has rank 0
+    ) -> pd.DataFrame:  # Nearest first: `item` (gallery index), `rank`, `distance`, `pid`, `camid`, `match`, `removed`
+        "The first k gallery images of one query. Its row of distances is computed anew from the features that were given, which are kept by reference"
+        i = self._query(query)
+        if k < 1: raise ValueError(f'k={k}: ask for at least one hit')
+        row = self.distances.row(i)
+        matches, gone = self.labels.split(i)
+        out = np.zeros(len(row), bool)
+        out[gone] = True
+        items = first_k(row, k, among=slice(None) if removed else ~out)
+        if np.isinf(row[items]).any():
+            raise ValueError(f'hits(k={k}, removed={removed}): the file that this Ranking came from holds the first {np.isfinite(row).sum()} hits of query {i} and no removed ones. '
+                             'Ask for less, save with more, or rank again')
+        return pd.DataFrame({'item': items, 'rank': np.where(out[items], 0, np.cumsum(~out[items])), 'distance': row[items], 'pid': self.labels.g_pids[items],
+                             'camid': self.labels.g_camids[items], 'match': np.isin(items, matches), 'removed': out[items]})
+
+    def save(self,
+        path: str | Path,  # File to write, `.npz` by custom; it appears whole or not at all
+        hits: int = 50,  # Hits of each query to keep for `.hits` after loading; finding them takes as long as ranking did, 0 takes no time
+    ) -> Path:  # The file
+        "Write ids, ranks, settings and first hits, from which all figures follow; features are not in it"
+        path, labels, m = Path(path), self.labels, self.matches
+        saved = SavedHits.of(self.distances, labels, hits)
+        part = path.with_name(path.name + '.part')
+        with open(part, 'wb') as f:
+            np.savez_compressed(f, format=FORMAT, offsets=m.offsets, ranks=m.ranks, items=m.items, q_pids=labels.q_pids, g_pids=labels.g_pids, q_camids=labels.q_camids,
+                                g_camids=labels.g_camids, separate_cameras=labels.separate_cameras, ap_form=self.ap_form, no_match=self.no_match,
+                                hit_items=saved.items, hit_dist=saved.dist)
+        os.replace(part, path)
+        return path
+
+    @classmethod
+    def load(cls,
+        path: str | Path,  # File that `.save` wrote
+    ) -> 'Ranking':  # Equal in all its figures; `.hits` reaches as far as was saved
+        "Read a saved Ranking. A ValueError where the file is something else"
+        try:
+            with np.load(path, allow_pickle=False) as f: d = dict(f)
+            if int(d['format']) != FORMAT: raise KeyError('format')
+        except (ValueError, KeyError, AttributeError, TypeError, EOFError) as e: raise ValueError(f'{path}: no Ranking in format {FORMAT}. Files come from `Ranking.save`') from e
+        ids = [d[n] for n in ('q_pids', 'g_pids', 'q_camids', 'g_camids')]
+        labels = Labels(*ids, (len(ids[0]), len(ids[1])), bool(d['separate_cameras']))
+        return cls(labels, Matches(d['offsets'], d['ranks'], d['items']), str(d['ap_form']), str(d['no_match']),
+                   SavedHits(d['hit_items'], d['hit_dist'], len(ids[1])))
+
+    def _query(self, query):
+        q = self.shape[0]
+        if not -q <= query < q: raise IndexError(f'query {query}: there are {q} queries, 0 to {q-1}')
+        return int(query) % q
+
+    def _rank_at(self, positions):  # (q,) ranks as floats; what stands where a query has no match is not used
+        if not len(self.matches.ranks): return np.full(len(positions), np.inf)
+        return self.matches.ranks[positions.clip(0, len(self.matches.ranks) - 1)].astype(float)
+
+    def _per_query(self, values): return frozen(np.where(self.n_matches > 0, values, 0. if self.no_match == 'zero' else np.nan))
+
+
+def frozen(
+    x: np.ndarray,  # An array that will be handed out
+) -> np.ndarray:  # The same, read-only
+    "An array that nobody can change"
+    x.setflags(write=False)
+    return x
+
+
+def mean(
+    x: np.ndarray,  # Values, perhaps none
+) -> float:  # NaN for none
+    "Mean without NumPy's warning for an empty array"
+    return float(x.mean()) if len(x) else float('nan')
+
+
+def first_k(
+    row: np.ndarray,  # (g,) distances
+    k: int,  # How many
+    among=slice(None),  # Which of them take part: a slice or (g,) booleans
+) -> np.ndarray:  # Indices of the k nearest; of equal ones the earlier first
+    "The k smallest of a row in stable order, without sorting all of it"
+    items = np.arange(len(row))[among]
+    dist = row[items]
+    if k < len(items):
+        near = np.flatnonzero(dist <= np.partition(dist, k - 1)[k - 1])
+        items, dist = items[near], dist[near]
+    return items[np.argsort(dist, kind='stable')[:k]]
+
+
+@dataclass(frozen=True, eq=False)
+class SavedHits:
+    "The first hits of each query, all that a file keeps of the distances"
+    items: np.ndarray  # (q, k) gallery indices, nearest first; -1 where there were fewer
+    dist: np.ndarray  # (q, k) their distances
+    n_gallery: int  # Length of a row
+
+    @classmethod
+    def of(cls, distances, labels, k):
+        q, g = distances.shape
+        saved = cls(np.full((q, k), -1), np.full((q, k), np.inf, np.float32), g)
+        for rows, band in distances.bands() if k else ():
+            for i, row in enumerate(to_numpy(band), rows.start):
+                keep = np.ones(g, bool)
+                keep[labels.split(i)[1]] = False
+                items = first_k(row, k, keep & np.isfinite(row))
+                saved.items[i, :len(items)], saved.dist[i, :len(items)] = items, row[items]
+        return saved
+
+    @property
+    def shape(self): return len(self.items), self.n_gallery
+
+    def bands(self):
+        for i in range(len(self.items)): yield slice(i, i + 1), torch.from_numpy(self.row(i)[None])
+
+    def row(self, query):
+        row = np.full(self.n_gallery, np.inf, self.dist.dtype)
+        known = self.items[query] >= 0
+        row[self.items[query][known]] = self.dist[query][known]
+        return row
+
+
+def ranking_of(
+    distances,  # Something with `.shape`, `.bands()` and `.row(i)`
+    ids: tuple,  # q_pids, g_pids, q_camids, g_camids
+    ap: str,  # A name in `AP_FORMS`
+    no_match: str,  # One of `NO_MATCH`
+    separate_cameras: bool,  # Remove all of the query's camera
+) -> Ranking:  # With a warning where not one query has a match
+    "Check, count, and keep: what `rank` and `evaluate_distances` share"
+    choose(ap, AP_FORMS, 'ap')
+    choose(no_match, NO_MATCH, 'no_match')
+    labels = Labels(*ids, distances.shape, separate_cameras)
+    ranking = Ranking(labels, count_matches(distances, labels), ap, no_match, distances)
+    if ranking.n_unmatched == distances.shape[0]:
+        why = ', '.join(f'{n} x {reason}' for reason, n in ranking.unmatched.value_counts().items())
+        warnings.warn(f'none of {ranking.n_unmatched} queries has a true match in the gallery ({why}). Queries need their identity in another camera: check pids and camids', stacklevel=3)
+    return ranking
+
+
+def rank(
+    query_feats,  # (q, d) features, array or tensor, any float precision, on any device
+    gallery_feats,  # (g, d) features of the same model, on the same device
+    q_pids,  # (q,) identities of the queries, integers
+    g_pids,  # (g,) identities of the gallery; -1 is junk and never counts, identities no query has are distractors
+    q_camids,  # (q,) cameras of the queries, integers
+    g_camids,  # (g,) cameras of the gallery
+    *,
+    metric: str = 'cosine',  # 'cosine' L2-normalises; 'euclidean' and 'sqeuclidean' compare the features as they are
+    ap: str = 'step',  # 'step' as most code does, 'trapezoid' as Market-1501's MATLAB code does
+    no_match: str = 'skip',  # Queries without a match left: 'skip' reports and leaves out, 'zero' counts as 0
+    separate_cameras: bool = False,  # Remove all gallery images of the query's camera, not its identity there alone
+) -> Ranking:  # CMC, AP, mAP, mINP and hits
+    "Rank a gallery for each query by the protocol of Market-1501 (Zheng et al., 2015), computed in float32 a band of queries at a time. A query's own identity in its own camera is removed, ties go to the earlier gallery image; ValueError or TypeError for features or ids that cannot be ranked"
+    q, g = check_pair(query_feats, gallery_feats)
+    find_metric(metric)
+    return ranking_of(FeatureDistances(q, g, metric, torch.float32), (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)
+
+
+def evaluate_distances(
+    dist,  # (q, g) distances, smaller is nearer: array or tensor; or what `rerank(..., return_sparse=True)` returned
+    q_pids,  # (q,) identities of the queries, integers
+    g_pids,  # (g,) identities of the gallery; -1 is junk and never counts, identities no query has are distractors
+    q_camids,  # (q,) cameras of the queries, integers
+    g_camids,  # (g,) cameras of the gallery
+    *,
+    ap: str = 'step',  # 'step' as most code does, 'trapezoid' as Market-1501's MATLAB code does
+    no_match: str = 'skip',  # Queries without a match left: 'skip' reports and leaves out, 'zero' counts as 0
+    separate_cameras: bool = False,  # Remove all gallery images of the query's camera, not its identity there alone
+) -> Ranking:  # CMC, AP, mAP, mINP and hits
+    "As `rank`, from distances of any kind: re-ranked, by region, by another tool. Infinite and NaN distances are refused"
+    distances = dist if hasattr(dist, 'bands') else MatrixDistances(as_matrix(dist))
+    return ranking_of(distances, (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)

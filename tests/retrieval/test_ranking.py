@@ -1,0 +1,292 @@
+"The Ranking and its figures against an obvious loop, worked cases, and every awkward input"
+
+import importlib.util
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from magnifier.retrieval.counting import Labels, Matches, band_ranks, row_ranks
+from magnifier.retrieval.distance import MatrixDistances, cosine_distances, euclidean_distances
+from magnifier.retrieval.ranking import AP_FORMS, NO_MATCH, Ranking, evaluate_distances, rank
+
+spec = importlib.util.spec_from_file_location('retrieval_slow', Path(__file__).with_name('slow.py'))
+slow = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(slow)
+many = settings(max_examples=1500, deadline=None)
+
+
+@contextmanager
+def may_warn():
+    "Cases where no query has a match warn, rightly"
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'none of .* has a true match')
+        yield
+
+
+@st.composite
+def cases(draw):
+    "Small searches with ties, junk, distractors, missing matches, one camera or several"
+    q, g, ids, cams = draw(st.integers(1, 6)), draw(st.integers(1, 14)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    dist = rng.integers(0, draw(st.sampled_from([1, 3, 8, 1000])), (q, g)).astype(draw(st.sampled_from([np.float16, np.float32, np.float64])))
+    return dist, rng.integers(-1, ids, q), rng.integers(-1, ids + 1, g), rng.integers(0, cams, q), rng.integers(0, cams, g)
+
+
+def assert_same(ranking, wanted):
+    "Every figure of `ranking` equals the loop's"
+    for i, q in enumerate(wanted):
+        own = ranking.match_ranks(i)
+        assert own['rank'].tolist() == q['ranks']
+        assert own['item'].tolist() == [q['order'][r - 1] for r in q['ranks']]
+        assert ranking.ap[i] == pytest.approx(np.nan if q['ap'] is None else q['ap'], abs=1e-12, nan_ok=True)
+    for r in (1, 2, 5, 100):
+        assert (ranking.cmc(r), ranking.mAP, ranking.mINP) == pytest.approx(slow.slow_summary(wanted, r), abs=1e-12, nan_ok=True)
+    assert ranking.n_skipped == sum(q['ap'] is None for q in wanted)
+    assert ranking.n_unmatched == len(ranking.unmatched) == sum(not q['ranks'] for q in wanted)
+
+
+@many
+@given(cases(), st.sampled_from(sorted(AP_FORMS)), st.sampled_from(NO_MATCH), st.booleans())
+def test_equals_the_slow_loop(case, ap, no_match, separate):
+    with may_warn(): ranking = evaluate_distances(*case, ap=ap, no_match=no_match, separate_cameras=separate)
+    assert_same(ranking, slow.slow_ranking(*map(np.ndarray.tolist, case), ap, no_match, separate))
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases(), st.booleans(), st.integers(1, 20))
+def test_hits_are_the_slow_order(case, separate, k):
+    with may_warn(): ranking = evaluate_distances(*case, separate_cameras=separate)
+    for i, q in enumerate(slow.slow_ranking(*map(np.ndarray.tolist, case), separate_cameras=separate)):
+        hits = ranking.hits(i, k)
+        assert hits['item'].tolist() == q['order'][:k]
+        assert hits['rank'].tolist() == list(range(1, len(hits) + 1))
+        assert hits['rank'][hits['match']].tolist() == [r for r in q['ranks'] if r <= k]
+        assert not hits['removed'].any()
+        everything = ranking.hits(i, case[0].shape[1], removed=True)
+        assert everything['item'].tolist() == np.argsort(case[0][i], kind='stable').tolist()
+        assert everything['item'][~everything['removed']].tolist() == q['order']
+        assert (everything['rank'][everything['removed']] == 0).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases())
+def test_gpu_way_of_counting_equals_the_row_by_row_one(case):
+    dist, *ids = case
+    labels = Labels(*ids, dist.shape)
+    splits = [labels.split(i) for i in range(len(dist))]
+    rows = [r for row, split in zip(dist.astype(np.float32), splits) for r in row_ranks(row, *split)]
+    assert band_ranks(torch.from_numpy(dist.astype(np.float32)), splits).tolist() == rows
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(['cosine', 'euclidean', 'sqeuclidean']))
+def test_features_and_their_matrix_give_the_same_ranking(seed, metric):
+    rng = np.random.default_rng(seed)
+    q, g = rng.integers(0, 3, (5, 4)) + rng.integers(0, 2), rng.integers(0, 3, (17, 4)) + 1
+    q[:, 0] += 1  # no zero vectors
+    ids = rng.integers(0, 4, 5), rng.integers(0, 4, 17), rng.integers(0, 2, 5), rng.integers(0, 2, 17)
+    with may_warn(): ranking = rank(q, g, *ids, metric=metric)
+    dist = cosine_distances(q.astype(np.float32), g.astype(np.float32)) if metric == 'cosine' else euclidean_distances(q.astype(np.float32), g.astype(np.float32))
+    with may_warn(): other = evaluate_distances(dist, *ids)
+    assert ranking.matches.ranks.tolist() == other.matches.ranks.tolist()
+    assert ranking.matches.items.tolist() == other.matches.items.tolist()
+
+
+def worked(**kw):
+    "One query whose matches lie at ranks 1, 2, 4 and 7"
+    return evaluate_distances(np.arange(7.)[None], [1], [1, 1, 0, 1, 0, 0, 1], [0], [1] * 7, **kw)
+
+
+def test_worked_cases():
+    assert worked().mAP == pytest.approx(0.8304, abs=5e-5)
+    assert worked(ap='trapezoid').mAP == pytest.approx(0.8110, abs=5e-5)
+    assert worked().mINP == 4 / 7
+    for ap, value in (('step', 0.5), ('trapezoid', 0.25)):
+        assert evaluate_distances([[0, 1]], [1], [0, 1], [0], [1, 1], ap=ap).mAP == value
+
+
+def test_cmc_takes_one_rank_or_several_and_refuses_zero():
+    r = evaluate_distances(np.tile(np.arange(4.), (2, 1)), [1, 2], [0, 1, 0, 2], [0, 0], [1] * 4)
+    assert r.cmc(1) == 0 and isinstance(r.cmc(1), float)
+    assert r.cmc(np.arange(1, 6)).tolist() == [0, 0.5, 0.5, 1, 1]
+    for bad in (0, 1.5, [1, -1]):
+        with pytest.raises(ValueError, match='ranks are integers from 1'): r.cmc(bad)
+
+
+def test_table_is_one_row_of_the_usual_figures():
+    t = worked().table('re-ranked')
+    assert list(t.columns) == ['R1', 'R5', 'R10', 'mAP', 'mINP'] and list(t.index) == ['re-ranked']
+    assert t.iloc[0].tolist() == pytest.approx([1, 1, 1, 0.830357, 4 / 7], abs=1e-6)
+
+
+def test_why_queries_lost_their_matches():
+    with pytest.warns(UserWarning, match='none of 3 queries has a true match .*1 x identity not in the gallery'):
+        r = evaluate_distances(np.zeros((3, 4)), [7, 1, -1], [1, 1, 2, -1], [0, 0, 0], [0, 0, 1, 1])
+    assert r.unmatched.to_dict() == {0: 'identity not in the gallery', 1: 'identity only in the same camera', 2: 'the query is junk'}
+    assert np.isnan([r.mAP, r.mINP, r.cmc(1)]).all() and np.isnan(r.ap).all() and r.n_skipped == r.n_unmatched == 3
+    with pytest.warns(UserWarning, match='none of'): z = evaluate_distances(np.zeros((1, 1)), [0], [0], [0], [0], no_match='zero')
+    assert (z.mAP, z.mINP, z.cmc(1), z.n_skipped, z.n_unmatched, z.ap.tolist()) == (0, 0, 0, 0, 1, [0])
+
+
+def test_a_gallery_of_junk_alone_and_of_one_image():
+    with may_warn(): r = evaluate_distances(np.zeros((2, 3)), [1, 2], [-1] * 3, [0, 0], [1] * 3)
+    assert r.n_skipped == 2 and len(r.hits(0)) == 0 and len(r.hits(0, removed=True)) == 3
+    one = rank([[1., 0]], [[0., 1]], [3], [3], [0], [1])
+    assert (one.mAP, one.cmc(1)) == (1, 1) and one.hits(0)['distance'].tolist() == [1]
+
+
+def features(q=5, g=30, d=8, seed=0):
+    "Random features and ids, two cameras"
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(q, d)).astype(np.float32), rng.normal(size=(g, d)).astype(np.float32),
+            np.arange(q) % 4, np.arange(g) % 4, np.zeros(q, int), np.ones(g, int))
+
+
+@pytest.mark.parametrize('convert', [torch.from_numpy, lambda x: x.tolist(), lambda x: x[:, ::-1] if x.ndim == 2 else x[::-1][::-1], np.asfortranarray,
+                                     lambda x: pd.Series(x) if x.ndim == 1 else x.astype('>f4'), lambda x: torch.from_numpy(x).requires_grad_() if x.ndim == 2 else torch.from_numpy(x)])
+def test_arrays_tensors_lists_and_series_give_the_same(convert):
+    case = features()
+    assert rank(*map(convert, case)).mAP == pytest.approx(rank(*case).mAP, abs=1e-12)
+
+
+def test_read_only_memory_maps_are_read_without_a_copy_or_a_warning(tmp_path):
+    case = features()
+    np.save(tmp_path / 'g.npy', case[1])
+    gallery = np.load(tmp_path / 'g.npy', mmap_mode='r')
+    assert rank(case[0], gallery, *case[2:]).mAP == rank(*case).mAP
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_compared_in_float32(dtype):
+    q, g, *ids = features()
+    q, g = torch.from_numpy(q).to(dtype), torch.from_numpy(g).to(dtype)
+    r, wanted = rank(q, g, *ids), rank(q.float(), g.float(), *ids)
+    assert r.ap.tolist() == wanted.ap.tolist()
+    assert r.hits(0)['distance'].dtype == np.float32
+
+
+def test_autocast_and_low_matmul_precision_change_nothing_and_are_put_back():
+    case = [torch.from_numpy(c) for c in features(g=300, d=64)]
+    wanted = rank(*case).ap.tolist()
+    torch.set_float32_matmul_precision('medium')
+    try:
+        with torch.autocast('cpu', dtype=torch.bfloat16): assert rank(*case).ap.tolist() == wanted
+        assert torch.get_float32_matmul_precision() == 'medium'
+    finally: torch.set_float32_matmul_precision('highest')
+
+
+def test_what_was_given_is_not_written_to():
+    dist = np.random.default_rng(0).normal(size=(3, 9)).astype(np.float32)
+    before, pids = dist.copy(), np.array([0, 1, 2])
+    r = evaluate_distances(dist, pids, np.arange(9) % 3 - 1 * (np.arange(9) > 6), [0] * 3, np.arange(9) % 2)
+    assert (dist == before).all()
+    pids[:] = 9
+    assert r.labels.q_pids.tolist() == [0, 1, 2]
+
+
+def test_nothing_in_a_ranking_can_be_changed():
+    r = worked()
+    with pytest.raises(AttributeError): r.ap_form = 'trapezoid'
+    for a in (r.ap, r.inp, r.first_match, r.n_matches, r.matches.ranks, r.labels.q_pids):
+        with pytest.raises(ValueError, match='read-only'): a[0] = 1
+
+
+@pytest.mark.parametrize('hits', [0, 3, 50])
+def test_saved_and_loaded(tmp_path, hits):
+    case = features()
+    r = rank(*case, ap='trapezoid', separate_cameras=True, metric='euclidean')
+    back = Ranking.load(r.save(tmp_path / 'r.npz', hits))
+    assert (back.mAP, back.mINP, back.cmc(3), back.ap_form, back.no_match) == (r.mAP, r.mINP, r.cmc(3), 'trapezoid', 'skip')
+    assert list(tmp_path.iterdir()) == [tmp_path / 'r.npz']
+    if hits: pd.testing.assert_frame_equal(back.hits(2, 3).drop(columns='distance'), r.hits(2, 3).drop(columns='distance'))
+    if hits: assert back.hits(2, 3)['distance'].to_numpy() == pytest.approx(r.hits(2, 3)['distance'].to_numpy(), abs=1e-6)
+    if hits < 30:
+        with pytest.raises(ValueError, match=f'holds the first {hits} hits'): back.hits(2, 4)
+    again = Ranking.load(back.save(tmp_path / 'again.npz', hits))
+    if hits: pd.testing.assert_frame_equal(again.hits(1, 3), back.hits(1, 3))
+
+
+def test_a_file_that_is_no_ranking(tmp_path):
+    np.savez(tmp_path / 'a.npz', x=1)
+    np.save(tmp_path / 'b.npy', np.zeros(3))
+    (tmp_path / 'c.npz').write_text('text')
+    for name in ('a.npz', 'b.npy', 'c.npz'):
+        with pytest.raises(ValueError, match='no Ranking in format 1'): Ranking.load(tmp_path / name)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = worked().save(tmp_path / 'r.npz')
+    def fail(*args, **kw): raise OSError('disk full')
+    monkeypatch.setattr(np, 'savez_compressed', fail)
+    with pytest.raises(OSError, match='disk full'): worked().save(path)
+    assert Ranking.load(path).mAP == worked().mAP
+
+
+ids = [0, 1], [0, 1, 0], [0, 0], [1, 1, 1]
+q, g = np.eye(3, dtype=np.float32)[:2], np.eye(3, dtype=np.float32)
+
+
+def with_value(x, row, value):
+    x = x.copy()
+    x[row] = value
+    return x
+
+
+@pytest.mark.parametrize('args, error, message', [
+    ((with_value(q, 1, np.nan), g, *ids), ValueError, r'query_feats: 1 of 2 rows hold NaN or infinite values, the first is row 1'),
+    ((q, with_value(g, 2, np.inf), *ids), ValueError, r'gallery_feats: 1 of 3 rows hold NaN or infinite'),
+    ((q, with_value(g, 0, 0), *ids), ValueError, r'gallery_feats: 1 of 3 rows are zero, the first is row 0'),
+    ((q[:0], g, [], *ids[1:2], [], ids[3]), ValueError, r'query_feats: empty, shape \(0, 3\)'),
+    ((q, g[:0], ids[0], [], ids[2], []), ValueError, r'gallery_feats: empty'),
+    ((q[0], g, *ids), ValueError, r'query_feats: a matrix .* wanted, got shape \(3,\)'),
+    ((q[:, :2], g, *ids), ValueError, 'query_feats have 2 dimensions and gallery_feats 3'),
+    ((q, g, [0], *ids[1:]), ValueError, 'q_pids: 1 ids for 2 images'),
+    ((q, g, *ids[:3], [[1, 1, 1]]), ValueError, r'g_camids: one id per image wanted, shape \(3,\)'),
+    ((q, g, ['a', 'b'], *ids[1:]), TypeError, 'q_pids: integers wanted, got dtype <U1.*factorize'),
+    ((q, g, [0., 1], *ids[1:]), TypeError, 'q_pids: integers wanted, got dtype float64'),
+    ((q.astype(str), g, *ids), TypeError, 'query_feats: real numbers wanted, got dtype <U32'),
+    ((q.astype(complex), g, *ids), TypeError, 'query_feats: real numbers wanted, got dtype complex128'),
+    ((torch.eye(3, dtype=torch.bool)[:2], g, *ids), TypeError, 'query_feats: real numbers wanted, got torch.bool'),
+    ((torch.eye(3, device='meta')[:2], g, *ids), ValueError, 'query_feats are on meta and gallery_feats on cpu'),
+])
+def test_rank_says_what_is_wrong(args, error, message):
+    with pytest.raises(error, match=message): rank(*args)
+
+
+@pytest.mark.parametrize('kw, message', [
+    (dict(metric='cos'), "unknown metric 'cos': use one of cosine, euclidean"), (dict(ap='mean'), "ap='mean': use one of step, trapezoid"),
+    (dict(no_match='drop'), "no_match='drop': use one of skip, zero")])
+def test_unknown_choices_list_the_known(kw, message):
+    with pytest.raises(ValueError, match=message): rank(q, g, *ids, **kw)
+
+
+@pytest.mark.parametrize('dist, error, message', [
+    ([[0, 1, np.nan], [0, 1, 2]], ValueError, 'distances of query 0 hold NaN or infinite'), ([[0, 1, 2], [0, np.inf, 2]], ValueError, 'distances of query 1'),
+    (np.zeros((0, 3)), ValueError, r'empty query or gallery, shape \(0, 3\)'), (np.zeros(3), ValueError, r'a matrix \(queries, gallery\) wanted, got shape \(3,\)'),
+    (np.zeros((3, 3)), ValueError, 'q_pids: 2 ids for 3 images'), ([['a', 'b', 'c']] * 2, TypeError, 'dist: real numbers wanted')])
+def test_evaluate_distances_says_what_is_wrong(dist, error, message):
+    with pytest.raises(error, match=message): evaluate_distances(dist, *ids)
+
+
+def test_hits_refuses_what_is_not_there():
+    for bad in (1, -2):
+        with pytest.raises(IndexError, match=f'query {bad}: there are 1 queries, 0 to 0'): worked().hits(bad)
+    with pytest.raises(ValueError, match='k=0: ask for at least one hit'): worked().hits(0, 0)
+    assert worked().hits(-1).equals(worked().hits(0))
+
+
+@pytest.mark.parametrize('offsets, ranks, items, message', [
+    ([0, 1], [1], [0], 'do not describe 2 queries'), ([0, 1, 3], [1, 2], [0, 1], 'do not describe'), ([0, 1, 2], [0, 1], [0, 1], r'ranks must lie in 1\.\.3'),
+    ([0, 1, 2], [1, 1], [0, 3], 'items in 0'), ([0, 2, 2], [2, 1], [0, 2], 'must ascend'), ([0, 1, 2], [1, 1], [1, 1], 'another identity')])
+def test_a_ranking_checks_itself(offsets, ranks, items, message):
+    with pytest.raises(ValueError, match=message):
+        Ranking(Labels(*ids, (2, 3)), Matches(*map(np.array, (offsets, ranks, items))), 'step', 'skip', MatrixDistances(torch.zeros(2, 3)))
+
+
+def test_repr_says_how_many_queries_counted():
+    with_skip = evaluate_distances([[0., 1], [1, 0]], [1, 5], [1, 2], [0, 0], [1, 1])
+    assert repr(with_skip) == 'Ranking(2 queries, 2 gallery images: R1 1.0000, mAP 1.0000, mINP 1.0000, 1 queries without a match)'
