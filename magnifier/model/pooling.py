@@ -6,6 +6,10 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ['region_max_pool', 'kept_region_pool']
 
+SPARSE = 3  # On a CPU, masks with fewer than 1/3 of their values non-zero are pooled by position
+CHUNK = 2**20  # Values of a map worked on at once on a CPU: 4 MB, about a core's cache
+EMBEDDING_BAG_MAX = 2  # torch's code for mode='max'
+
 
 def region_max_pool(
     feature_map: Tensor,  # n x c x h x w; after ReLU in the model, any sign allowed
@@ -60,5 +64,41 @@ class _RegionMax(torch.autograd.Function):
 
 
 def _max_by_region(maps, masks):  # n x c x hw, n x k x hw -> values and positions, n x k x c each
-    found = [(maps * masks[:, k, None]).max(-1) for k in range(masks.shape[1])]
-    return torch.stack([f.values for f in found], 1), torch.stack([f.indices for f in found], 1)
+    # Looking at how sparse the masks are would make a GPU wait, and cut a compiled graph in two
+    if masks.device.type == 'cpu' and not torch.compiler.is_compiling():
+        if masks.count_nonzero() * SPARSE < masks.numel(): return _max_sparse(maps, masks)
+        return _max_dense(maps, masks, chunk=max(1, CHUNK // maps[0].numel()))
+    return _max_dense(maps, masks, chunk=len(maps))
+
+
+def _max_dense(maps, masks, chunk):
+    # One region's product at a time, of so many images as fit a cache
+    found = [[(m * r[:, k, None]).max(-1) for k in range(masks.shape[1])] for m, r in zip(maps.split(chunk), masks.split(chunk))]
+    return tuple(torch.cat([torch.stack([f[i] for f in part], 1) for part in found]) for i in (0, 1))
+
+
+def _max_sparse(maps, masks):
+    # One-hot masks leave a region few positions: an image's rows (position x channel) are sorted by region, and maxima taken of runs
+    n, c, hw = maps.shape
+    k = masks.shape[1]
+    wide = torch.promote_types(maps.dtype, torch.float32)
+    counts = (masks != 0).sum(-1)  # (n, k)
+    values, index = torch.zeros(n, k, c, dtype=wide), torch.zeros(n, k, c, dtype=torch.long)
+    pairs = masks.nonzero()[:, 1:].split(counts.sum(1).tolist())  # of each image (region, position), in that order
+    for i, (region, position) in enumerate(p.unbind(1) for p in pairs):
+        if not len(position): continue
+        rows = maps[i].t().contiguous().index_select(0, position).to(wide) * masks[i, region, position, None].to(wide)
+        starts = counts[i].cumsum(0) - counts[i]
+        values[i], _, _, which = torch.embedding_bag(rows, torch.arange(len(rows)), starts, False, EMBEDDING_BAG_MAX)
+        index[i] = position[which.clamp(min=0)]
+    return _with_zeros(values, index, masks)
+
+
+def _with_zeros(values, index, masks):
+    # Outside its positions a region's product is 0, which wins where all inside is negative, and where it comes first
+    outside = masks == 0
+    zero_at = torch.where(outside.any(-1), outside.byte().argmax(-1), masks.shape[-1])[..., None]  # (n, k, 1)
+    empty = outside.all(-1)[..., None]
+    has_zero = zero_at < masks.shape[-1]
+    index = torch.where((values < 0) & has_zero | empty, zero_at, torch.where(values == 0, index.minimum(zero_at), index))
+    return torch.where(has_zero, values.clamp(min=0), values).to(masks.dtype), index
