@@ -170,7 +170,7 @@ def _integers(catalog, column):
     "`column` as int64; a ValueError names the first row that is not a whole number"
     values = pd.to_numeric(catalog[column], errors='coerce')
     bad = catalog[values.isna() | (values % 1 != 0)]
-    if len(bad): raise ValueError(f'{bad["path"].iat[0]}: {column} {bad[column].iat[0]!r} is not a whole number')
+    if len(bad): raise ValueError(f'{bad["path"].iat[0]}: {column} {bad[column].tolist()[0]!r} is not a whole number')
     return values.astype('int64')
 
 

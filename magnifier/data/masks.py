@@ -222,3 +222,6 @@ def _confusion(a, b) -> np.ndarray:
     if first.shape != second.shape: raise ValueError(f'{a} is {first.shape} and {b} is {second.shape} (h, w): masks of one image have one size')
     pairs = first.astype(np.int64) * N_REGIONS + second
     return np.bincount(pairs.ravel(), minlength=N_REGIONS**2).reshape(N_REGIONS, N_REGIONS)
+
+
+def _few(values) -> str: return ', '.join(map(str, values[:12])) + (', ...' if len(values) > 12 else '')

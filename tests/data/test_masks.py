@@ -1,0 +1,293 @@
+"Part-mask files, other parsers' labels, and figures about masks"
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from magnifier.data.catalog import CatalogWarning, find_masks, make_catalog
+from magnifier.data.masks import (convert_mask, convert_masks, mask_agreement, mask_report, mask_targets, read_mask, stripe_mask, stripe_masks,
+                                  write_mask)
+from magnifier.regions import LABEL_TABLES, N_REGIONS, REGIONS
+
+
+def some_labels(seed=0, size=(12, 7), n=8): return np.random.default_rng(seed).integers(0, n, size).astype(np.uint8)
+
+
+# --- files
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 99))
+@settings(deadline=None, max_examples=20)
+def test_what_is_written_is_read(tmp_path_factory, h, w, seed):
+    path, labels = tmp_path_factory.mktemp('m')/'deep'/'er'/'x.png', some_labels(seed, (h, w))
+    assert write_mask(path, labels) == path
+    read = read_mask(path)
+    assert read.dtype == np.uint8 and (read == labels).all()
+    assert os.listdir(path.parent) == ['x.png']
+
+
+def test_palette_files_give_indices_not_colours(tmp_path):
+    labels = some_labels()
+    image = Image.fromarray(labels).convert('P')
+    image.putpalette([v for i in range(256) for v in (255 - i, (i * 37) % 256, 3)])
+    image.save(tmp_path/'x.png')
+    with Image.open(tmp_path/'x.png') as again: assert again.mode == 'P' and not (np.asarray(again.convert('L')) == labels).all()
+    assert (read_mask(tmp_path/'x.png') == labels).all()
+
+
+def test_other_one_channel_files(tmp_path):
+    labels = some_labels(n=2)
+    Image.fromarray(labels.astype(bool)).save(tmp_path/'bits.png')
+    Image.fromarray(labels.astype(np.uint16)).save(tmp_path/'deep.png')
+    for name in ('bits.png', 'deep.png'):
+        assert (read_mask(tmp_path/name) == labels).all() and read_mask(tmp_path/name).dtype == np.uint8
+
+
+@pytest.mark.parametrize('values, message', [
+    (np.full((3, 3), 9, np.uint8), r'x.png: labels 9, and a part mask holds 0 to 7.*convert_masks'),
+    (np.array([[0, 255]], np.uint8), 'labels 0, 255,'),
+    (np.arange(20, dtype=np.uint8)[None], r'labels 0, 1, .*, 11, \.\.\., and'),
+    (np.zeros((3, 3, 3), np.uint8), 'x.png is RGB, and a label file is grey or palette')])
+def test_files_that_are_no_part_mask(tmp_path, values, message):
+    Image.fromarray(values).save(tmp_path/'x.png')
+    with pytest.raises(ValueError, match=message): read_mask(tmp_path/'x.png')
+
+
+def test_files_that_do_not_decode(tmp_path):
+    (tmp_path/'x.png').write_bytes(b'')
+    with pytest.raises(OSError, match='x.png'): read_mask(tmp_path/'x.png')
+    with pytest.raises(FileNotFoundError, match='gone.png'): read_mask(tmp_path/'gone.png')
+    Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path/'f.tif')
+    with pytest.raises(ValueError, match='f.tif is F,'): read_mask(tmp_path/'f.tif')
+
+
+@pytest.mark.parametrize('labels, message', [
+    (np.full((2, 2), 8), 'labels 8, and a part mask holds 0 to 7'), (np.full((2, 2), -1), 'labels -1,'), (np.full((2, 2), 255), 'labels 255,'),
+    (np.zeros((2, 2)), r'is \(h, w\) integers, not \(2, 2\) float64'), (np.zeros((2, 2, 1), int), 'is .h, w. integers'), (np.zeros((0, 2), int), 'is .h, w.')])
+def test_nothing_is_written_for_other_labels(tmp_path, labels, message):
+    with pytest.raises(ValueError, match=message): write_mask(tmp_path/'x.png', labels)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    write_mask(tmp_path/'x.png', np.ones((2, 2), int))
+    def fail(*args): raise OSError('disk full')
+    monkeypatch.setattr(os, 'replace', fail)
+    with pytest.raises(OSError, match='disk full'): write_mask(tmp_path/'x.png', np.zeros((2, 2), int))
+    assert os.listdir(tmp_path) == ['x.png'] and read_mask(tmp_path/'x.png').all()
+
+
+# --- conversion
+
+@pytest.mark.parametrize('name', [n for n, t in LABEL_TABLES.items() if not t.splits])
+def test_plain_tables_label_by_label(name):
+    table = LABEL_TABLES[name]
+    labels = some_labels(n=len(table.regions))
+    expected = [[table.regions[v] for v in row] for row in labels]
+    assert convert_mask(labels, name).tolist() == expected and convert_mask(labels, name).dtype == np.uint8
+
+
+def test_own_table():
+    assert convert_mask(np.array([[0, 1, 2]]), [0, 'foot', 2]).tolist() == [[0, 7, 2]]
+    with pytest.raises(ValueError, match=r'labels 3, and the table has 0 to 2 \(given by the caller\)'): convert_mask(np.array([[3]]), [0, 1, 2])
+
+
+@pytest.mark.parametrize('labels', [np.zeros((2, 2, 3), int), np.zeros((2, 2))])
+def test_labels_have_a_form(labels):
+    with pytest.raises(ValueError, match='integers'): convert_mask(labels, 'lip')
+
+
+LIP = {n: i for i, n in enumerate('bg hat hair glove sunglasses upper dress coat socks pants jumpsuit scarf skirt face larm rarm lleg rleg lshoe rshoe'.split())}
+
+
+def lip_person():
+    "100 rows tall on a 120-row canvas: head 10, torso 40, trousers 46 (two legs), shoes 4; bare arms of 44 at its sides"
+    m = np.zeros((120, 60), int)
+    m[10:20, 25:35] = LIP['face']
+    m[20:60, 20:40] = LIP['upper']
+    m[60:106, 20:28] = m[60:106, 32:40] = LIP['pants']
+    m[106:110, 18:28], m[106:110, 32:42] = LIP['lshoe'], LIP['rshoe']
+    m[22:66, 14:18], m[22:66, 42:46] = LIP['larm'], LIP['rarm']
+    return m
+
+
+def rows_with(mask, region): return np.flatnonzero((mask == REGIONS.index(region)).any(1))
+
+
+def test_a_whole_figure_is_cut_at_knee_and_elbow():
+    r = convert_mask(lip_person(), 'lip')
+    assert rows_with(r, 'head').tolist() == list(range(10, 20)) and rows_with(r, 'chest').tolist() == list(range(20, 60))
+    assert rows_with(r, 'foot').tolist() == list(range(106, 110))
+    upper, lower = rows_with(r, 'upper_leg'), rows_with(r, 'lower_leg')  # 46 rows: a quarter of 100 is more than half of them
+    assert (upper[0], upper[-1], lower[0], lower[-1]) == (60, 80, 81, 105)
+    upper, lower = rows_with(r, 'upper_arm'), rows_with(r, 'lower_arm')  # 44 rows: 25 of them lower
+    assert (upper[0], upper[-1], lower[0], lower[-1]) == (22, 40, 41, 65)
+    assert ((r == 3) | (r == 4))[:, :18].sum() == ((r == 3) | (r == 4))[:, 42:].sum() == 44 * 4
+
+
+def test_shorts_and_bare_legs_are_one_limb():
+    m = lip_person()
+    expected = convert_mask(m, 'lip')
+    legs = m == LIP['pants']
+    legs[:75] = False
+    m[legs] = LIP['lleg']
+    assert (convert_mask(m, 'lip') == expected).all()
+
+
+def test_short_sleeve_and_long_sleeve():
+    m = lip_person()
+    whole = convert_mask(m, 'lip')
+    m[22:34, 14:18] = LIP['upper']  # the sleeve: what is left is cut at the same elbow
+    assert (convert_mask(m, 'lip')[34:, 14:18] == whole[34:, 14:18]).all()
+    m[22:58, 14:18] = LIP['upper']  # only the hand is left
+    assert (convert_mask(m, 'lip')[58:66, 14:18] == REGIONS.index('lower_arm')).all()
+
+
+@pytest.mark.parametrize('mirror', [False, True])
+def test_arm_stretched_out_sideways_or_up(mirror):
+    m = lip_person()
+    m[m == LIP['larm']] = 0
+    m[24:28, 0:20] = LIP['larm']  # 20 columns from the shoulder at 20 to the hand at 0: all within a quarter of the height
+    m[m == LIP['rarm']] = 0
+    m[0:22, 40:44] = LIP['rarm']
+    if mirror: m = m[:, ::-1]
+    r = convert_mask(m, 'lip')
+    r = r[:, ::-1] if mirror else r
+    assert (r[24:28, 0:20] == 4).all()
+    far = convert_mask(np.pad(m[:, ::-1] if mirror else m, ((0, 0), (40, 0)), constant_values=0), 'lip')
+    assert (far[24:28, 40:60] == 4).all()
+    long = np.zeros((120, 100), int)
+    long[:, 40:] = lip_person()
+    long[22:66, 54:58] = 0
+    long[24:28, 10:60] = LIP['larm']  # 50 columns, the hand at 10: the half of it, 25, is lower
+    r = convert_mask(long, 'lip')
+    assert (r[24:28, 10:35] == 4).all() and (r[24:28, 36:60] == 3).all()
+
+
+def test_sapiens_trousers_and_shorts():
+    m = np.zeros((100, 20), int)
+    m[0:10], m[10:50] = 2, 22
+    m[50:96] = 12
+    assert (convert_mask(m, 'sapiens')[50:72] == 5).all() and (convert_mask(m, 'sapiens')[72:96] == 6).all()
+    m[65:75], m[75:96] = 11, 7  # shorts: bare legs come divided, and shorts above the knee stay upper leg
+    r = convert_mask(m, 'sapiens')
+    assert (r[50:75] == 5).all() and (r[75:96] == 6).all()
+
+
+@pytest.mark.parametrize('name', ['lip', 'atr', 'cihp', 'sapiens'])
+def test_degenerate_figures(name):
+    n = len(LABEL_TABLES[name].regions)
+    assert (convert_mask(np.zeros((5, 5), int), name) == 0).all()
+    assert convert_mask(np.zeros((0, 5), int), name).shape == (0, 5)
+    for label in range(n):  # one pixel, one row, no head
+        assert convert_mask(np.array([[label]]), name)[0, 0] in range(N_REGIONS)
+        assert convert_mask(np.full((1, 9), label), name).shape == (1, 9)
+    random = some_labels(3, (20, 9), n)
+    r, t = convert_mask(random, name), LABEL_TABLES[name]
+    divided = np.isin(random, [v for s in t.splits for v in s.labels])
+    assert (r[~divided] == np.array(t.regions)[random[~divided]]).all()
+    assert set(np.unique(r[divided])) <= {3, 4, 5, 6}
+
+
+def test_convert_folder(tmp_path):
+    src, dst = tmp_path/'lip', tmp_path/'out'
+    (src/'a').mkdir(parents=True)
+    for name in ('a/1.png', '2.png'): Image.fromarray(lip_person().astype(np.uint8)).save(src/name)
+    Image.fromarray(np.full((3, 3), 99, np.uint8)).save(src/'bad.png')
+    (src/'empty.png').write_bytes(b'')
+    (src/'.hidden.png').write_bytes(b'')
+    with pytest.warns(CatalogWarning, match=r'2 of 4 files were not converted \(first: .*bad.png: labels 99'): report = convert_masks(src, dst, 'lip')
+    assert sorted(report['result']) == ['converted', 'converted', 'failed', 'failed'] and 'empty.png' in report['problem'].iloc[3]
+    assert (read_mask(dst/'a'/'1.png') == convert_mask(lip_person(), 'lip')).all() and not (dst/'bad.png').exists()
+    written = os.stat(dst/'2.png').st_mtime_ns
+    with pytest.warns(CatalogWarning): again = convert_masks(src, dst, 'lip', workers=1)
+    assert again['result'].value_counts().to_dict() == {'already there': 2, 'failed': 2} and os.stat(dst/'2.png').st_mtime_ns == written
+
+
+def test_convert_folder_refuses(tmp_path):
+    with pytest.raises(ValueError, match="unknown labels 'coco'"): convert_masks(tmp_path, tmp_path/'out', 'coco')
+    with pytest.raises(ValueError, match='holds no PNG file'): convert_masks(tmp_path, tmp_path/'out')
+    with pytest.raises(FileNotFoundError, match='nowhere is not a folder'): convert_masks(tmp_path/'nowhere', tmp_path/'out')
+
+
+def test_densepose_iuv_files_by_their_first_channel(tmp_path):
+    (tmp_path/'iuv').mkdir()
+    parts = some_labels(n=25)
+    iuv = np.stack([parts, some_labels(1, n=255), some_labels(2, n=255)], -1)
+    Image.fromarray(np.ascontiguousarray(iuv[..., ::-1])).save(tmp_path/'iuv'/'x.png')  # OpenCV writes blue, green, red
+    Image.fromarray(parts).save(tmp_path/'iuv'/'y.png')
+    assert (convert_masks(tmp_path/'iuv', tmp_path/'out', 'densepose24')['result'] == 'converted').all()
+    for name in 'xy': assert (read_mask(tmp_path/'out'/f'{name}.png') == convert_mask(parts, 'densepose24')).all()
+
+
+# --- stripes
+
+@given(st.integers(7, 60), st.integers(1, 5))
+@settings(deadline=None, max_examples=30)
+def test_stripes(h, w):
+    m = stripe_mask((h, w))
+    assert m.shape == (h, w) and m.dtype == np.uint8
+    assert (m == m[:, :1]).all() and (np.diff(m[:, 0].astype(int)) >= 0).all()
+    counts = np.bincount(m[:, 0], minlength=8)
+    assert counts[0] == 0 and counts[1:].max() - counts[1:].min() <= 1
+
+
+def test_stripe_files(tmp_path):
+    for name in ('a/x.jpg', 'b/y.png'):
+        (tmp_path/'set'/name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 16)).save(tmp_path/'set'/name)
+    files = stripe_masks(tmp_path/'set')
+    assert [str(f.relative_to(tmp_path)) for f in files] == ['set_ps_label/a/x.png', 'set_ps_label/b/y.png']
+    catalog = find_masks(make_catalog([dict(path=tmp_path/'set'/n, pid=1, camid=1, split='train') for n in ('a/x.jpg', 'b/y.png')]))
+    assert catalog['mask'].tolist() == [str(f) for f in files] and (read_mask(files[0]) == stripe_mask((16, 8))).all()
+    write_mask(files[0], np.ones((16, 8), int))
+    assert stripe_masks(catalog) == files and (read_mask(files[0]) == 1).all()  # what is there stays
+    with pytest.raises(ValueError, match=r'size \(6, 4\): at least 7 x 1'): stripe_mask((6, 4))
+
+
+def test_mask_targets_refuse(tmp_path):
+    with pytest.raises(ValueError, match='a.jpg and .*a.bmp would have the same mask'): mask_targets([tmp_path/'a.jpg', tmp_path/'a.bmp'])
+    with pytest.raises(ValueError, match='a.png would be overwritten'): mask_targets([tmp_path/'a.png'], tmp_path)
+    with pytest.raises(ValueError, match='no images given'): mask_targets([])
+    assert mask_targets([tmp_path/'q'/'a.jpg', tmp_path/'t'/'a.jpg'], 'm')[1][1].parts == ('m', 't', 'a.png')
+
+
+# --- figures
+
+def test_report(tmp_path):
+    a, b = np.zeros((4, 4), int), np.zeros((4, 4), int)
+    a[0], a[1], b[:2] = 1, 2, 7
+    rows = [dict(path=f'{i}.jpg', pid=i, camid=1, split=s, mask=m) for i, (s, m) in enumerate(
+        [('train', write_mask(tmp_path/'a.png', a)), ('train', write_mask(tmp_path/'b.png', b)), ('train', None), ('query', None)])]
+    report = mask_report(make_catalog(rows))
+    train = report.loc['train']
+    assert (train['images'], train['masks'], train['coverage'], train['regions']) == (3, 2, pytest.approx(2/3), 1.5)
+    assert train[list(REGIONS)].tolist() == [.5, .125, .125, 0, 0, 0, 0, .25]
+    assert report.loc['query', ['images', 'masks', 'coverage']].tolist() == [1, 0, 0] and report.index.tolist() == ['train', 'query', 'all']
+    assert report.loc['all', 'coverage'] == .5
+    assert mask_report(make_catalog(rows[3:])).loc['all', 'masks'] == 0
+
+
+def test_agreement_against_the_loop(tmp_path):
+    pairs = [(some_labels(i, (9, 6), 6), some_labels(i + 10, (9, 6), 7)) for i in range(3)]
+    for i, (x, y) in enumerate(pairs): write_mask(tmp_path/'a'/'s'/f'{i}.png', x), write_mask(tmp_path/'b'/'s'/f'{i}.png', y)
+    table = mask_agreement(tmp_path/'a', tmp_path/'b')
+    assert table.index.tolist() == list(REGIONS)
+    for k, region in enumerate(REGIONS):
+        both, either = (sum(int(f(x == k, y == k).sum()) for x, y in pairs) for f in (np.logical_and, np.logical_or))
+        assert table.loc[region, 'both'] == both
+        assert table.loc[region, 'iou'] == pytest.approx(both / either if either else np.nan, nan_ok=True)
+    assert np.isnan(table.loc['foot', 'iou']) and table['pixels_a'].sum() == table['pixels_b'].sum() == 3 * 54
+    assert (mask_agreement(tmp_path/'a', tmp_path/'a')['iou'].dropna() == 1).all()
+
+
+def test_agreement_refuses(tmp_path):
+    write_mask(tmp_path/'a'/'x.png', np.ones((4, 4), int)), write_mask(tmp_path/'b'/'y.png', np.ones((4, 4), int))
+    with pytest.raises(ValueError, match=r'\(1 PNG files\) and .* no file name in common'): mask_agreement(tmp_path/'a', tmp_path/'b')
+    write_mask(tmp_path/'b'/'x.png', np.ones((4, 4), int))
+    with pytest.warns(CatalogWarning, match='1 masks are in one of'): mask_agreement(tmp_path/'a', tmp_path/'b')
+    write_mask(tmp_path/'b'/'x.png', np.ones((5, 4), int)), (tmp_path/'b'/'y.png').unlink()
+    with pytest.raises(ValueError, match=r'x.png is \(4, 4\) and .*x.png is \(5, 4\)'): mask_agreement(tmp_path/'a', tmp_path/'b')
