@@ -77,7 +77,8 @@ class IdentityCategorize(DisplayedTransform):
         return TensorIdentity([self.vocab.o2i.get(int(pid), -1), int(pid), int(camid), ROLES.index(split)])
 
     def decodes(self, o:TensorIdentity):
-        _, pid, camid, role = o.tolist()
+        label, pid, camid, role = o.tolist()
+        if pid < 0: return Identity(f'like id {self.vocab[label]}')  # a prediction knows a class, no camera and no role
         return Identity(f'id {pid} cam {camid}' + ('' if role == 0 else f' {ROLES[role]}'))
 
 

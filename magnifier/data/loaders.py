@@ -58,7 +58,7 @@ def _from_reader(reader):
         return cls.from_df(reader(path, **mine), **kwargs)
     loading = [p for p in inspect.signature(ReIDDataLoaders.from_df).parameters.values() if p.kind is p.KEYWORD_ONLY]
     first, *rest = known.values()
-    taken = {p.name for p in rest}
+    taken = set(known)  # its `path` is the data's; models go to the working directory, or where the learner's `path` says
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in rest]
     cls_parameter = inspect.Parameter('cls', inspect.Parameter.POSITIONAL_OR_KEYWORD)
     from_reader.__signature__ = inspect.Signature([cls_parameter, first, *own, *(p for p in loading if p.name not in taken)])

@@ -76,9 +76,9 @@ class SemanticDiversityPhase(Callback):
         self.gamma, self.start_epoch = gamma, start_epoch
 
     def before_fit(self):
-        "Remembers the weight; a model without part features has nothing to make diverse"
-        if not getattr(self.learn.model, 'sfb', None) and not getattr(self.learn.model, 'sab', None):
-            raise ValueError('the semantic diversity loss compares region features: build the learner with sab=True or sfb=True')
+        "Remembers the weight; a model without region features has nothing to make diverse"
+        if getattr(self.learn.model, 'sfb', True) is None:
+            raise ValueError('the semantic diversity loss compares the fusion branch\'s region features: build the learner with sfb=True')
         self.former = self.learn.loss_func.gamma
 
     def before_epoch(self):
@@ -106,10 +106,10 @@ class _PartColumn(Metric):
 class LossParts(Callback):
     """Training losses by part, averaged over an epoch: columns beside the metrics, all of them in `.history`.
 
-    Columns add the branches up (`id`, `triplet`, `mask`, `sd`); the history keeps each. Sums stay on the device until the epoch
+    Columns add the branches up (`id`, `triplet`), beside `mask` and `sd`; the history keeps each part, the regions' own too. Sums stay on the device until the epoch
     ends, so that no step waits for a number."""
     order = Recorder.order - 1
-    columns = {'id': 'cls', 'triplet': 'tri', 'mask': 'mask', 'sd': 'sd'}  # column -> how the loss parts it adds up end
+    columns = {'id': '_cls', 'triplet': '_tri', 'mask': 'mask', 'sd': 'sd'}  # column -> how the loss parts it adds up end
 
     def before_fit(self):
         "Starts a history, and its columns on first use"
@@ -132,4 +132,5 @@ class LossParts(Callback):
         "Epoch's means"
         means = {key: float(total)/self.n for key, total in self.sums.items()} if self.n else {}
         self.history = pd.concat([self.history, pd.DataFrame([means])], ignore_index=True)
-        self.shown = {c: sum(v for key, v in means.items() if key.split('_')[-1] == end) for c, end in self.columns.items()}
+        branches = {key: value for key, value in means.items() if not key.startswith('region')}
+        self.shown = {c: sum(v for key, v in branches.items() if key.endswith(end)) for c, end in self.columns.items()}

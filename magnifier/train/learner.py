@@ -12,7 +12,6 @@ from magnifier.data.block import ROLES
 from magnifier.model.net import create_magnifier, model_splitter
 from magnifier.retrieval.distance import normalise
 from magnifier.retrieval.ranking import evaluate_distances
-from magnifier.retrieval.rerank import rerank as rerank_features
 from magnifier.train.callbacks import LossParts, RegionOcclusion, SemanticDiversityPhase, TeacherMasks
 from magnifier.train.losses import MagnifierLoss
 from magnifier.train.metrics import rank_by_role, reid_metrics
@@ -118,6 +117,7 @@ def _as_list(images):
 def _reranked(embeddings, identity, rerank_kwargs, rank_kwargs):
     "Ranking of the validation set after k-reciprocal re-ranking"
     query, gallery = (identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
+    from magnifier.retrieval.rerank import rerank as rerank_features
     distances = rerank_features(embeddings[query], embeddings[gallery], **rerank_kwargs)
     of = lambda rows, column: identity[rows, column].numpy()
     return evaluate_distances(distances, of(query, 1), of(gallery, 1), of(query, 2), of(gallery, 2), **rank_kwargs)

@@ -19,7 +19,7 @@ def fit_quick(
 ):
     "The CPU demonstration: one cycle from random weights, the last fifth with the semantic diversity loss"
     from magnifier.train.callbacks import SemanticDiversityPhase
-    learn.fit_one_cycle(epochs, 2e-3, cbs=[SemanticDiversityPhase(start_epoch=epochs - epochs//5)] if _has_parts(learn) else None)
+    learn.fit_one_cycle(epochs, 2e-3, cbs=[SemanticDiversityPhase(start_epoch=epochs - epochs//5)] if learn.model.sfb is not None else None)
 
 
 def fit_one_cycle(
@@ -28,10 +28,7 @@ def fit_one_cycle(
 ):
     "A short modern schedule: one cycle at the baseline's rate"
     from magnifier.train.callbacks import SemanticDiversityPhase
-    learn.fit_one_cycle(epochs, 3.5e-4, cbs=[SemanticDiversityPhase(start_epoch=epochs - epochs//6)] if _has_parts(learn) else None)
-
-
-def _has_parts(learn): return bool(learn.model.sab or learn.model.sfb)
+    learn.fit_one_cycle(epochs, 3.5e-4, cbs=[SemanticDiversityPhase(start_epoch=epochs - epochs//6)] if learn.model.sfb is not None else None)
 
 
 RECIPES = {
