@@ -131,7 +131,7 @@ def squared_norms(
     feats: Tensor,  # (n, d) features
 ) -> Tensor:  # (n,) of the same dtype
     "Squared Euclidean norms, summed in float64"
-    return row_norms(feats, 'features').square().to(feats.dtype)
+    return torch.cat([f.square().sum(1, dtype=torch.float64) for f in feats.split(ROW_BLOCK)]).to(feats.dtype)
 
 
 def centred(
@@ -142,7 +142,8 @@ def centred(
     power = sum(f.square().sum(dtype=torch.float64) for f in feats.split(ROW_BLOCK)) / len(feats)
     offset = mean.square().sum()
     if offset <= 0.9 * power: return feats, torch.zeros_like(mean, dtype=feats.dtype)
-    mean = mean.to(feats.dtype)
+    mean = mean / (step := 2 ** (mean.abs().amax().log2().floor() - 6))  # seven bits are enough, and leave equal distances of short numbers equal
+    mean = (mean.round() * step).to(feats.dtype)
     return feats - mean, mean
 
 
