@@ -29,7 +29,7 @@ DETAILS = dict(
 @dataclass(frozen=True)
 class Appearance:
     "Everything that belongs to an identity and to no picture; `dataclasses.replace` changes one thing of it. Colours are RGB, 0 to 255"
-    girth: float          # Thickness of trunk and limbs, 0.85 to 1.25
+    girth: float          # Thickness of trunk and limbs, 0.88 to 1.2
     shoulders: float      # Width of the shoulders, 0.9 to 1.12
     legs: float           # Length of the legs, 0.94 to 1.06
     head: float           # Size of the head, 0.92 to 1.1
@@ -74,7 +74,7 @@ def random_appearance(
     lower, hair = _other(rng, top), _pick(rng, tuple(_HAIR.values())[:5])
     accent = _other(rng, top)
     return Appearance(
-        girth=_spread(rng, .85, 1.25), shoulders=_spread(rng, .9, 1.12), legs=_spread(rng, .94, 1.06), head=_spread(rng, .92, 1.1),
+        girth=_spread(rng, .88, 1.2), shoulders=_spread(rng, .9, 1.12), legs=_spread(rng, .94, 1.06), head=_spread(rng, .92, 1.1),
         skin=_pick(rng, _SKIN), hair_colour=hair, hair_style=_pick(rng, HAIR_STYLES), sleeve=_pick(rng, SLEEVES), top_colour=_worn(rng, top),
         top_pattern=_pick(rng, ('plain',) + PATTERNS), top_accent=_worn(rng, accent), logo=_pick(rng, LOGOS), logo_colour=_other(rng, top, accent),
         lower=_pick(rng, ('trousers',) + LOWERS), lower_colour=_worn(rng, lower), shoe_colour=_other(rng, lower),

@@ -25,19 +25,26 @@ class Camera:
     light: tuple = (-.4, -.55, .73)  # Where the light comes from: right, down, towards the viewer
     ambient: float = .6    # Share of the light that comes from everywhere
     horizon: float = .4    # Height at which wall meets ground, share of the picture from its top
-    wall: tuple = ('plain', (150, 150, 150))   # Kind and colour
-    floor: tuple = ('plain', (150, 150, 150))  # Kind and colour
+    walls: tuple = ()      # Kinds of wall in its view, side by side
+    floors: tuple = ()     # Kinds of ground
 
 
 NEUTRAL = Camera(0, (1., 1., 1.))
 CAMERAS = (
-    Camera(1, (1.02, 1., .96), 1.06, .95, 0, 3., 1., 6., -1.5, (-.5, -.5, .7), .6, .36, ('bricks', (150, 106, 90)), ('tiles', (168, 162, 150))),
-    Camera(2, (1.14, 1., .82), .92, 1.05, 1, 4., 1., 14., 2., (.55, -.5, .67), .55, .22, ('hall', (188, 172, 140)), ('tiles', (150, 134, 112))),
-    Camera(3, (.88, .98, 1.16), .95, 1., 0, 6., .8, 10., 0., (-.2, -.8, .56), .66, .3, ('windows', (120, 130, 142)), ('asphalt', (104, 106, 112))),
-    Camera(4, (.95, 1.08, .92), 1., .9, 1, 3., .9, 4., 3., (.3, -.6, .74), .62, .45, ('hedge', (74, 104, 58)), ('grass', (118, 138, 84))),
-    Camera(5, (1.04, .96, 1.04), .74, 1.15, 0, 9., 1., 8., -3., (.6, -.3, .74), .5, .34, ('shutters', (96, 98, 108)), ('asphalt', (82, 80, 84))),
-    Camera(6, (.98, 1.02, 1.02), 1.2, .9, 1, 5., .62, 18., 1., (0., -.7, .71), .72, .14, ('plain', (196, 198, 196)), ('paving', (186, 182, 172))),
+    Camera(1, (1.01, 1., .98), 1.05, .97, 0, 3., 1., 6., -1.5, (-.5, -.5, .7), .6, .36, ('bricks', 'windows'), ('tiles', 'paving')),
+    Camera(2, (1.06, 1., .92), .96, 1.03, 1, 4., 1., 14., 2., (.55, -.5, .67), .55, .22, ('hall', 'shutters', 'plain'), ('tiles',)),
+    Camera(3, (.94, 1., 1.06), .98, 1., 0, 6., .8, 10., 0., (-.2, -.8, .56), .66, .3, ('windows', 'hall', 'hedge'), ('asphalt', 'paving')),
+    Camera(4, (.98, 1.03, .97), 1., .95, 1, 3., .9, 4., 3., (.3, -.6, .74), .62, .45, ('hedge', 'bricks', 'hedge'), ('grass', 'asphalt', 'paving')),
+    Camera(5, (1.02, .98, 1.02), .86, 1.05, 0, 7., 1., 8., -3., (.6, -.3, .74), .5, .34, ('shutters', 'bricks', 'windows'), ('asphalt', 'tiles')),
+    Camera(6, (.99, 1.01, 1.01), 1.1, .95, 1, 5., .72, 18., 1., (0., -.7, .71), .72, .14, ('plain', 'hedge'), ('paving', 'grass', 'tiles')),
 )
+
+# Colours that every town has; each piece of wall or ground takes one, so that a background gives away little about its camera
+_WALLS = dict(bricks=((150, 106, 90), (176, 150, 122), (128, 118, 112)), hall=((188, 172, 140), (168, 170, 172), (120, 112, 104)),
+              windows=((120, 130, 142), (150, 142, 130), (92, 98, 110)), hedge=((74, 104, 58), (96, 116, 74), (62, 84, 56)),
+              shutters=((96, 98, 108), (142, 128, 116), (108, 122, 118)), plain=((196, 198, 196), (184, 172, 152), (138, 140, 146)))
+_FLOORS = dict(tiles=((168, 162, 150), (142, 138, 134), (150, 134, 112)), asphalt=((104, 106, 112), (88, 86, 86), (122, 118, 112)),
+               grass=((118, 138, 84), (134, 136, 96)), paving=((186, 182, 172), (150, 148, 146), (166, 148, 132)))
 
 
 def _cells(rng, h, w, size, spread):
@@ -62,7 +69,7 @@ def _wall(kind, rng, h, w):
     return out
 
 
-def _floor(kind, rng, h, w, top):
+def _floor(kind, rng, h, w):
     "Brightness of the ground, drawn in perspective from its far edge"
     y, x = np.arange(h)[:, None], np.arange(w)[None]
     far = 900 // (y + 18)                              # shrinks towards the viewer
@@ -75,14 +82,26 @@ def _floor(kind, rng, h, w, top):
     return out
 
 
+def _pieces(rng, kinds, colours, paint, h, w):
+    "Walls or grounds side by side, each of a kind and a colour of its own"
+    out, x = np.empty((h, w, 3), np.int32), 0
+    while x < w:
+        kinds_here = kinds if rng.random() < .5 else tuple(colours)   # half a camera's view looks like any other's
+        kind, wide = kinds_here[int(rng.integers(len(kinds_here)))], min(w - x, int(rng.integers(h // 3 + 16, h + 48)))
+        colour = colours[kind][int(rng.integers(len(colours[kind])))]
+        out[:, x:x+wide] = paint(kind, rng, h, wide)[..., None] + np.array(colour)
+        x += wide
+    return out
+
+
 @lru_cache(maxsize=32)
 def _plate(camera, height, width):
     "The camera's whole view, wide enough to cut many boxes from, before its colours"
-    rng, h, w = stream('plate', camera.camid), height + height // 4, 8 * width
+    rng, h, w = stream('plate', camera.camid), height + height // 4, 16 * width
     top = int(h * camera.horizon)
-    wall, floor = _wall(camera.wall[0], rng, top, w), _floor(camera.floor[0], rng, h - top, w, top)
-    view = np.concatenate([wall[..., None] + np.array(camera.wall[1]), floor[..., None] + np.array(camera.floor[1])])
-    return np.clip(view, 0, 255).astype(np.uint8)
+    view = np.concatenate([_pieces(rng, camera.walls, _WALLS, _wall, top, w), _pieces(rng, camera.floors, _FLOORS, _floor, h - top, w)])
+    light = 100 + _cells(rng, h, w, 60, 22)[..., None]  # per cent: sun and shade
+    return np.clip(view * light // 100, 0, 255).astype(np.uint8)
 
 
 def background(
@@ -95,7 +114,7 @@ def background(
     if not camera.camid: return np.full((h, w, 3), 150, np.uint8)
     plate = _plate(camera, h, w)
     y, x = int(rng.integers(plate.shape[0] - h + 1)), int(rng.integers(plate.shape[1] - w + 1))
-    return plate[y:y+h, x:x+w]
+    return np.minimum(plate[y:y+h, x:x+w].astype(np.int32) * int(rng.integers(78, 121)) // 100, 255).astype(np.uint8)
 
 
 def _blurred(image):
@@ -113,9 +132,11 @@ def _noise(rng, shape, spread):
     return ((four - 510) * round(spread * 1024 / 147.8) + 512) >> 10
 
 
-def _curve(camera, exposure):
-    "What each channel's 256 levels become, (3, 256)"
-    level = [[255 * min(1., (i / 255 * gain * exposure)) ** camera.gamma for i in range(256)] for gain in camera.gains]
+def _curve(camera, rng):
+    "What each channel's 256 levels become, (3, 256): the camera's colours, and the hour's"
+    exposure = camera.exposure * (.82 + .36 * float(rng.random()))
+    gains = [round(g * exposure * (.965 + .07 * float(rng.random())), 3) for g in camera.gains]
+    level = [[255 * min(1., i / 255 * gain) ** camera.gamma for i in range(256)] for gain in gains]
     return np.array([[int(v + .5) for v in row] for row in level], np.int32)
 
 
@@ -126,7 +147,7 @@ def expose(
 ) -> np.ndarray:  # (h, w, 3) uint8
     "The picture as this camera delivers it: colours, blur, resolution, noise"
     if not camera.camid: return image
-    curve = _curve(camera, round(camera.exposure * (.9 + .2 * float(rng.random())), 3))
+    curve = _curve(camera, rng)
     out = np.stack([curve[c][image[..., c]] for c in range(3)], -1)
     for _ in range(camera.blur): out = _blurred(out)
     if camera.resolution < 1:

@@ -60,6 +60,7 @@ class Canvas:
         paint,  # RGB, or a function Surface -> (n, 3) RGB
         caps=(True, True),  # Round the start, round the end; a flat end stops at the axis' point
         flat:float=1.,  # Depth of the cross-section over its width
+        lift:float=0.,  # Small pixels by which the tube is taken to be nearer than it is: cloth that hangs over limbs
     ):
         "Draw a tube with a straight axis and a round (or flattened) cross-section"
         a, b = [grid(v) for v in a], [grid(v) for v in b]
@@ -80,7 +81,7 @@ class Canvas:
         if not caps[0]: inside &= along >= 0
         if not caps[1]: inside &= along <= np.float32(length)
         facing = np.sqrt(np.maximum(1 - q, np.float32(0)))
-        z = np.float32(a[2]) + core * np.float32((b[2] - a[2]) / length) + facing * r * np.float32(flat)
+        z = np.float32(a[2] + grid(lift)) + core * np.float32((b[2] - a[2]) / length) + facing * r * np.float32(flat)
         seen = inside & (z > self.depth[box])
         self.depth[box][seen] = z[seen]
         if label is not None: self.label[box][seen] = label
@@ -110,7 +111,7 @@ class Canvas:
         "Lambert's law with some light from everywhere, darker towards the outline"
         lx, ly, lz = (np.float32(v) for v in self.light)
         direct = np.maximum(right * lx + down * ly + facing * lz, np.float32(0))
-        return (np.float32(self.ambient) + np.float32(1.12 - self.ambient) * direct) * (np.float32(.82) + np.float32(.18) * facing)
+        return (np.float32(self.ambient) + np.float32(1.12 - self.ambient) * direct) * (np.float32(.86) + np.float32(.14) * facing)
 
     def reduced(self,
         background,  # (h, w, 3) uint8 at the picture's size, seen where nothing was drawn

@@ -69,7 +69,7 @@ def _leg(joints, side, sign, a, pose):
     swing = 2 * math.pi * (pose.phase + (0 if sign > 0 else .5))
     thigh = 3 + 25 * pose.stride * math.sin(swing)
     bend = 5 + 48 * pose.stride * max(0., math.cos(swing)) ** 2
-    hip = joints[f'{side}_hip'] = (.052 * sign * a.shoulders, .525 * a.legs, 0.)
+    hip = joints[f'{side}_hip'] = (.054 * sign * a.girth, .525 * a.legs, 0.)
     knee = joints[f'{side}_knee'] = _limb(hip, .24 * a.legs, thigh, 1.5 * sign)
     ankle = joints[f'{side}_ankle'] = _limb(knee, .24 * a.legs, thigh - bend, 0.)
     pitch = math.radians((thigh - bend) * .55)
@@ -80,7 +80,7 @@ def _leg(joints, side, sign, a, pose):
 
 def _arm(joints, side, sign, a, pose):
     swing = 2 * math.pi * (pose.phase + (.5 if sign > 0 else 0))
-    shoulder = joints[f'{side}_shoulder'] = (.1 * sign * a.shoulders, .525 * a.legs + .295, 0.)
+    shoulder = joints[f'{side}_shoulder'] = (.118 * sign * a.shoulders, .525 * a.legs + .277, 0.)
     upper, out, bend, turn = 26 * pose.stride * math.sin(swing), 8 * sign, 16 + 14 * pose.stride * (1 + math.sin(swing)) / 2, 0.
     if pose.arms == 'phone' and sign < 0: upper, out, bend, turn = 22, 10 * sign, 118, -6 * sign
     if pose.arms == 'pockets': upper, out, bend, turn = -16, 17 * sign, 34, -20 * sign
@@ -106,11 +106,11 @@ def skeleton(
     hip, head = .525 * a.legs, a.head
     joints['pelvis'], joints['neck'] = (0., hip, 0.), (0., hip + .318, .004)
     chin = hip + .355
-    joints['chin'], joints['crown'] = (0., chin + .012, .018), (0., chin + .118 * head, .012)
-    joints['nose'] = (0., chin + .052 * head, .075 * head)
+    joints['chin'], joints['crown'] = (0., chin + .012, .018), (0., chin + .124 * head, .012)
+    joints['nose'] = (0., chin + .052 * head, .078 * head)
     for side, sign in _SIDES:
-        joints[f'{side}_eye'] = (.02 * sign * head, chin + .068 * head, .064 * head)
-        joints[f'{side}_ear'] = (.048 * sign * head, chin + .055 * head, .01)
+        joints[f'{side}_eye'] = (.022 * sign * head, chin + .068 * head, .064 * head)
+        joints[f'{side}_ear'] = (.054 * sign * head, chin + .055 * head, .01)
     ground = min(joints[f'{s}_{p}'][1] for s, _ in _SIDES for p in ('toe', 'heel')) - .024
     return {name: (x, y - ground, z) for name, (x, y, z) in joints.items()}
 
@@ -177,6 +177,6 @@ def fit(
     points = [unit(p) for p in joints.values()]
     left, right = min(p[0] for p in points), max(p[0] for p in points)
     top, bottom = min(p[1] for p in points) - .03, max(p[1] for p in points) + .028
-    scale = .92 * height / (bottom - top) * box.zoom
+    scale = .98 * height / (bottom - top) * box.zoom
     centre = (width * (.5 + box.dx) - scale * (left + right) / 2, height * (.5 + box.dy) - scale * (top + bottom) / 2)
     return Projection(pose.yaw, pitch, roll, scale, centre)

@@ -82,13 +82,10 @@ def _head_paint(a, yaw):
     return paint
 
 
-def _cloth(t_end, colour, skin):
-    "Paint of a limb covered down to `t_end`"
-    def paint(s): return _where(s.t < t_end, _rgb(colour) * _folds(s.t, s.across)[:, :1] if False else colour, skin)
-    def folded(s):
-        cloth = _rgb(colour) * _folds(s.t, s.across, .05)[:, None]
-        return np.where((s.t <= t_end)[:, None], cloth, _rgb(skin))
-    return folded
+def _cloth(end, colour, skin):
+    "Paint of a limb that a garment covers as far as `end`"
+    def paint(s): return np.where((s.t <= end)[:, None], _rgb(colour) * _folds(s.t, s.across, .05)[:, None], _rgb(skin))
+    return paint
 
 
 def _sleeved(skin_radii, cloth_extra, end):
@@ -121,42 +118,42 @@ class _Figure:
 
     def leg(self, side):
         a, g, lower = self.a, self.a.girth, self.a.lower
-        thigh, calf = dict(trousers=(1.1, 1.1), cropped=(1.1, .5), shorts=(.82, -1), skirt=(-1, -1))[lower]
-        self.tube(f'{side}_hip', f'{side}_knee', _sleeved((.058 * g, .04 * g), 1.14, thigh), UPPER_LEG, _cloth(thigh, a.lower_colour, a.skin))
-        self.tube(f'{side}_knee', f'{side}_ankle', _sleeved((.038 * g, .023 * g), 1.22, calf), LOWER_LEG, _cloth(calf, a.lower_colour, a.skin))
+        thigh, calf = dict(trousers=(9, 9), cropped=(9, .5), shorts=(.82, -1), skirt=(-1, -1))[lower]
+        self.tube(f'{side}_hip', f'{side}_knee', _sleeved((.063 * g, .046 * g), 1.12, thigh), UPPER_LEG, _cloth(thigh, a.lower_colour, a.skin), caps=(False, True))
+        self.tube(f'{side}_knee', f'{side}_ankle', _sleeved((.044 * g, .028 * g), 1.2, calf), LOWER_LEG, _cloth(calf, a.lower_colour, a.skin), caps=(False, True))
         sole = tuple(.4 * c + 25 for c in a.shoe_colour)
         def shoe(s): return _where(s.down > .75, sole, a.shoe_colour)
-        self.tube(f'{side}_heel', f'{side}_toe', (.033, .032, .026), FOOT, shoe)
-        self.tube(f'{side}_ankle', f'{side}_heel', (.028, .032), FOOT, shoe)
+        self.tube(f'{side}_heel', f'{side}_toe', (.037, .036, .03), FOOT, shoe)
+        self.tube(f'{side}_ankle', f'{side}_heel', (.032, .036), FOOT, shoe)
 
     def arm(self, side):
         a, g = self.a, self.a.girth
-        upper, fore = dict(none=(-1, -1), short=(.62, -1), elbow=(1.1, .3), long=(1.1, .95))[a.sleeve]
-        self.tube(f'{side}_shoulder', f'{side}_elbow', _sleeved((.038 * g, .03 * g), 1.2, upper), UPPER_ARM, _cloth(upper, a.top_colour, a.skin))
-        self.tube(f'{side}_elbow', f'{side}_wrist', _sleeved((.028 * g, .02 * g), 1.28, fore), LOWER_ARM, _cloth(fore, a.top_colour, a.skin))
-        self.tube(f'{side}_wrist', f'{side}_hand', (.021, .024, .018), LOWER_ARM, a.skin)
+        upper, fore = dict(none=(-1, -1), short=(.62, -1), elbow=(9, .3), long=(9, .96))[a.sleeve]
+        self.tube(f'{side}_shoulder', f'{side}_elbow', _sleeved((.04 * g, .034 * g), 1.17, upper), UPPER_ARM, _cloth(upper, a.top_colour, a.skin))
+        self.tube(f'{side}_elbow', f'{side}_wrist', _sleeved((.033 * g, .024 * g), 1.2, fore), LOWER_ARM, _cloth(fore, a.top_colour, a.skin), caps=(False, True))
+        self.tube(f'{side}_wrist', f'{side}_hand', (.024, .028, .02), LOWER_ARM, a.skin)
 
     def trunk(self):
-        a, g, p, yaw = self.a, self.a.girth, self.p, self.p.yaw
+        a, g, b, p, yaw = self.a, self.a.girth, self.a.shoulders, self.p, self.p.yaw
         x, y, z = self.joints['pelvis']
         foot, top = (x, y - .035, z), self.joints['neck']
-        wide = [.098 * g, .097 * g, .093 * g, .088 * g, .09 * g, .096 * g, .1 * a.shoulders, .104 * a.shoulders, .1 * a.shoulders, .075, .045]
-        deep = [.075 * g, .074 * g, .07 * g, .068 * g, .068 * g, .07 * g, .07 * g, .067 * g, .06 * g, .052, .042]
+        wide = [.122 * g, .118 * g, .108 * g, .102 * g, .104 * g, .11 * g, .116 * b, .121 * b, .12 * b, .108 * b, .06]
+        deep = [.09 * g, .086 * g, .08 * g, .077 * g, .077 * g, .079 * g, .08 * g, .077 * g, .07 * g, .062 * g, .048]
         radii = [p.span(w, d) for w, d in zip(wide, deep)]
-        self.canvas.tube(p(foot), p(top), radii, CHEST if self.labels else 0, _top_paint(a, yaw), caps=(False, True), flat=.85)
+        self.canvas.tube(p(foot), p(top), radii, CHEST if self.labels else 0, _top_paint(a, yaw), caps=(False, False), flat=p.span(.08, .118) / p.span(.118, .08), lift=p.size(.035))
         if a.lower == 'skirt':
             knees = [(u + v) / 2 for u, v in zip(self.joints['left_knee'], self.joints['right_knee'])]
             hem = (knees[0], knees[1] + .03, knees[2] * .6)
-            radii = [p.span(w, d) for w, d in zip((.088 * g, .102 * g, .116 * g, .128 * g), (.07 * g, .088 * g, .104 * g, .118 * g))]
+            radii = [p.span(w, d) for w, d in zip((.108 * g, .12 * g, .132 * g, .142 * g), (.084 * g, .1 * g, .116 * g, .13 * g))]
             paint = _cloth(9, a.lower_colour, a.skin)
-            self.canvas.tube(p((x, y + .01, z)), p(hem), radii, UPPER_LEG if self.labels else 0, paint, caps=(False, False))
+            self.canvas.tube(p((x, y + .01, z)), p(hem), radii, UPPER_LEG if self.labels else 0, paint, caps=(False, False), flat=p.span(.1, .13) / p.span(.13, .1), lift=p.size(.02))
 
     def head(self):
-        a, yaw, r = self.a, self.p.yaw, .05 * self.a.head
+        a, yaw, r = self.a, self.p.yaw, .057 * self.a.head
         x, y, z = self.joints['crown']
         top, chin = (x, y - r, z), self.joints['chin']
         bottom = (chin[0], chin[1] + r * .75, chin[2])
-        self.tube('neck', bottom, (.034, .032), HEAD, a.skin)
+        self.tube('neck', bottom, (.042, .038), HEAD, a.skin)
         self.tube(bottom, top, (r * .82, r * .98, r * 1.02), HEAD, _head_paint(a, yaw))
         self.tube(self.joints['nose'], tuple(n - d for n, d in zip(self.joints['nose'], (0, .012, .01))), (.009, .011), HEAD, a.skin)
         if a.hair_style == 'long': self.tube((x, y - .04, z - .022), (x, y - .16, z - .05), (r, r * 1.02, r * .9), HEAD, a.hair_colour)
@@ -170,14 +167,14 @@ class _Figure:
         if a.hat == 'brim':
             self.tube((x, y - r * .8, z), (x, y - r * .1, z), (r * 1.06, r * .98, r * .86), HEAD, colour)
             for dx, dz in ((.1, 0), (0, .1), (.07, .07), (.07, -.07)):
-                self.tube((x - dx, y - r * .85, z - dz), (x + dx, y - r * .85, z + dz), .013, HEAD, colour)
+                self.tube((x - dx, y - r * .85, z - dz), (x + dx, y - r * .85, z + dz), .016, HEAD, colour)
 
     def bag(self):
         "What is carried hides the body and is no part of it: where it covers the body, the mask stays the body's"
         a, p, (x, y, z) = self.a, self.p, self.joints['pelvis']
         def paint(s): return _where((np.abs(s.t - .62) < .03) & (s.facing > .4), tuple(c * .55 for c in a.bag_colour), a.bag_colour)
         if a.bag == 'backpack':
-            radii = [p.span(w, .055) for w in (.078, .084, .084, .08, .066, .04)]
+            radii = [p.span(w, .055) for w in (.074, .086, .088, .088, .084, .07)]
             low, high = (x, y + .07, z - .09 * a.girth), (x, y + .3, z - .085 * a.girth)
         if a.bag == 'shoulder':
             low, high, radii = (x + .115 * a.girth, y - .075, z), (x + .115 * a.girth, y + .04, z), [p.span(.04, .085)] * 2
