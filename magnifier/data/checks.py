@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 
 from magnifier.data.catalog import SPLITS, _check_columns, _integers, _missing, lost_queries
 from magnifier.data.masks import read_mask
@@ -82,12 +82,12 @@ def _image_problems(data):
     found = []
     if image.mode == 'CMYK': found.append(('CMYK colours', 'convert it to RGB: colours may come out inverted'))
     if image.mode in SIXTEEN_BIT or image.mode.startswith('I;'):
-        found.append((f'more than 8 bits a pixel (mode {image.mode})', 'scale it to 8 bits: it would be clipped to white'))
-    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-        found.append(('rotated by its EXIF tag, which is not applied', 'save it upright: PIL.ImageOps.exif_transpose'))
+        found.append((f'more than 8 bits a pixel (mode {image.mode})', 'scale it to 8 bits: other tools clip it to white'))
     try: image.load()
     except (OSError, ValueError, SyntaxError) as e: return [*found, (f'truncated or damaged ({e})', 'copy it again, or drop the row')], None
-    return found, image.size
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        found.append(('rotated by its EXIF tag', 'readers here turn it, other tools may not: save it upright (PIL.ImageOps.exif_transpose)'))
+    return found, ImageOps.exif_transpose(image).size
 
 
 def _mask_problems(mask, size):

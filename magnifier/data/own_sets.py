@@ -119,5 +119,5 @@ def _draw_queries(table, n_query, rng) -> list[str]:
         if len(groups) == 1: asking = [] if several else [groups[0][:-1]] if not asking else asking
         elif not asking: asking = [groups[rng.integers(len(groups))]]  # few images in each: one camera asks the others
         split[person.index] = 'gallery'
-        for g in asking: split[rng.permutation(g)[:n_query]] = 'query'
+        for g in asking: split[g[rng.permutation(len(g))[:n_query]]] = 'query'
     return split.tolist()
