@@ -1,0 +1,153 @@
+"Masks from a keypoint network: a fake one of torchvision's interface, and the real one's interface untrained"
+
+import os
+import sys
+import types
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from magnifier.data import keypoint_masks as module
+from magnifier.data.catalog import CatalogWarning, find_masks, make_catalog
+from magnifier.data.keypoint_masks import keypoint_network, largest_person, make_masks
+from magnifier.data.masks import read_mask, write_mask
+
+
+class FakeNetwork(torch.nn.Module):
+    "Finds, in an image whose mean red says how many, that many people, each larger and surer than the one before"
+    def __init__(self): super().__init__(); self.batches, self.modes = [], []
+
+    def forward(self, images):
+        self.batches.append([tuple(x.shape) for x in images]), self.modes.append((self.training, torch.is_grad_enabled()))
+        assert all(x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1 for x in images)
+        return [people(round(float(x[0].mean()) * 10)) for x in images]
+
+
+def people(n):
+    side = torch.arange(1, n + 1).float()
+    return dict(boxes=torch.stack([side * 0, side * 0, side, side], 1), scores=torch.linspace(.75, .95, n) if n else torch.zeros(0),
+                keypoints=torch.arange(n).float()[:, None, None].expand(n, 17, 3).clone(), keypoints_scores=torch.full((n, 17), 5.))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    "What the drawing of limbs is asked for; it answers with a mask whose label is the first joint's x"
+    calls = []
+    def regions_from_joints(joints, size):
+        calls.append((joints, size))
+        return np.full(size, int(joints[0, 0]), np.uint8)
+    monkeypatch.setitem(sys.modules, 'magnifier.data.joints', types.SimpleNamespace(regions_from_joints=regions_from_joints))
+    return calls
+
+
+def picture(path, n_people, size=(8, 16)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, (round(n_people * 25.5), 0, 0)).save(path, format='PNG')
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, n, size in [('a/1.jpg', 3, (8, 16)), ('a/2.jpg', 2, (10, 20)), ('b/1.jpg', 2, (8, 16))]: picture(tmp_path/'set'/name, n, size)
+    return tmp_path/'set'
+
+
+def test_masks_are_made_where_they_are_looked_for(folder, drawn):
+    network = FakeNetwork().train()
+    report = make_masks(folder, network=network, bs=2, device='cpu', progress=False)
+    assert report['result'].tolist() == ['made'] * 3 and [len(b) for b in network.batches] == [2, 1]
+    assert network.batches[0] == [(3, 16, 8), (3, 20, 10)] and network.modes == [(False, False)] * 2
+    catalog = find_masks(make_catalog([dict(path=p, pid=1, camid=1, split='train') for p in report['path']]))
+    assert catalog['mask'].tolist() == report['mask'].tolist()
+    assert [int(read_mask(m).max()) for m in report['mask']] == [2, 1, 1]  # the largest of the people
+    assert [size for _, size in drawn] == [(16, 8), (20, 10), (16, 8)] and read_mask(report['mask'][1]).shape == (20, 10)
+    assert drawn[0][0].shape == (17, 3) and (drawn[0][0][:, 2] == 1).all()
+
+
+def test_it_is_resumed(folder, drawn):
+    write_mask(folder.with_name('set_ps_label')/'a'/'2.png', np.full((20, 10), 7))
+    network = FakeNetwork()
+    report = make_masks(folder, network=network, device='cpu', progress=False)
+    assert report['result'].tolist() == ['made', 'already there', 'made'] and network.batches == [[(3, 16, 8)] * 2]
+    assert (read_mask(report['mask'][1]) == 7).all()
+    assert set(make_masks(folder, weights='never opened', progress=False)['result']) == {'already there'}
+
+
+def test_no_person_is_no_file(folder, drawn, tmp_path):
+    picture(folder/'a'/'1.jpg', 0), picture(folder/'b'/'1.jpg', 1), (folder/'b'/'2.jpg').write_bytes(b'')  # 1: joints drawn as label 0
+    with pytest.warns(CatalogWarning, match=r'3 of 4 images have no mask: no person found in 2, .*first: .*a/1.jpg'):
+        report = make_masks(folder, tmp_path/'out', network=FakeNetwork(), device='cpu', progress=False)
+    assert report['result'].tolist() == ['no person', 'made', 'no person', 'failed'] and 'b/2.jpg' in report['problem'][3]
+    assert [f for *_, files in os.walk(tmp_path/'out') for f in files] == ['2.png']
+
+
+def test_a_batch_without_an_image(tmp_path, drawn):
+    (tmp_path/'x.jpg').write_bytes(b'')
+    network = FakeNetwork()
+    with pytest.warns(CatalogWarning): make_masks([tmp_path/'x.jpg'], tmp_path/'out', network=network, progress=False)
+    assert network.batches == []
+
+
+def test_a_killed_run_keeps_what_it_made(folder, drawn):
+    class Dies(FakeNetwork):
+        def forward(self, images):
+            if self.batches: raise KeyboardInterrupt
+            return super().forward(images)
+    with pytest.raises(KeyboardInterrupt): make_masks(folder, network=Dies(), bs=1, device='cpu', progress=False)
+    assert make_masks(folder, network=FakeNetwork(), device='cpu', progress=False)['result'].tolist() == ['already there', 'made', 'made']
+
+
+def test_progress_bar(folder, drawn, capsys):
+    make_masks(folder, network=FakeNetwork(), bs=1, device='cpu')
+    assert '3/3' in capsys.readouterr().out
+
+
+# --- who is meant
+
+def test_the_largest_who_is_sure_enough():
+    found = people(3)
+    assert largest_person(found)[0, 0] == 2
+    found['scores'][2] = .69
+    assert largest_person(found)[0, 0] == 1 and largest_person(found, .5)[0, 0] == 2
+    found['keypoints_scores'][1, :5] = 1.9
+    joints = largest_person(found)
+    assert joints.dtype == np.float32 and joints[:, 2].tolist() == [0] * 5 + [1] * 12 and largest_person(found, .7, 1)[:, 2].all()
+    assert largest_person(found, .99) is None and largest_person(people(0)) is None
+
+
+# --- the network
+
+def test_offline(monkeypatch):
+    def offline(**kwargs): raise URLError('no route to host')
+    monkeypatch.setattr(module, 'keypointrcnn_resnet50_fpn', offline)
+    with pytest.raises(OSError, match=r'could not be downloaded .*no route to host.*: fetch https?://.*keypointrcnn.*\.pth where .* pass the file as weights='):
+        keypoint_network()
+
+
+def test_weights_from_a_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, 'keypointrcnn_resnet50_fpn', lambda **kwargs: torch.nn.Linear(2, 2))
+    source = torch.nn.Linear(2, 2)
+    torch.save(source.state_dict(), tmp_path/'w.pth')
+    network = keypoint_network(tmp_path/'w.pth')
+    assert (network.weight == source.weight).all() and not network.training
+    torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path/'other.pth')
+    with pytest.raises(ValueError, match='other.pth does not hold the weights of torchvision'): keypoint_network(tmp_path/'other.pth')
+    torch.save([1], tmp_path/'list.pth')
+    with pytest.raises(ValueError, match='list.pth does not hold'): keypoint_network(tmp_path/'list.pth')
+    with pytest.raises(FileNotFoundError): keypoint_network(tmp_path/'gone.pth')
+
+
+def test_the_real_network_has_the_interface(monkeypatch, tmp_path, drawn):
+    "Untrained, so that what it finds means nothing"
+    real = module.keypointrcnn_resnet50_fpn
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        monkeypatch.setattr(module, 'keypointrcnn_resnet50_fpn', lambda weights, **kw: real(weights=None, weights_backbone=None, box_score_thresh=0., box_detections_per_img=3,
+                                                                                                  rpn_post_nms_top_n_test=10, **kw))
+        network = keypoint_network(short_side=64)
+    picture(tmp_path/'set'/'x.png', 3, (16, 32))
+    with pytest.warns(CatalogWarning, match='no person found in 1'): make_masks(tmp_path/'set', network=network, device='cpu', min_score=1.1, progress=False)
+    with torch.inference_mode(): found, = network([torch.linspace(0, 1, 3 * 32 * 16).reshape(3, 32, 16)])
+    assert len(found['scores']) and largest_person(found, 0.).shape == (17, 3)
