@@ -1,0 +1,231 @@
+"""Where a model looks: activation maps of the shared map and of each branch, and maps of what made two pictures similar"""
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from fastai.vision.all import TensorImage, patch, to_device, tuplify
+from torch import Tensor
+from torch.nn.functional import normalize
+from magnifier.model.resize import predicted_masks, resize_masks
+from magnifier.regions import NO_MASK
+from magnifier.train.learner import ReIDLearner
+
+__all__ = ['MAPS', 'Sight', 'activation_map', 'decode_pictures', 'contributions', 'similarity_maps', 'saliency']
+
+MAPS = ('stage3', 'stage4', 'global', 'sab', 'sfb')
+NODES = 12  # Of the quadrature along SFB's path: its error is below float32's on a recurrent net
+
+
+def activation_map(
+    feature_map:Tensor, # n x c x h x w: a stage's map, or a branch's own after its bottleneck
+) -> Tensor:  # n x h x w in [0,1]
+    """Channel energy: the root mean square over the channels at each position, then stretched to 0..1 for each image of its own.
+
+    As in the re-identification literature's activation maps (Zagoruyko and Komodakis 2017, attention transfer), and the reading
+    taken of the paper's Figure 2. A map without any relief is 0 everywhere."""
+    energy = feature_map.float().square().mean(1).sqrt()  # n x h x w
+    low, high = energy.amin((1, 2), keepdim=True), energy.amax((1, 2), keepdim=True)
+    return (energy - low)/(high - low).clamp(min=1e-12)
+
+
+def decode_pictures(
+    images:Tensor, # n x 3 x H x W as the model takes them
+    dl,            # The loader they come from: its normalisation is undone
+) -> np.ndarray:  # (n,H,W,3) in [0,1]
+    "Batch of pictures as people see them"
+    decoded = dl.after_batch.decode(TensorImage(images))
+    return decoded.as_subclass(Tensor).float().div(255).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+
+
+class Sight(NamedTuple):
+    "A few pictures as people and the model see them, in the order given"
+    pictures: np.ndarray            # (n,H,W,3) in [0,1]
+    maps: dict                      # `MagnifierNet.feature_maps`: n x c x h x w each, on the model's device, without gradient
+    labels: np.ndarray|None         # (n,H,W) true part labels, 255 where an image has none; None where nothing was given
+    identity: np.ndarray|None       # (n,4) class, pid, camid, role; None where nothing was given
+
+    @classmethod
+    def of(cls,
+        learn:ReIDLearner, # Whose model looks
+        images,            # Whatever `learn.loader` takes; few, since all their maps are held
+    ):
+        "Looks at pictures once, in evaluation mode"
+        dl, batches = learn.loader(images), []
+        with learn._evaluating() as (model, device):
+            for batch in dl:
+                x, *targets = tuplify(to_device(batch, device))
+                maps = {name: o.float() for name, o in model.feature_maps(x).items()}
+                batches.append((decode_pictures(x, dl), maps, *(t.as_subclass(Tensor).cpu().numpy() for t in targets)))
+        pictures, maps, *targets = zip(*batches)
+        maps = {name: torch.cat([m[name] for m in maps]) for name in maps[0]}
+        labels, identity = [np.concatenate(t) for t in targets] if targets else (None, None)
+        return cls(np.concatenate(pictures), maps, labels, identity)
+
+    @property
+    def parsed(self) -> np.ndarray|None:
+        "(n,2h,2w) part labels as the model sees them; None where it has no mask module"
+        logits = self.maps.get('mask_logits')
+        return None if logits is None else logits.argmax(1).cpu().numpy()
+
+    def true_labels(self,
+        i:int, # Which picture
+    ) -> np.ndarray|None:  # (H,W), or None where it has no mask
+        "The data set's part mask of one picture"
+        return None if self.labels is None or (self.labels[i] == NO_MASK).any() else self.labels[i]
+
+    def seen_labels(self,
+        i:int, # Which picture
+    ) -> np.ndarray|None:  # The model's parsing, or else the data set's, or None
+        "The regions that stand for one picture"
+        return self.true_labels(i) if self.parsed is None else self.parsed[i]
+
+    def rows(self,
+        which, # Indices of pictures
+    ) -> dict:  # Their maps
+        "Maps of some of the pictures"
+        return {name: o[which] for name, o in self.maps.items()}
+
+
+def saliency_maps(
+    sight:Sight,   # What was looked at
+    branches=None, # Names in `MAPS`; None for the branches the model has
+) -> dict:  # name -> (n,h,w) in [0,1]
+    "Activation maps by name; a ValueError for one that this model does not have lists those it has"
+    has = [b for b in MAPS if b in sight.maps]
+    names = [b for b in has if b not in ('stage3', 'stage4')] if branches is None else tuplify(branches)
+    unknown = [b for b in names if b not in has]
+    if unknown: raise ValueError(f'no map {unknown[0]!r} in this model: it has {", ".join(has)}')
+    return {b: activation_map(sight.maps[b]).cpu().numpy() for b in names}
+
+
+@patch
+def saliency(self:ReIDLearner,
+    images,        # A path, PIL image, array, a list of these, or a catalog's rows; few
+    branches=None, # 'global', 'sab', 'sfb', 'stage3', 'stage4', or several; None for the branches the model has
+) -> dict:  # name -> (n,h,w) in [0,1], at the map's size
+    "Activation maps (`activation_map`) of pictures, by branch"
+    return saliency_maps(Sight.of(self, images), branches)
+
+
+def region_masks(
+    maps:dict,   # Of `feature_maps`
+    labels=None, # n x H x W labels for a model without a mask module
+) -> Tensor|None:  # n x k x h x w that sum to 1 over k, at the global map's size; None where nobody knows the regions
+    "Region masks as the ranking used them"
+    size = maps['global'].shape[-2:]
+    if 'masks' in maps: return resize_masks(maps['masks'], size)
+    if 'mask_logits' in maps: return predicted_masks(maps['mask_logits'], size)
+    return None
+
+
+def branch_embeddings(
+    model,     # A MagnifierNet in evaluation mode
+    maps:dict, # Of `feature_maps`
+) -> dict:  # branch -> n x c: f_bn, which concatenated and normalised are the embedding
+    "What each branch says of the pictures"
+    features = {'global': model.branches['global'](maps['global'])}
+    if model.sab is not None: features['sab'] = model.sab(maps['sab'], maps['masks'])
+    if model.sfb is not None: features['sfb'] = model.sfb(maps['sfb'], maps['masks'])[0]
+    return {name: model.branches[name].neck.bn(f) for name, f in features.items()}
+
+
+class Contributions(NamedTuple):
+    "Who earned the score: of each branch, by region and place of ONE side of a pair; with `rest` they add up to it"
+    parts: dict   # branch -> n x k x h x w; k = 1 where nobody knows the regions
+    rest: Tensor  # (n,) what an average person earns in SFB, the same for whoever stands there
+    score: Tensor # (n,) cosine similarity, as the ranking has it
+
+    def map(self) -> Tensor:
+        "n x h x w: over branches and regions, each in units of the score"
+        size = self.parts['global'].shape[-2:]
+        return sum(_same_sum(p.sum(1), size) for p in self.parts.values())
+
+    def shares(self) -> Tensor:
+        "n x k: over branches and places"
+        return sum(p.sum((2, 3)) for p in self.parts.values())
+
+
+def _same_sum(heat, size):  # n x h x w -> n x size, the sum over places kept
+    if heat.shape[-2:] == tuple(size): return heat
+    return resize_masks(heat[:, None], size)[:, 0]*(heat.shape[-2]*heat.shape[-1]/(size[0]*size[1]))
+
+
+def contributions(
+    model,        # A MagnifierNet in evaluation mode
+    maps:dict,    # `feature_maps` of n pictures, without gradient
+    others:dict,  # `feature_maps` of the n they are compared with
+    masks=None,   # n x k x h x w region masks for a model that makes none; None for the model's own
+) -> Contributions:  # What earned the score, by place and region of the FIRST pictures
+    """Splits the cosine of two embeddings over the first picture's branches, regions and places: an Aumann-Shapley value
+    (integrated gradients; Sundararajan et al. 2017), whose parts add up to the score.
+
+    The score is <z, e>, z the picture's f_bn of all branches over its own norm, e the other's embedding. What a place counts for is how
+    much <z, e> changes as the features go from those of an AVERAGE person (the running means of the BNNecks, from training) to the
+    picture's own, the norm held. Global branch and SAB are linear in what they pool, so this is exact there: a place's own product with
+    e, minus its part of the average (global: an equal part; SAB: in proportion to the maxima it holds). In SFB the pooled p(x_k) move
+    together from the average regions to the picture's, and the integral of the gradient over that way is taken by Gauss-Legendre
+    quadrature; a channel counts where its maximum lies. What SFB gives for an average person is `rest`, and the quadrature's
+    rounding with it."""
+    with torch.no_grad(): z, e = branch_embeddings(model, maps), branch_embeddings(model, others)
+    flat, e = torch.cat(list(z.values()), 1), normalize(torch.cat(list(e.values()), 1))
+    norm = flat.norm(dim=1, keepdim=True)
+    weight = dict(zip(z, (e/norm).split([o.shape[1] for o in z.values()], 1)))  # branch -> n x c: what f_bn is multiplied with
+    masks = region_masks(maps) if masks is None else masks
+    if masks is None: masks = torch.ones_like(maps['global'][:, :1])
+    parts = {'global': _of_global(model.branches['global'], maps['global'], weight['global'], masks)}
+    if model.sab is not None: parts['sab'] = _of_adversarial(model.sab, maps, weight['sab'])
+    if model.sfb is not None: parts['sfb'] = _of_fusion(model.sfb, maps, weight['sfb'])
+    score = (flat/norm*e).sum(1)
+    return Contributions(parts, score - sum(p.sum((1, 2, 3)) for p in parts.values()), score)
+
+
+def _slope(bn, weight):  # n x c: how <bn(f), weight> changes with f; evaluation's batch norm is linear, its bias frozen at 0
+    return weight*(bn.weight/(bn.running_var + bn.eps).sqrt()).detach()
+
+
+def _of_global(branch, feature_map, weight, masks):
+    "n x k x h x w: a place's product with the other picture, minus the average's"
+    slope, (h, w) = _slope(branch.neck.bn, weight), feature_map.shape[-2:]
+    earned = torch.einsum('nchw,nc->nhw', feature_map, slope) - (slope @ branch.neck.bn.running_mean)[:, None, None]
+    return masks*(earned/(h*w))[:, None]
+
+
+def _of_adversarial(branch, maps, weight):
+    "n x k x h x w: each channel counts where its maximum lies, for the regions that hold the place"
+    feature_map, masks = maps['sab'], maps['masks']
+    kept = masks.sum(1, keepdim=True)  # n x 1 x h x w: 1 but for rounding
+    slope = _slope(branch.neck.bn, weight)
+    values, at = (feature_map*kept).flatten(2).max(-1)  # n x c
+    mass = values/values.sum(1, keepdim=True).clamp(min=1e-12)
+    earned = values*(slope @ branch.reduce.weight.detach()) - mass*(slope @ branch.neck.bn.running_mean)[:, None]
+    return _scatter(earned, at, feature_map.shape[-2:])[:, None]*masks/kept.clamp(min=1e-12)
+
+
+def _scatter(values, at, size):  # n x c values at n x c positions -> n x h x w
+    return torch.zeros(len(values), size[0]*size[1], dtype=values.dtype, device=values.device).scatter_add_(1, at, values).view(-1, *size)
+
+
+def _of_fusion(branch, maps, weight):
+    "n x k x h x w: the gradient along the way from the average regions to the picture's, where each channel's maximum lies"
+    feature_map, masks = maps['sfb'], maps['masks']
+    n, k, size = len(masks), masks.shape[1], feature_map.shape[-2:]
+    pooled, at = (torch.stack(o, 1) for o in zip(*((feature_map*masks[:, i:i+1]).flatten(2).max(-1) for i in range(k))))  # n x k x c
+    average = branch.region_necks.bn.running_mean.view(1, k, -1)
+    slope, gradient = _slope(branch.neck.bn, weight), torch.zeros_like(pooled)
+    nodes, shares = np.polynomial.legendre.leggauss(NODES)
+    for node, share in zip((nodes + 1)/2, shares/2):
+        point = (average + float(node)*(pooled - average)).detach().requires_grad_()
+        # cuDNN's recurrent nets have no gradient in evaluation mode, and the sums of TF32 would not add up
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False): value = (branch.fuse(point)*slope).sum()
+        gradient += float(share)*torch.autograd.grad(value, point)[0]
+    earned = gradient*(pooled - average)  # n x k x c
+    return _scatter(earned.flatten(0, 1), at.flatten(0, 1), size).view(n, k, *size)
+
+
+def similarity_maps(
+    model,       # A MagnifierNet in evaluation mode
+    maps:dict,   # `feature_maps` of n pictures
+    others:dict, # `feature_maps` of the n they are compared with
+) -> tuple:  # Two n x h x w: what of the first, and what of the second, earned the similarity, in units of the score
+    "Maps of the SIMILARITY between two pictures, both ways (`contributions`, which a Grad-CAM of the cosine becomes where it adds up)"
+    return contributions(model, maps, others).map(), contributions(model, others, maps).map()

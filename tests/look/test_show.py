@@ -1,0 +1,228 @@
+"show_batch, show_results, show_ranking: what is drawn, from what, and that looking changes nothing"
+import random
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from fastai.vision.all import Interpretation
+from magnifier.data.loaders import ReIDDataLoaders
+from magnifier.look.drawing import FRAMES
+from magnifier.look.picture import Picture
+from magnifier.look.searched import Searched
+from magnifier.look.show import draw_results, draw_samples
+from magnifier.regions import NO_MASK
+from magnifier.train.learner import magnifier_learner
+
+
+def words(picture): return [t.get_text() for ax in picture.axes for t in ax.texts]
+
+def legend(picture): return [t.get_text() for t in picture.legends[0].get_texts()] if picture.legends else []
+
+
+@pytest.fixture
+def plain(catalog, tmp_path):
+    "Global branch alone, on a catalog without masks"
+    dls = ReIDDataLoaders.from_df(catalog.assign(mask=None), path=tmp_path, size=(64, 32), bs=8, n_per_id=2, pad=2, num_workers=0)
+    learn = magnifier_learner(dls, 'resnet18', pretrained=False, mask=False, sab=False, sfb=False)
+    with learn.no_bar(), learn.no_logging(): yield learn
+
+
+def test_show_batch_shows_pictures_masks_and_titles(dls, tmp_path):
+    picture = dls.show_batch(max_n=4, save=tmp_path/'deep'/'batch.png')
+    assert isinstance(picture, Picture) and (tmp_path/'deep'/'batch.png').stat().st_size > 5000
+    assert len(picture.axes) == 8 and sum(w.startswith('id ') and ' cam ' in w for w in words(picture)) == 4
+    assert legend(picture) == ['head', 'chest', 'upper arm', 'lower arm', 'upper leg', 'lower leg', 'foot']
+    assert picture.get_facecolor() == (1, 1, 1, 1) and not plt.get_fignums()
+
+
+def test_show_batch_of_a_batch_in_hand_shows_that_batch(dls):
+    x, m, y = dls.one_batch()
+    titles = [w for w in words(dls.train.show_batch((x, m, y), max_n=3)) if w]
+    assert titles == [f'id {int(pid)} cam {int(cam)}' for pid, cam in y[:3, 1:3].tolist()]
+
+
+def test_validation_batches_show_their_roles(dls):
+    assert all(w.endswith(('query', 'gallery')) for w in words(dls.valid.show_batch(max_n=2)) if w)
+
+
+def test_unique_shows_one_picture_under_augmentation(dls):
+    assert len({w for w in words(dls.show_batch(max_n=6, unique=True)) if w}) == 1
+
+
+def test_show_false_gives_the_decoded_batch(dls):
+    x, y, samples = dls.show_batch(show=False, max_n=2)
+    assert len(samples) == 2 and len(samples[0]) == 3
+
+
+def test_looking_moves_no_generator(dls):
+    def state(): return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), dls.train.epoch, \
+        dls.train.after_batch[-1].generator.get_state().tolist()
+    before = state()
+    dls.show_batch()
+    assert state() == before
+
+
+def test_seeds_draw_other_batches(dls):
+    first, again, other = (words(dls.show_batch(seed=s)) for s in (0, 0, 1))
+    assert first == again != other
+
+
+def test_a_batch_without_masks_has_no_legend_and_one_row(plain):
+    picture = plain.dls.show_batch(max_n=3)
+    assert len(picture.axes) == 3 and not picture.legends
+
+
+def test_a_picture_without_a_mask_among_others_says_so():
+    pictures = [np.zeros((16, 8, 3))]*2
+    picture = draw_samples(pictures, [np.ones((16, 8), int), np.full((16, 8), NO_MASK)], ['a', 'b'])
+    assert words(picture).count('no mask') == 1
+    rows = draw_results(pictures, ['a', 'b'], true=[np.ones((4, 2), int), None], predicted=None)
+    assert words(rows) == ['a', 'true mask', 'b', 'no mask']
+
+
+@pytest.mark.parametrize('call', [lambda dls: dls.show_batch(max_n=0), lambda dls: draw_samples([], [], []), lambda dls: draw_results([], [])])
+def test_nothing_to_show_is_refused(dls, call):
+    with pytest.raises(ValueError, match='at least'): call(dls)
+
+
+def test_show_results_has_a_column_for_each_thing(learn, tmp_path):
+    picture = learn.show_results(max_n=2, save=tmp_path/'r.png')
+    assert (tmp_path/'r.png').exists() and len(picture.axes) == 12
+    assert [w for w in words(picture)[1:6]] == ['true mask', 'predicted', 'global', 'SAB', 'SFB']
+    assert legend(picture)[-1] == 'high activation'
+    assert words(learn.show_results(max_n=1, branches='stage3'))[1:] == ['true mask', 'predicted', 'stage3']
+    assert words(learn.show_results(max_n=1, branches=()))[1:] == ['true mask', 'predicted']
+
+
+def test_show_results_draws_by_its_seed_and_from_any_source(learn, catalog):
+    titles = lambda **kwargs: [w for w in words(learn.show_results(max_n=3, branches=(), **kwargs)) if w.startswith('id')]
+    assert titles(seed=1) == titles(seed=1) != titles(seed=2)
+    rows = catalog[catalog.split == 'train'].iloc[:3]
+    assert titles(dl=rows, shuffle=False) == [f'id {r.pid} cam {r.camid}' for r in rows.itertuples()]
+    assert titles(ds_idx=0, shuffle=False) == titles(dl=learn.dls.train, shuffle=False)
+    paths = learn.loader(rows.path.tolist())
+    assert not [w for w in words(learn.show_results(dl=paths, max_n=1, branches=())) if w.startswith(('id', 'true'))]
+
+
+def test_show_results_without_masks_or_branches(plain):
+    picture = plain.show_results(max_n=2)
+    assert words(picture)[1::2] == ['global', 'global'] and legend(picture) == ['high activation']
+    with pytest.raises(ValueError, match="no map 'sab' in this model: it has stage3, stage4, global"): plain.show_results(branches='sab')
+    with pytest.raises(ValueError, match='at least one picture'): plain.show_results(max_n=0)
+
+
+def test_show_results_leaves_the_model_as_it_was(learn):
+    learn.model.train()
+    learn.show_results(max_n=1)
+    assert learn.model.training and all(p.grad is None for p in learn.model.parameters())
+
+
+def test_fastais_interpretation_shows_results(learn):
+    interp = Interpretation.from_learner(learn)
+    assert interp.show_results([0, 1]) is None  # fastai's own method returns nothing, and draws through the overload
+
+
+def test_ranking_frames_follow_the_ranking(learn):
+    searched = Searched.of(learn)
+    q = int(searched.choose('best', 1)[0])
+    hits = searched.ranking.hits(q, 5)
+    picture = learn.show_ranking('best', n=1, k=5, saliency=False)
+    marks = [next((t.get_text() for t in ax.texts if t.get_text() in '✓✗'), None) for ax in picture.axes]
+    assert marks[1:] == [FRAMES['true' if m else 'false'][2] for m in hits['match']]
+    captions = [f'{1 - d:.3f}' for d in hits['distance']]
+    assert [w for w in words(picture) if w in captions] == captions
+    assert [w.split('\n')[1] for w in words(picture) if w[:1].isdigit() and '\n' in w] == [f'id {h.pid} cam {h.camid}' for h in hits.itertuples()]
+
+
+def test_frames_differ_by_line_and_mark_too():
+    assert len({str(style) for _, style, _ in FRAMES.values()} - {'-'}) == 2 and len({mark for *_, mark in FRAMES.values()}) == 4
+
+
+@pytest.mark.parametrize('how', ['worst', 'best'])
+def test_worst_and_best_queries(learn, how):
+    searched = Searched.of(learn)
+    ap = searched.ranking.ap[searched.choose(how, 3)]
+    every = np.sort(searched.ranking.ap[searched.ranking.n_matches > 0])
+    assert np.allclose(ap, every[:3] if how == 'worst' else every[::-1][:3])
+
+
+def test_queries_by_name(learn, catalog):
+    searched = Searched.of(learn)
+    row = searched.items.iloc[searched.query_rows[2]]
+    name = row.path.rsplit('/', 1)[-1]
+    assert list(searched.choose(name)) == list(searched.choose(row.path)) == list(searched.choose([name.rsplit('.', 1)[0]])) == [2]
+    assert set(searched.identity[searched.query_rows[searched.choose(int(row.pid))], 1]) == {row.pid}
+    for wrong in ('nobody.jpg', 99999):
+        with pytest.raises(ValueError, match='no query'): searched.choose(wrong)
+    with pytest.raises(ValueError, match='no queries named'): searched.choose([])
+    with pytest.raises(ValueError, match='at least one query'): searched.choose(None, 0)
+
+
+def test_random_queries_follow_the_seed(learn):
+    searched = Searched.of(learn)
+    assert list(searched.choose(None, 4, seed=3)) == list(searched.choose('random', 4, seed=3)) != list(searched.choose(None, 4, seed=4))
+
+
+@pytest.mark.parametrize('saliency', [True, 'masks'])
+def test_overlays_and_their_legends(learn, saliency, tmp_path):
+    picture = learn.show_ranking(n=1, k=3, saliency=saliency, save=tmp_path/'x.png')
+    assert ('similarity from here' in legend(picture)) == (saliency is True) and ('foot' in legend(picture)) == (saliency == 'masks')
+
+
+def test_removed_hits_are_greyed_and_explained(learn):
+    picture = learn.show_ranking(n=6, k=30, saliency=False, show_removed=True)
+    assert any(w.startswith('removed') for w in words(picture)) and 'removed: same camera' in ' '.join(legend(picture))
+
+
+def test_two_learners_on_the_same_queries(learn, plain):
+    picture = learn.show_ranking(n=2, k=2, versus=plain, names=('full', 'G'))
+    assert [w for w in words(picture) if w in ('full', 'G')] == ['full', 'G']*2
+    queries = [w for w in words(picture) if w.startswith('query')]
+    assert queries[0] == queries[1] and queries[2] == queries[3]
+
+
+def test_a_query_without_hits_and_one_without_a_match(learn, catalog):
+    test = catalog[catalog.split != 'train']
+    query = test[test.split == 'query'].iloc[:1]
+    own = test[(test.split == 'gallery') & (test.pid == query.pid.iat[0])]
+    same_camera = own.iloc[:1].assign(camid=query.camid.iat[0])
+    stranger = test[(test.split == 'gallery') & (test.pid != query.pid.iat[0])].iloc[:2]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that nothing matches is the point here
+        alone = learn.show_ranking(catalog=np_concat(query, same_camera))
+        other = learn.show_ranking(catalog=np_concat(query, stranger), k=5, saliency=False)
+    assert any('no hits' in w for w in words(alone))
+    assert 'no match in gallery' in words(other) and words(other).count('✗') == 2
+
+
+def np_concat(*tables):
+    import pandas as pd
+    return pd.concat(tables, ignore_index=True)
+
+
+@pytest.mark.parametrize('kwargs, says', [(dict(k=0), 'at least one hit'), (dict(n=0), 'at least one query'), (dict(saliency='heat'), 'similarity maps')])
+def test_bad_arguments_of_show_ranking(learn, kwargs, says):
+    with pytest.raises(ValueError, match=says): learn.show_ranking(**kwargs)
+
+
+def test_sets_that_cannot_be_ranked(learn, catalog):
+    with pytest.raises(ValueError, match='nothing to rank'): learn.show_ranking(catalog=catalog[catalog.split == 'train'])
+
+
+def test_an_exported_learner_asks_for_data(learn, catalog, tmp_path):
+    from fastai.vision.all import load_learner
+    learn.export(tmp_path/'l.pkl')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        loaded = load_learner(tmp_path/'l.pkl')
+    with loaded.no_bar():
+        with pytest.raises(ValueError, match='carries no'): loaded.show_ranking()
+        with pytest.raises(ValueError, match='carries no'): loaded.show_results()
+        assert loaded.show_ranking(catalog=catalog[catalog.split != 'train'], n=1, k=2, saliency=False)
+
+
+def test_many_pictures_leave_nothing_open(dls):
+    for _ in range(25): dls.show_batch(max_n=1)
+    assert not plt.get_fignums()
