@@ -8,6 +8,7 @@ __all__ = ['Canvas', 'Surface', 'SUPERSAMPLE', 'grid', 'stream']
 
 # Odd, so that one of the small pixels lies at the centre of each large one: that pixel's label is the mask's.
 SUPERSAMPLE = 3
+_NOTHING, _BACK = -1e9, -1e8  # Depths of an empty pixel, and of what has been pushed back
 _STEPS = 48  # radii along a tube are looked up in a table of so many steps
 
 
@@ -43,14 +44,23 @@ class Canvas:
     ):
         "An empty canvas"
         self.colour = np.zeros((height, width, 3), np.float32)
-        self.depth = np.full((height, width), -1e9, np.float32)
+        self.depth = np.full((height, width), _NOTHING, np.float32)
         self.label = np.zeros((height, width), np.uint8)
         self.light, self.ambient = light, ambient
 
     @property
     def covered(self) -> np.ndarray:  # (h, w) booleans
         "Where anything has been drawn"
-        return self.depth > -1e8
+        return self.depth > _NOTHING
+
+    @property
+    def front(self) -> np.ndarray:  # (h, w) booleans at the picture's size
+        "Where something was drawn since `push_back`"
+        return _centres(self.depth > _BACK / 10)
+
+    def push_back(self):
+        "Whatever is drawn from now on stands before everything drawn so far"
+        self.depth[self.covered] = _BACK
 
     def tube(self,
         a,  # Start of the axis: x, y (down), z (towards the viewer) in small pixels
@@ -64,7 +74,7 @@ class Canvas:
     ):
         "Draw a tube with a straight axis and a round (or flattened) cross-section"
         a, b = [grid(v) for v in a], [grid(v) for v in b]
-        length = max(math.hypot(b[0] - a[0], b[1] - a[1]), 1.)
+        length = max(math.sqrt((b[0] - a[0]) ** 2 + (b[1] - a[1]) ** 2), 1.)  # hypot is not exact everywhere
         ux, uy = ((b[0] - a[0]) / length, (b[1] - a[1]) / length) if length > 1 else (0., -1.)
         box = self._box(a, b, max(radii))
         if box is None: return
@@ -127,4 +137,7 @@ class Canvas:
     @property
     def mask(self) -> np.ndarray:  # (h, w) uint8 at the picture's size
         "The label at the centre of each pixel: nearest, never mixed"
-        return self.label[SUPERSAMPLE//2::SUPERSAMPLE, SUPERSAMPLE//2::SUPERSAMPLE].copy()
+        return _centres(self.label).copy()
+
+
+def _centres(small): return small[SUPERSAMPLE//2::SUPERSAMPLE, SUPERSAMPLE//2::SUPERSAMPLE]

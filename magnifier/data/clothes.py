@@ -1,0 +1,112 @@
+"The paint of a drawn pedestrian: garments, patterns, logo, straps and face, as functions of the body's surface"
+
+import math
+import numpy as np
+
+__all__ = ['solid', 'where', 'limb_paint', 'top_paint', 'head_paint', 'bag_paint', 'shoe_paint']
+
+
+def solid(
+    colour,  # RGB
+) -> np.ndarray:  # (1, 3) float32
+    "One colour for all points"
+    return np.array([colour], np.float32)
+
+
+def where(
+    condition,  # (n,) booleans
+    a,  # RGB, or (n, 3)
+    b,  # RGB, or (n, 3)
+) -> np.ndarray:  # (n, 3) float32
+    "Colour `a` at some points, `b` at the others"
+    a, b = (c if isinstance(c, np.ndarray) else solid(c) for c in (a, b))
+    return np.where(condition[:, None], a, b)
+
+
+def _turned(s, yaw):
+    "Directions of the surface in the body's own frame: how far it faces the body's left, how far forward"
+    c, f = np.float32(round(math.cos(yaw), 4)), np.float32(round(math.sin(yaw), 4))
+    return s.across * c - s.facing * f, s.across * f + s.facing * c
+
+
+def _folds(s, deep=.05):
+    "Cloth hangs in folds: brightness as a slow triangle wave along and over the tube"
+    wave = s.t * np.float32(5.3) + s.across * np.float32(1.9)
+    return (np.float32(1 - deep) + np.float32(2 * deep) * np.abs(wave - np.floor(wave) - np.float32(.5)))[:, None]
+
+
+def limb_paint(
+    end,  # Share of the limb that the garment covers
+    colour,  # Of the garment
+    skin,  # Of what follows
+):  # Paint
+    "A sleeve or a leg of trousers, then skin"
+    def paint(s): return where(s.t <= end, solid(colour) * _folds(s), skin)
+    return paint
+
+
+def shoe_paint(
+    colour,  # Of the shoe
+):  # Paint
+    "A shoe with a darker sole"
+    sole = tuple(.4 * c + 25 for c in colour)
+    def paint(s): return where(s.down > .75, sole, colour)
+    return paint
+
+
+def bag_paint(
+    colour,  # Of the bag
+):  # Paint
+    "A bag with a seam"
+    seam = tuple(.55 * c for c in colour)
+    def paint(s): return where((np.abs(s.t - .62) < .03) & (s.facing > .4), seam, colour)
+    return paint
+
+
+def _pattern(a, t, left):
+    "The upper garment's two colours, at height `t` and side `left`"
+    rows, columns = np.floor(t * np.float32(6.5)) % 2 == 0, np.floor(left * np.float32(2.6) + np.float32(8.5)) % 2 == 0
+    second = dict(plain=t > 9, stripes=rows, columns=columns, checks=rows ^ columns, halves=t < .5)[a.top_pattern]
+    return where(second, a.top_accent, a.top_colour)
+
+
+def _logo(a, t, left):
+    "Where the logo is, on chest and back alike"
+    if a.logo == 'none': return t > 9
+    x, y = left / np.float32(.5), (t - np.float32(.64)) / np.float32(.2)
+    inside = (np.abs(x) < 1) & (np.abs(y) < 1)
+    if a.logo == 'disc': inside &= x * x + y * y < 1
+    if a.logo == 'cross': inside &= (np.abs(x) < .36) | (np.abs(y) < .36)
+    return inside
+
+
+def top_paint(
+    a,  # Appearance
+    yaw,  # Radians by which the body turns from the viewer
+):  # Paint
+    "The upper garment of the trunk, with its logo, the straps of a bag, and the neckline"
+    def paint(s):
+        left, forward = _turned(s, yaw)
+        colour = where(_logo(a, s.t, left), a.logo_colour, _pattern(a, s.t, left)) * _folds(s, .07)
+        if a.bag == 'backpack': colour = where((forward > 0) & (np.abs(np.abs(left) - .56) < .11) & (s.t > .3), a.bag_colour, colour)
+        if a.bag == 'shoulder': colour = where(np.abs(left * np.float32(.5) + s.t - np.float32(.52)) < .05, a.bag_colour, colour)
+        return where((s.t > .9) & (forward > .1) & (np.abs(left) < (s.t - np.float32(.9)) * 9), a.skin, colour)
+    return paint
+
+
+def head_paint(
+    a,  # Appearance
+    yaw,  # Radians by which the body turns from the viewer
+):  # Paint
+    "Face, hair, and a hat that hugs the head"
+    hairline, side = (.98, .3) if a.hair_style == 'short' else (.9, -.2)
+    rim, lips = dict(cap=.78, beanie=.68).get(a.hat, 9), tuple(.45 * c for c in a.skin)
+    def paint(s):
+        left, forward = _turned(s, yaw)
+        hair = (s.t > hairline) | (forward < -.25) | ((forward < .3) & (s.t > side))
+        if a.hair_style == 'short': hair &= (forward >= 0) | (s.t >= -.25)
+        eyes = (np.abs(np.abs(left) - .38) < .13) & (np.abs(s.t - .5) < .11) & (forward > 0)
+        mouth = (np.abs(left) < .25) & (np.abs(s.t + .12) < .06) & (forward > 0)
+        face = where(eyes, (40, 30, 30), where(mouth, lips, a.skin))
+        return where(s.t > rim, a.hat_colour, where(hair, a.hair_colour, face))
+    return paint
