@@ -69,10 +69,10 @@ class MagnifierNet(nn.Module):
     def feature_maps(
         self,
         images: Tensor,  # n x 3 x H x W
-        region_masks: Tensor | None = None,  # n x H' x W' integer labels of any size (`NO_MASK` everywhere: none for that
-                                             # image), or n x k x H' x W' floats; None, and such images: the model's own parsing
+        region_masks: Tensor | None = None,  # n x H' x W' integer labels of any size, or n x k x H' x W' floats; None parses
     ) -> dict[str, Tensor]:  # 'stage3', 'stage4', 'global' (= stage 4), 'sab', 'sfb' n x c x h x w; 'mask_logits', 'masks' n x k x h x w
-        "The shared maps, each branch's own map (after its bottleneck), and the region masks at its size: what there is to look at"
+        """The shared maps, each branch's own map (after its bottleneck), and the region masks at its size: what there is to look at.
+        An image whose labels are `NO_MASK`, and every image without `region_masks`, is pooled by the model's own parsing"""
         images = _plain(images)
         _check_sides(images)
         stage3, stage4 = self.backbone(images)

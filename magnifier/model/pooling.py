@@ -12,7 +12,7 @@ EMBEDDING_BAG_MAX = 2  # torch's code for mode='max'
 
 
 def region_max_pool(
-    feature_map: Tensor,  # n x c x h x w; after ReLU in the model, any sign allowed
+    feature_map: Tensor,  # n x c x h x w, finite; after ReLU in the model, any sign allowed
     region_masks: Tensor,  # n x k x h x w, any real weights (0 or 1 where one-hot); used in the map's dtype
 ) -> Tensor:  # n x k x c, the map's dtype
     """Eq. 1: the maximum over h x w of `feature_map * region_masks[:, k]`, for every k, without the n x k x c x h x w product.
@@ -67,7 +67,7 @@ def _max_by_region(maps, masks):  # n x c x hw, n x k x hw -> values and positio
     # Looking at how sparse the masks are would make a GPU wait, and cut a compiled graph in two
     if masks.device.type == 'cpu' and not torch.compiler.is_compiling():
         if masks.count_nonzero() * SPARSE < masks.numel(): return _max_sparse(maps, masks)
-        return _max_dense(maps, masks, chunk=max(1, CHUNK // maps[0].numel()))
+        return _max_dense(maps, masks, chunk=max(1, CHUNK // maps[:1].numel()) if len(maps) else 1)
     return _max_dense(maps, masks, chunk=len(maps))
 
 
