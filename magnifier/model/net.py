@@ -1,6 +1,7 @@
 "MagnifierNet: the three branches over one backbone"
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from magnifier.model.branches import AdversarialBranch, ConcatFusion, FusionBran
 from magnifier.model.heads import BNNeck, RegionNecks, SegmentationHead, at_least_float32
 from magnifier.model.output import BRANCHES, MagnifierOutput
 from magnifier.model.resize import MASK_RESIZES, has_mask, labels_to_masks, predicted_masks, resize_masks
+from magnifier.model.weights import load_weights
 from magnifier.regions import NO_MASK, N_REGIONS
 
 __all__ = ['MagnifierNet', 'create_magnifier', 'model_splitter']
@@ -158,11 +160,12 @@ def create_magnifier(
     last_stride: int = 1,  # Stride of stage 4: 1 (paper) or 2
     hidden: int = 1024,  # Channels of f_sab and f_sfb
     n_regions: int = N_REGIONS,  # k, the number of part labels
+    weights: str | Path | None = None,  # A file in place of ImageNet's, see `load_weights`; the report is in `.weights_report`
 ) -> MagnifierNet:  # In training mode
     """The paper's network, or a row of its Table 2: `sab=False, sfb=False` is G + M, `mask=False` besides is G.
     A ValueError for a combination that makes no sense"""
     _check_options(n_classes, mask, sab, sfb, region_stage, mask_resize)
-    backbone = create_backbone(arch, pretrained, last_stride)
+    backbone = create_backbone(arch, pretrained and weights is None, last_stride)
     width = backbone.widths[region_stage]
     branches = {'global': GlobalBranch(backbone.widths[4], n_classes)}
     if sab: branches['sab'] = AdversarialBranch(width, n_classes, hidden, bottleneck=branch_bottleneck)
@@ -170,7 +173,9 @@ def create_magnifier(
         fuse = ConcatFusion(width, hidden, n_regions) if sfb == 'ab' else RecurrentFusion(width, hidden, cell)
         branches['sfb'] = FusionBranch(width, n_classes, fuse, hidden=hidden, n_regions=n_regions, bottleneck=branch_bottleneck)
     segmentation = SegmentationHead(backbone.widths[4], n_regions) if mask else None
-    return MagnifierNet(backbone, branches, segmentation, region_stage=region_stage, mask_resize=mask_resize, soft_masks=soft_masks)
+    model = MagnifierNet(backbone, branches, segmentation, region_stage=region_stage, mask_resize=mask_resize, soft_masks=soft_masks)
+    if weights is not None: model.weights_report = load_weights(model, weights)
+    return model
 
 
 def _check_options(n_classes, mask, sab, sfb, region_stage, mask_resize):

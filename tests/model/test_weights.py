@@ -1,0 +1,118 @@
+"Weights from files of several makers"
+import logging
+import sys
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from magnifier.model.net import create_magnifier
+from magnifier.model.weights import WeightsReport, load_weights, read_weights
+
+
+def build(seed=0, n_classes=5, **kwargs):
+    torch.manual_seed(seed)
+    return create_magnifier('resnet18', n_classes, False, hidden=16, **kwargs)
+
+
+@pytest.fixture(scope='module')
+def imagenet():
+    torch.manual_seed(7)
+    return {k: v + 1 for k, v in torchvision.models.resnet18().state_dict().items()}
+
+
+def check_backbone(model, tensors, prefix=''):
+    for name, value in model.backbone.state_dict().items(): assert torch.equal(value, tensors[prefix + name])
+
+
+@pytest.mark.parametrize('prefix', ['', 'base.', 'module.base.', 'backbone.', '_orig_mod.module.encoder.net.'])
+@pytest.mark.parametrize('wrapper', [None, 'state_dict', 'model'])
+def test_backbone_under_any_prefix(tmp_path, imagenet, prefix, wrapper, caplog):
+    tensors = {prefix + k: v for k, v in imagenet.items()}
+    torch.save({wrapper: tensors, 'epoch': 3} if wrapper else tensors, tmp_path/'w.pth')
+    with caplog.at_level(logging.INFO):
+        model = build(weights=tmp_path/'w.pth')
+    check_backbone(model, imagenet)
+    report = model.weights_report
+    assert isinstance(report, WeightsReport) and len(report.loaded) == len(model.backbone.state_dict()) and not report.reshaped
+    assert [name.split('.')[-2] for name in report.unused] == ['fc', 'fc']
+    assert [r.levelname for r in caplog.records] == ['INFO'] and 'tensors loaded' in caplog.text
+    heads = {k: v for k, v in model.state_dict().items() if not k.startswith('backbone.')}
+    assert set(report.missing) == set(heads)
+    for name, value in build().state_dict().items():
+        if name in heads: assert torch.equal(value, heads[name])
+
+
+def test_reid_strong_baseline(tmp_path, imagenet):
+    neck = {f'bottleneck.{k}': v + 2 for k, v in nn.BatchNorm1d(512).state_dict().items()}
+    tensors = {**{f'base.{k}': v for k, v in imagenet.items() if not k.startswith('fc.')}, **neck, 'classifier.weight': torch.ones(751, 512)}
+    torch.save(tensors, tmp_path/'baseline.pth')
+    model = build(n_classes=751, weights=tmp_path/'baseline.pth')
+    check_backbone(model, imagenet)
+    for name, value in model.branches['global'].neck.bn.state_dict().items(): assert torch.equal(value, neck[f'bottleneck.{name}'])
+    assert model.branches['global'].neck.classifier.weight.eq(1).all() and not model.weights_report.unused
+    model = build(n_classes=5, weights=tmp_path/'baseline.pth')  # other identities: the classifier stays as it was made
+    assert model.weights_report.reshaped == ['branches.global.neck.classifier.weight'] and model.weights_report.unused == ['classifier.weight']
+
+
+def test_a_whole_magnifier(tmp_path):
+    was = build(1)
+    torch.save(was.state_dict(), tmp_path/'all.pth')
+    model = build(2, weights=str(tmp_path/'all.pth'))
+    assert all(torch.equal(v, was.state_dict()[k]) for k, v in model.state_dict().items())
+    assert str(model.weights_report) == f'{tmp_path/"all.pth"}: {len(was.state_dict())} of {len(was.state_dict())} tensors loaded'
+    row = build(3, sfb=False, weights=tmp_path/'all.pth')  # a smaller model takes what it has
+    assert not row.weights_report.missing and all(k.startswith('branches.sfb') for k in row.weights_report.unused)
+
+
+def test_incomplete_backbone_is_warned_about(tmp_path, imagenet, caplog):
+    torch.save({k: v for k, v in imagenet.items() if not k.startswith('layer4')}, tmp_path/'w.pth')
+    build(weights=tmp_path/'w.pth')
+    assert [r.levelname for r in caplog.records] == ['WARNING'] and 'missing (backbone.layer4.0.conv1.weight' in caplog.text
+
+
+def test_nothing_fits(tmp_path, imagenet):
+    torch.save({'a.weight': torch.ones(2)}, tmp_path/'w.pth')
+    with pytest.raises(ValueError, match=r'none of its 1 tensors \(a.weight, ...\) fits the model .*another arch'): build(weights=tmp_path/'w.pth')
+    torch.save({k: torch.zeros(3, 3, 3) for k in imagenet}, tmp_path/'w.pth')
+    with pytest.raises(ValueError, match='another arch'): build(weights=tmp_path/'w.pth')
+
+
+def test_files_without_plain_tensors(tmp_path):
+    file = tmp_path/'w.pth'
+    torch.save(nn.Linear(2, 2), file)
+    with pytest.raises(ValueError, match='save a state dict'): read_weights(file)
+    file.write_bytes(b'')
+    with pytest.raises(ValueError, match='no file of plain tensors'): read_weights(file)
+    file.write_bytes(b'hello, world')
+    with pytest.raises(ValueError, match='no file of plain tensors'): read_weights(file)
+    for empty in ({}, [torch.ones(1)], {'epoch': 3}):
+        torch.save(empty, file)
+        with pytest.raises(ValueError, match='holds no named tensors'): read_weights(file)
+    with pytest.raises(FileNotFoundError, match='gone.pth'): read_weights(tmp_path/'gone.pth')
+
+
+def test_safetensors(tmp_path, imagenet):
+    safetensors = pytest.importorskip('safetensors.torch')
+    safetensors.save_file({f'module.base.{k}': v for k, v in imagenet.items()}, tmp_path/'w.safetensors')
+    check_backbone(build(weights=tmp_path/'w.safetensors'), imagenet)
+
+
+def test_safetensors_without_the_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(ImportError, match='pip install safetensors'): read_weights(tmp_path/'w.safetensors')
+
+
+def test_weights_take_the_place_of_the_download(tmp_path, imagenet, monkeypatch):
+    def download(*args, **kwargs): raise AssertionError('no download wanted')
+    monkeypatch.setattr(torchvision.models.WeightsEnum, 'get_state_dict', download)
+    torch.save(imagenet, tmp_path/'w.pth')
+    check_backbone(create_magnifier('resnet18', 5, hidden=16, weights=tmp_path/'w.pth'), imagenet)
+
+
+def test_load_weights_onto_a_model(tmp_path, imagenet):
+    torch.save(imagenet, tmp_path/'w.pth')
+    model = build()
+    assert len(load_weights(model, tmp_path/'w.pth').loaded) == len(model.backbone.state_dict())
+    check_backbone(model, imagenet)
