@@ -46,8 +46,7 @@ def ranked_row(
 def _painted(learn, sight, saliency):
     "Pictures with their overlay; the query's map is the one for its first hit"
     if saliency == 'masks':
-        labels = [sight.seen_labels(i) for i in range(len(sight.pictures))]
-        return [p if m is None else paint_mask(p, m) for p, m in zip(sight.pictures, labels)]
+        return [p if m is None else paint_mask(p, m) for p, m in zip(sight.pictures, sight.seen)]
     if not saliency or len(sight.pictures) < 2: return list(sight.pictures)
     n = len(sight.pictures) - 1
     with learn._evaluating() as (model, _):

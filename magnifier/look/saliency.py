@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from fastai.vision.all import TensorImage, patch, to_device, tuplify
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 from magnifier.model.resize import predicted_masks, resize_masks
 from magnifier.regions import NO_MASK
 from magnifier.train.learner import ReIDLearner
@@ -63,21 +63,21 @@ class Sight(NamedTuple):
 
     @property
     def parsed(self) -> np.ndarray|None:
-        "(n,2h,2w) part labels as the model sees them; None where it has no mask module"
+        "(n,H,W) part labels as the model sees them, its logits enlarged to the picture; None where it has no mask module"
         logits = self.maps.get('mask_logits')
-        return None if logits is None else logits.argmax(1).cpu().numpy()
+        if logits is None: return None
+        return interpolate(logits, self.pictures.shape[1:3], mode='bilinear', align_corners=False).argmax(1).cpu().numpy()
 
-    def true_labels(self,
-        i:int, # Which picture
-    ) -> np.ndarray|None:  # (H,W), or None where it has no mask
-        "The data set's part mask of one picture"
-        return None if self.labels is None or (self.labels[i] == NO_MASK).any() else self.labels[i]
+    @property
+    def true(self) -> list:
+        "(H,W) part labels of the data set, or None, for each picture"
+        if self.labels is None: return [None]*len(self.pictures)
+        return [None if (labels == NO_MASK).any() else labels for labels in self.labels]
 
-    def seen_labels(self,
-        i:int, # Which picture
-    ) -> np.ndarray|None:  # The model's parsing, or else the data set's, or None
-        "The regions that stand for one picture"
-        return self.true_labels(i) if self.parsed is None else self.parsed[i]
+    @property
+    def seen(self) -> list:
+        "(H,W) part labels that stand for each picture: the model's, where it has a mask module, else the data set's, or None"
+        return self.true if 'mask_logits' not in self.maps else list(self.parsed)
 
     def rows(self,
         which, # Indices of pictures

@@ -144,9 +144,8 @@ def show_results(self:ReIDLearner,
     order = np.random.default_rng(seed).permutation(len(items)) if shuffle else np.arange(len(items))
     chosen = items.iloc[order[:max_n]]
     sight = Sight.of(self, chosen)
-    n = range(len(sight.pictures))
-    return draw_results(sight.pictures, [_title(row) for row in chosen.to_dict('records')], true=[sight.true_labels(i) for i in n],
-                        predicted=sight.parsed, heats=saliency_maps(sight, branches), save=save)
+    return draw_results(sight.pictures, [_title(row) for row in chosen.to_dict('records')], true=sight.true, predicted=sight.parsed,
+                        heats=saliency_maps(sight, branches), save=save)
 
 
 def _items(learn, ds_idx, dl):

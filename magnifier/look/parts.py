@@ -1,0 +1,94 @@
+"Regions of pictures as a model describes them: features that can be compared one by one, how much of each is seen, search by region"
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from fastai.vision.all import to_device, tuplify
+from torch import Tensor
+from torch.nn.functional import normalize
+from magnifier.look.saliency import region_masks
+from magnifier.model.pooling import region_max_pool
+from magnifier.regions import NO_MASK, N_REGIONS, region_indices
+from magnifier.train.learner import ReIDLearner
+
+__all__ = ['VISIBLE', 'Parts', 'region_embeddings', 'region_areas', 'embed_parts', 'part_distances']
+
+VISIBLE = .005  # Least share of a picture that a region must cover to count as seen: about 40 pixels of 128 x 64, a distant shoe
+
+
+class Parts(NamedTuple):
+    "Regions of n pictures"
+    embeddings: Tensor # (n,k,c) L2-normalised, on the CPU
+    areas: np.ndarray  # (n,k) share of the picture that each covers
+
+    @property
+    def visible(self) -> np.ndarray: return self.areas >= VISIBLE  # (n,k)
+
+
+def region_embeddings(
+    model,      # A MagnifierNet in evaluation mode
+    maps:dict,  # `feature_maps` of n pictures
+    masks=None, # n x k x h x w for a model that makes none; None for the model's own
+) -> Tensor:  # n x k x c, L2-normalised: the cosine of two is the similarity of a region
+    """What the model says of each region alone, after a batch norm that takes away what all people share.
+
+    With SFB its p(x_k), each through its region's own BNNeck, which was trained to tell identities by that region (METHOD: SFB); with
+    SAB alone that branch's feature of the region by itself; with neither the mean of stage 4 over the region, in the global BNNeck's units."""
+    masks = region_masks(maps) if masks is None else masks
+    if masks is None: raise ValueError(NO_REGIONS)
+    with torch.no_grad():
+        if model.sfb is not None:
+            p = region_max_pool(maps['sfb'], maps['masks'])
+            return normalize(model.sfb.region_necks.bn(p.flatten(1)).view_as(p), dim=2)
+        if model.sab is not None:
+            p, neck = model.sab.reduce(region_max_pool(maps['sab'], maps['masks'])), model.sab.neck
+        else:
+            p, neck = torch.einsum('nchw,nkhw->nkc', maps['global'], masks), model.branches['global'].neck
+            p = p/masks.sum((2, 3)).clamp(min=1e-6)[..., None]
+        return normalize(neck.bn(p.flatten(0, 1)).view_as(p), dim=2)
+
+
+NO_REGIONS = ('nobody knows the regions here: the model has no mask module, and no part masks were given. Build the learner with mask=True, '
+              'or pass rows of a catalog that has masks')
+
+
+def region_areas(
+    maps:dict,   # `feature_maps` of n pictures
+    labels=None, # n x H x W part labels, for a model without a mask module
+) -> np.ndarray:  # (n,k) share of each picture that a region covers
+    "How much of each region is seen, by the model's own parsing or else by the data's"
+    if 'mask_logits' in maps: labels = maps['mask_logits'].argmax(1)
+    if labels is None or (labels == NO_MASK).any(): raise ValueError(NO_REGIONS)
+    counts = torch.stack([(labels == k).flatten(1).float().mean(1) for k in range(N_REGIONS)], 1)
+    return counts.cpu().numpy()
+
+
+def embed_parts(
+    learn:ReIDLearner, # Whose model describes
+    images,            # Whatever `learn.loader` takes
+) -> Parts:  # Of all of them; no picture is held
+    "Region embeddings and areas of a whole set; a ValueError for a model that knows no regions"
+    if learn.model.segmentation is None: raise ValueError(NO_REGIONS)
+    embeddings, areas = [], []
+    with learn._evaluating() as (model, device):
+        for batch in learn._progress(learn.loader(images)):
+            maps = {name: o.float() for name, o in model.feature_maps(tuplify(to_device(batch, device))[0]).items()}
+            embeddings.append(region_embeddings(model, maps).cpu())
+            areas.append(region_areas(maps))
+    return Parts(torch.cat(embeddings), np.concatenate(areas))
+
+
+def part_distances(
+    query:Parts,   # q pictures
+    gallery:Parts, # g pictures
+    regions=None,  # Names or indices of the regions that count; None for the seven of the body
+) -> np.ndarray:  # (q,g) in [0,2]: 1 - the mean cosine over the regions that both show; 2 where they share none
+    "Distance by chosen regions alone: the same shoes, whatever the coat"
+    chosen = region_indices(range(1, N_REGIONS) if regions is None else regions)
+    if not chosen: raise ValueError('no region chosen: name one or more')
+    total, shared = 0., 0.
+    for k in chosen:
+        both = np.outer(query.visible[:, k], gallery.visible[:, k])
+        total = total + both*(query.embeddings[:, k] @ gallery.embeddings[:, k].T).numpy()
+        shared = shared + both
+    return np.where(shared > 0, 1 - total/np.maximum(shared, 1), 2.).clip(0, 2)
