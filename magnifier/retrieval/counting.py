@@ -67,13 +67,14 @@ def row_ranks(
     removed: np.ndarray,  # Gallery indices of what does not count
 ) -> list[int]:  # Ranks of the matches, from 1
     "Ranks by counting in one row. Of equal distances the earlier in the gallery is the nearer: `<=` before the match, `<` behind it"
-    row = row.copy()  # stays in cache for all matches, and leaves the caller's matrix alone
+    if not len(matches): return []
+    row = row.copy()  # leaves the caller's matrix alone
     row[removed] = np.inf
-    nearer = np.empty(len(row), bool)
-    ranks = []
-    for item in matches.tolist():
-        np.less_equal(row[:item], row[item], out=nearer[:item])
-        np.less(row[item:], row[item], out=nearer[item:])
+    items = np.flatnonzero(row <= row[matches].max())  # what lies behind the last match counts for none of them
+    row, nearer, ranks = row[items], np.empty(len(items), bool), []
+    for at in np.searchsorted(items, matches).tolist():
+        np.less_equal(row[:at], row[at], out=nearer[:at])
+        np.less(row[at:], row[at], out=nearer[at:])
         ranks.append(1 + np.count_nonzero(nearer))
     return ranks
 
@@ -103,9 +104,9 @@ def count_band(
 ) -> np.ndarray:  # (m,) ranks of all their matches, in order
     "Ranks in one band, by the way that suits its device; a ValueError where a distance is NaN or infinite"
     if band.dtype not in (torch.float32, torch.float64): band = band.float()
-    finite = band.isfinite().all(1)
-    if not finite.all():
-        raise ValueError(f'the distances of query {first + int((~finite).nonzero()[0])} hold NaN or infinite values. Mark what must not count by identity -1, not by distance')
+    for i in (~band.sum(1).isfinite()).nonzero()[:, 0].tolist():  # a finite sum proves a row finite, and is quick
+        if not band[i].isfinite().all():
+            raise ValueError(f'the distances of query {first + i} hold NaN or infinite values. Mark what must not count by identity -1, not by distance')
     if band.device.type != 'cpu': return band_ranks(band, splits)
     return np.array([r for row, split in zip(band.numpy(), splits) for r in row_ranks(row, *split)], dtype=np.int64)
 

@@ -17,7 +17,7 @@ ROW_BLOCK = 4096       # Rows converted and checked at once
 def full_precision(
     device: torch.device,  # Where the products run
 ):
-    "Float32 means float32: no autocast, no TF32 and no bfloat16 in matrix products while this is open"
+    "Float32 means float32: no autocast, no TF32 and no bfloat16 in matrix products while this is open, and no gradient"
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision('highest')
     try:
@@ -32,12 +32,21 @@ def working_dtype(
     return torch.float64 if any(f.dtype == torch.float64 for f in feats) else torch.float32
 
 
+def squared_sums(
+    feats: Tensor,  # (n, d) features
+) -> Tensor:  # (n,) float64
+    "Squared Euclidean norms, summed in float64 in one pass over the features"
+    if feats.device.type != 'cpu': return torch.cat([f.double().square().sum(1) for f in feats.split(ROW_BLOCK)])
+    blocks = [f.to(working_dtype(f)).numpy() for f in feats.split(ROW_BLOCK)]
+    with np.errstate(over='ignore', invalid='ignore'): return torch.from_numpy(np.concatenate([np.einsum('nd,nd->n', f, f, dtype=np.float64) for f in blocks]))
+
+
 def row_norms(
     feats: Tensor,  # (n, d) features
     name: str,  # What to call them in an error
 ) -> Tensor:  # (n,) Euclidean norms, float64
     "Norms of the rows; a ValueError that names the first NaN or infinite row"
-    norms = torch.cat([torch.linalg.vector_norm(f, dim=1, dtype=torch.float64) for f in feats.split(ROW_BLOCK)])
+    norms = squared_sums(feats).sqrt_()
     bad = (~norms.isfinite()).nonzero()
     if len(bad): raise ValueError(f'{name}: {len(bad)} of {len(feats)} rows hold NaN or infinite values, the first is row {int(bad[0])}. Drop them, or look at what made them')
     return norms
@@ -102,7 +111,8 @@ class Cosine:
 
     def __init__(self, gallery: Tensor, dtype: torch.dtype): self.gallery, self.dtype = unit_rows(gallery, 'gallery_feats', dtype), dtype
     def prepare(self, query: Tensor) -> Tensor: return unit_rows(query, 'query_feats', self.dtype)
-    def band(self, query: Tensor) -> Tensor: return torch.addmm(query.new_ones(1), query, self.gallery.T, alpha=-1)
+    def band(self, query: Tensor, out: Tensor) -> Tensor: return torch.addmm(query.new_ones(1), query, self.gallery.T, alpha=-1, out=out)
+
 
 class SquaredEuclidean:
     "Squared Euclidean distance of the features as they are"
@@ -110,28 +120,31 @@ class SquaredEuclidean:
     def __init__(self, gallery: Tensor, dtype: torch.dtype):
         row_norms(gallery, 'gallery_feats')
         self.gallery, self.centre = centred(gallery.to(dtype))
-        self.norms = squared_norms(self.gallery)
+        self.norms = squared_sums(self.gallery).to(dtype)
 
     def prepare(self, query: Tensor) -> Tensor:
         row_norms(query, 'query_feats')
-        return query.to(self.gallery.dtype) - self.centre
+        query = query.to(self.gallery.dtype)
+        return query - self.centre if self.centre.any() else query
 
-    def band(self, query: Tensor) -> Tensor:
-        band = torch.addmm(self.norms, query, self.gallery.T, alpha=-2)
-        return band.add_(squared_norms(query)[:, None]).clamp_(min=0)
+    def band(self, query: Tensor, out: Tensor) -> Tensor: return squared_distances(query, self.gallery, squared_sums(query), self.norms, out)
 
 
 class Euclidean(SquaredEuclidean):
     "Euclidean distance of the features as they are"
 
-    def band(self, query: Tensor) -> Tensor: return super().band(query).sqrt_()
+    def band(self, query: Tensor, out: Tensor) -> Tensor: return super().band(query, out).sqrt_()
 
 
-def squared_norms(
-    feats: Tensor,  # (n, d) features
-) -> Tensor:  # (n,) of the same dtype
-    "Squared Euclidean norms, summed in float64"
-    return torch.cat([f.square().sum(1, dtype=torch.float64) for f in feats.split(ROW_BLOCK)]).to(feats.dtype)
+def squared_distances(
+    rows: Tensor,  # (a, d) features
+    cols: Tensor,  # (b, d) features
+    row_sums: Tensor,  # (a,) their squared norms
+    col_sums: Tensor,  # (b,) theirs
+    out: Tensor,  # (a, b) written to
+) -> Tensor:  # `out`
+    "|x|^2 + |y|^2 - 2 x.y in place, never below 0"
+    return torch.addmm(col_sums, rows, cols.T, alpha=-2, out=out).add_(row_sums.to(out.dtype)[:, None]).clamp_(min=0)
 
 
 def centred(
@@ -139,7 +152,7 @@ def centred(
 ) -> tuple[Tensor, Tensor]:  # The features, moved where that pays, and (d,) what was subtracted
     "Distances do not change when all features move together, but a common offset eats their digits: take it away where it dominates"
     mean = torch.stack([f.sum(0, dtype=torch.float64) for f in feats.split(ROW_BLOCK)]).sum(0) / len(feats)
-    power = sum(f.square().sum(dtype=torch.float64) for f in feats.split(ROW_BLOCK)) / len(feats)
+    power = squared_sums(feats).mean()
     offset = mean.square().sum()
     if offset <= 0.9 * power: return feats, torch.zeros_like(mean, dtype=feats.dtype)
     mean = mean / (step := 2 ** (mean.abs().amax().log2().floor() - 6))  # seven bits are enough, and leave equal distances of short numbers equal
@@ -172,12 +185,14 @@ class FeatureDistances:
         return len(self.query), len(self.gallery)
 
     def bands(self):
-        "Yields (slice of the queries, their (b, g) distances). The band is the receiver's to overwrite"
+        "Yields (slice of the queries, their (b, g) distances). One piece of memory serves all bands: each is gone when the next is asked for"
         with full_precision(self.query.device):
             metric = find_metric(self.metric)(self.gallery, self.dtype)
             query = metric.prepare(self.query)
-        for rows in band_slices(*self.shape, query.element_size()):
-            with full_precision(query.device): band = metric.band(query[rows])
+        slices = band_slices(*self.shape, query.element_size())
+        memory = query.new_empty(slices[0].stop, self.shape[1])
+        for rows in slices:
+            with full_precision(query.device): band = metric.band(query[rows], memory[:rows.stop - rows.start])
             yield rows, band
 
     def row(
@@ -186,11 +201,11 @@ class FeatureDistances:
     ) -> np.ndarray:  # (g,) distances
         "One query's distances, computed anew: they may differ from the band's by float rounding"
         with full_precision(self.query.device):
-            parts = []
-            for block in self.gallery.split(ROW_BLOCK):
-                metric = find_metric(self.metric)(block, self.dtype)
-                parts.append(metric.band(metric.prepare(self.query[query:query+1]))[0])
-            return torch.cat(parts).cpu().numpy()
+            row = torch.empty(1, self.shape[1], dtype=self.dtype, device=self.query.device)
+            for cols in row_slices(self.shape[1], ROW_BLOCK):
+                metric = find_metric(self.metric)(self.gallery[cols], self.dtype)
+                row[:, cols] = metric.band(metric.prepare(self.query[query:query+1]), row.new_empty(1, cols.stop - cols.start))
+            return row[0].cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +219,7 @@ class MatrixDistances:
         return tuple(self.dist.shape)
 
     def bands(self):
-        "Yields (slice of the queries, their (b, g) distances) as views: the receiver must not write to them"
+        "Yields (slice of the queries, their (b, g) distances), as views of the caller's matrix"
         for rows in band_slices(*self.shape, self.dist.element_size()): yield rows, self.dist[rows]
 
     def row(

@@ -1,15 +1,17 @@
 "The nearest neighbours of every image among all, from features or from matrices: what k-reciprocal encoding starts from"
 
+import warnings
 from dataclasses import dataclass
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
-from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, band_slices, centred, row_norms, row_slices, squared_norms
+from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, centred, row_norms, row_slices, squared_distances, squared_sums, working_dtype
 
 __all__ = ['Neighbours', 'FeaturePairs', 'MatrixPairs']
 
-TILE = 2048        # Side of a tile of the product of all pairs: large enough to multiply fast, 16 MB in float32
-LOOKUP_PAIRS = 4096  # Pairs of features multiplied at once
+TILE = 2048    # Side of a tile of the product of all pairs: large enough to multiply fast, 16 MB in float32
+COLUMNS = 512  # Columns of the matrices turned into rows at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +43,21 @@ def nearest_in_rows(
     return index
 
 
-def keep_nearest(
-    dist: Tensor,  # (b, k) best distances so far, overwritten
-    index: Tensor,  # (b, k) their indices, overwritten
-    tile: Tensor,  # (b, w) distances to w more images
-    start: int,  # Index of the first of these
-):
-    "Merge a tile into the running best"
-    near, at = tile.topk(min(dist.shape[1], tile.shape[1]), dim=1, largest=False)
-    near, at = torch.cat([dist, near], 1), torch.cat([index, at + start], 1)
-    dist[:], order = near.topk(dist.shape[1], dim=1, largest=False)
-    index[:] = at.gather(1, order)
+class RunningBest:
+    "The nearest of each image, and its furthest, while tiles of distances come in"
+
+    def __init__(self, n: int, k: int, like: Tensor):
+        self.dist = like.new_full((n, k), torch.inf)
+        self.index = torch.zeros(self.dist.shape, dtype=torch.long, device=like.device)
+        self.furthest = like.new_zeros(n)
+
+    def add(self, rows: slice, tile: Tensor, cols: slice):
+        dist, index, k = self.dist[rows], self.index[rows], self.dist.shape[1]
+        near, at = tile.topk(min(k, tile.shape[1]), dim=1, largest=False)
+        near, at = torch.cat([dist, near], 1), torch.cat([index, at + cols.start], 1)
+        dist[:], order = near.topk(k, dim=1, largest=False)
+        index[:] = at.gather(1, order)
+        self.furthest[rows] = self.furthest[rows].maximum(tile.amax(1))
 
 
 def as_neighbours(
@@ -76,55 +82,55 @@ class FeaturePairs:
     ):
         row_norms(query, 'query_feats'), row_norms(gallery, 'gallery_feats')
         self.feats = centred(torch.cat([query.to(dtype), gallery.to(dtype)]))[0]  # (n, d)
-        self.norms = squared_norms(self.feats)
+        self.sums = squared_sums(self.feats).to(dtype)
         self.plain = FeatureDistances(query, gallery, 'sqeuclidean', dtype)
-
-    def tile(self,
-        rows: slice | Tensor,  # Some images
-        cols: slice,  # Others
-    ) -> Tensor:  # Their squared distances
-        "Distances of two groups; an image's own is exactly 0"
-        tile = torch.addmm(self.norms[cols], self.feats[rows], self.feats[cols].T, alpha=-2).add_(self.norms[rows, None]).clamp_(min=0)
-        if rows is cols: tile.fill_diagonal_(0)
-        return tile
 
     def nearest(self,
         k: int,  # How many, the image itself included
     ) -> Neighbours:  # Of all images
         "The first k of each image and its furthest, one tile in memory at a time, each used by rows and by columns"
-        n, device = len(self.feats), self.feats.device
-        k = min(k, n)
-        dist = torch.full((n, min(k + 1, n)), torch.inf, dtype=self.feats.dtype, device=device)
-        index, furthest = torch.zeros(dist.shape, dtype=torch.long, device=device), torch.zeros(n, dtype=dist.dtype, device=device)
-        slices = row_slices(n, TILE)
+        n = len(self.feats)
+        k, best = min(k, n), RunningBest(n, min(k + 1, n), self.feats)
+        slices, memory = row_slices(n, TILE), self.feats.new_empty(2, min(n, TILE) ** 2)
         for i, rows in enumerate(slices):
             for cols in slices[i:]:
-                tile = self.tile(rows, cols)
-                for own, others in ((rows, cols), (cols, rows))[:1 if rows is cols else 2]:
-                    furthest[own] = furthest[own].maximum(tile.amax(1))
-                    keep_nearest(dist[own], index[own], tile, others.start)
-                    tile = tile.T.contiguous()
-        dist, index = in_order(dist, index)
+                tile = self.tile(rows, cols, memory[0])
+                best.add(rows, tile, cols)
+                if cols is not rows: best.add(cols, memory[1, :tile.numel()].view(tile.T.shape).copy_(tile.T), rows)
+        dist, index = in_order(best.dist, best.index)
         tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
-        for rows in tied.split(TILE // 4): index[rows, :k] = nearest_in_rows(self.own_zero(rows), k)
-        return as_neighbours(index[:, :k], furthest, 'features')
+        for rows in tied.split(TILE // 4): index[rows, :k] = nearest_in_rows(self.rows(rows), k)
+        return as_neighbours(index[:, :k], best.furthest, 'features')
 
-    def own_zero(self,
+    def tile(self,
+        rows: slice,  # Some images
+        cols: slice,  # Others
+        memory: Tensor,  # Where the tile goes
+    ) -> Tensor:  # Their squared distances
+        "Distances of two groups; an image's own is exactly 0"
+        shape = rows.stop - rows.start, cols.stop - cols.start
+        tile = squared_distances(self.feats[rows], self.feats[cols], self.sums[rows], self.sums[cols], memory[:shape[0] * shape[1]].view(shape))
+        return tile.fill_diagonal_(0) if rows is cols else tile
+
+    def rows(self,
         rows: Tensor,  # Indices of images
     ) -> Tensor:  # (b, n) squared distances
         "Whole rows of distances, an image's own exactly 0"
-        return self.tile(rows, slice(None)).scatter_(1, rows[:, None], 0)
+        band = squared_distances(self.feats[rows], self.feats, self.sums[rows], self.sums, self.feats.new_empty(len(rows), len(self.feats)))
+        return band.scatter_(1, rows[:, None], 0)
 
     def lookup(self,
-        rows: np.ndarray,  # (m,) images
-        cols: np.ndarray,  # (m,) others
-    ) -> np.ndarray:  # (m,) squared distances
-        "Distances of single pairs"
-        dist = np.empty(len(rows))
-        for part in row_slices(len(rows), LOOKUP_PAIRS):
-            r, c = (torch.from_numpy(x[part].astype(np.int64)).to(self.feats.device) for x in (rows, cols))
-            dist[part] = (self.feats[r] - self.feats[c]).square_().sum(1).cpu().numpy()
-        return dist
+        wanted: csr_array,  # (n, n) stored where a distance is wanted
+    ) -> np.ndarray:  # (m,) squared distances in the order of its indices
+        "Distances of single pairs, by products of just these"
+        start, cols = (torch.from_numpy(x.astype(np.int64)).to(self.feats.device) for x in (wanted.indptr, wanted.indices))
+        rows = torch.repeat_interleave(start.diff())
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'Sparse CSR tensor support is in beta', UserWarning)
+            pattern = torch.sparse_csr_tensor(start, cols, self.feats.new_zeros(len(cols)), wanted.shape, check_invariants=True)
+            product = torch.sparse.sampled_addmm(pattern, self.feats, self.feats.T, beta=0).values()
+        dist = self.sums[rows] + self.sums[cols] - 2 * product
+        return dist.clamp_(min=0).masked_fill_(rows == cols, 0).cpu().numpy()
 
 
 class MatrixPairs:
@@ -140,21 +146,27 @@ class MatrixPairs:
         k: int,  # How many, the image itself included
     ) -> Neighbours:  # Of all images
         "The first k of each image and its furthest. As in the original, an image's distances are read from its COLUMN of the matrix of all pairs"
-        (q, g), index, furthest = self.q_g.shape, [], []
+        n, index, furthest = sum(self.q_g.shape), [], []
+        dtype, device = working_dtype(self.q_g, self.q_q, self.g_g), self.q_g.device
         for above, below in ((self.q_q, self.q_g.T), (self.q_g, self.g_g)):
-            for own in band_slices(above.shape[1], q + g, self.q_g.element_size()):
-                band = torch.cat([above[:, own].T, below[:, own].T], 1)  # (b, n)
-                band = band if band.dtype == torch.float64 else band.float()
-                furthest.append(torch.where(band.isfinite().all(1), band.amax(1), torch.nan))
-                index.append(nearest_in_rows(band, min(k, q + g)))
+            slices = row_slices(above.shape[1], COLUMNS)
+            memory = torch.empty(2, slices[0].stop * n, dtype=dtype, device=device)
+            for own in slices:
+                b = own.stop - own.start
+                columns, band = memory[0, :b * n].view(n, b), memory[1, :b * n].view(b, n)
+                columns[:len(above)], columns[len(above):] = above[:, own], below[:, own]
+                band.copy_(columns.T)  # three times as fast as to read transposed slices
+                low, high = band.aminmax(dim=1)
+                furthest.append(torch.where(low.isfinite(), high, torch.nan))
+                index.append(nearest_in_rows(band, min(k, n)))
         return as_neighbours(torch.cat(index), torch.cat(furthest), 'matrices')
 
     def lookup(self,
-        rows: np.ndarray,  # (m,) images
-        cols: np.ndarray,  # (m,) others
-    ) -> np.ndarray:  # (m,) squared distances
-        "Distances of single pairs: [cols, rows] of the matrix of all pairs"
-        q, dist = len(self.q_g), np.empty(len(rows))
+        wanted: csr_array,  # (n, n) stored where a distance is wanted
+    ) -> np.ndarray:  # (m,) squared distances in the order of its indices
+        "Distances of single pairs: [column, row] of the matrix of all pairs"
+        q, dist = len(self.q_g), np.empty(wanted.nnz)
+        rows, cols = np.repeat(np.arange(wanted.shape[0]), np.diff(wanted.indptr)), wanted.indices
         for of_query, to_query, matrix in ((True, True, self.q_q), (True, False, self.q_g.T), (False, True, self.q_g), (False, False, self.g_g)):
             here = np.flatnonzero(((rows < q) == of_query) & ((cols < q) == to_query))
             r, c = rows[here] - (0 if of_query else q), cols[here] - (0 if to_query else q)

@@ -80,8 +80,9 @@ def encode(
 ) -> csr_array:  # (n, n) V, rows that sum to 1
     "Steps 2 to 5: each image as weights over its expanded reciprocal neighbours"
     v = expanded(reciprocal(near.index[:, :k1 + 1]), reciprocal(near.index[:, :round(k1 / 2) + 1]))
-    rows = np.repeat(np.arange(v.shape[0], dtype=np.int32), np.diff(v.indptr))
-    v.data = np.exp(-pairs.lookup(rows, v.indices) / near.furthest[rows])
+    v.sort_indices()
+    rows = np.repeat(np.arange(v.shape[0]), np.diff(v.indptr))
+    v.data = np.exp(-pairs.lookup(v) / near.furthest[rows])
     v.data /= np.bincount(rows, v.data, v.shape[0])[rows]
     if k2 == 1: return v
     first = near.index[:, :k2]
