@@ -5,6 +5,13 @@ import pytest
 matplotlib.use('Agg')
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _one_thread():
+    "Test tensors are so small that threads cost more than they bring"
+    import torch
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope='session')
 def walkers_root(tmp_path_factory):
     "A small embedded data set, drawn once"

@@ -72,7 +72,7 @@ class IdentityBatches(TfmdDL):
         if self._by_identity: self._n_batches = self._check()
 
     @property
-    def _by_identity(self): return self.shuffle and self.n_per_id is not None
+    def _by_identity(self): return self.shuffle and self.n_per_id is not None and self.n  # an exported loader is empty
 
     def _check(self):
         "Number of batches an epoch; refuses what cannot make a single one"

@@ -3,7 +3,7 @@ import random
 
 import pandas as pd
 import torch
-from fastai.vision.all import Callback, Metric, Recorder
+from fastai.vision.all import Callback, Recorder
 from magnifier.regions import LOWER_TORSO, N_REGIONS, UPPER_TORSO
 
 __all__ = ['draw_kept_regions', 'TeacherMasks', 'RegionOcclusion', 'SemanticDiversityPhase', 'LossParts']
@@ -92,33 +92,22 @@ class SemanticDiversityPhase(Callback):
     after_cancel_fit = after_fit
 
 
-class _PartColumn(Metric):
-    "One column of LossParts"
-    def __init__(self, parts, key): self.parts, self.key = parts, key
-    def reset(self): pass
-    def accumulate(self, learn): pass
-    @property
-    def value(self): return self.parts.shown.get(self.key)
-    @property
-    def name(self): return self.key
-
-
 class LossParts(Callback):
     """Training losses by part, averaged over an epoch: columns beside the metrics, all of them in `.history`.
 
     Columns add the branches up (`id`, `triplet`), beside `mask` and `sd`; the history keeps each part, the regions' own too. Sums stay on the device until the epoch
     ends, so that no step waits for a number."""
-    order = Recorder.order - 1
+    order = Recorder.order + 1  # the recorder's row is there, and nobody has shown it yet
     columns = {'id': '_cls', 'triplet': '_tri', 'mask': 'mask', 'sd': 'sd'}  # column -> how the loss parts it adds up end
 
     def before_fit(self):
-        "Starts a history, and its columns on first use"
+        "Starts a history in a fit's first epoch, and names the columns"
         if not hasattr(self, 'history') or self.learn.epoch == 0: self.history = pd.DataFrame()
-        self.shown = {}
-        if not any(isinstance(m, _PartColumn) for m in self.learn.metrics):
-            self.learn.metrics = [_PartColumn(self, key) for key in self.columns] + list(self.learn.metrics)
+        names = self.recorder.metric_names
+        self.at = names.index('valid_loss') + 1 if 'valid_loss' in names else len(names)
+        self.recorder.metric_names = names[:self.at] + list(self.columns) + names[self.at:]
 
-    def before_train(self):
+    def before_epoch(self):
         "Forgets the last epoch's sums"
         self.sums, self.n = {}, 0
 
@@ -128,9 +117,11 @@ class LossParts(Callback):
         for key, value in self.learn.loss_func.last.items(): self.sums[key] = self.sums.get(key, 0) + value.detach()
         self.n += 1
 
-    def after_train(self):
-        "Epoch's means"
-        means = {key: float(total)/self.n for key, total in self.sums.items()} if self.n else {}
+    def after_validate(self):
+        "Epoch's means into the recorder's row; a validation alone has none"
+        if not self.n: return
+        means = {key: float(total)/self.n for key, total in self.sums.items()}
         self.history = pd.concat([self.history, pd.DataFrame([means])], ignore_index=True)
         branches = {key: value for key, value in means.items() if not key.startswith('region')}
-        self.shown = {c: sum(v for key, v in branches.items() if key.endswith(end)) for c, end in self.columns.items()}
+        shown = [sum(v for key, v in branches.items() if key.endswith(end)) for end in self.columns.values()]
+        self.recorder.log = self.recorder.log[:self.at] + shown + self.recorder.log[self.at:]

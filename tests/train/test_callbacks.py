@@ -1,0 +1,134 @@
+"Occlusions counted over many draws; the phase, the masks and the columns as training sees them"
+import random
+from collections import Counter
+
+import pytest
+import torch
+from fastai.vision.all import Callback, CancelFitException
+from magnifier.regions import LOWER_TORSO, UPPER_TORSO
+from magnifier.train.callbacks import LossParts, RegionOcclusion, SemanticDiversityPhase, TeacherMasks, draw_kept_regions
+
+
+@pytest.mark.parametrize('keep', [2, 4, 6])
+def test_torso_keeps_half_of_each_group_evenly(keep):
+    occlusion, counts, n = RegionOcclusion('torso', keep, seed=1), Counter(), 3000
+    for _ in range(n):
+        kept = occlusion.draw()
+        assert kept.dtype == torch.bool and kept.shape == (8,) and kept[0]
+        assert kept[list(UPPER_TORSO)].sum() == kept[list(LOWER_TORSO)].sum() == keep//2
+        counts.update(kept.nonzero().flatten().tolist())
+    for group in (UPPER_TORSO, LOWER_TORSO):
+        for i in group: assert abs(counts[i]/n - keep/2/len(group)) < .04
+
+
+@pytest.mark.parametrize('keep', range(1, 8))
+def test_random_keeps_any_body_regions_evenly(keep):
+    rng, counts, n = random.Random(0), Counter(), 3000
+    for _ in range(n):
+        kept = draw_kept_regions('random', keep, rng)
+        assert kept[0] and kept[1:].sum() == keep
+        counts.update(kept.nonzero().flatten().tolist())
+    for i in range(1, 8): assert abs(counts[i]/n - keep/7) < .04
+
+
+def test_random_draws_every_subset():
+    rng = random.Random(0)
+    drawn = {tuple(draw_kept_regions('random', 4, rng).tolist()) for _ in range(1500)}
+    assert len(drawn) == 35  # 7 choose 4
+
+
+def test_the_background_can_go_too():
+    assert not draw_kept_regions('torso', 4, random.Random(0), keep_background=False)[0]
+
+
+@pytest.mark.parametrize('strategy, keep, message', [
+    ('torso', 3, 'keep 2, 4 or 6'), ('torso', 8, 'keep 2, 4 or 6'), ('torso', 0, 'keep 2, 4 or 6'), ('random', 8, 'keep 1 to 7'),
+    ('random', 0, 'keep 1 to 7'), ('random', 2.5, 'keep 1 to 7'), ('both', 4, 'use torso or random')])
+def test_impossible_occlusions_are_refused(strategy, keep, message):
+    with pytest.raises(ValueError, match=message): RegionOcclusion(strategy, keep)
+    with pytest.raises(ValueError, match=message): draw_kept_regions(strategy, keep, random.Random(0))
+
+
+def test_draws_follow_their_own_seed_alone():
+    random.seed(0); before = random.getstate()
+    a, b, c = (RegionOcclusion(seed=s) for s in (1, 1, 2))
+    draws = [[o.draw().tolist() for _ in range(20)] for o in (a, b, c)]
+    assert draws[0] == draws[1] != draws[2] and random.getstate() == before
+
+
+class Watch(Callback):
+    "What the model was given, and the weight of the diversity loss, batch by batch"
+    order = RegionOcclusion.order + .5
+    def before_fit(self): self.seen, self.gammas = [], []
+    def before_batch(self): self.seen.append((self.training, self.xb, self.yb))
+    def after_loss(self):
+        if self.training: self.gammas.append((self.epoch, self.learn.loss_func.gamma))
+
+
+def test_training_sees_masks_and_one_occlusion_a_batch_and_validation_neither(learn):
+    watch = Watch()
+    learn.fit(1, cbs=watch)
+    training = [(xb, yb) for is_training, xb, yb in watch.seen if is_training]
+    assert training and all(len(xb) == 3 and xb[1] is yb[0] and xb[2].shape == (8,) for xb, yb in training)
+    assert len({tuple(xb[2].tolist()) for xb, _ in training}) > 1
+    assert all(len(xb) == 1 for is_training, xb, _ in watch.seen if not is_training)
+
+
+def test_the_phase_starts_at_its_epoch_and_ends_with_the_fit(learn):
+    watch = Watch()
+    learn.fit(3, cbs=[watch, SemanticDiversityPhase(gamma=.01, start_epoch=2)])
+    assert {e: g for e, g in watch.gammas} == {0: 0., 1: 0., 2: .01}
+    assert learn.loss_func.gamma == 0.
+
+
+def test_a_cancelled_phase_puts_the_weight_back(learn):
+    class Stop(Callback):
+        def after_batch(self): raise CancelFitException
+    learn.fit(1, cbs=[SemanticDiversityPhase(.01), Stop()])
+    assert learn.loss_func.gamma == 0.
+
+
+def test_the_second_stage_has_the_diversity_loss_in_its_total(learn):
+    watch = Watch()
+    learn.fit_semantic_diversity(1, lr=1e-4, gamma=.5, cbs=watch)
+    assert {g for _, g in watch.gammas} == {.5}
+    with pytest.raises(ValueError, match='gamma=-1'): SemanticDiversityPhase(-1)
+
+
+def test_the_phase_refuses_a_model_without_region_features(dls):
+    from magnifier.train.learner import magnifier_learner
+    learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, sfb=False)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='sfb=True'): learn.fit_semantic_diversity(1)
+
+
+class Parts(Callback):
+    "The parts of each training batch, as an obvious list"
+    order = LossParts.order + 1
+    def before_fit(self): self.rows = []
+    def after_loss(self):
+        if self.training: self.rows.append({k: float(v) for k, v in self.learn.loss_func.last.items()})
+
+
+def test_columns_are_the_epochs_means(learn):
+    import pandas as pd
+    parts = Parts()
+    learn.fit(1, cbs=parts)
+    expected = pd.DataFrame(parts.rows).mean()
+    history = learn.loss_parts.history
+    assert len(history) == 1
+    pd.testing.assert_series_equal(history.iloc[0][expected.index], expected, check_names=False, rtol=1e-4, check_dtype=False)
+    row = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
+    assert row['id'] == pytest.approx(expected[['global_cls', 'sab_cls', 'sfb_cls']].sum(), rel=1e-4)
+    assert row['triplet'] == pytest.approx(expected[['global_tri', 'sab_tri', 'sfb_tri']].sum(), rel=1e-4)
+    assert row['mask'] == pytest.approx(expected['mask'], rel=1e-4) and row['sd'] == pytest.approx(expected['sd'], rel=1e-4)
+
+
+def test_columns_stay_one_set_over_fits(learn):
+    learn.fit(1); learn.fit(1)
+    names = list(learn.recorder.metric_names)
+    assert names == ['epoch', 'train_loss', 'valid_loss', 'id', 'triplet', 'mask', 'sd', 'R1', 'mAP', 'time']
+
+
+def test_callbacks_come_before_types_are_cast_and_precision_is_lowered():
+    from fastai.vision.all import CastToTensor, MixedPrecision
+    assert TeacherMasks.order < RegionOcclusion.order < CastToTensor.order < MixedPrecision.order
