@@ -57,20 +57,21 @@ class Body:
         self.canvas.tube(self.p(a), self.p(b), radii, label if self.labels else 0, paint, **kwargs)
 
     def _leg(self, side):
+        "Knees, like elbows, are the round start of the lower part: two round ends of nearly one size would fight for the same pixels"
         a, g, (thigh, calf) = self.a, self.a.girth, LEGS[self.a.lower]
         self._tube(f'{side}_hip', f'{side}_knee', _sleeved(.063 * g, .046 * g, 1.12, thigh), UPPER_LEG,
-                   limb_paint(thigh, a.lower_colour, a.skin), caps=(False, True))
+                   limb_paint(thigh, a.lower_colour, a.skin), caps=(False, False))
         self._tube(f'{side}_knee', f'{side}_ankle', _sleeved(.044 * g, .028 * g, 1.2, calf), LOWER_LEG,
-                   limb_paint(calf, a.lower_colour, a.skin), caps=(False, True))
+                   limb_paint(calf, a.lower_colour, a.skin))
         self._tube(f'{side}_heel', f'{side}_toe', (.037, .036, .03), FOOT, shoe_paint(a.shoe_colour))
         self._tube(f'{side}_ankle', f'{side}_heel', (.032, .036), FOOT, shoe_paint(a.shoe_colour))
 
     def _arm(self, side):
         a, g, (upper, fore) = self.a, self.a.girth, ARMS[self.a.sleeve]
         self._tube(f'{side}_shoulder', f'{side}_elbow', _sleeved(.04 * g, .034 * g, 1.17, upper), UPPER_ARM,
-                   limb_paint(upper, a.top_colour, a.skin))
+                   limb_paint(upper, a.top_colour, a.skin), caps=(True, False))
         self._tube(f'{side}_elbow', f'{side}_wrist', _sleeved(.033 * g, .024 * g, 1.2, fore), LOWER_ARM,
-                   limb_paint(fore, a.top_colour, a.skin), caps=(False, True))
+                   limb_paint(fore, a.top_colour, a.skin))
         self._tube(f'{side}_wrist', f'{side}_hand', (.024, .028, .02), LOWER_ARM, a.skin)
 
     def _trunk(self):
@@ -95,7 +96,8 @@ class Body:
         self._tube('nose', (nx, ny - .012, nz - .01), (.009, .011), HEAD, a.skin)
         if a.hair_style == 'long': self._tube((x, y - .04, z - .022), (x, y - .16, z - .05), (r, r * 1.02, r * .9), HEAD, a.hair_colour)
         if a.hair_style == 'bun' and a.hat != 'beanie':
-            self._tube((x, y - .03, z - .05), (x, y - .035, z - .06), .03, HEAD, a.hair_colour)
+            low = .03 if a.hat == 'none' else .075
+            self._tube((x, y - low, z - .05), (x, y - low - .005, z - .06), .03, HEAD, a.hair_colour)
 
     def _hat(self):
         hat, colour, r, (x, y, z) = self.a.hat, self.a.hat_colour, .057 * self.a.head, self.joints['crown']

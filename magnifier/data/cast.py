@@ -80,9 +80,10 @@ def plan(
             shots += _shots('query', who.pid, cams[:2], rng, [who] * 2)
             shots += _shots('gallery', who.pid, [cams[(i + 2) % 4] for i in range(n_gallery)], rng, [who] * n_gallery, start=2)
     for pid, n in ((0, n_distractors), (-1, n_junk)):
-        rng = stream(seed, 'plan', pid)
-        who = [people[int(rng.integers(n_train, len(people)))] if pid < 0 else None for _ in range(n)]
-        shots += _shots('gallery', pid, [int(c) + 1 for c in rng.integers(len(CAMERAS), size=n)], rng, who)
+        for i in range(n):
+            rng = stream(seed, 'plan', pid, i)
+            who = people[int(rng.integers(n_train, len(people)))] if pid < 0 else None
+            shots += _shots('gallery', pid, [int(rng.integers(len(CAMERAS))) + 1], rng, [who], start=i)
     return shots
 
 
