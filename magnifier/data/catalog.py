@@ -88,13 +88,13 @@ def lost_queries_message(
     else: why = ', '.join(f'{n} with {w}' for w, n in lost['why'].value_counts().items())
     return (f'{len(lost)} of {(catalog["split"] == "query").sum()} queries have no match left, since gallery images of the same '
             f'identity AND camera are removed: {why} (first: {lost["path"].iat[0]}). Two ways out: give each image the camera it '
-            'was taken by in `camid` (where cameras are unknown: 0 for queries, 1 for the gallery), with a gallery image of every query\'s '
-            'identity from another camera; or leave those queries out: catalog.drop(lost_queries(catalog).index)')
+            'was taken by in `camid` (where cameras are unknown: 0 for queries, 1 for the gallery), with a gallery image of every '
+            'query\'s identity from another camera; or leave those queries out: catalog.drop(lost_queries(catalog).index)')
 
 
 def find_masks(
     catalog: pd.DataFrame,  # One row an image; its `mask` column is replaced
-    where: str | Path | Callable | bool | None = None,  # A folder, a function image path -> mask path or None, False for no masks; default: `_ps_label`
+    where: str | Path | Callable | bool | None = None,  # Folder, function image path -> mask path, False; default: `<root>_ps_label`
 ) -> pd.DataFrame:  # The catalog with `mask` filled where a file was found, None elsewhere
     """Part masks of a catalog's images: files, looked for by name, not opened.
 
@@ -103,11 +103,12 @@ def find_masks(
     A folder or function that gives not one mask is a ValueError; so are two images with the same mask.
     """
     if where is False: masks = [None] * len(catalog)
-    elif callable(where): masks = [None if _missing(m := where(p)) or not os.path.exists(m) else os.fspath(m) for p in catalog['path']]
+    elif callable(where): masks = [None if _missing(m) or not os.path.exists(m) else os.fspath(m) for m in map(where, catalog['path'])]
     else: masks = _masks_by_name(catalog['path'], where)
     catalog = catalog.assign(mask=pd.Series(masks, index=catalog.index, dtype=object))
     found = catalog['mask'].dropna()
-    if where not in (None, False) and len(catalog) and len(found) == 0: raise ValueError(_nothing_found(catalog['path'].iat[0], where))
+    if where not in (None, False) and len(catalog) and len(found) == 0:
+        raise ValueError(_nothing_found(catalog['path'].iat[0], where))
     if (twice := found[found.duplicated(keep=False)]).size:
         a, b = catalog.loc[twice.index[:2], 'path']
         raise ValueError(f'{a} and {b} have the same mask {twice.iat[0]}: give the masks the sub-folders of the images')
@@ -176,8 +177,8 @@ def _integers(catalog, column):
 
 def _check_pids(catalog):
     junk = catalog[catalog['pid'] < 0]
-    if len(junk): raise ValueError(f'{len(junk)} images have a negative identity (first: {junk["path"].iat[0]}): junk is not part of a '
-                                   'catalog; use catalog[catalog.pid >= 0]')
+    if len(junk): raise ValueError(f'{len(junk)} images have a negative identity (first: {junk["path"].iat[0]}): junk is not part of '
+                                   'a catalog; use catalog[catalog.pid >= 0]')
 
 
 def _check_duplicates(catalog):
@@ -204,7 +205,8 @@ def _check_identities(catalog):
     train = catalog['split'] == 'train'
     both = sorted(set(catalog['pid'][train]) & set(catalog['pid'][~train]))
     if both: warnings.warn(f'{len(both)} identities are in both training and test (first: {both[0]}): the figures will flatter. '
-                           'Split by identity, or number the test identities differently if they are other people', CatalogWarning, stacklevel=3)
+                           'Split by identity, or number the test identities differently if they are other people',
+                           CatalogWarning, stacklevel=3)
 
 
 def _check_matches(catalog):

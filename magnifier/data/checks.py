@@ -52,7 +52,8 @@ def _row_problems(catalog):
                                          'it trains the global branch only; make one, or name the folder with find_masks')
     train, test = catalog[catalog['split'] == 'train'], catalog[catalog['split'].isin(SPLITS[1:])]
     both = test[test['pid'].isin(train['pid'])].drop_duplicates('pid')
-    yield from report(both, lambda r: f'identity {r.pid} is in training too', 'split by identity; renumber it if it is another person')
+    yield from report(both, lambda r: f'identity {r.pid} is in training too',
+                      'split by identity; renumber it if it is another person')
     alone = train[~train['pid'].duplicated(keep=False)]
     yield from report(alone, lambda r: f'identity {r.pid} trains with one image', 'add images of the person, or leave it out')
     yield from report(lost_queries(catalog), lambda r: f'query without a match: {r.why}',
@@ -84,9 +85,10 @@ def _image_problems(data):
     if image.mode in SIXTEEN_BIT or image.mode.startswith('I;'):
         found.append((f'more than 8 bits a pixel (mode {image.mode})', 'scale it to 8 bits: other tools clip it to white'))
     try: image.load()
-    except (OSError, ValueError, SyntaxError) as e: return [*found, (f'truncated or damaged ({e})', 'copy it again, or drop the row')], None
+    except (OSError, ValueError, SyntaxError) as e:
+        return [*found, (f'truncated or damaged ({e})', 'copy it again, or drop the row')], None
     if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-        found.append(('rotated by its EXIF tag', 'readers here turn it, other tools may not: save it upright (PIL.ImageOps.exif_transpose)'))
+        found.append(('rotated by its EXIF tag', 'it is turned when read, other tools may not turn it: save it upright'))
     return found, ImageOps.exif_transpose(image).size
 
 
@@ -105,9 +107,8 @@ def _mask_problems(mask, size):
 
 def _same_image(catalog, digests):
     "Rows whose bytes are those of an image in another split: a query's answer in the gallery, or a test image trained on"
-    table = catalog.assign(digest=digests).dropna(subset='digest')
-    firsts = table.drop_duplicates('digest').set_index('digest')
-    for row in table[table['digest'].duplicated()].itertuples():
-        first = firsts.loc[row.digest]
-        if first['split'] != row.split: yield str(row.path), f'the same image as {first["path"]} ({first["split"]} and {row.split})', \
-            'drop one of the two: figures measured on it flatter'
+    first = {}
+    for path, split, digest in zip(catalog['path'], catalog['split'], digests):
+        twin, role = first.setdefault(digest, (path, split))
+        if digest is not None and role != split:
+            yield str(path), f'the same image as {twin} ({role} and {split})', 'drop one of the two: figures measured on it flatter'

@@ -45,8 +45,8 @@ def cuhk03(
 ) -> pd.DataFrame:  # Catalog
     """CUHK03 (Li et al. 2014) from its raw .mat, with the new protocol's split (Zhong et al. 2017).
 
-    The first call writes the images as PNGs in CUHK03-NP's layout, into a folder that gets its name when it is complete, so that a killed
-    run is taken up again; later calls read those. ImportError without h5py; ValueError where a file is not what it should be.
+    The first call writes the images as PNGs in CUHK03-NP's layout, into a folder that gets its name when it is complete, so that a
+    killed run is taken up again; later calls read those. ImportError without h5py; ValueError where a file is not what it should be.
     """
     _counts(kind)
     root = existing(path)
@@ -96,7 +96,8 @@ def _protocol(config) -> list[tuple]:
     entries = []
     for split, folder in MARKET_FOLDERS.items():
         for i in np.ravel(table[f'{split}_idx']).astype(int) - 1:
-            if not 0 <= i < min(len(names), len(pids)): raise ValueError(f'{config}: {split}_idx {i+1}, and it lists {len(names)} images')
+            if not 0 <= i < min(len(names), len(pids)):
+                raise ValueError(f'{config}: {split}_idx {i+1}, and it lists {len(names)} images')
             place = CROP_NAME.match(names[i])
             if not place: raise ValueError(f'{config}: {names[i]!r} is not <pair>_<person>_<camera>_<image>, as 1_001_1_01.png is')
             entries.append((f'{folder}/{pids[i]:04d}_c{place["camid"]}_{Path(names[i]).stem}.png', place))

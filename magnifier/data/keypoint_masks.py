@@ -47,9 +47,9 @@ def make_masks(
             rows.update(_make_batch(batch, network, device, min_score, min_joint_score))
     report = pd.DataFrame([rows[p] for p, _ in targets], columns=['path', 'mask', 'result', 'problem'])
     without = report[report['result'].isin(['no person', 'failed'])]
-    if len(without): warnings.warn(f'{len(without)} of {len(report)} images have no mask: no person found in '
-                                   f'{(without["result"] == "no person").sum()}, the others do not decode (first: {without["path"].iat[0]})',
-                                   CatalogWarning, stacklevel=2)
+    nobody = (without['result'] == 'no person').sum()
+    if len(without): warnings.warn(f'{len(without)} of {len(report)} images have no mask: no person found in {nobody}, the others '
+                                   f'do not decode (first: {without["path"].iat[0]})', CatalogWarning, stacklevel=2)
     return report
 
 
@@ -63,8 +63,8 @@ def keypoint_network(
     if weights is None:
         default = KeypointRCNN_ResNet50_FPN_Weights.DEFAULT
         try: return keypointrcnn_resnet50_fpn(weights=default, **size).eval()
-        except OSError as e: raise OSError(f'the weights of Keypoint R-CNN could not be downloaded ({e}): fetch {default.url} where there is '
-                                           'a network, and pass the file as weights=') from e
+        except OSError as e: raise OSError(f'the weights of Keypoint R-CNN could not be downloaded ({e}): fetch {default.url} where '
+                                           'there is a network, and pass the file as weights=') from e
     network = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None, **size)
     try: network.load_state_dict(torch.load(weights, map_location='cpu', weights_only=True))
     except (RuntimeError, TypeError) as e: raise ValueError(f'{weights} does not hold the weights of torchvision\'s '

@@ -62,19 +62,17 @@ def _some(path):
 
 
 def images(folder, recursive=False) -> list[Path]:
-    "Image files of a folder, sorted; others, hidden ones and copies with a second ending are passed over. ValueError for none"
-    files = Path(folder).rglob('*') if recursive else Path(folder).iterdir()
-    found = sorted(p for p in files if p.suffix.lower() in IMAGE_ENDINGS and not _apart(p.relative_to(folder).parts))
-    there = set(found)
-    copies = {p for p in found if Path(p.stem).suffix.lower() in IMAGE_ENDINGS and p.with_suffix('') in there}
-    if copies: log.info('%s: %d copies with a second ending left out', folder, len(copies))
+    "Image files of a folder, sorted, without hidden ones, part masks and copies with a second ending; ValueError for none"
+    found, copies = [], 0
+    for place, folders, files in os.walk(folder):
+        folders[:] = [f for f in folders if recursive and not f.startswith('.') and not f.endswith('_ps_label')]
+        names = {f for f in files if f.lower().endswith(IMAGE_ENDINGS) and not f.startswith('.')}
+        second = {n for n in names if os.path.splitext(n)[0] in names}  # x.jpg.jpg beside x.jpg
+        found += [os.path.join(place, n) for n in names - second]
+        copies += len(second)
+    if copies: log.info('%s: %d copies with a second ending left out', folder, copies)
     if not found: raise ValueError(f'{folder} holds no image ({", ".join(IMAGE_ENDINGS)})')
-    return [p for p in found if p not in copies]
-
-
-def _apart(parts) -> bool:
-    "Hidden files and folders, and folders of part masks, are no images of a set"
-    return any(part.startswith('.') or part.endswith('_ps_label') for part in parts)
+    return [Path(p) for p in sorted(found)]
 
 
 def market_rows(folder, split) -> list[dict]:
@@ -119,5 +117,7 @@ def check_counts(catalog, title, counts):
         c = catalog[catalog['split'] == split]
         seen = (len(c), c['pid'].nunique())
         if split in counts and seen != counts[split]:
-            wrong.append(f'{split} has {seen[0]:,} images of {seen[1]:,} identities, expected {counts[split][0]:,} of {counts[split][1]:,}')
-    if wrong: warnings.warn(f'{title}: {"; ".join(wrong)}. The copy may be incomplete; expected=False if it is meant so', CatalogWarning, stacklevel=2)
+            images, people = counts[split]
+            wrong.append(f'{split} has {seen[0]:,} images of {seen[1]:,} identities, expected {images:,} of {people:,}')
+    if wrong: warnings.warn(f'{title}: {"; ".join(wrong)}. The copy may be incomplete; expected=False if it is meant so',
+                            CatalogWarning, stacklevel=2)

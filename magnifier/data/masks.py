@@ -28,9 +28,8 @@ def read_mask(
     A ValueError names the file where it has colour channels or labels beyond 7; OSError where it does not decode.
     """
     labels = read_labels(path)
-    seen = np.unique(labels)
-    if seen[-1] >= N_REGIONS or seen[0] < 0:
-        raise ValueError(f'{path}: labels {_few(seen)}, and a part mask holds 0 to {N_REGIONS-1}; if they are another parser\'s, '
+    if labels.max() >= N_REGIONS or labels.min() < 0:
+        raise ValueError(f'{path}: labels {_few(np.unique(labels))}, and a part mask holds 0 to {N_REGIONS-1}; if they are another parser\'s, '
                          'convert them with convert_masks')
     return labels.astype(np.uint8)
 
@@ -65,7 +64,8 @@ def convert_mask(
     ValueError for labels that the table does not have.
     """
     labels, table = np.asarray(labels), label_table(table)
-    if labels.ndim != 2 or labels.dtype.kind not in 'iub': raise ValueError(f'labels are (h, w) integers, not {labels.shape} {labels.dtype}')
+    if labels.ndim != 2 or labels.dtype.kind not in 'iub':
+        raise ValueError(f'labels are (h, w) integers, not {labels.shape} {labels.dtype}')
     if labels.size and (labels.min() < 0 or labels.max() >= len(table.regions)):
         raise ValueError(f'labels {_few(np.unique(labels))}, and the table has 0 to {len(table.regions)-1} ({table.source})')
     regions = np.asarray(table.regions, np.uint8)[labels]
@@ -153,7 +153,7 @@ def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
 def stripe_mask(
     size: tuple[int, int],  # (h, w) in pixels
 ) -> np.ndarray:  # (h, w) uint8: the seven body regions as equal horizontal bands, head on top
-    "Not a part mask: horizontal bands in its place, for trying things out where there is nothing else. It knows no arms and no background"
+    "Not a part mask: horizontal bands in its place, for trying things out where there is nothing else; they know no background"
     h, w = size
     if h < len(BODY_REGIONS) or w < 1: raise ValueError(f'size {size}: at least {len(BODY_REGIONS)} x 1 pixels for as many bands')
     bands = 1 + np.arange(h) * len(BODY_REGIONS) // h
@@ -184,9 +184,10 @@ def mask_report(
     parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
     rows = {}
     for split, c in parts.items():
+        if len(c) == 0: continue
         a = areas.loc[c.index[c['mask'].notna()]]
-        if len(c): rows[split] = dict(images=len(c), masks=len(a), coverage=len(a) / len(c), regions=(a[list(BODY_REGIONS)] > 0).sum(axis=1).mean(),
-                                      **a.mean())
+        shown = (a[list(BODY_REGIONS)] > 0).sum(axis=1).mean()
+        rows[split] = dict(images=len(c), masks=len(a), coverage=len(a) / len(c), regions=shown, **a.mean())
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('split')
 
 
@@ -208,7 +209,8 @@ def mask_agreement(
     common = sorted(names[0] & names[1])
     if not common: raise ValueError(f'{a} ({len(names[0])} PNG files) and {b} ({len(names[1])}) have no file name in common')
     alone = len(names[0] ^ names[1])
-    if alone: warnings.warn(f'{alone} masks are in one of {a} and {b} alone; {len(common)} are compared', CatalogWarning, stacklevel=2)
+    if alone: warnings.warn(f'{alone} masks are in one of {a} and {b} alone; {len(common)} are compared',
+                            CatalogWarning, stacklevel=2)
     with ThreadPoolExecutor() as pool: confusion = sum(pool.map(lambda n: _confusion(a / n, b / n), common))
     both, in_a, in_b = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     union = in_a + in_b - both
@@ -219,7 +221,8 @@ def mask_agreement(
 def _confusion(a, b) -> np.ndarray:
     "(k, k) pixels by region in a and in b"
     first, second = read_mask(a), read_mask(b)
-    if first.shape != second.shape: raise ValueError(f'{a} is {first.shape} and {b} is {second.shape} (h, w): masks of one image have one size')
+    if first.shape != second.shape:
+        raise ValueError(f'{a} is {first.shape} and {b} is {second.shape} (h, w): masks of one image have one size')
     pairs = first.astype(np.int64) * N_REGIONS + second
     return np.bincount(pairs.ravel(), minlength=N_REGIONS**2).reshape(N_REGIONS, N_REGIONS)
 

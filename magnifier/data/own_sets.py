@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def identity_folders(
     path: str | Path,  # A folder with a folder an identity, at any depth: the identity is the name of the folder an image lies in
-    camera: str | Callable | None = None,  # A regex with one group, or a function, of the path below `path` ('ann/cam2_01.jpg'); None: not known
+    camera: str | Callable | None = None,  # A regex with one group, or a function, of the path below `path`, 'ann/cam2_1.jpg'; None: unknown
     split: str | Callable | None = None,  # The same, giving 'train', 'query', 'gallery' or 'test'; None: identities are drawn
     *,
     train: float = 0.5,  # Share of the identities that train, where `split` is None; in [0, 1]
@@ -51,14 +51,14 @@ def identity_folders(
 
 def catalog_csv(
     file: str | Path,  # A CSV file, one row an image
-    columns: dict[str, str] | None = None,  # Catalog's column -> the file's, such as `{'path': 'image', 'pid': 'person'}`, where they differ
+    columns: dict[str, str] | None = None,  # Catalog's column -> the file's, such as `{'pid': 'person'}`, where they differ
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: the file's mask column, else `_ps_label`
     *,
     root: str | Path | None = None,  # Folder that relative paths start from; default: the file's own
 ) -> pd.DataFrame:  # Catalog, with the file's further columns
-    """A table of one's own: `path, pid, camid, split`, optional `mask`; identities and cameras that are names are numbered in sorted order.
+    """A table of one's own: `path, pid, camid, split`, optional `mask`; identities and cameras that are names are numbered, sorted.
 
-    ValueError for columns that are not there, naming those that are; a catalog written with `to_csv(index=False)` reads back the same.
+    ValueError for columns that are not there, naming those that are. A catalog written with `to_csv(index=False)` reads back the same.
     """
     file = Path(file).expanduser().absolute()
     if not file.is_file(): raise FileNotFoundError(f'{file} is not there')
@@ -96,7 +96,8 @@ def _ask(how, below, what) -> str:
 
 def _role(split, below):
     role = _ask(split, below, 'split')
-    if role not in (*SPLITS, 'test'): raise ValueError(f'{below}: split {role!r}, use {", ".join(SPLITS)}, or test to have queries drawn')
+    if role not in (*SPLITS, 'test'):
+        raise ValueError(f'{below}: split {role!r}, use {", ".join(SPLITS)}, or test to have queries drawn')
     return role
 
 

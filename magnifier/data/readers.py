@@ -59,7 +59,8 @@ def occluded_duke(
 ) -> pd.DataFrame:  # Catalog
     "Occluded-Duke (Miao et al. 2019), with DukeMTMC-reID's folders and names; errors as `market1501`"
     root = find_root(path, MARKET_FOLDERS.values(), OCCLUDED_DUKE_NAMES, 'Occluded-Duke')
-    return market_style(root, 'Occluded-Duke', OCCLUDED_DUKE_COUNTS, masks=masks, expected=expects(expected, root, OCCLUDED_DUKE_NAMES))
+    expected = expects(expected, root, OCCLUDED_DUKE_NAMES)
+    return market_style(root, 'Occluded-Duke', OCCLUDED_DUKE_COUNTS, masks=masks, expected=expected)
 
 
 def msmt17(
@@ -78,7 +79,8 @@ def msmt17(
     lists = {name: _read_list(root / f'list_{name}.txt', root / (train if name in ('train', 'val') else test))
              for name in ('train', 'val', 'query', 'gallery')}
     shift = 1 + max(pid for name in ('train', 'val') for _, pid, _ in lists[name])
-    rows = [dict(path=p, pid=pid, camid=cam, split='train') for name in ('train', 'val')[:1 + val_in_train] for p, pid, cam in lists[name]]
+    training = lists['train'] + (lists['val'] if val_in_train else [])
+    rows = [dict(path=p, pid=pid, camid=cam, split='train') for p, pid, cam in training]
     rows += [dict(path=p, pid=pid + shift, camid=cam, split=name) for name in ('query', 'gallery') for p, pid, cam in lists[name]]
     log.info('MSMT17: %d validation images %s', len(lists['val']), 'are part of training' if val_in_train else 'are left out')
     counts = MSMT17_COUNTS if val_in_train else {**MSMT17_COUNTS, 'train': (30248, 1041)}
@@ -103,7 +105,7 @@ def occluded_reid(
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<root>_ps_label`
     expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the root has the real set's name
 ) -> pd.DataFrame:  # Catalog with query and gallery, no training images
-    "Occluded-REID (Zhuo et al. 2018), test only: occluded images (camera 0) against whole ones (camera 1), since no cameras are given"
+    "Occluded-REID (Zhuo et al. 2018), test only: occluded images (camera 0) against whole ones (camera 1), as no cameras are given"
     counts = dict(query=(1000, 200), gallery=(1000, 200))
     return _body_images(path, 'occluded', 'Occluded-REID', OCCLUDED_NAMES, counts, masks=masks, expected=expected)
 
@@ -121,7 +123,8 @@ def _msmt17_root(path):
 
 def _read_list(file, folder) -> list[tuple]:
     "(path, identity, camera) for each line of a list"
-    if not file.is_file(): raise FileNotFoundError(f'{file} is not there: MSMT17 needs list_train, list_val, list_query, list_gallery .txt')
+    if not file.is_file():
+        raise FileNotFoundError(f'{file} is not there: MSMT17 has list_train, list_val, list_query, list_gallery .txt')
     found = []
     for i, line in enumerate(file.read_text().splitlines(), 1):
         if not line.strip(): continue
@@ -136,12 +139,13 @@ def _read_list(file, folder) -> list[tuple]:
 
 
 def _body_images(path, queries, title, names, counts, *, masks, expected):
-    "Catalog of a test-only set with a folder of whole and one of incomplete images; identity: the sub-folder, else the name's first number"
+    "Catalog of a test-only set: a folder of whole, one of incomplete images. Identity: the sub-folder, else the name's first number"
     folders = dict(query=f'{queries}_body_images', gallery='whole_body_images')
     root, rows = find_root(path, folders.values(), names, title), []
     for camid, (split, folder) in enumerate(folders.items()):
         for p in images(root / folder, recursive=True):
             name = p.parent.name if p.parent != root / folder else re.split('[_.]', p.name)[0]
-            if not name.isdigit(): raise ValueError(f'{p}: no identity in the name; expected <identity>_<number> or a folder an identity')
+            if not name.isdigit():
+                raise ValueError(f'{p}: no identity in the name; expected <identity>_<number>, or a folder an identity')
             rows.append(dict(path=str(p), pid=int(name), camid=camid, split=split))
     return finish(rows, title, counts, masks=masks, expected=expects(expected, root, names))

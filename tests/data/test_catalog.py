@@ -188,7 +188,7 @@ def test_masks_in_a_folder_of_the_caller_s(tmp_path):
 def test_masks_by_function_and_none(tmp_path):
     paths = tree(tmp_path, 'a.jpg', 'b.jpg', 'c.jpg')
     mask, = tree(tmp_path, 'a_mask.png')
-    found = find_masks(catalog_of(paths), lambda p: {'a.jpg': tmp_path/'a_mask.png', 'b.jpg': None}.get(p[-5:], 'gone.png'))
+    found = find_masks(catalog_of(paths), lambda p: {'a.jpg': tmp_path/'a_mask.png', 'b.jpg': np.nan}.get(p[-5:], 'gone.png'))
     assert found['mask'].tolist() == [mask, None, None]
     assert find_masks(found, False)['mask'].tolist() == [None] * 3
     assert find_masks(found)['mask'].tolist() == [None] * 3  # the default finds none here, and says nothing
