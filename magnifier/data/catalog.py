@@ -30,6 +30,7 @@ def make_catalog(
     if len(rows) == 0: raise ValueError('no images: a catalog needs at least one row')
     if 'mask' not in rows: rows = rows.assign(mask=None)
     _check_columns(rows)
+    _check_are_paths(rows['path'], 'path')
     # Plain objects, None for a missing mask: the same under every pandas, whose string dtypes differ
     paths = [os.fspath(p) for p in rows['path']]
     masks = [None if _missing(m) else os.fspath(m) for m in rows['mask']]
@@ -193,12 +194,16 @@ def _check_paths(catalog):
     "Every path a string, once, and there"
     for column in ('path', 'mask'):
         given = catalog[column] if column == 'path' else catalog[column].dropna()
-        wrong = [p for p in given if not isinstance(p, (str, os.PathLike)) or p == '']
-        if wrong: raise ValueError(f'{column} {wrong[0]!r} is not a path')
+        _check_are_paths(given, column)
         if column == 'path': _check_duplicates(catalog)
         gone = _missing_files(given)
         if gone: raise FileNotFoundError(f'{len(gone)} of {len(given)} {"image" if column == "path" else "mask"} files do not exist '
                                          f'(first: {gone[0]})')
+
+
+def _check_are_paths(given, column):
+    wrong = [p for p in given if not isinstance(p, (str, os.PathLike)) or p == '']
+    if wrong: raise ValueError(f'{column} {wrong[0]!r} is not a path')
 
 
 def _check_identities(catalog):

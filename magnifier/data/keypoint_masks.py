@@ -14,6 +14,7 @@ from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, keyp
 
 from magnifier.data.catalog import CatalogWarning
 from magnifier.data.images import read_image
+from magnifier.data.joints import regions_from_joints
 from magnifier.data.masks import mask_targets, write_mask
 
 __all__ = ['make_masks', 'keypoint_network', 'largest_person']
@@ -88,7 +89,6 @@ def largest_person(
 
 def _make_batch(batch, network, device, min_score, min_joint_score) -> dict:
     "Report rows by image path; the masks are written"
-    from magnifier.data.joints import regions_from_joints
     with ThreadPoolExecutor(os.cpu_count()) as pool: read = list(pool.map(_read, (p for p, _ in batch)))
     rows = {p: (p, None, 'failed', image) for (p, _), image in zip(batch, read) if isinstance(image, str)}
     good = [(p, mask, image) for (p, mask), image in zip(batch, read) if not isinstance(image, str)]

@@ -12,10 +12,12 @@ import pandas as pd
 from PIL import Image
 
 from magnifier.data.catalog import SPLITS, CatalogWarning
+from magnifier.data.images import read_image
+from magnifier.data.joints import stripe_masks
 from magnifier.data.layouts import existing, images as image_files, save_png
 from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS, label_table
 
-__all__ = ['read_mask', 'write_mask', 'convert_mask', 'convert_masks', 'stripe_mask', 'stripe_masks', 'mask_report', 'mask_agreement']
+__all__ = ['read_mask', 'write_mask', 'convert_mask', 'convert_masks', 'make_stripe_masks', 'mask_report', 'mask_agreement']
 
 log = logging.getLogger(__name__)
 
@@ -150,25 +152,14 @@ def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
     return targets
 
 
-def stripe_mask(
-    size: tuple[int, int],  # (h, w) in pixels
-) -> np.ndarray:  # (h, w) uint8: the seven body regions as equal horizontal bands, head on top
-    "Not a part mask: horizontal bands in its place, for trying things out where there is nothing else; they know no background"
-    h, w = size
-    if h < len(BODY_REGIONS) or w < 1: raise ValueError(f'size {size}: at least {len(BODY_REGIONS)} x 1 pixels for as many bands')
-    bands = 1 + np.arange(h) * len(BODY_REGIONS) // h
-    return np.repeat(bands[:, None].astype(np.uint8), w, axis=1)
-
-
-def stripe_masks(
+def make_stripe_masks(
     images: str | Path | pd.DataFrame | Iterable,  # A folder, a catalog, or paths
     dst: str | Path | None = None,  # Folder of the masks; default: `<folder>_ps_label`, where `find_masks` looks
 ) -> list[Path]:  # The files, in the order of the images
-    "Write `stripe_mask` for every image that has no file yet"
+    "Write `stripe_masks` for every image that has no file yet: no part masks, but horizontal bands to try things out with"
     targets = mask_targets(images, dst)
     for p, mask in targets:
-        if mask.exists(): continue
-        with Image.open(p) as image: write_mask(mask, stripe_mask(image.size[::-1]))
+        if not mask.exists(): write_mask(mask, stripe_masks(read_image(p).size[::-1]))
     return [mask for _, mask in targets]
 
 

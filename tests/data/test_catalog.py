@@ -64,6 +64,7 @@ def test_wrong_rows_are_named(change, message):
 
 def test_no_rows_and_no_columns():
     with pytest.raises(ValueError, match='no images'): make_catalog([])
+    with pytest.raises(ValueError, match='path None is not a path'): make_catalog([dict(path=None, pid=1, camid=1, split='train')])
     with pytest.raises(ValueError, match=r'lacks the column\(s\) camid, split: it has path, pid, mask'): make_catalog([dict(path='a', pid=1)])
 
 

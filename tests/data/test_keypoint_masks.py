@@ -1,8 +1,6 @@
 "Masks from a keypoint network: a fake one of torchvision's interface, and the real one's interface untrained"
 
 import os
-import sys
-import types
 from urllib.error import URLError
 
 import numpy as np
@@ -39,7 +37,7 @@ def drawn(monkeypatch):
     def regions_from_joints(joints, size):
         calls.append((joints, size))
         return np.full(size, int(joints[0, 0]), np.uint8)
-    monkeypatch.setitem(sys.modules, 'magnifier.data.joints', types.SimpleNamespace(regions_from_joints=regions_from_joints))
+    monkeypatch.setattr(module, 'regions_from_joints', regions_from_joints)
     return calls
 
 
@@ -97,6 +95,25 @@ def test_a_killed_run_keeps_what_it_made(folder, drawn):
             return super().forward(images)
     with pytest.raises(KeyboardInterrupt): make_masks(folder, network=Dies(), bs=1, device='cpu', progress=False)
     assert make_masks(folder, network=FakeNetwork(), device='cpu', progress=False)['result'].tolist() == ['already there', 'made', 'made']
+
+
+# A person of 128 x 64 pixels, upright and facing us, in COCO's order
+STANDING = [(32, 14), (34, 12), (30, 12), (36, 13), (28, 13), (42, 28), (22, 28), (45, 46), (19, 46), (46, 62), (18, 62), (38, 64), (26, 64), (38, 92),
+            (26, 92), (38, 116), (26, 116)]
+
+
+def test_with_limbs_really_drawn(tmp_path):
+    class Stands(torch.nn.Module):
+        def forward(self, images):
+            joints = torch.cat([torch.tensor(STANDING).float(), torch.ones(17, 1)], 1)[None]
+            return [dict(boxes=torch.tensor([[10., 5., 50., 125.]]), scores=torch.ones(1), keypoints=joints, keypoints_scores=torch.full((1, 17), 9.))] * len(images)
+    picture(tmp_path/'set'/'x.jpg', 1, (64, 128))
+    report = make_masks(tmp_path/'set', network=Stands(), device='cpu', progress=False)
+    mask = read_mask(report['mask'][0])
+    assert mask.shape == (128, 64) and set(np.unique(mask)) == set(range(8))
+    height = [np.argwhere(mask == k)[:, 0].mean() for k in (1, 2, 5, 6, 7)]
+    assert height == sorted(height)
+    assert mask[14, 32] == 1 and mask[45, 32] == 2 and mask[37, 43] == 3 and mask[54, 46] == 4 and mask[80, 38] == 5 and mask[104, 38] == 6
 
 
 def test_progress_bar(folder, drawn, capsys):

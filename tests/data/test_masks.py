@@ -9,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from magnifier.data.catalog import CatalogWarning, find_masks, make_catalog
-from magnifier.data.masks import (convert_mask, convert_masks, mask_agreement, mask_report, mask_targets, read_mask, stripe_mask, stripe_masks,
-                                  write_mask)
+from magnifier.data.joints import stripe_masks
+from magnifier.data.masks import (convert_mask, convert_masks, make_stripe_masks, mask_agreement, mask_report, mask_targets, read_mask, write_mask)
 from magnifier.regions import LABEL_TABLES, N_REGIONS, REGIONS
 
 
@@ -225,27 +225,16 @@ def test_densepose_iuv_files_by_their_first_channel(tmp_path):
 
 # --- stripes
 
-@given(st.integers(7, 60), st.integers(1, 5))
-@settings(deadline=None, max_examples=30)
-def test_stripes(h, w):
-    m = stripe_mask((h, w))
-    assert m.shape == (h, w) and m.dtype == np.uint8
-    assert (m == m[:, :1]).all() and (np.diff(m[:, 0].astype(int)) >= 0).all()
-    counts = np.bincount(m[:, 0], minlength=8)
-    assert counts[0] == 0 and counts[1:].max() - counts[1:].min() <= 1
-
-
 def test_stripe_files(tmp_path):
     for name in ('a/x.jpg', 'b/y.png'):
         (tmp_path/'set'/name).parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (8, 16)).save(tmp_path/'set'/name)
-    files = stripe_masks(tmp_path/'set')
+    files = make_stripe_masks(tmp_path/'set')
     assert [str(f.relative_to(tmp_path)) for f in files] == ['set_ps_label/a/x.png', 'set_ps_label/b/y.png']
     catalog = find_masks(make_catalog([dict(path=tmp_path/'set'/n, pid=1, camid=1, split='train') for n in ('a/x.jpg', 'b/y.png')]))
-    assert catalog['mask'].tolist() == [str(f) for f in files] and (read_mask(files[0]) == stripe_mask((16, 8))).all()
+    assert catalog['mask'].tolist() == [str(f) for f in files] and (read_mask(files[0]) == stripe_masks((16, 8))).all()
     write_mask(files[0], np.ones((16, 8), int))
-    assert stripe_masks(catalog) == files and (read_mask(files[0]) == 1).all()  # what is there stays
-    with pytest.raises(ValueError, match=r'size \(6, 4\): at least 7 x 1'): stripe_mask((6, 4))
+    assert make_stripe_masks(catalog) == files and (read_mask(files[0]) == 1).all()  # what is there stays
 
 
 def test_mask_targets_refuse(tmp_path):
