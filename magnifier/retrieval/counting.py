@@ -28,15 +28,15 @@ class Labels:
         self.q_camids, self.g_camids = as_ids(q_camids, q, 'q_camids'), as_ids(g_camids, g, 'g_camids')
         self.separate_cameras = separate_cameras
         self.junk = np.flatnonzero(self.g_pids == JUNK)
-        self._by_pid = np.argsort(self.g_pids, kind='stable')
-        ordered = self.g_pids[self._by_pid]
+        self.by_pid = np.argsort(self.g_pids, kind='stable')
+        ordered = self.g_pids[self.by_pid]
         self._first, self._last = np.searchsorted(ordered, self.q_pids), np.searchsorted(ordered, self.q_pids, side='right')
 
     def split(self,
         query: int,  # Index of a query
     ) -> tuple[np.ndarray, np.ndarray]:  # Gallery indices of its true matches, ascending, and of what is removed for it
         "True matches and removed items of one query: same identity elsewhere, and same identity in the same camera plus junk"
-        same = self._by_pid[self._first[query]:self._last[query]]
+        same = self.by_pid[self._first[query]:self._last[query]]
         if self.q_pids[query] == JUNK: matches = own = same[:0]
         else:
             own_camera = self.g_camids[same] == self.q_camids[query]

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 from magnifier.retrieval.counting import Labels, Matches, count_matches
-from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, find_metric, to_numpy
+from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, find_metric
+from magnifier.retrieval.hits import SavedHits, first_k
 from magnifier.retrieval.inputs import as_matrix, check_pair
 
 __all__ = ['Ranking', 'rank', 'evaluate_distances', 'AP_FORMS', 'NO_MATCH']
@@ -230,52 +231,6 @@ def mean(
 ) -> float:  # NaN for none
     "Mean without NumPy's warning for an empty array"
     return float(x.mean()) if len(x) else float('nan')
-
-
-def first_k(
-    row: np.ndarray,  # (g,) distances
-    k: int,  # How many
-    among=slice(None),  # Which of them take part: a slice or (g,) booleans
-) -> np.ndarray:  # Indices of the k nearest; of equal ones the earlier first
-    "The k smallest of a row in stable order, without sorting all of it"
-    items = np.arange(len(row))[among]
-    dist = row[items]
-    if k < len(items):
-        near = np.flatnonzero(dist <= np.partition(dist, k - 1)[k - 1])
-        items, dist = items[near], dist[near]
-    return items[np.argsort(dist, kind='stable')[:k]]
-
-
-@dataclass(frozen=True, eq=False)
-class SavedHits:
-    "The first hits of each query, all that a file keeps of the distances"
-    items: np.ndarray  # (q, k) gallery indices, nearest first; -1 where there were fewer
-    dist: np.ndarray  # (q, k) their distances
-    n_gallery: int  # Length of a row
-
-    @classmethod
-    def of(cls, distances, labels, k):
-        q, g = distances.shape
-        saved = cls(np.full((q, k), -1), np.full((q, k), np.inf, np.float32), g)
-        for rows, band in distances.bands() if k else ():
-            for i, row in enumerate(to_numpy(band), rows.start):
-                keep = np.ones(g, bool)
-                keep[labels.split(i)[1]] = False
-                items = first_k(row, k, keep & np.isfinite(row))
-                saved.items[i, :len(items)], saved.dist[i, :len(items)] = items, row[items]
-        return saved
-
-    @property
-    def shape(self): return len(self.items), self.n_gallery
-
-    def bands(self):
-        for i in range(len(self.items)): yield slice(i, i + 1), torch.from_numpy(self.row(i)[None])
-
-    def row(self, query):
-        row = np.full(self.n_gallery, np.inf, self.dist.dtype)
-        known = self.items[query] >= 0
-        row[self.items[query][known]] = self.dist[query][known]
-        return row
 
 
 def ranking_of(

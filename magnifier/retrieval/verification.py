@@ -1,0 +1,138 @@
+"Are these two the same person? False accepts and false rejects over thresholds, and the answer for one pair"
+
+from dataclasses import dataclass
+import numpy as np
+import pandas as pd
+import torch
+from magnifier.retrieval.counting import Labels, JUNK
+from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, to_numpy, unit_rows, working_dtype
+from magnifier.retrieval.inputs import as_matrix, as_tensor, check_pair
+
+__all__ = ['VerificationPairs', 'verification_pairs', 'roc', 'verification_table', 'Comparison', 'compare']
+
+
+@dataclass(frozen=True, eq=False)
+class VerificationPairs:
+    "Distances of the pairs that a verification test is made of, each kind in ascending order"
+    genuine: np.ndarray  # (m,) distances of pairs of one identity
+    impostor: np.ndarray  # (n,) distances of pairs of two identities, all of them or a random part
+
+    def __post_init__(self):
+        for name in ('genuine', 'impostor'):
+            d = np.sort(to_numpy(as_tensor(getattr(self, name), name)).ravel())
+            if not len(d): raise ValueError(f'{name}: no pairs. A verification test needs pairs of one identity and pairs of two')
+            if not np.isfinite(d[[0, -1]]).all(): raise ValueError(f'{name}: distances hold NaN or infinite values')
+            d.setflags(write=False)
+            object.__setattr__(self, name, d)
+
+    def false_accept(self,
+        threshold,  # Distance or distances; a pair is accepted where its own is this or less
+    ):  # Share of impostor pairs accepted, 0 to 1
+        "False-accept rate at a threshold"
+        return np.searchsorted(self.impostor, threshold, side='right') / len(self.impostor)
+
+    def false_reject(self,
+        threshold,  # Distance or distances; a pair is accepted where its own is this or less
+    ):  # Share of genuine pairs not accepted, 0 to 1
+        "False-reject rate at a threshold"
+        return (len(self.genuine) - np.searchsorted(self.genuine, threshold, side='right')) / len(self.genuine)
+
+    def threshold(self,
+        false_accept: float,  # Wanted rate, 0 to 1
+    ) -> float:  # The largest threshold whose false-accept rate is not above it
+        "Where to cut for a wanted false-accept rate: just before the first impostor pair too many. With fewer than 1 / rate impostor pairs that is before the very first"
+        if not 0 <= false_accept <= 1: raise ValueError(f'false_accept={false_accept}: a rate from 0 to 1 wanted, 0.001 is one in a thousand')
+        allowed = int(np.floor(false_accept * len(self.impostor) + 1e-9))
+        if allowed >= len(self.impostor): return float(max(self.impostor[-1], self.genuine[-1]))
+        return float(np.nextafter(self.impostor[allowed], -np.inf, dtype=self.impostor.dtype))
+
+    def equal_error(self) -> tuple[float, float]:  # (rate, threshold)
+        "Equal error rate: the mean of both rates at the threshold, among all distances of pairs, where they are nearest each other"
+        cuts = np.unique(np.concatenate([self.genuine, self.impostor]))
+        gap = np.abs(self.false_accept(cuts) - self.false_reject(cuts))
+        cut = cuts[gap.argmin()]
+        return float((self.false_accept(cut) + self.false_reject(cut)) / 2), float(cut)
+
+
+def verification_pairs(
+    query_feats,  # (q, d) features, array or tensor; or (q, g) distances with `gallery_feats=None`
+    gallery_feats,  # (g, d) features of the same model, on the same device
+    q_pids,  # (q,) identities of the queries, integers
+    g_pids,  # (g,) identities of the gallery; pairs with -1, junk, are left out
+    q_camids,  # (q,) cameras of the queries, integers
+    g_camids,  # (g,) cameras of the gallery
+    *,
+    metric: str = 'cosine',  # 'cosine' L2-normalises; 'euclidean' and 'sqeuclidean' compare the features as they are
+    max_impostors: int = 10_000_000,  # About how many impostor pairs to keep; beyond it a random part of them
+    seed: int = 0,  # Of that random part
+) -> VerificationPairs:  # Genuine pairs of different cameras, and impostor pairs of any cameras
+    "All pairs of a query and a gallery image as a verification test. A query's own identity in its own camera is left out, as in `rank`; ValueError where one kind of pair is missing"
+    if gallery_feats is None: distances = MatrixDistances(as_matrix(query_feats))
+    else: distances = FeatureDistances(*check_pair(query_feats, gallery_feats), metric, torch.float32)
+    if max_impostors < 1: raise ValueError(f'max_impostors={max_impostors}: at least one pair wanted')
+    labels = Labels(q_pids, g_pids, q_camids, g_camids, distances.shape)
+    share, rng = min(1., max_impostors / np.prod(distances.shape)), np.random.default_rng(seed)
+    genuine, impostor = [], []
+    for rows, band in distances.bands():
+        for query, row in enumerate(to_numpy(band), rows.start):
+            if labels.q_pids[query] == JUNK: continue
+            genuine.append(row[labels.split(query)[0]])
+            other = (labels.g_pids != labels.q_pids[query]) & (labels.g_pids != JUNK)
+            if share < 1: other &= rng.random(len(row)) < share
+            impostor.append(row[other])
+    return VerificationPairs(*(np.concatenate(d) if d else np.empty(0) for d in (genuine, impostor)))
+
+
+def roc(
+    genuine,  # (m,) distances of pairs of one identity
+    impostor,  # (n,) distances of pairs of two identities
+    *,
+    points: int = 1000,  # At most about so many rows; the rates in each are exact all the same
+) -> pd.DataFrame:  # `threshold` ascending, `false_accept`, `false_reject`, `true_accept`
+    "Receiver operating characteristic: the rates at thresholds taken from the distances themselves, evenly among the genuine and by powers among the nearest impostors. ValueError where one kind of pair is missing"
+    if points < 2: raise ValueError(f'points={points}: a curve needs at least 2')
+    pairs = VerificationPairs(genuine, impostor)
+    at = [np.unique(np.linspace(0, len(pairs.genuine) - 1, points // 2 + 1).round().astype(int)),
+          np.unique(np.geomspace(1, len(pairs.impostor), points // 2 + 1).round().astype(int)) - 1]
+    cuts = np.unique(np.concatenate([pairs.genuine[at[0]], pairs.impostor[at[1]]]))
+    reject = pairs.false_reject(cuts)
+    return pd.DataFrame({'threshold': cuts, 'false_accept': pairs.false_accept(cuts), 'false_reject': reject, 'true_accept': 1 - reject})
+
+
+def verification_table(
+    genuine,  # (m,) distances of pairs of one identity
+    impostor,  # (n,) distances of pairs of two identities
+    *,
+    false_accept=(1e-4, 1e-3, 1e-2, 1e-1),  # Wanted false-accept rates, one row each
+) -> pd.DataFrame:  # Rows 'EER' and 'FAR 0.0001', ...: `threshold`, `false_accept`, `false_reject`, `true_accept`
+    "The equal error rate, and what is rejected at each wanted false-accept rate, with the thresholds that give them. The rate reached is never above the one wanted; ValueError where one kind of pair is missing"
+    pairs = VerificationPairs(genuine, impostor)
+    cuts = {'EER': pairs.equal_error()[1], **{f'FAR {far:g}': pairs.threshold(far) for far in false_accept}}
+    cut = np.array(list(cuts.values()))
+    reject = pairs.false_reject(cut)
+    return pd.DataFrame({'threshold': cut, 'false_accept': pairs.false_accept(cut), 'false_reject': reject, 'true_accept': 1 - reject}, index=list(cuts))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    "The answer to `compare`; true or false by itself where it is about one pair"
+    same: bool | np.ndarray  # Whether the distance is at most the threshold; (n,) for n pairs
+    distance: float | np.ndarray  # 1 - cosine similarity, 0 to 2; (n,) for n pairs
+    threshold: float  # What it was compared with
+
+    def __bool__(self): return bool(self.same)
+
+
+def compare(
+    a,  # (d,) embedding of one image, or (n, d) of several
+    b,  # (d,) embedding of the other, or (n, d), pair by pair
+    threshold: float,  # Cosine distance up to which two images are one person, 0 to 2: take it from `verification_table` on data like yours
+) -> Comparison:  # `.same`, `.distance`, `.threshold`
+    "Are these two the same person? There is no threshold for all models and cameras, hence no default. ValueError for shapes that differ, zero, NaN or infinite embeddings"
+    if not 0 <= threshold <= 2: raise ValueError(f'threshold={threshold}: a cosine distance from 0 to 2 wanted. `verification_table` gives it for a wanted false-accept rate')
+    a, b = as_tensor(a, 'a'), as_tensor(b, 'b')
+    if a.shape != b.shape or a.ndim not in (1, 2) or 0 in a.shape: raise ValueError(f'compare: two embeddings (d,) or two sets (n, d) wanted, got shapes {tuple(a.shape)} and {tuple(b.shape)}')
+    dtype = working_dtype(a, b)
+    x, y = unit_rows(torch.atleast_2d(a), 'a', dtype), unit_rows(torch.atleast_2d(b), 'b', dtype)
+    distance = 1 - (x * y).sum(1).cpu().numpy()
+    return Comparison(distance <= threshold, distance, threshold) if a.ndim == 2 else Comparison(bool(distance[0] <= threshold), float(distance[0]), threshold)

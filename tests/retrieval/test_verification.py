@@ -1,0 +1,102 @@
+"Verification rates against counting pair by pair and scikit-learn"
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from magnifier.retrieval.distance import cosine_distances
+from magnifier.retrieval.verification import Comparison, VerificationPairs, compare, roc, verification_pairs, verification_table
+
+distances = st.lists(st.one_of(st.integers(0, 6).map(float), st.floats(0, 2, width=32)), min_size=1, max_size=30)
+
+
+def slow_rates(genuine, impostor, threshold):
+    "Accept a pair where its distance is the threshold or less"
+    return sum(d <= threshold for d in impostor) / len(impostor), sum(d > threshold for d in genuine) / len(genuine)
+
+
+@settings(max_examples=300, deadline=None)
+@given(distances, distances, st.floats(0, 1))
+def test_rates_and_thresholds(genuine, impostor, far):
+    curve = roc(genuine, impostor)
+    assert set(curve['threshold']) == set(genuine) | set(impostor)
+    for row in curve.itertuples():
+        assert (row.false_accept, row.false_reject) == slow_rates(genuine, impostor, row.threshold)
+        assert row.true_accept == pytest.approx(1 - row.false_reject)
+    table = verification_table(genuine, impostor, false_accept=[far])
+    assert list(table.index) == ['EER', f'FAR {far:g}']
+    reached = slow_rates(genuine, impostor, table['threshold'].iloc[1])
+    assert (table['false_accept'].iloc[1], table['false_reject'].iloc[1]) == reached and reached[0] <= far + 1e-9
+    better = [slow_rates(genuine, impostor, t)[1] for t in genuine + impostor if slow_rates(genuine, impostor, t)[0] <= far]
+    assert reached[1] <= min(better, default=1)  # no other threshold rejects fewer at that rate
+    gaps = [abs(np.subtract(*slow_rates(genuine, impostor, t))) for t in genuine + impostor]
+    eer = table.loc['EER']
+    assert abs(eer['false_accept'] - eer['false_reject']) == pytest.approx(min(gaps))
+
+
+def test_equal_error_of_two_normal_distributions():
+    rng = np.random.default_rng(0)
+    pairs = VerificationPairs(rng.normal(0, 1, 100_000), rng.normal(2, 1, 300_000))
+    rate, threshold = pairs.equal_error()
+    assert rate == pytest.approx(0.1587, abs=2e-3) and threshold == pytest.approx(1, abs=0.02)
+    assert pairs.false_accept(pairs.threshold(1e-3)) == pytest.approx(1e-3, abs=1e-5)
+
+
+def test_long_curves_are_thinned_and_stay_exact():
+    rng = np.random.default_rng(0)
+    genuine, impostor = rng.normal(0, 1, 5000), rng.normal(2, 1, 70_000)
+    curve = roc(genuine, impostor, points=100)
+    assert 50 < len(curve) <= 110 and curve['false_accept'].iloc[0] < 1e-3
+    for row in curve.iloc[::9].itertuples(): assert (row.false_accept, row.false_reject) == slow_rates(genuine, impostor, row.threshold)
+    from sklearn.metrics import roc_auc_score
+    full = roc(genuine, impostor, points=1_000_000)
+    area = np.trapezoid(np.r_[0, full['true_accept']], np.r_[0, full['false_accept']])
+    assert area == pytest.approx(roc_auc_score(np.r_[np.ones(5000), np.zeros(70_000)], -np.r_[genuine, impostor]), abs=1e-4)
+
+
+def case(seed=0, n_q=6, n_g=25):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n_q, 4)).astype(np.float32), rng.normal(size=(n_g, 4)).astype(np.float32),
+            rng.integers(-1, 4, n_q), rng.integers(-1, 4, n_g), rng.integers(0, 2, n_q), rng.integers(0, 2, n_g))
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_pairs_are_those_of_the_protocol(seed):
+    q, g, qp, gp, qc, gc = case(seed)
+    dist = cosine_distances(q, g)
+    same = [dist[i, j] for i in range(6) for j in range(25) if qp[i] == gp[j] != -1 and qc[i] != gc[j]]
+    other = [dist[i, j] for i in range(6) for j in range(25) if qp[i] != -1 != gp[j] != qp[i]]
+    for pairs in (verification_pairs(q, g, qp, gp, qc, gc), verification_pairs(dist, None, qp, gp, qc, gc)):
+        assert pairs.genuine == pytest.approx(sorted(same)) and pairs.impostor == pytest.approx(sorted(other))
+
+
+def test_a_random_part_of_the_impostors():
+    big = case(n_q=40, n_g=500)
+    part, again, whole = (verification_pairs(*big, max_impostors=n, seed=1) for n in (2000, 2000, 10**9))
+    assert part.impostor.tolist() == again.impostor.tolist() and 800 < len(part.impostor) < 2100 < len(whole.impostor)
+    assert set(part.impostor) <= set(whole.impostor) and part.genuine.tolist() == whole.genuine.tolist()
+
+
+def test_compare_one_pair_and_several():
+    same = compare([3., 0], [5., 0.1], 0.3)
+    assert isinstance(same, Comparison) and same and same.same is True and same.distance == pytest.approx(1 - 5 / np.hypot(5, 0.1)) and same.threshold == 0.3
+    assert not compare(torch.tensor([1., 0]), torch.tensor([0., 1]), 0.3)
+    assert compare([1., 0], [1., 0], 0.)
+    many = compare(np.eye(3), np.eye(3)[[0, 2, 1]], 0.5)
+    assert many.same.tolist() == [True, False, False] and many.distance.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize('args, message', [
+    (([1., 0], [1., 0, 0], 0.3), r'got shapes \(2,\) and \(3,\)'), (([[[1.]]], [[[1.]]], 0.3), 'two embeddings'), (([1., 0], [1., 0], 3), 'threshold=3: a cosine distance from 0 to 2'),
+    (([0., 0], [1., 0], 0.3), 'a: 1 of 1 rows are zero'), (([1., 0], [np.nan, 0], 0.3), 'b: 1 of 1 rows hold NaN'), (([1., 0], [1., 0], float('nan')), 'threshold=nan')])
+def test_compare_says_what_is_wrong(args, message):
+    with pytest.raises(ValueError, match=message): compare(*args)
+
+
+def test_what_makes_no_test():
+    with pytest.raises(ValueError, match='genuine: no pairs'): roc([], [1.])
+    with pytest.raises(ValueError, match='impostor: distances hold NaN'): verification_table([1.], [np.nan])
+    with pytest.raises(ValueError, match='points=1: a curve needs'): roc([1.], [1.], points=1)
+    with pytest.raises(ValueError, match='false_accept=2: a rate from 0 to 1'): verification_table([1.], [1.], false_accept=[2])
+    with pytest.raises(ValueError, match='genuine: no pairs'): verification_pairs([[1., 0]], [[1., 0]], [1], [2], [0], [1])
+    with pytest.raises(ValueError, match='max_impostors=0'): verification_pairs([[1., 0]], [[1., 0]], [1], [2], [0], [1], max_impostors=0)
