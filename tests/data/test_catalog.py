@@ -65,7 +65,8 @@ def test_wrong_rows_are_named(change, message):
 def test_no_rows_and_no_columns():
     with pytest.raises(ValueError, match='no images'): make_catalog([])
     with pytest.raises(ValueError, match='path None is not a path'): make_catalog([dict(path=None, pid=1, camid=1, split='train')])
-    with pytest.raises(ValueError, match=r'lacks the column\(s\) camid, split: it has path, pid, mask'): make_catalog([dict(path='a', pid=1)])
+    with pytest.raises(ValueError, match=r'lacks the column\(s\) camid, split: it has path, pid, mask'):
+        make_catalog([dict(path='a', pid=1)])
 
 
 # --- the door
@@ -106,7 +107,8 @@ def test_the_door(good, change, error, message):
 
 def test_the_door_wants_a_table_and_the_splits_asked_for(good):
     with pytest.raises(TypeError, match='DataFrame, not a list'): validate_catalog([1])
-    with pytest.raises(ValueError, match='no query images: found 3 train, 2 gallery'): validate_catalog(good[good['split'] != 'query'], ['query'])
+    with pytest.raises(ValueError, match='no query images: found 3 train, 2 gallery'):
+        validate_catalog(good[good['split'] != 'query'], ['query'])
     validate_catalog(good[good['split'] == 'train'])  # no test images: nothing to match
 
 
@@ -183,7 +185,8 @@ def test_masks_in_a_folder_of_the_caller_s(tmp_path):
     flat = tree(tmp_path/'m2', 'b.png')
     assert find_masks(catalog_of(paths), str(tmp_path/'m2'))['mask'].tolist() == [None, None, *flat]
     tree(tmp_path/'m2', 'a.png')
-    with pytest.raises(ValueError, match='train/a.jpg and .*query/a.jpg have the same mask .*m2/a.png'): find_masks(catalog_of(paths), tmp_path/'m2')
+    with pytest.raises(ValueError, match='train/a.jpg and .*query/a.jpg have the same mask .*m2/a.png'):
+        find_masks(catalog_of(paths), tmp_path/'m2')
 
 
 def test_masks_by_function_and_none(tmp_path):
@@ -201,9 +204,11 @@ def test_mask_folder_with_other_names(tmp_path):
     (tmp_path/'empty').mkdir()
     with pytest.raises(ValueError, match='it holds no PNG file, and .*a.jpg needs a.png'): find_masks(catalog, tmp_path/'empty')
     tree(tmp_path/'other', 'a_parsing.png')
-    with pytest.raises(ValueError, match='it holds 1 PNG files such as a_parsing.png, and .*a.jpg needs a.png in it'): find_masks(catalog, tmp_path/'other')
+    with pytest.raises(ValueError, match='it holds 1 PNG files such as a_parsing.png, and .*a.jpg needs a.png in it'):
+        find_masks(catalog, tmp_path/'other')
     with pytest.raises(ValueError, match='the function gives no existing mask'): find_masks(catalog, lambda p: None)
-    with pytest.raises(ValueError, match='a.png is its own mask'): find_masks(catalog_of(tree(tmp_path/'png', 'a.png')), tmp_path/'png')
+    with pytest.raises(ValueError, match='a.png is its own mask'):
+        find_masks(catalog_of(tree(tmp_path/'png', 'a.png')), tmp_path/'png')
 
 
 # --- joining and describing

@@ -104,7 +104,8 @@ def test_a_killed_run_is_taken_up_again(release, monkeypatch):
 
 
 def test_out_and_counts(release, tmp_path):
-    with pytest.warns(CatalogWarning, match='train has 5 images of 2 identities, expected 7,368 of 767'): cuhk03(release, expected=True, out=tmp_path/'png')
+    with pytest.warns(CatalogWarning, match='train has 5 images of 2 identities, expected 7,368 of 767'):
+        cuhk03(release, expected=True, out=tmp_path/'png')
     assert (tmp_path/'png'/'labeled'/'query').is_dir() and not (release/'cuhk03-np').exists()
     release.rename(tmp_path/'CUHK03')
     with pytest.warns(CatalogWarning, match='7,365 of 767'): cuhk03(tmp_path/'CUHK03', 'detected')
@@ -113,7 +114,8 @@ def test_out_and_counts(release, tmp_path):
 def test_files_that_are_not_there(release, monkeypatch):
     with pytest.raises(ValueError, match="kind='both': use 'labeled' or 'detected'"): cuhk03(release, 'both')
     (release/'cuhk03_new_protocol_config_labeled.mat').unlink()
-    with pytest.raises(FileNotFoundError, match='no cuhk03_new_protocol_config_labeled.mat in .*own or two levels below'): cuhk03(release)
+    with pytest.raises(FileNotFoundError, match='no cuhk03_new_protocol_config_labeled.mat in .*own or two levels below'):
+        cuhk03(release)
     def no_h5py(name, *args, **kwargs):
         if name == 'h5py': raise ImportError
         return real(name, *args, **kwargs)

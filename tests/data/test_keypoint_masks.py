@@ -150,7 +150,8 @@ def test_weights_from_a_file(monkeypatch, tmp_path):
     network = keypoint_network(tmp_path/'w.pth')
     assert (network.weight == source.weight).all() and not network.training
     torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path/'other.pth')
-    with pytest.raises(ValueError, match='other.pth does not hold the weights of torchvision'): keypoint_network(tmp_path/'other.pth')
+    with pytest.raises(ValueError, match='other.pth does not hold the weights of torchvision'):
+        keypoint_network(tmp_path/'other.pth')
     torch.save([1], tmp_path/'list.pth')
     with pytest.raises(ValueError, match='list.pth does not hold'): keypoint_network(tmp_path/'list.pth')
     with pytest.raises(FileNotFoundError): keypoint_network(tmp_path/'gone.pth')
@@ -165,6 +166,7 @@ def test_the_real_network_has_the_interface(monkeypatch, tmp_path, drawn):
                                                                                                   rpn_post_nms_top_n_test=10, **kw))
         network = keypoint_network(short_side=64)
     picture(tmp_path/'set'/'x.png', 3, (16, 32))
-    with pytest.warns(CatalogWarning, match='no person found in 1'): make_masks(tmp_path/'set', network=network, device='cpu', min_score=1.1, progress=False)
+    with pytest.warns(CatalogWarning, match='no person found in 1'):
+        make_masks(tmp_path/'set', network=network, device='cpu', min_score=1.1, progress=False)
     with torch.inference_mode(): found, = network([torch.linspace(0, 1, 3 * 32 * 16).reshape(3, 32, 16)])
     assert len(found['scores']) and largest_person(found, 0.).shape == (17, 3)

@@ -92,7 +92,8 @@ def test_plain_tables_label_by_label(name):
 
 def test_own_table():
     assert convert_mask(np.array([[0, 1, 2]]), [0, 'foot', 2]).tolist() == [[0, 7, 2]]
-    with pytest.raises(ValueError, match=r'labels 3, and the table has 0 to 2 \(given by the caller\)'): convert_mask(np.array([[3]]), [0, 1, 2])
+    with pytest.raises(ValueError, match=r'labels 3, and the table has 0 to 2 \(given by the caller\)'):
+        convert_mask(np.array([[3]]), [0, 1, 2])
 
 
 @pytest.mark.parametrize('labels', [np.zeros((2, 2, 3), int), np.zeros((2, 2))])
@@ -199,7 +200,8 @@ def test_convert_folder(tmp_path):
     Image.fromarray(np.full((3, 3), 99, np.uint8)).save(src/'bad.png')
     (src/'empty.png').write_bytes(b'')
     (src/'.hidden.png').write_bytes(b'')
-    with pytest.warns(CatalogWarning, match=r'2 of 4 files were not converted \(first: .*bad.png: labels 99'): report = convert_masks(src, dst, 'lip')
+    with pytest.warns(CatalogWarning, match=r'2 of 4 files were not converted \(first: .*bad.png: labels 99'):
+        report = convert_masks(src, dst, 'lip')
     assert sorted(report['result']) == ['converted', 'converted', 'failed', 'failed'] and 'empty.png' in report['problem'].iloc[3]
     assert (read_mask(dst/'a'/'1.png') == convert_mask(lip_person(), 'lip')).all() and not (dst/'bad.png').exists()
     written = os.stat(dst/'2.png').st_mtime_ns
@@ -238,7 +240,8 @@ def test_stripe_files(tmp_path):
 
 
 def test_mask_targets_refuse(tmp_path):
-    with pytest.raises(ValueError, match='a.jpg and .*a.bmp would have the same mask'): mask_targets([tmp_path/'a.jpg', tmp_path/'a.bmp'])
+    with pytest.raises(ValueError, match='a.jpg and .*a.bmp would have the same mask'):
+        mask_targets([tmp_path/'a.jpg', tmp_path/'a.bmp'])
     with pytest.raises(ValueError, match='a.png would be overwritten'): mask_targets([tmp_path/'a.png'], tmp_path)
     with pytest.raises(ValueError, match='no images given'): mask_targets([])
     assert mask_targets([tmp_path/'q'/'a.jpg', tmp_path/'t'/'a.jpg'], 'm')[1][1].parts == ('m', 't', 'a.png')
@@ -275,7 +278,8 @@ def test_agreement_against_the_loop(tmp_path):
 
 def test_agreement_refuses(tmp_path):
     write_mask(tmp_path/'a'/'x.png', np.ones((4, 4), int)), write_mask(tmp_path/'b'/'y.png', np.ones((4, 4), int))
-    with pytest.raises(ValueError, match=r'\(1 PNG files\) and .* no file name in common'): mask_agreement(tmp_path/'a', tmp_path/'b')
+    with pytest.raises(ValueError, match=r'\(1 PNG files\) and .* no file name in common'):
+        mask_agreement(tmp_path/'a', tmp_path/'b')
     write_mask(tmp_path/'b'/'x.png', np.ones((4, 4), int))
     with pytest.warns(CatalogWarning, match='1 masks are in one of'): mask_agreement(tmp_path/'a', tmp_path/'b')
     write_mask(tmp_path/'b'/'x.png', np.ones((5, 4), int)), (tmp_path/'b'/'y.png').unlink()

@@ -62,7 +62,8 @@ def test_without_cameras_every_query_is_compared_with_all_others(zoo, caplog):
 
 
 def test_one_camera_gets_the_message(zoo):
-    with pytest.raises(ValueError, match='4 of 4 queries have no match left.*one camera 7'): validate_catalog(identity_folders(zoo, lambda below: 7))
+    with pytest.raises(ValueError, match='4 of 4 queries have no match left.*one camera 7'):
+        validate_catalog(identity_folders(zoo, lambda below: 7))
 
 
 def test_split_and_camera_from_names(tmp_path):
@@ -87,16 +88,19 @@ def test_test_images_are_divided(tmp_path):
 
 
 def test_patterns_that_do_not_fit(zoo):
-    with pytest.raises(ValueError, match=r"ann/cam12_0.png: the camera pattern 'kamera\(.\)' finds nothing; it needs one group"): identity_folders(zoo, 'kamera(.)')
+    with pytest.raises(ValueError, match=r"ann/cam12_0.png: the camera pattern 'kamera\(.\)' finds nothing; it needs one group"):
+        identity_folders(zoo, 'kamera(.)')
     with pytest.raises(ValueError, match='it needs one group'): identity_folders(zoo, 'cam')
     with pytest.raises(ValueError, match='the split pattern'): identity_folders(zoo, split='(x)?cam')
-    with pytest.raises(ValueError, match="ann/cam12_0.png: split 'cam', use train, query, gallery, or test"): identity_folders(zoo, split='(cam)')
+    with pytest.raises(ValueError, match="ann/cam12_0.png: split 'cam', use train, query, gallery, or test"):
+        identity_folders(zoo, split='(cam)')
 
 
 def test_folders_refuse(tmp_path):
     with pytest.raises(ValueError, match='holds no image'): identity_folders(tmp_path)
     with pytest.raises(FileNotFoundError, match='nowhere is not a folder'): identity_folders(tmp_path/'nowhere')
-    with pytest.raises(ValueError, match='loose.png lies in no identity'): identity_folders(draw(tmp_path/'set', 'a/1.png', 'loose.png'))
+    with pytest.raises(ValueError, match='loose.png lies in no identity'):
+        identity_folders(draw(tmp_path/'set', 'a/1.png', 'loose.png'))
 
 
 def test_folder_masks(zoo):

@@ -107,7 +107,8 @@ def test_names_that_make_no_sense(tmp_path, name, message):
 def test_folders_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere is not a folder'): market1501(tmp_path/'nowhere')
     with pytest.raises(FileNotFoundError, match='no Market-1501 in .*looked for the folders bounding_box_train, query, bounding_box_test in it and in '
-                                                'folders of it named Market-1501-v15.09.15, .*; it holds nothing'): market1501(tmp_path)
+                                                'folders of it named Market-1501-v15.09.15, .*; it holds nothing'):
+        market1501(tmp_path)
     for i in range(10): (tmp_path/f'folder{i}').mkdir()
     with pytest.raises(FileNotFoundError, match='folder7 and 2 more'): market1501(tmp_path)
     for folder in ('bounding_box_train', 'query', 'bounding_box_test'): (tmp_path/folder).mkdir()
@@ -146,7 +147,8 @@ def np_tree(tmp_path):
 
 
 def test_cuhk03_np(np_tree):
-    with pytest.warns(CatalogWarning, match='train has 1 .* expected 7,368 of 767.*gallery has 1 .* expected 5,328 of 700'): labelled = cuhk03_np(np_tree)
+    with pytest.warns(CatalogWarning, match='train has 1 .* expected 7,368 of 767.*gallery has 1 .* expected 5,328 of 700'):
+        labelled = cuhk03_np(np_tree)
     assert people(labelled) == [('0001_c1_1.png', 1, 1, 'train'), ('0003_c1_1.png', 3, 1, 'query'), ('0003_c2_0.png', 3, 2, 'gallery')]
     with pytest.warns(CatalogWarning, match='7,365 of 767.*5,332 of 700'): assert len(cuhk03_np(np_tree.parent, 'detected')) == 4
     assert len(cuhk03_np(np_tree/'detected', 'detected', expected=False)) == 4  # the folder itself
@@ -157,9 +159,11 @@ def test_cuhk03_np(np_tree):
 
 def test_cuhk03_np_refuses(np_tree):
     with pytest.raises(ValueError, match="kind='both': use 'labeled' or 'detected'"): cuhk03_np(np_tree, 'both')
-    with pytest.raises(FileNotFoundError, match='looked for the folders labeled in it'): cuhk03_np(np_tree/'detected')  # the other kind: not read in its place
+    with pytest.raises(FileNotFoundError, match='looked for the folders labeled in it'):
+        cuhk03_np(np_tree/'detected')  # the other kind: not read in its place
     (np_tree/'labeled'/'query'/'0003_c1_1.png').unlink(), (np_tree/'labeled'/'query').rmdir()
-    with pytest.raises(FileNotFoundError, match=r'no CUHK03-NP \(labeled\).*it holds bounding_box_test, bounding_box_train'): cuhk03_np(np_tree)
+    with pytest.raises(FileNotFoundError, match=r'no CUHK03-NP \(labeled\).*it holds bounding_box_test, bounding_box_train'):
+        cuhk03_np(np_tree)
 
 
 # --- MSMT17
@@ -189,14 +193,17 @@ def test_msmt17(tmp_path, folders, caplog):
 
 def test_msmt17_counts_and_versions(tmp_path):
     msmt_tree(tmp_path/'MSMT17_V1')
-    with pytest.warns(CatalogWarning, match='train has 4 images of 3 identities, expected 32,621 of 1,041.*11,659 of 3,060.*82,161 of 3,060'): msmt17(tmp_path)
-    with pytest.warns(CatalogWarning, match='train has 2 images of 2 identities, expected 30,248 of 1,041'): msmt17(tmp_path, val_in_train=False)
+    with pytest.warns(CatalogWarning, match='train has 4 images of 3 identities, expected 32,621 of 1,041.*11,659 of 3,060.*82,161 of 3,060'):
+        msmt17(tmp_path)
+    with pytest.warns(CatalogWarning, match='train has 2 images of 2 identities, expected 30,248 of 1,041'):
+        msmt17(tmp_path, val_in_train=False)
     msmt_tree(tmp_path/'MSMT17_V2', 'mask_train_v2', 'mask_test_v2')
     with pytest.raises(ValueError, match='holds V1 .*MSMT17_V1.* and V2 .*MSMT17_V2.*: give the path of one'): msmt17(tmp_path)
 
 
 def test_msmt17_refuses(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'looked for the folders mask_train_v2, mask_test_v2 .*V1 has train and test'): msmt17(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r'looked for the folders mask_train_v2, mask_test_v2 .*V1 has train and test'):
+        msmt17(tmp_path)
     root = msmt_tree(tmp_path/'own')
     (root/'test'/'0000'/'0000_000_03_0303morning_0008_0.jpg').unlink()
     with pytest.raises(FileNotFoundError, match='1 of 7 image files do not exist'): validate_catalog(msmt17(root))
@@ -213,7 +220,8 @@ def test_msmt17_refuses(tmp_path):
 def test_partial_reid(tmp_path):
     root = draw(tmp_path/'Partial-REID_Dataset', 'partial_body_images/001_001.jpg', 'partial_body_images/010_001.jpg', 'whole_body_images/001_001.jpg',
                 'whole_body_images/010_002.jpg', 'occluded_body_images/010_003.jpg')
-    with pytest.warns(CatalogWarning, match='query has 2 images of 2 identities, expected 300 of 60; gallery has 2 '): catalog = partial_reid(tmp_path)
+    with pytest.warns(CatalogWarning, match='query has 2 images of 2 identities, expected 300 of 60; gallery has 2 '):
+        catalog = partial_reid(tmp_path)
     assert people(catalog) == [('001_001.jpg', 1, 0, 'query'), ('010_001.jpg', 10, 0, 'query'), ('001_001.jpg', 1, 1, 'gallery'), ('010_002.jpg', 10, 1, 'gallery')]
     validate_catalog(catalog)
     assert people(partial_reid(root, expected=False, queries='occluded'))[0] == ('010_003.jpg', 10, 0, 'query')
