@@ -65,33 +65,29 @@ class _RegionMax(torch.autograd.Function):
 
 def _max_by_region(maps, masks):  # n x c x hw, n x k x hw -> values and positions, n x k x c each
     # Looking at how sparse the masks are would make a GPU wait, and cut a compiled graph in two
-    if masks.device.type == 'cpu' and not torch.compiler.is_compiling():
-        if masks.count_nonzero() * SPARSE < masks.numel(): return _max_sparse(maps, masks)
-        return _max_dense(maps, masks, chunk=max(1, CHUNK // maps[:1].numel()) if len(maps) else 1)
-    return _max_dense(maps, masks, chunk=len(maps))
+    if masks.device.type != 'cpu' or torch.compiler.is_compiling() or not len(maps): return _max_dense(maps, masks)
+    way = _max_sparse if masks.count_nonzero() * SPARSE < masks.numel() else _max_dense
+    n = max(1, CHUNK // maps[0].numel())
+    return tuple(map(torch.cat, zip(*(way(m, r) for m, r in zip(maps.split(n), masks.split(n))))))
 
 
-def _max_dense(maps, masks, chunk):
-    # One region's product at a time, of so many images as fit a cache
-    found = [[(m * r[:, k, None]).max(-1) for k in range(masks.shape[1])] for m, r in zip(maps.split(chunk), masks.split(chunk))]
-    return tuple(torch.cat([torch.stack([f[i] for f in part], 1) for part in found]) for i in (0, 1))
+def _max_dense(maps, masks):
+    # One region's product at a time
+    found = [(maps * masks[:, k, None]).max(-1) for k in range(masks.shape[1])]
+    return torch.stack([f.values for f in found], 1), torch.stack([f.indices for f in found], 1)
 
 
 def _max_sparse(maps, masks):
-    # One-hot masks leave a region few positions: an image's rows (position x channel) are sorted by region, and maxima taken of runs
-    n, c, hw = maps.shape
-    k = masks.shape[1]
-    wide = torch.promote_types(maps.dtype, torch.float32)
-    counts = (masks != 0).sum(-1)  # (n, k)
-    values, index = torch.zeros(n, k, c, dtype=wide), torch.zeros(n, k, c, dtype=torch.long)
-    pairs = masks.nonzero()[:, 1:].split(counts.sum(1).tolist())  # of each image (region, position), in that order
-    for i, (region, position) in enumerate(p.unbind(1) for p in pairs):
-        if not len(position): continue
-        rows = maps[i].t().contiguous().index_select(0, position).to(wide) * masks[i, region, position, None].to(wide)
-        starts = counts[i].cumsum(0) - counts[i]
-        values[i], _, _, which = torch.embedding_bag(rows, torch.arange(len(rows)), starts, False, EMBEDDING_BAG_MAX)
-        index[i] = position[which.clamp(min=0)]
-    return _with_zeros(values, index, masks)
+    # One-hot masks leave a region few positions: a position's channels are a row, rows are sorted by region, and maxima taken of runs
+    (n, c, hw), k = maps.shape, masks.shape[1]
+    image, region, position = masks.nonzero().unbind(1)  # sorted by image, region and position
+    if not len(image): return maps.new_zeros(n, k, c), image.new_zeros(n, k, c)
+    weights = masks[image, region, position, None]
+    rows = maps.transpose(1, 2).reshape(n * hw, c).index_select(0, image * hw + position) * weights
+    if rows.dtype in (torch.float16, torch.bfloat16): rows = rows.float()
+    lengths = (masks != 0).sum(-1).flatten()  # (n*k,)
+    values, _, _, row = torch.embedding_bag(rows, torch.arange(len(rows)), lengths.cumsum(0) - lengths, False, EMBEDDING_BAG_MAX)
+    return _with_zeros(values.view(n, k, c), position[row.clamp(min=0)].view(n, k, c), masks)
 
 
 def _with_zeros(values, index, masks):
