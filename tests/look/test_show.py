@@ -7,26 +7,16 @@ import numpy as np
 import pytest
 import torch
 from fastai.vision.all import Interpretation
-from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.look.drawing import FRAMES
 from magnifier.look.picture import Picture
 from magnifier.look.searched import Searched
 from magnifier.look.show import draw_results, draw_samples
 from magnifier.regions import NO_MASK
-from magnifier.train.learner import magnifier_learner
 
 
 def words(picture): return [t.get_text() for ax in picture.axes for t in ax.texts]
 
 def legend(picture): return [t.get_text() for t in picture.legends[0].get_texts()] if picture.legends else []
-
-
-@pytest.fixture
-def plain(catalog, tmp_path):
-    "Global branch alone, on a catalog without masks"
-    dls = ReIDDataLoaders.from_df(catalog.assign(mask=None), path=tmp_path, size=(64, 32), bs=8, n_per_id=2, pad=2, num_workers=0)
-    learn = magnifier_learner(dls, 'resnet18', pretrained=False, mask=False, sab=False, sfb=False)
-    with learn.no_bar(), learn.no_logging(): yield learn
 
 
 def test_show_batch_shows_pictures_masks_and_titles(dls, tmp_path):
@@ -69,8 +59,8 @@ def test_seeds_draw_other_batches(dls):
     assert first == again != other
 
 
-def test_a_batch_without_masks_has_no_legend_and_one_row(plain):
-    picture = plain.dls.show_batch(max_n=3)
+def test_a_batch_without_masks_has_no_legend_and_one_row(blind):
+    picture = blind.dls.show_batch(max_n=3)
     assert len(picture.axes) == 3 and not picture.legends
 
 
@@ -87,48 +77,48 @@ def test_nothing_to_show_is_refused(dls, call):
     with pytest.raises(ValueError, match='at least'): call(dls)
 
 
-def test_show_results_has_a_column_for_each_thing(learn, tmp_path):
-    picture = learn.show_results(max_n=2, save=tmp_path/'r.png')
+def test_show_results_has_a_column_for_each_thing(seer, tmp_path):
+    picture = seer.show_results(max_n=2, save=tmp_path/'r.png')
     assert (tmp_path/'r.png').exists() and len(picture.axes) == 12
     assert [w for w in words(picture)[1:6]] == ['true mask', 'predicted', 'global', 'SAB', 'SFB']
     assert legend(picture)[-1] == 'high activation'
-    assert words(learn.show_results(max_n=1, branches='stage3'))[1:] == ['true mask', 'predicted', 'stage3']
-    assert words(learn.show_results(max_n=1, branches=()))[1:] == ['true mask', 'predicted']
+    assert words(seer.show_results(max_n=1, branches='stage3'))[1:] == ['true mask', 'predicted', 'stage3']
+    assert words(seer.show_results(max_n=1, branches=()))[1:] == ['true mask', 'predicted']
 
 
-def test_show_results_draws_by_its_seed_and_from_any_source(learn, catalog):
-    titles = lambda **kwargs: [w for w in words(learn.show_results(max_n=3, branches=(), **kwargs)) if w.startswith('id')]
+def test_show_results_draws_by_its_seed_and_from_any_source(seer, catalog):
+    titles = lambda **kwargs: [w for w in words(seer.show_results(max_n=3, branches=(), **kwargs)) if w.startswith('id')]
     assert titles(seed=1) == titles(seed=1) != titles(seed=2)
     rows = catalog[catalog.split == 'train'].iloc[:3]
     assert titles(dl=rows, shuffle=False) == [f'id {r.pid} cam {r.camid}' for r in rows.itertuples()]
-    assert titles(ds_idx=0, shuffle=False) == titles(dl=learn.dls.train, shuffle=False)
-    paths = learn.loader(rows.path.tolist())
-    assert not [w for w in words(learn.show_results(dl=paths, max_n=1, branches=())) if w.startswith(('id', 'true'))]
+    assert titles(ds_idx=0, shuffle=False) == titles(dl=seer.dls.train, shuffle=False)
+    paths = seer.loader(rows.path.tolist())
+    assert not [w for w in words(seer.show_results(dl=paths, max_n=1, branches=())) if w.startswith(('id', 'true'))]
 
 
-def test_show_results_without_masks_or_branches(plain):
-    picture = plain.show_results(max_n=2)
+def test_show_results_without_masks_or_branches(blind):
+    picture = blind.show_results(max_n=2)
     assert words(picture)[1::2] == ['global', 'global'] and legend(picture) == ['high activation']
-    with pytest.raises(ValueError, match="no map 'sab' in this model: it has stage3, stage4, global"): plain.show_results(branches='sab')
-    with pytest.raises(ValueError, match='at least one picture'): plain.show_results(max_n=0)
+    with pytest.raises(ValueError, match="no map 'sab' in this model: it has stage3, stage4, global"): blind.show_results(branches='sab')
+    with pytest.raises(ValueError, match='at least one picture'): blind.show_results(max_n=0)
 
 
-def test_show_results_leaves_the_model_as_it_was(learn):
-    learn.model.train()
-    learn.show_results(max_n=1)
-    assert learn.model.training and all(p.grad is None for p in learn.model.parameters())
+def test_show_results_leaves_the_model_as_it_was(seer):
+    seer.model.train()
+    seer.show_results(max_n=1)
+    assert seer.model.training and all(p.grad is None for p in seer.model.parameters())
 
 
-def test_fastais_interpretation_shows_results(learn):
-    interp = Interpretation.from_learner(learn)
+def test_fastais_interpretation_shows_results(seer):
+    interp = Interpretation.from_learner(seer)
     assert interp.show_results([0, 1]) is None  # fastai's own method returns nothing, and draws through the overload
 
 
-def test_ranking_frames_follow_the_ranking(learn):
-    searched = Searched.of(learn)
+def test_ranking_frames_follow_the_ranking(seer):
+    searched = Searched.of(seer)
     q = int(searched.choose('best', 1)[0])
     hits = searched.ranking.hits(q, 5)
-    picture = learn.show_ranking('best', n=1, k=5, saliency=False)
+    picture = seer.show_ranking('best', n=1, k=5, saliency=False)
     marks = [next((t.get_text() for t in ax.texts if t.get_text() in '✓✗'), None) for ax in picture.axes]
     assert marks[1:] == [FRAMES['true' if m else 'false'][2] for m in hits['match']]
     captions = [f'{1 - d:.3f}' for d in hits['distance']]
@@ -141,15 +131,15 @@ def test_frames_differ_by_line_and_mark_too():
 
 
 @pytest.mark.parametrize('how', ['worst', 'best'])
-def test_worst_and_best_queries(learn, how):
-    searched = Searched.of(learn)
+def test_worst_and_best_queries(seer, how):
+    searched = Searched.of(seer)
     ap = searched.ranking.ap[searched.choose(how, 3)]
     every = np.sort(searched.ranking.ap[searched.ranking.n_matches > 0])
     assert np.allclose(ap, every[:3] if how == 'worst' else every[::-1][:3])
 
 
-def test_queries_by_name(learn, catalog):
-    searched = Searched.of(learn)
+def test_queries_by_name(seer, catalog):
+    searched = Searched.of(seer)
     row = searched.items.iloc[searched.query_rows[2]]
     name = row.path.rsplit('/', 1)[-1]
     assert list(searched.choose(name)) == list(searched.choose(row.path)) == list(searched.choose([name.rsplit('.', 1)[0]])) == [2]
@@ -160,30 +150,30 @@ def test_queries_by_name(learn, catalog):
     with pytest.raises(ValueError, match='at least one query'): searched.choose(None, 0)
 
 
-def test_random_queries_follow_the_seed(learn):
-    searched = Searched.of(learn)
+def test_random_queries_follow_the_seed(seer):
+    searched = Searched.of(seer)
     assert list(searched.choose(None, 4, seed=3)) == list(searched.choose('random', 4, seed=3)) != list(searched.choose(None, 4, seed=4))
 
 
 @pytest.mark.parametrize('saliency', [True, 'masks'])
-def test_overlays_and_their_legends(learn, saliency, tmp_path):
-    picture = learn.show_ranking(n=1, k=3, saliency=saliency, save=tmp_path/'x.png')
+def test_overlays_and_their_legends(seer, saliency, tmp_path):
+    picture = seer.show_ranking(n=1, k=3, saliency=saliency, save=tmp_path/'x.png')
     assert ('similarity from here' in legend(picture)) == (saliency is True) and ('foot' in legend(picture)) == (saliency == 'masks')
 
 
-def test_removed_hits_are_greyed_and_explained(learn):
-    picture = learn.show_ranking(n=6, k=30, saliency=False, show_removed=True)
+def test_removed_hits_are_greyed_and_explained(seer):
+    picture = seer.show_ranking(n=6, k=30, saliency=False, show_removed=True)
     assert any(w.startswith('removed') for w in words(picture)) and 'removed: same camera' in ' '.join(legend(picture))
 
 
-def test_two_learners_on_the_same_queries(learn, plain):
-    picture = learn.show_ranking(n=2, k=2, versus=plain, names=('full', 'G'))
+def test_two_learners_on_the_same_queries(seer, blind):
+    picture = seer.show_ranking(n=2, k=2, versus=blind, names=('full', 'G'))
     assert [w for w in words(picture) if w in ('full', 'G')] == ['full', 'G']*2
     queries = [w for w in words(picture) if w.startswith('query')]
     assert queries[0] == queries[1] and queries[2] == queries[3]
 
 
-def test_a_query_without_hits_and_one_without_a_match(learn, catalog):
+def test_a_query_without_hits_and_one_without_a_match(seer, catalog):
     test = catalog[catalog.split != 'train']
     query = test[test.split == 'query'].iloc[:1]
     own = test[(test.split == 'gallery') & (test.pid == query.pid.iat[0])]
@@ -191,8 +181,8 @@ def test_a_query_without_hits_and_one_without_a_match(learn, catalog):
     stranger = test[(test.split == 'gallery') & (test.pid != query.pid.iat[0])].iloc[:2]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # that nothing matches is the point here
-        alone = learn.show_ranking(catalog=np_concat(query, same_camera))
-        other = learn.show_ranking(catalog=np_concat(query, stranger), k=5, saliency=False)
+        alone = seer.show_ranking(catalog=np_concat(query, same_camera))
+        other = seer.show_ranking(catalog=np_concat(query, stranger), k=5, saliency=False)
     assert any('no hits' in w for w in words(alone))
     assert 'no match in gallery' in words(other) and words(other).count('✗') == 2
 
@@ -203,17 +193,17 @@ def np_concat(*tables):
 
 
 @pytest.mark.parametrize('kwargs, says', [(dict(k=0), 'at least one hit'), (dict(n=0), 'at least one query'), (dict(saliency='heat'), 'similarity maps')])
-def test_bad_arguments_of_show_ranking(learn, kwargs, says):
-    with pytest.raises(ValueError, match=says): learn.show_ranking(**kwargs)
+def test_bad_arguments_of_show_ranking(seer, kwargs, says):
+    with pytest.raises(ValueError, match=says): seer.show_ranking(**kwargs)
 
 
-def test_sets_that_cannot_be_ranked(learn, catalog):
-    with pytest.raises(ValueError, match='nothing to rank'): learn.show_ranking(catalog=catalog[catalog.split == 'train'])
+def test_sets_that_cannot_be_ranked(seer, catalog):
+    with pytest.raises(ValueError, match='nothing to rank'): seer.show_ranking(catalog=catalog[catalog.split == 'train'])
 
 
-def test_an_exported_learner_asks_for_data(learn, catalog, tmp_path):
+def test_an_exported_learner_asks_for_data(seer, catalog, tmp_path):
     from fastai.vision.all import load_learner
-    learn.export(tmp_path/'l.pkl')
+    seer.export(tmp_path/'l.pkl')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         loaded = load_learner(tmp_path/'l.pkl')

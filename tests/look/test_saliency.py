@@ -1,0 +1,162 @@
+"Maps and contributions against obvious loops, and against networks whose answer is known"
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from magnifier.look.saliency import Sight, activation_map, branch_embeddings, contributions, decode_pictures, region_masks, similarity_maps
+from magnifier.model.branches import AdversarialBranch, FusionBranch, GlobalBranch, RecurrentFusion
+from magnifier.model.heads import SegmentationHead
+from magnifier.model.net import MagnifierNet, create_magnifier
+from magnifier.regions import N_REGIONS
+
+SETTINGS = dict(G=dict(mask=False, sab=False, sfb=False), GM=dict(sab=False, sfb=False), SAB=dict(sfb=False), SFB=dict(sab=False), full={},
+                AB=dict(sfb='ab'), lstm=dict(cell='lstm'), stage4=dict(region_stage=4), nearest=dict(mask_resize='nearest'),
+                soft=dict(soft_masks=True), stride2=dict(last_stride=2), bare=dict(branch_bottleneck=False))
+
+
+def untrained(**kwargs):
+    "A small network whose norms hold something, so that averages and slopes are not 0 and 1"
+    torch.manual_seed(0)
+    model = create_magnifier('resnet18', 5, pretrained=False, hidden=16, **kwargs)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm1d):  # the necks; in front of a ReLU a positive mean would leave nothing alive
+            m.running_mean.uniform_(0, .5)
+            m.running_var.uniform_(.5, 2)
+            m.weight.data.uniform_(.5, 1.5)
+    return model.eval()
+
+
+def maps_of(model, n=3, seed=1):
+    x = torch.randn(n, 3, 64, 32, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad(): return x, model.feature_maps(x)
+
+
+def test_activation_map_is_channel_energy_stretched():
+    f = torch.rand(2, 5, 4, 3)*torch.tensor([1., 100.])[:, None, None, None]
+    got = activation_map(f)
+    for i in range(2):
+        energy = np.array([[np.sqrt(np.mean([f[i, c, y, x].item()**2 for c in range(5)])) for x in range(3)] for y in range(4)])
+        assert np.allclose(got[i], (energy - energy.min())/(energy.max() - energy.min()), atol=1e-5)
+    assert (activation_map(torch.ones(1, 4, 3, 3)) == 0).all() and (activation_map(torch.zeros(1, 4, 1, 1)) == 0).all()
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_branch_embeddings_make_the_embedding_and_contributions_the_score(name):
+    model = untrained(**SETTINGS[name])
+    (x, a), (y, b) = maps_of(model), maps_of(model, seed=2)
+    with torch.no_grad(): e, f = model(x).embedding, model(y).embedding
+    mine = torch.nn.functional.normalize(torch.cat(list(branch_embeddings(model, a).values()), 1))
+    assert torch.allclose(mine, e, atol=1e-5)
+    made = contributions(model, a, b)
+    assert torch.allclose(made.score, (e*f).sum(1), atol=1e-5)
+    assert torch.allclose(made.shares().sum(1) + made.rest, made.score, atol=1e-5)
+    assert torch.allclose(made.map().sum((1, 2)) + made.rest, made.score, atol=1e-4)
+    k = 1 if name == 'G' else N_REGIONS
+    assert made.shares().shape == (3, k) and all(p.shape[:2] == (3, k) for p in made.parts.values())
+
+
+@pytest.mark.parametrize('name', ['SFB', 'AB', 'lstm'])
+def test_rest_is_what_an_average_person_earns(name):
+    model = untrained(**SETTINGS[name])
+    (_, a), (_, b) = maps_of(model), maps_of(model, seed=2)
+    made = contributions(model, a, b)
+    z, e = (torch.cat(list(branch_embeddings(model, m).values()), 1) for m in (a, b))
+    average = model.sfb.region_necks.bn.running_mean.view(1, N_REGIONS, -1)
+    with torch.no_grad(): f = model.sfb.neck.bn(model.sfb.fuse(average))
+    sfb = torch.nn.functional.normalize(e)[:, -f.shape[1]:]
+    assert torch.allclose(made.rest, (f*sfb).sum(1)/z.norm(dim=1), atol=1e-5)
+
+
+def test_global_and_sab_against_loops():
+    model = untrained(**SETTINGS['SAB'])
+    (_, a), (_, b) = maps_of(model, 1), maps_of(model, 1, seed=2)
+    made = contributions(model, a, b)
+    z, e = (branch_embeddings(model, m) for m in (a, b))
+    whole = lambda d: np.concatenate([v[0].detach().numpy() for v in d.values()]).astype(float)
+    norms = np.linalg.norm(whole(z))*np.linalg.norm(whole(e))
+    masks, (h, w) = a['masks'][0].numpy(), a['masks'].shape[-2:]
+    bn = model.branches['global'].neck.bn
+    scale = (bn.weight/(bn.running_var + bn.eps).sqrt()).detach().numpy()
+    for y in range(h):
+        for x in range(w):
+            value = sum(scale[c]*(a['global'][0, c, y, x].item() - bn.running_mean[c].item())/(h*w)*e['global'][0, c].item() for c in range(len(scale)))/norms
+            assert np.allclose(made.parts['global'][0, :, y, x], value*masks[:, y, x], atol=1e-6)
+    bn, reduce = model.sab.neck.bn, model.sab.reduce.weight.detach().numpy()
+    scale = (bn.weight/(bn.running_var + bn.eps).sqrt()).detach().numpy()
+    f, want = a['sab'][0].numpy()*masks.sum(0), np.zeros((h, w))
+    mass = f.max((1, 2))/f.max((1, 2)).sum()
+    average = sum(scale[d]*bn.running_mean[d].item()*e['sab'][0, d].item() for d in range(len(scale)))
+    for c in range(len(f)):
+        place = np.unravel_index(f[c].argmax(), (h, w))
+        want[place] += sum(reduce[d, c]*f[c].max()*scale[d]*e['sab'][0, d].item() for d in range(len(scale))) - mass[c]*average
+    assert np.allclose(made.parts['sab'][0].sum(0), want/norms, atol=1e-5)
+
+
+def test_maps_have_no_gradient_left_and_the_model_none():
+    model = untrained()
+    (_, a), (_, b) = maps_of(model), maps_of(model, seed=2)
+    one, two = similarity_maps(model, a, b)
+    assert not one.requires_grad and one.shape == two.shape == (3, 4, 2) and all(p.grad is None for p in model.parameters())
+
+
+class PatchEye(nn.Module):
+    "A network that sees nothing but magenta: red and blue without green, over cells of 16 pixels, beside channels of plain colour"
+    widths = {3: 4, 4: 4}
+    def forward(self, x):
+        red, green, blue = x.unbind(1)
+        patch = nn.functional.relu(torch.minimum(red, blue) - green - .5)*20
+        maps = nn.functional.avg_pool2d(torch.stack([patch, .1*red, .1*green, .1*blue], 1), 16)
+        return maps, maps
+
+
+def eye(branches):
+    torch.manual_seed(0)
+    made = {'global': GlobalBranch(4, 3), 'sab': AdversarialBranch(4, 3, 4, bottleneck=False),
+            'sfb': FusionBranch(4, 3, RecurrentFusion(4, 8), hidden=8, bottleneck=False)}
+    if 'sab' in branches: nn.init.eye_(made['sab'].reduce.weight)
+    return MagnifierNet(PatchEye(), {b: made[b] for b in ('global', *branches)}, SegmentationHead(4, hidden=4)).eval()
+
+
+@pytest.mark.parametrize('branches', [(), ('sab',), ('sfb',), ('sab', 'sfb')])
+def test_pointing_game_over_walkers(branches, few):
+    "A planted patch, all that this network knows people by, is where the similarity map is highest: in 36 of 36 pictures, both ways"
+    from magnifier.data.images import read_image
+    rng, model, pictures, at = np.random.default_rng(0), eye(branches), [], []
+    for path in [*few.path, *few.path][:36]:
+        image = np.asarray(read_image(path).resize((64, 128))).copy()
+        y, x = int(rng.integers(0, 8))*16, int(rng.integers(0, 4))*16
+        image[y:y + 16, x:x + 16] = (255, 0, 255)
+        pictures.append(image), at.append((y//16, x//16))
+    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()/255
+    with torch.no_grad(): maps = model.feature_maps(x)
+    others = {name: o.roll(1, 0) for name, o in maps.items()}
+    for found, places in zip(similarity_maps(model, maps, others), (at, at[-1:] + at[:-1])):
+        peaks = [np.unravel_index(heat.argmax(), heat.shape) for heat in found.numpy()]
+        assert sum(p == q for p, q in zip(peaks, places)) == len(places)
+
+
+def test_sight_shows_what_the_loader_gives(seer, few):
+    sight = Sight.of(seer, few.iloc[:3])
+    x, m, y = seer.loader(few.iloc[:3]).one_batch()
+    assert sight.pictures.shape == (3, 64, 32, 3) and 0 <= sight.pictures.min() and sight.pictures.max() <= 1
+    assert np.allclose(sight.pictures, decode_pictures(x, seer.dls.valid)) and (sight.labels == m.numpy()).all() and (sight.identity == y.numpy()).all()
+    assert sight.parsed.shape == (3, 64, 32) and len(sight.seen) == 3
+    again = Sight.of(seer, few.path.tolist()[:3])
+    assert again.labels is None and again.true == [None]*3 and np.allclose(again.pictures, sight.pictures)
+
+
+def test_regions_of_a_model_without_a_mask_module(blind, few):
+    sight = Sight.of(blind, few.iloc[:2])
+    assert sight.parsed is None and region_masks(sight.maps) is None and (sight.seen[0] == few_labels(few, (64, 32))).mean() > .9
+
+
+def few_labels(few, size):
+    from PIL import Image
+    return np.asarray(Image.open(few['mask'].iat[0]).resize(size[::-1], Image.NEAREST))
+
+
+def test_learn_saliency(seer, blind, few):
+    maps = seer.saliency(few.path.iat[0])
+    assert list(maps) == ['global', 'sab', 'sfb'] and all(m.shape == (1, 4, 2) and m.min() == 0 and abs(m.max() - 1) < 1e-6 for m in maps.values())
+    assert list(seer.saliency(few.iloc[:2], ('stage3', 'sab'))) == ['stage3', 'sab'] and list(blind.saliency(few.path.iat[0])) == ['global']
+    with pytest.raises(ValueError, match='no map'): blind.saliency(few.path.iat[0], 'sfb')
