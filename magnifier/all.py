@@ -4,11 +4,18 @@ from magnifier.regions import *
 from magnifier.retrieval.distance import *
 from magnifier.retrieval.ranking import *
 from magnifier.retrieval.rerank import *
+from magnifier.retrieval.region_distance import *
+from magnifier.retrieval.single_shot import *
+from magnifier.retrieval.verification import *
+from magnifier.retrieval.expansion import *
 from magnifier.data.images import *
 from magnifier.data.catalog import *
 from magnifier.data.readers import *
 from magnifier.data.walkers import *
 from magnifier.data.masks import *
+from magnifier.data.checks import *
+from magnifier.data.joints import *
+from magnifier.data.keypoint_masks import *
 from magnifier.data.block import *
 from magnifier.data.transforms import *
 from magnifier.data.batches import *
@@ -17,6 +24,7 @@ from magnifier.model.backbone import *
 from magnifier.model.pooling import *
 from magnifier.model.heads import *
 from magnifier.model.branches import *
+from magnifier.model.output import *
 from magnifier.model.net import *
 from magnifier.train.losses import *
 from magnifier.train.metrics import *

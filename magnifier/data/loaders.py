@@ -53,7 +53,10 @@ class ReIDDataLoaders(DataLoaders):
 def _from_reader(reader):
     "A classmethod that reads with `reader` and loads with `from_df`, each taking the arguments it knows"
     known = inspect.signature(reader).parameters
-    def from_reader(cls, path, **kwargs):
+    def from_reader(cls,
+        path,     # The data set's folder, or what the reader's first parameter says
+        **kwargs  # The reader's arguments and those of `from_df`
+    ):
         mine = {k: kwargs.pop(k) for k in list(kwargs) if k in known}
         return cls.from_df(reader(path, **mine), **kwargs)
     loading = [p for p in inspect.signature(ReIDDataLoaders.from_df).parameters.values() if p.kind is p.KEYWORD_ONLY]

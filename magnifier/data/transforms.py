@@ -3,9 +3,8 @@ import math
 import random
 
 import torch
-from fastai.vision.all import FlipItem, Normalize, RandTransform, Resize, ResizeMethod, TensorImage, imagenet_stats
+from fastai.vision.all import FlipItem, Normalize, PILMask, RandTransform, Resize, ResizeMethod, TensorImage, imagenet_stats
 from PIL import Image, ImageOps
-from magnifier.data.block import PILPartMask
 from magnifier.regions import NO_MASK
 
 __all__ = ['RandomPadCrop', 'RandomErasing', 'erase_boxes', 'item_transforms', 'batch_transforms']
@@ -27,7 +26,7 @@ class RandomPadCrop(RandTransform):
 
     def encodes(self, x:Image.Image):
         # black around an image, background around a mask; a missing mask stays missing to its last pixel
-        fill = NO_MASK if isinstance(x, PILPartMask) and x.getpixel((0, 0)) == NO_MASK else 0
+        fill = NO_MASK if isinstance(x, PILMask) and x.getpixel((0, 0)) == NO_MASK else 0
         w, h = x.size
         padded = ImageOps.expand(x, border=self.pad, fill=fill)
         return type(x)(padded.crop((self.left, self.top, self.left + w, self.top + h)))

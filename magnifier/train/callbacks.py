@@ -1,12 +1,13 @@
-"What happens during training and only then: teacher masks, region occlusion, the semantic diversity phase, losses by part"
+"What happens around a batch and an epoch: teacher masks, region occlusion, the semantic diversity phase, losses by part, precision"
 import random
 
 import pandas as pd
 import torch
-from fastai.vision.all import Callback, Recorder
+from fastai.vision.all import Callback, CancelValidException, L, MixedPrecision, Recorder
 from magnifier.regions import LOWER_TORSO, N_REGIONS, UPPER_TORSO
 
-__all__ = ['draw_kept_regions', 'TeacherMasks', 'RegionOcclusion', 'SemanticDiversityPhase', 'LossParts']
+__all__ = ['draw_kept_regions', 'TeacherMasks', 'RegionOcclusion', 'SemanticDiversityPhase', 'LossParts', 'ValidateEvery', 'CPUBfloat16',
+           'bfloat16_pays']
 
 
 def draw_kept_regions(
@@ -124,4 +125,45 @@ class LossParts(Callback):
         self.history = pd.concat([self.history, pd.DataFrame([means])], ignore_index=True)
         branches = {key: value for key, value in means.items() if not key.startswith('region')}
         shown = [sum(v for key, v in branches.items() if key.endswith(end)) for end in self.columns.values()]
-        self.recorder.log = self.recorder.log[:self.at] + shown + self.recorder.log[self.at:]
+        row = list(self.recorder.log)
+        row += [None]*(len(self.recorder.metric_names) - len(shown) - self.recorder.add_time - len(row))  # a validation left out
+        self.recorder.log = L(row[:self.at] + shown + row[self.at:])
+
+
+class ValidateEvery(Callback):
+    "Ranks every n-th epoch and the last: a gallery costs more than an epoch of a short training"
+    def __init__(self,
+        n:int=5, # Epochs from one validation to the next
+    ):
+        if n < 1: raise ValueError(f'n={n}: validate every epoch (1) or less often')
+        self.n = n
+
+    def before_validate(self):
+        "Skips the others"
+        if (self.epoch + 1) % self.n and self.epoch + 1 < self.n_epoch: raise CancelValidException
+
+
+class CPUBfloat16(Callback):
+    """The model's forward pass in bfloat16 on a CPU; fastai's own MixedPrecision knows CUDA alone.
+
+    Weights, heads, losses and distances stay float32 (METHOD's figures are theirs). Worth it where `bfloat16_pays()`."""
+    order = MixedPrecision.order
+    def before_batch(self):
+        "Lowers the precision for the forward pass"
+        self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
+        self.autocast.__enter__()
+
+    def after_pred(self):
+        "Back to float32 before the loss"
+        self.autocast.__exit__(None, None, None)
+        del self.autocast
+
+    def after_cancel_batch(self):
+        "Back to float32 where a batch ends early"
+        if hasattr(self, 'autocast'): self.after_pred()
+
+
+def bfloat16_pays() -> bool:  # True where the CPU multiplies bfloat16 in hardware
+    "Whether this CPU has instructions for bfloat16: without them it is slower than float32"
+    asks = (getattr(torch.cpu, name, None) for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    return any(ask is not None and ask() for ask in asks)

@@ -1,6 +1,9 @@
 "Whole trainings by name: what to load, which model, and how to fit it"
 from typing import NamedTuple
 
+import torch
+from magnifier.train.callbacks import CPUBfloat16, SemanticDiversityPhase, ValidateEvery, bfloat16_pays
+
 __all__ = ['Recipe', 'RECIPES', 'recipe', 'fit_quick', 'fit_one_cycle']
 
 
@@ -15,11 +18,12 @@ class Recipe(NamedTuple):
 
 def fit_quick(
     learn,          # A ReIDLearner
-    epochs:int=10,  # Epochs in all; a fifth of them with the semantic diversity loss
+    epochs:int=20,  # Epochs in all; the last fifth with the semantic diversity loss
 ):
-    "The CPU demonstration: one cycle from random weights, the last fifth with the semantic diversity loss"
-    from magnifier.train.callbacks import SemanticDiversityPhase
-    learn.fit_one_cycle(epochs, 2e-3, cbs=[SemanticDiversityPhase(start_epoch=epochs - epochs//5)] if learn.model.sfb is not None else None)
+    "The CPU demonstration: one cycle from random weights, in bfloat16 where that pays, ranked every fifth epoch"
+    learn.model.to(memory_format=torch.channels_last)
+    cbs = [ValidateEvery(5), *([CPUBfloat16()] if _on_cpu(learn) and bfloat16_pays() else [])]
+    learn.fit_one_cycle(epochs, 3e-3, cbs=cbs + _second_phase(learn, epochs - epochs//5))
 
 
 def fit_one_cycle(
@@ -27,12 +31,16 @@ def fit_one_cycle(
     epochs:int=60,  # Epochs in all; the last sixth with the semantic diversity loss
 ):
     "A short modern schedule: one cycle at the baseline's rate"
-    from magnifier.train.callbacks import SemanticDiversityPhase
-    learn.fit_one_cycle(epochs, 3.5e-4, cbs=[SemanticDiversityPhase(start_epoch=epochs - epochs//6)] if learn.model.sfb is not None else None)
+    learn.fit_one_cycle(epochs, 3.5e-4, cbs=_second_phase(learn, epochs - epochs//6))
+
+
+def _second_phase(learn, start_epoch): return [SemanticDiversityPhase(start_epoch=start_epoch)] if learn.model.sfb is not None else []
+
+def _on_cpu(learn): return learn.dls.device.type == 'cpu'
 
 
 RECIPES = {
-    'quick': Recipe(dict(size=(128, 64), bs=64, pad=4), dict(arch='resnet18', pretrained=False, hidden=256), fit_quick, 10,
+    'quick': Recipe(dict(size=(128, 64), bs=64, pad=4), dict(arch='resnet18', pretrained=False, hidden=256), fit_quick, 20,
                     'ResNet-18 from random weights at 128 x 64: a demonstration sized for two CPU cores'),
     'one_cycle': Recipe(dict(size=(384, 192), bs=64), dict(arch='resnet50', pretrained=True), fit_one_cycle, 60,
                         'ResNet-50 from ImageNet weights at 384 x 192, one cycle of 60 epochs'),

@@ -4,9 +4,10 @@ from collections import Counter
 
 import pytest
 import torch
-from fastai.vision.all import Callback, CancelFitException
+from fastai.vision.all import Callback, CancelBatchException, CancelFitException
 from magnifier.regions import LOWER_TORSO, UPPER_TORSO
-from magnifier.train.callbacks import LossParts, RegionOcclusion, SemanticDiversityPhase, TeacherMasks, draw_kept_regions
+from magnifier.train.callbacks import (CPUBfloat16, LossParts, RegionOcclusion, SemanticDiversityPhase, TeacherMasks, ValidateEvery,
+                                       bfloat16_pays, draw_kept_regions)
 
 
 @pytest.mark.parametrize('keep', [2, 4, 6])
@@ -132,3 +133,55 @@ def test_columns_stay_one_set_over_fits(learn):
 def test_callbacks_come_before_types_are_cast_and_precision_is_lowered():
     from fastai.vision.all import CastToTensor, MixedPrecision
     assert TeacherMasks.order < RegionOcclusion.order < CastToTensor.order < MixedPrecision.order
+
+
+def test_validation_every_second_epoch_and_the_last(learn):
+    learn.fit(3, cbs=ValidateEvery(2))
+    at = list(learn.recorder.metric_names[1:-1]).index('mAP')
+    assert [row[at] is not None for row in learn.recorder.values] == [False, True, True]
+    assert all(len(row) == len(learn.recorder.metric_names) - 2 and row[at-4] > 0 for row in learn.recorder.values), 'losses stay in their columns'
+    with pytest.raises(ValueError, match='n=0'): ValidateEvery(0)
+
+
+class Precision(Callback):
+    "Precision in which the model runs, and what leaves it"
+    order = CPUBfloat16.order + 1
+    def before_fit(self): self.inside, self.outside, self.out = set(), set(), set()
+    def before_batch(self): self.inside.add(torch.is_autocast_enabled('cpu'))
+    def after_pred(self): self.outside.add(torch.is_autocast_enabled('cpu')); self.out |= {o.dtype for o in self.pred}
+
+
+def test_bfloat16_ends_before_the_loss_and_leaves_float32(learn):
+    seen = Precision()
+    learn.fit(1, cbs=[CPUBfloat16(), seen])
+    assert (seen.inside, seen.outside, seen.out) == ({True}, {False}, {torch.float32})
+    assert all(p.dtype == torch.float32 for p in learn.model.parameters())
+
+
+def test_a_cancelled_batch_does_not_stay_in_bfloat16(learn):
+    class Stop(Callback):
+        order = CPUBfloat16.order + 1
+        def before_batch(self): raise CancelBatchException
+    learn.fit(1, cbs=[CPUBfloat16(), Stop(), ValidateEvery(9)])
+    assert not torch.is_autocast_enabled('cpu')
+
+
+def test_bfloat16_learns_as_float32_does(catalog, tmp_path):
+    from magnifier.data.loaders import ReIDDataLoaders
+    from magnifier.train.learner import magnifier_learner
+    final = []
+    for cbs in ([], [CPUBfloat16()]):
+        torch.manual_seed(0)
+        dls = ReIDDataLoaders.from_df(catalog, path=tmp_path, size=(64, 32), bs=16, n_per_id=2, pad=0, flip=0, erase=0, num_workers=0)
+        learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32)
+        with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, cbs=[ValidateEvery(9), *cbs])
+        final.append(learn.loss_parts.history[['global_cls', 'sfb_cls', 'mask']])
+    assert (final[0].iloc[-1] < final[0].iloc[0]).all() and (final[1].iloc[-1] < final[1].iloc[0]).all()
+    assert ((final[0] - final[1]).abs().max() < .15*final[0].max()).all()
+
+
+def test_bfloat16_pays_where_the_cpu_says_so(monkeypatch):
+    for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'): monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert not bfloat16_pays()
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True, raising=False)
+    assert bfloat16_pays()

@@ -1,0 +1,137 @@
+"The house's rules: floors, exports, documentation, packaging"
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+import magnifier
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT/'magnifier'
+# DESIGN's floors, ground first. Within a wing a module may import what stands before it
+FLOORS = {
+    'regions': [],
+    'retrieval': ['inputs', 'distance', 'region_distance', 'counting', 'hits', 'ranking', 'neighbours', 'rerank', 'single_shot', 'verification', 'expansion'],
+    'data': ['images', 'catalog', 'layouts', 'cuhk03', 'own_sets', 'readers', 'canvas', 'appearance', 'clothes', 'body', 'figure', 'cameras', 'pedestrian',
+             'cast', 'walkers', 'joints', 'masks', 'checks', 'keypoint_masks', 'transforms', 'block', 'batches', 'loaders'],
+    'model': ['weights', 'backbone', 'pooling', 'heads', 'branches', 'resize', 'output', 'net'],
+    'train': ['losses', 'metrics', 'callbacks', 'learner', 'recipes'],
+    'look': ['palette', 'picture', 'drawing', 'saliency', 'parts', 'searched', 'ranked', 'explain', 'show', 'interpret'],
+    'all': [], 'cli': [],  # commands open with what a notebook opens with
+}
+MODULES = sorted(m.name for m in pkgutil.walk_packages([str(PACKAGE)], 'magnifier.') if not m.ispkg)
+
+
+def imports(module):
+    "Own modules that a module imports, wherever in it"
+    tree = ast.parse((ROOT/Path(*module.split('.'))).with_suffix('.py').read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names if a.name.startswith('magnifier'))
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, 'absolute imports'
+            base = node.module or ''
+            if base.startswith('magnifier.') or base == 'magnifier':
+                for a in node.names: yield f'{base}.{a.name}' if f'{base}.{a.name}' in MODULES else base
+
+
+def place(module):
+    _, wing, *room = module.split('.')
+    return list(FLOORS).index(wing), FLOORS[wing].index(room[0]) if room else -1
+
+
+def test_every_module_has_a_floor():
+    for module in MODULES: assert place(module), module
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_a_module_imports_only_from_below(module):
+    for other in imports(module): assert place(other) < place(module), f'{module} imports {other}, which is not below it'
+
+
+def test_retrieval_knows_no_fastai():
+    for path in (PACKAGE/'retrieval').glob('*.py'): assert 'fastai' not in path.read_text(), path.name
+
+
+def documented(module):
+    "Public functions, classes and their public methods, as (name, object)"
+    for name in importlib.import_module(module).__all__:
+        thing = getattr(importlib.import_module(module), name)
+        if inspect.isclass(thing):
+            yield name, thing
+            for key, method in vars(thing).items():
+                method = getattr(method, '__func__', method)
+                if inspect.isfunction(method) and (not key.startswith('_') or key == '__init__') and method.__module__.startswith('magnifier'):
+                    yield f'{name}.{key}', method
+        elif inspect.isfunction(thing) and thing.__module__ == module: yield name, thing
+
+
+@pytest.mark.parametrize('module', [m for m in MODULES if m != 'magnifier.all'])
+def test_everything_public_is_documented(module):
+    from fastcore.docments import docments
+    loaded = importlib.import_module(module)
+    assert loaded.__doc__ and hasattr(loaded, '__all__')
+    missing = []
+    for name, thing in documented(module):
+        thing = inspect.unwrap(thing)
+        is_hook = '.' in name and name.split('.')[1] in _FASTAI_HOOKS  # documented where fastai defines them
+        if not inspect.getdoc(thing) and not is_hook and not name.endswith('__init__'): missing.append(name)
+        if inspect.isclass(thing) or is_hook or thing.__code__.co_filename.startswith('<'): continue  # a dataclass writes its own __init__
+        code = thing.__code__
+        own = code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]  # @delegates adds others, documented where they come from
+        comments = docments(thing, full=True, returns=False)
+        missing += [f'{name}({p})' for p in own if p not in ('self', 'cls') and not (p in comments and comments[p].docment)]
+    assert not missing, f'without documentation: {missing}'
+
+
+_FASTAI_HOOKS = {'setups', 'encodes', 'decodes', 'before_call', 'new', 'reset', 'accumulate', 'value', 'name', 'create', 'show', 'forward', 'backward'}
+
+
+def settings():
+    parser = ConfigParser()
+    parser.read(ROOT/'settings.ini')
+    return parser['DEFAULT']
+
+
+def test_one_version(): assert settings()['version'] == magnifier.__version__
+
+
+def test_requirements_admit_the_newest():
+    for requirement in settings()['requirements'].split(): assert not re.search('[<!~]|==', requirement), requirement
+
+
+def test_every_command_exists_and_starts_without_heavy_imports():
+    import subprocess, sys
+    commands = dict(line.split('=') for line in settings()['console_scripts'].split())
+    from magnifier import cli
+    assert set(commands) == set(cli.__all__)
+    for name, target in commands.items(): assert target == f'magnifier.cli:{name}' and callable(getattr(cli, name))
+    loaded = subprocess.run([sys.executable, '-c', 'import sys, magnifier.cli; print(" ".join(sys.modules))'], capture_output=True, text=True, check=True).stdout
+    assert not {'torch', 'fastai', 'pandas', 'matplotlib', 'numpy'} & set(loaded.split())
+
+
+def test_ci_runs_the_readmes_own_test_command():
+    readme = (ROOT/'README.md').read_text()
+    command = next(line for line in readme.splitlines() if 'pytest' in line and '.venv' in line).strip()
+    assert command in (ROOT/'.ci/run').read_text()
+
+
+def test_all_is_star_imports_and_nothing_else():
+    body = ast.parse((PACKAGE/'all.py').read_text()).body[1:]
+    assert all(isinstance(n, ast.ImportFrom) and [a.name for a in n.names] == ['*'] for n in body)
+    assert not any('magnifier.all' in imports(m) for m in MODULES if m != 'magnifier.cli')
+
+
+def test_the_outside_holds():
+    "DESIGN's names, as users type them"
+    names = '''walkers ReIDDataLoaders magnifier_learner resnet50 Gallery load_learner rank evaluate_distances Ranking rerank rerank_distances market1501
+        create_magnifier MagnifierNet MagnifierOutput region_max_pool semantic_diversity_loss batch_hard_triplet MagnifierLoss TeacherMasks RegionOcclusion
+        SemanticDiversityPhase TensorPartMask TensorIdentity ReIDDataBlock'''.split()
+    everything = vars(importlib.import_module('magnifier.all'))
+    missing = {n for n in names if n not in everything} - {'Gallery'}  # the gallery's wing is not built yet
+    assert not missing
+    learner = everything['magnifier_learner'].__globals__['ReIDLearner']
+    for method in 'fit_semantic_diversity show_results evaluate show_ranking explain embed export'.split(): assert callable(getattr(learner, method))
