@@ -12,7 +12,7 @@ from magnifier.look.picture import TEXT
 from magnifier.model.resize import resize_labels
 from magnifier.regions import N_REGIONS
 
-__all__ = ['resized_labels', 'resized_heat', 'paint_mask', 'paint_heat', 'blank_regions', 'outline', 'frame', 'put_picture',
+__all__ = ['resized_labels', 'resized_heat', 'paint_mask', 'paint_heat', 'blank_regions', 'spotlight', 'outline', 'frame', 'put_picture',
            'put_note', 'region_legend', 'legend_room', 'FRAMES']
 
 # kind -> colour, line style, mark: told apart without colour too
@@ -71,6 +71,16 @@ def blank_regions(
     rows, cols = np.arange(h)[:, None], np.arange(w)
     hatch = np.where((rows + cols)//max(2, h//32) % 2, .93, .72)[..., None]
     return np.where(np.isin(resized_labels(labels, (h, w)), list(dropped))[..., None], hatch, picture)
+
+
+def spotlight(
+    picture:np.ndarray, # (h,w,3) in [0,1]
+    labels:np.ndarray,  # (h',w') part labels
+    regions,            # Indices of regions to keep
+) -> np.ndarray:  # (h,w,3): those regions as they are, all else pale and grey
+    "What a search by region looks at"
+    kept = np.isin(resized_labels(labels, picture.shape[:2]), list(regions))[..., None]
+    return np.where(kept, picture, .72 + .22*picture.mean(2, keepdims=True))
 
 
 def outline(

@@ -1,4 +1,4 @@
-"Regions of pictures as a model describes them: features that can be compared one by one, how much of each is seen, search by region"
+"Regions of pictures as a model describes them: features that can be compared one by one, and how much of each is seen"
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from magnifier.model.pooling import region_max_pool
 from magnifier.regions import NO_MASK, N_REGIONS, region_indices
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['VISIBLE', 'Parts', 'region_embeddings', 'region_areas', 'embed_parts', 'part_distances']
+__all__ = ['VISIBLE', 'Parts', 'region_embeddings', 'region_areas', 'embed_parts']
 
 VISIBLE = .005  # Least share of a picture that a region must cover to count as seen: about 40 pixels of 128 x 64, a distant shoe
 
@@ -66,29 +66,16 @@ def region_areas(
 def embed_parts(
     learn:ReIDLearner, # Whose model describes
     images,            # Whatever `learn.loader` takes
+    regions=None,      # Names or indices of the regions to keep; None for all eight
 ) -> Parts:  # Of all of them; no picture is held
     "Region embeddings and areas of a whole set; a ValueError for a model that knows no regions"
     if learn.model.segmentation is None: raise ValueError(NO_REGIONS)
+    wanted = region_indices(regions)
+    if not wanted: raise ValueError('regions=[]: name one or more regions')
     embeddings, areas = [], []
     with learn._evaluating() as (model, device):
         for batch in learn._progress(learn.loader(images)):
             maps = {name: o.float() for name, o in model.feature_maps(tuplify(to_device(batch, device))[0]).items()}
-            embeddings.append(region_embeddings(model, maps).cpu())
-            areas.append(region_areas(maps))
+            embeddings.append(region_embeddings(model, maps)[:, wanted].cpu())
+            areas.append(region_areas(maps)[:, wanted])
     return Parts(torch.cat(embeddings), np.concatenate(areas))
-
-
-def part_distances(
-    query:Parts,   # q pictures
-    gallery:Parts, # g pictures
-    regions=None,  # Names or indices of the regions that count; None for the seven of the body
-) -> np.ndarray:  # (q,g) in [0,2]: 1 - the mean cosine over the regions that both show; 2 where they share none
-    "Distance by chosen regions alone: the same shoes, whatever the coat"
-    chosen = region_indices(range(1, N_REGIONS) if regions is None else regions)
-    if not chosen: raise ValueError('no region chosen: name one or more')
-    total, shared = 0., 0.
-    for k in chosen:
-        both = np.outer(query.visible[:, k], gallery.visible[:, k])
-        total = total + both*(query.embeddings[:, k] @ gallery.embeddings[:, k].T).numpy()
-        shared = shared + both
-    return np.where(shared > 0, 1 - total/np.maximum(shared, 1), 2.).clip(0, 2)

@@ -1,12 +1,12 @@
 "Ranked lists as pictures: queries, their first hits, and what made them similar (paper, Figure 3)"
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-from magnifier.look.drawing import FRAMES, legend_room, paint_heat, paint_mask, put_note, put_picture, region_legend
+from magnifier.look.drawing import FRAMES, legend_room, paint_heat, paint_mask, put_note, put_picture, region_legend, spotlight
 from magnifier.look.picture import finish, tiles
 from magnifier.look.saliency import Sight, similarity_maps
 from magnifier.look.searched import Searched
+from magnifier.regions import region_indices
 
 __all__ = ['Row', 'OVERLAYS', 'ranked_row', 'draw_ranking']
 
@@ -31,11 +31,12 @@ def ranked_row(
     k:int=8,                   # Hits
     saliency=True,             # True for similarity maps, 'masks' for the part masks, False for plain pictures
     show_removed:bool=False,   # Also hits that the protocol removes, greyed
+    regions=None,              # Regions that the search went by: shown alone in place of a similarity map
 ) -> Row:  # To be drawn
     "One query with its hits, loaded and looked at"
     hits = searched.ranking.hits(query, k, removed=show_removed)
     sight = Sight.of(learn, searched.rows_of(query, hits))
-    pictures = _painted(learn, sight, saliency)
+    pictures = _painted(learn, sight, saliency, regions)
     for i, gone in enumerate(hits['removed'], 1):
         if gone: pictures[i] = .55 + .35*sight.pictures[i].mean(2, keepdims=True).repeat(3, 2)
     _, pid, camid, _ = searched.identity[searched.query_rows[query]]
@@ -43,8 +44,9 @@ def ranked_row(
     return Row(pictures, hits, int(pid), int(camid), f'AP {ap:.2f}' if searched.ranking.n_matches[query] else 'no match in gallery')
 
 
-def _painted(learn, sight, saliency):
+def _painted(learn, sight, saliency, regions):
     "Pictures with their overlay; the query's map is the one for its first hit"
+    if saliency is True and regions is not None: return [spotlight(p, m, region_indices(regions)) for p, m in zip(sight.pictures, sight.seen)]
     if saliency == 'masks':
         return [p if m is None else paint_mask(p, m) for p, m in zip(sight.pictures, sight.seen)]
     if not saliency or len(sight.pictures) < 2: return list(sight.pictures)
@@ -101,11 +103,11 @@ def draw_rankings(
     *,
     names=None, # Names of the learners, where there are two
     save=None,  # Where to write the picture
-    **kwargs    # Passed to `ranked_row`: k, saliency, show_removed
+    **kwargs    # Passed to `ranked_row`: k, saliency, show_removed, regions
 ):
     "Each query under each learner, one row below the other"
     pairs = [(learn, s, name) for learn, s, name in zip(learns, searches, names or [None]*len(learns))]
     rows = [(ranked_row(learn, s, int(q), **kwargs), name) for q in chosen for learn, s, name in pairs]
     saliency, longest = kwargs.get('saliency', True), max(len(row.hits) for row, _ in rows)
     return draw_ranking([row for row, _ in rows], k=max(1, longest), names=[name for _, name in rows] if names else None,
-                        heat=saliency is True, masks=saliency == 'masks', save=save)
+                        heat=saliency is True and kwargs.get('regions') is None, masks=saliency == 'masks', save=save)

@@ -6,20 +6,23 @@ import numpy as np
 import pandas as pd
 import torch
 from magnifier.data.block import ROLES
-from magnifier.retrieval.ranking import Ranking
+from magnifier.look.parts import embed_parts
+from magnifier.retrieval.ranking import Ranking, evaluate_distances
+from magnifier.retrieval.region_distance import region_distance
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.metrics import rank_by_role
 
 __all__ = ['Searched', 'CHOICES']
 
 CHOICES = ('random', 'worst', 'best')
+NOTHING_TO_RANK = 'nothing to rank: the catalog needs rows of split "query" and of split "gallery"'
 
 
 @dataclass(frozen=True, eq=False)
 class Searched:
     "Queries and gallery of a set under one model; embeddings are held, pictures never"
     items: pd.DataFrame     # The set's rows, in the order of the embeddings
-    embeddings: torch.Tensor # (n,d) L2-normalised, on the CPU
+    embeddings: torch.Tensor # (n,d) on the CPU; L2-normalised, but for regions' side by side
     identity: np.ndarray    # (n,4) class, pid, camid, role
     ranking: Ranking        # Of the queries against the gallery
 
@@ -27,14 +30,28 @@ class Searched:
     def of(cls,
         learn:ReIDLearner, # The model
         catalog=None,      # Catalog with queries and gallery; None for the validation set
+        regions=None,      # Rank by these regions alone, names or indices; None by the whole embedding
         **kwargs           # Passed to `rank`
     ):
         "Embeds and ranks a set; a ValueError where it has no queries or no gallery"
         dl = _loader(learn, catalog)
+        if regions is not None: return cls._by_regions(learn, dl, regions, **kwargs)
         embeddings, identity = learn.embed(dl, with_identity=True)
         ranking = rank_by_role(embeddings, identity, **kwargs)
-        if ranking is None: raise ValueError('nothing to rank: the catalog needs rows of split "query" and of split "gallery"')
+        if ranking is None: raise ValueError(NOTHING_TO_RANK)
         return cls(dl.dataset.items, embeddings, identity.numpy(), ranking)
+
+    @classmethod
+    def _by_regions(cls, learn, dl, regions, **kwargs):
+        "The same shoes, whatever the coat: distances over the chosen regions that both pictures show"
+        items = dl.dataset.items
+        identity = identity_of(learn, items)
+        query, gallery = (identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
+        if not query.any() or not gallery.any(): raise ValueError(NOTHING_TO_RANK)
+        parts = embed_parts(learn, dl, regions)
+        distances = region_distance(parts.embeddings[query], parts.embeddings[gallery], parts.visible[query], parts.visible[gallery])
+        ids = [identity[rows, column] for column in (1, 2) for rows in (query, gallery)]
+        return cls(items, parts.embeddings.flatten(1), identity, evaluate_distances(distances, *ids, **kwargs))
 
     @property
     def query_rows(self) -> np.ndarray: return np.flatnonzero(self.identity[:, 3] == ROLES.index('query'))
@@ -80,6 +97,15 @@ class Searched:
     ) -> pd.DataFrame:  # Catalog rows: the query's, then its hits'
         "What to load to show them"
         return self.items.iloc[[self.query_rows[query], *self.gallery_rows[hits['item'].to_numpy()]]]
+
+
+def identity_of(
+    learn,             # The learner, for its classes
+    items:pd.DataFrame,# Rows with pid, camid and split
+) -> np.ndarray:  # (n,4) class, pid, camid, role, as a batch has them
+    "Identities of rows, without loading a picture"
+    classes = {int(pid): i for i, pid in enumerate(learn.dls.vocab)}
+    return np.array([[classes.get(int(r.pid), -1), int(r.pid), int(r.camid), ROLES.index(r.split)] for r in items.itertuples()]).reshape(-1, 4)
 
 
 def _loader(learn, catalog):

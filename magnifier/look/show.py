@@ -170,6 +170,7 @@ def show_ranking(self:ReIDLearner,
     save=None,     # Where to write the picture
     saliency=True, # True: what made the match, over each picture; 'masks': the part masks as the model sees them; False: plain
     catalog=None,  # Catalog with queries and gallery; None for the validation set
+    regions=None,  # Search by these regions alone, as ['foot', 'lower_leg']: the same shoes, whatever the coat
     show_removed:bool=False, # Also the hits that the protocol removes (same person, same camera), greyed
     versus=None,   # Another learner: its list below this one's, on the same queries (paper, Figure 3)
     names=('this', 'other'), # Names of the two learners
@@ -178,6 +179,6 @@ def show_ranking(self:ReIDLearner,
     if k < 1: raise ValueError(f'k={k}: show at least one hit')
     if saliency not in OVERLAYS: raise ValueError(f"saliency={saliency!r}: use True for similarity maps, 'masks' for part masks, False for neither")
     learns = [self] if versus is None else [self, versus]
-    searches = [Searched.of(learn, catalog if versus is None or catalog is not None else _items(self, 1, None)) for learn in learns]
+    searches = [Searched.of(learn, catalog if versus is None or catalog is not None else _items(self, 1, None), regions) for learn in learns]
     return draw_rankings(learns, searches, searches[0].choose(queries, n, seed), names=names if versus is not None else None, save=save,
-                         k=k, saliency=saliency, show_removed=show_removed)
+                         k=k, saliency=saliency, show_removed=show_removed, regions=regions)

@@ -9,7 +9,7 @@ from magnifier.data.appearance import COLOURS, random_appearance
 from magnifier.data.figure import random_pose
 from magnifier.data.pedestrian import draw_walker
 from magnifier.look.explain import REST, explain_pair, match_words
-from magnifier.look.parts import embed_parts, part_distances, region_areas
+from magnifier.look.parts import embed_parts, region_areas
 from magnifier.look.picture import Picture
 from magnifier.look.saliency import Sight
 from magnifier.regions import N_REGIONS, REGIONS
@@ -102,17 +102,14 @@ def test_other_shoes_lower_the_foot_most(seer):
     assert again.mean().idxmax() == 'foot'
 
 
-def test_part_distances_against_a_loop(seer, few):
+def test_region_embeddings_are_of_their_region(seer, blind, few):
     parts = embed_parts(seer, few)
-    regions = ['chest', 'foot']
-    got = part_distances(parts, parts, regions)
-    for i in range(len(few)):
-        for j in range(len(few)):
-            both = [k for k in (2, 7) if parts.visible[i, k] and parts.visible[j, k]]
-            want = 1 - np.mean([float(parts.embeddings[i, k] @ parts.embeddings[j, k]) for k in both]) if both else 2.
-            assert got[i, j] == pytest.approx(want, abs=1e-5)
-    with pytest.raises(ValueError, match='unknown region'): part_distances(parts, parts, ['sock'])
-    with pytest.raises(ValueError, match='no region chosen'): part_distances(parts, parts, [])
+    assert parts.embeddings.shape[:2] == (len(few), N_REGIONS) and torch.allclose(parts.embeddings.norm(dim=2), torch.ones(len(few), N_REGIONS), atol=1e-5)
+    assert np.allclose(parts.areas.sum(1), 1, atol=1e-6) and (parts.visible == (parts.areas >= .005)).all()
+    some = embed_parts(seer, few, ['foot', 2])
+    assert torch.allclose(some.embeddings, parts.embeddings[:, [7, 2]], atol=1e-5) and np.allclose(some.areas, parts.areas[:, [7, 2]])
+    with pytest.raises(ValueError, match='unknown region'): embed_parts(seer, few, ['sock'])
+    with pytest.raises(ValueError, match='one or more regions'): embed_parts(seer, few, [])
 
 
 def test_parts_need_a_mask_module(blind, few):

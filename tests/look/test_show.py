@@ -187,6 +187,24 @@ def test_a_query_without_hits_and_one_without_a_match(seer, catalog):
     assert 'no match in gallery' in words(other) and words(other).count('✗') == 2
 
 
+def test_search_by_region(seer, blind, tmp_path):
+    from magnifier.look.parts import embed_parts
+    searched = Searched.of(seer, regions=['foot', 'lower_leg'])
+    parts, q = embed_parts(seer, seer.dls.valid, ['foot', 'lower_leg']), 1
+    hits = searched.ranking.hits(q, 4)
+    a = searched.query_rows[q]
+    for hit in hits.itertuples():
+        b = searched.gallery_rows[hit.item]
+        both = parts.visible[a] & parts.visible[b]
+        want = 1 - np.mean([float(parts.embeddings[a, k] @ parts.embeddings[b, k]) for k in np.flatnonzero(both)]) if both.any() else 2
+        assert hit.distance == pytest.approx(want, abs=1e-5)
+    assert (searched.identity == Searched.of(seer).identity).all()
+    picture = seer.show_ranking(regions='foot', n=1, k=3, save=tmp_path/'r.png')
+    assert 'similarity from here' not in legend(picture)
+    with pytest.raises(ValueError, match='no mask module'): blind.show_ranking(regions='foot')
+    with pytest.raises(ValueError, match='unknown region'): seer.show_ranking(regions='sock')
+
+
 def np_concat(*tables):
     import pandas as pd
     return pd.concat(tables, ignore_index=True)
