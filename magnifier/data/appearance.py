@@ -10,7 +10,8 @@ COLOURS = dict(
     yellow=(228, 198, 62), green=(58, 142, 72), forest=(32, 74, 52), teal=(34, 138, 142), sky=(126, 182, 222), blue=(44, 88, 182),
     navy=(34, 44, 88), purple=(112, 62, 142), pink=(226, 140, 166), brown=(112, 76, 50), beige=(206, 186, 148), olive=(112, 116, 62))
 _SKIN = ((236, 200, 176), (222, 178, 148), (198, 150, 116), (164, 116, 84), (122, 82, 58), (86, 58, 44))
-_HAIR = dict(black=(34, 28, 28), brown=(88, 56, 36), blond=(204, 168, 98), red=(160, 74, 36), grey=(160, 158, 156), white=(222, 220, 214))
+_HAIR = dict(black=(34, 28, 28), brown=(88, 56, 36), blond=(204, 168, 98), red=(160, 74, 36), grey=(160, 158, 156),
+             white=(222, 220, 214))
 
 HAIR_STYLES = ('short', 'long', 'bun')
 SLEEVES = ('none', 'short', 'elbow', 'long')
@@ -28,7 +29,7 @@ DETAILS = dict(
 
 @dataclass(frozen=True)
 class Appearance:
-    "Everything that belongs to an identity and to no picture; `dataclasses.replace` changes one thing of it. Colours are RGB, 0 to 255"
+    "Everything that belongs to an identity and to no picture; `dataclasses.replace` changes one thing of it. Colours are RGB to 255"
     girth: float          # Thickness of trunk and limbs, 0.88 to 1.2
     shoulders: float      # Width of the shoulders, 0.9 to 1.12
     legs: float           # Length of the legs, 0.94 to 1.06
@@ -70,22 +71,23 @@ def random_appearance(
     rng,  # numpy Generator to draw from
 ) -> Appearance:  # Somebody
     "A person with random build and clothes"
-    top, palette = _pick(rng, tuple(COLOURS.values())), tuple(COLOURS.values())
+    top = _pick(rng, tuple(COLOURS.values()))
     lower, hair = _other(rng, top), _pick(rng, tuple(_HAIR.values())[:5])
     accent = _other(rng, top)
     return Appearance(
         girth=_spread(rng, .88, 1.2), shoulders=_spread(rng, .9, 1.12), legs=_spread(rng, .94, 1.06), head=_spread(rng, .92, 1.1),
-        skin=_pick(rng, _SKIN), hair_colour=hair, hair_style=_pick(rng, HAIR_STYLES), sleeve=_pick(rng, SLEEVES), top_colour=_worn(rng, top),
-        top_pattern=_pick(rng, ('plain',) + PATTERNS), top_accent=_worn(rng, accent), logo=_pick(rng, LOGOS), logo_colour=_other(rng, top, accent),
-        lower=_pick(rng, ('trousers',) + LOWERS), lower_colour=_worn(rng, lower), shoe_colour=_other(rng, lower),
-        bag=_pick(rng, ('none',) + BAGS), bag_colour=_other(rng, top), hat=_pick(rng, ('none', 'none') + HATS), hat_colour=_pick(rng, palette))
+        skin=_pick(rng, _SKIN), hair_colour=hair, hair_style=_pick(rng, HAIR_STYLES), sleeve=_pick(rng, SLEEVES),
+        top_colour=_worn(rng, top), top_pattern=_pick(rng, ('plain',) + PATTERNS), top_accent=_worn(rng, accent),
+        logo=_pick(rng, LOGOS), logo_colour=_other(rng, top, accent), lower=_pick(rng, ('trousers',) + LOWERS),
+        lower_colour=_worn(rng, lower), shoe_colour=_other(rng, lower), bag=_pick(rng, ('none',) + BAGS), bag_colour=_other(rng, top),
+        hat=_pick(rng, ('none', 'none') + HATS), hat_colour=_other(rng, hair))
 
 
 def _values(rng, base, detail):
     "Four values of a detail, colours far from each other and from the garment they lie on"
     if DETAILS[detail] is not None: return [DETAILS[detail][int(i)] for i in rng.permutation(len(DETAILS[detail]))[:4]]
     beside = dict(logo_colour=(base.top_colour,), top_accent=(base.top_colour,), bag_colour=(base.top_colour,),
-                  shoe_colour=(base.lower_colour,)).get(detail, ())
+                  shoe_colour=(base.lower_colour,), hat_colour=(base.hair_colour,)).get(detail, ())
     values = []
     while len(values) < 4: values.append(_other(rng, *beside, *values))
     return values
@@ -100,7 +102,7 @@ def _ready(rng, base, detail):
     if detail == 'hat_colour': return replace(base, hat=_pick(rng, HATS[1:]))
     if detail == 'hair_colour': return replace(base, hat='none', hair_style=_pick(rng, ('short', 'long')))
     if detail == 'lower': return replace(base, lower_colour=_other(rng, base.skin))
-    if detail == 'sleeve' and not _far(base.top_colour, base.skin): return replace(base, top_colour=_other(rng, base.skin, base.top_accent))
+    if detail == 'sleeve': return replace(base, top_colour=_other(rng, base.skin, base.top_accent))
     return base
 
 
@@ -108,9 +110,9 @@ def family(
     rng,  # numpy Generator to draw from
     detail=None,  # One of DETAILS; None draws one
 ) -> list[Appearance]:  # Four people
-    "Four appearances that share everything but one field, in which all four differ"
-    if detail is not None and detail not in DETAILS: raise ValueError(f'unknown detail {detail!r}: use one of {", ".join(DETAILS)}')
-    detail = detail or _pick(rng, tuple(DETAILS))
+    "Four appearances that share everything but one field, in which all four differ. Raises ValueError for an unknown detail"
+    if detail is None: detail = _pick(rng, tuple(DETAILS))
+    if detail not in DETAILS: raise ValueError(f'unknown detail {detail!r}: use one of {", ".join(DETAILS)}')
     base = _ready(rng, random_appearance(rng), detail)
     return [replace(base, **{detail: value}) for value in _values(rng, base, detail)]
 

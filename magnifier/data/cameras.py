@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 import numpy as np
-from PIL import Image
 from magnifier.data.canvas import stream
+from magnifier.data.resample import enlarge, shrink
 
 __all__ = ['Camera', 'CAMERAS', 'NEUTRAL', 'background', 'expose']
 
@@ -31,13 +31,18 @@ class Camera:
 
 NEUTRAL = Camera(0, (1., 1., 1.))
 CAMERAS = (
-    Camera(1, (1.01, 1., .98), 1.05, .97, 0, 3., 1., 6., -1.5, (-.5, -.5, .7), .6, .36, ('bricks', 'windows'), ('tiles', 'paving')),
-    Camera(2, (1.06, 1., .92), .96, 1.03, 1, 4., 1., 14., 2., (.55, -.5, .67), .55, .22, ('hall', 'shutters', 'plain'), ('tiles',)),
-    Camera(3, (.94, 1., 1.06), .98, 1., 0, 6., .8, 10., 0., (-.2, -.8, .56), .66, .3, ('windows', 'hall', 'hedge'), ('asphalt', 'paving')),
-    Camera(4, (.98, 1.03, .97), 1., .95, 1, 3., .9, 4., 3., (.3, -.6, .74), .62, .45, ('hedge', 'bricks', 'hedge'), ('grass', 'asphalt', 'paving')),
-    Camera(5, (1.02, .98, 1.02), .86, 1.05, 0, 7., 1., 8., -3., (.6, -.3, .74), .5, .34, ('shutters', 'bricks', 'windows'), ('asphalt', 'tiles')),
-    Camera(6, (.99, 1.01, 1.01), 1.1, .95, 1, 5., .72, 18., 1., (0., -.7, .71), .72, .14, ('plain', 'hedge'), ('paving', 'grass', 'tiles')),
-)
+    Camera(1, (1.01, 1., .98), exposure=1.05, gamma=.97, noise=3., pitch=6., roll=-1.5, light=(-.5, -.5, .7), horizon=.36,
+           walls=('bricks', 'windows'), floors=('tiles', 'paving')),
+    Camera(2, (1.06, 1., .92), exposure=.96, gamma=1.03, blur=1, noise=4., pitch=14., roll=2., light=(.55, -.5, .67), ambient=.55,
+           horizon=.22, walls=('hall', 'shutters', 'plain'), floors=('tiles',)),
+    Camera(3, (.94, 1., 1.06), exposure=.98, noise=6., resolution=.8, pitch=10., light=(-.2, -.8, .56), ambient=.66, horizon=.3,
+           walls=('windows', 'hall', 'hedge'), floors=('asphalt', 'paving')),
+    Camera(4, (.98, 1.03, .97), gamma=.95, blur=1, noise=3., resolution=.9, pitch=4., roll=3., light=(.3, -.6, .74), ambient=.62,
+           horizon=.45, walls=('hedge', 'bricks', 'hedge'), floors=('grass', 'asphalt', 'paving')),
+    Camera(5, (1.02, .98, 1.02), exposure=.86, gamma=1.05, noise=7., pitch=8., roll=-3., light=(.6, -.3, .74), ambient=.5,
+           horizon=.34, walls=('shutters', 'bricks', 'windows'), floors=('asphalt', 'tiles')),
+    Camera(6, (.99, 1.01, 1.01), exposure=1.1, gamma=.95, blur=1, noise=5., resolution=.72, pitch=18., roll=1., light=(0., -.7, .71),
+           ambient=.72, horizon=.14, walls=('plain', 'hedge'), floors=('paving', 'grass', 'tiles')))
 
 # Colours that every town has; each piece of wall or ground takes one, so that a background gives away little about its camera
 _WALLS = dict(bricks=((150, 106, 90), (176, 150, 122), (128, 118, 112)), hall=((188, 172, 140), (168, 170, 172), (120, 112, 104)),
@@ -49,9 +54,7 @@ _FLOORS = dict(tiles=((168, 162, 150), (142, 138, 134), (150, 134, 112)), asphal
 
 def _cells(rng, h, w, size, spread):
     "Smooth blotches about `size` pixels across, integers within +-spread"
-    small = rng.integers(0, 256, (h // size + 3, w // size + 3)).astype(np.uint8)
-    big = Image.fromarray(small).resize((w, h), Image.Resampling.BILINEAR)
-    return (np.asarray(big).astype(np.int32) - 128) * spread // 128
+    return (enlarge(rng.integers(0, 256, (h // size + 3, w // size + 3)), (h, w)) - 128) * spread // 128
 
 
 def _grain(rng, h, w, spread): return rng.integers(-spread, spread + 1, (h, w)).astype(np.int32)
@@ -99,7 +102,8 @@ def _plate(camera, height, width):
     "The camera's whole view, wide enough to cut many boxes from, before its colours"
     rng, h, w = stream('plate', camera.camid), height + height // 4, 16 * width
     top = int(h * camera.horizon)
-    view = np.concatenate([_pieces(rng, camera.walls, _WALLS, _wall, top, w), _pieces(rng, camera.floors, _FLOORS, _floor, h - top, w)])
+    wall, floor = _pieces(rng, camera.walls, _WALLS, _wall, top, w), _pieces(rng, camera.floors, _FLOORS, _floor, h - top, w)
+    view = np.concatenate([wall, floor])
     light = 100 + _cells(rng, h, w, 60, 22)[..., None]  # per cent: sun and shade
     return np.clip(view * light // 100, 0, 255).astype(np.uint8)
 
@@ -151,8 +155,6 @@ def expose(
     out = np.stack([curve[c][image[..., c]] for c in range(3)], -1)
     for _ in range(camera.blur): out = _blurred(out)
     if camera.resolution < 1:
-        h, w = image.shape[:2]
-        small = (round(w * camera.resolution), round(h * camera.resolution))
-        out = Image.fromarray(out.astype(np.uint8)).resize(small, Image.Resampling.BOX).resize((w, h), Image.Resampling.BILINEAR)
-        out = np.asarray(out).astype(np.int32)
+        size = image.shape[:2]
+        out = enlarge(shrink(out, [round(s * camera.resolution) for s in size]), size)
     return np.clip(out + _noise(rng, out.shape, camera.noise), 0, 255).astype(np.uint8)

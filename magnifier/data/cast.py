@@ -1,14 +1,14 @@
 "Who is in the embedded data set, which pictures are taken of them, and what is true of each"
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import numpy as np
-from PIL import Image
 from magnifier.regions import N_REGIONS
 from magnifier.data.appearance import Appearance, differing_fields, family, random_appearance
 from magnifier.data.cameras import CAMERAS
 from magnifier.data.canvas import stream
 from magnifier.data.figure import Box, random_box, random_pose
 from magnifier.data.pedestrian import OCCLUDERS, draw_walker
+from magnifier.data.resample import enlarge
 
 __all__ = ['Identity', 'Shot', 'FOLDERS', 'identities', 'plan', 'take', 'noisy_mask']
 
@@ -116,8 +116,8 @@ def _truth(shot, picture, pose, box, occluder):
     joints = ' '.join(f'{x:.2f},{y:.2f},{int(v)}' for (x, y), v in zip(picture.joints, picture.visible)) if pose else ''
     return dict(
         file=f'{shot.file}.jpg', split=shot.split, pid=shot.pid, camid=shot.camid, person=who.pid if who else '',
-        view=pose.view if pose else '', yaw=pose.yaw if pose else '', phase=pose.phase if pose else '', arms=pose.arms if pose else '',
-        zoom=round(box.zoom, 3), dx=round(box.dx, 3), dy=round(box.dy, 3), occluder=occluder or '', occluded=round(picture.occluded, 4),
+        **{name: getattr(pose, name) if pose else '' for name in ('view', 'yaw', 'phase', 'arms')},
+        **{name: round(value, 3) for name, value in asdict(box).items()}, occluder=occluder or '', occluded=round(picture.occluded, 4),
         family=who.family if who else '', detail=who.detail if who else '', joints=joints,
         value='#%02x%02x%02x' % value if isinstance(value, tuple) else value)
 
@@ -133,8 +133,7 @@ def noisy_mask(
     reach = max(1, round(10 * strength * h / 128))
     shift = []
     for _ in range(2):
-        small = Image.fromarray(rng.integers(0, 256, (h // 12 + 2, w // 12 + 2)).astype(np.uint8))
-        smooth = np.asarray(small.resize((w, h), Image.Resampling.BILINEAR)).astype(np.int32)
+        smooth = enlarge(rng.integers(0, 256, (h // 12 + 2, w // 12 + 2)), (h, w))
         shift.append((smooth * reach + 128) // 256 - reach // 2)
     y, x = np.arange(h)[:, None] + shift[0], np.arange(w)[None] + shift[1]
     out = mask[np.clip(y, 0, h - 1), np.clip(x, 0, w - 1)]

@@ -88,8 +88,10 @@ def top_paint(
     def paint(s):
         left, forward = _turned(s, yaw)
         colour = where(_logo(a, s.t, left), a.logo_colour, _pattern(a, s.t, left)) * _folds(s, .07)
-        if a.bag == 'backpack': colour = where((forward > 0) & (np.abs(np.abs(left) - .56) < .11) & (s.t > .3), a.bag_colour, colour)
-        if a.bag == 'shoulder': colour = where(np.abs(left * np.float32(.5) + s.t - np.float32(.52)) < .05, a.bag_colour, colour)
+        strap = s.t > 9
+        if a.bag == 'backpack': strap = (forward > 0) & (np.abs(np.abs(left) - .56) < .11) & (s.t > .3)
+        if a.bag == 'shoulder': strap = np.abs(left * np.float32(.5) + s.t - np.float32(.52)) < .05
+        colour = where(strap, a.bag_colour, colour)
         return where((s.t > .9) & (forward > .1) & (np.abs(left) < (s.t - np.float32(.9)) * 9), a.skin, colour)
     return paint
 
@@ -97,16 +99,17 @@ def top_paint(
 def head_paint(
     a,  # Appearance
     yaw,  # Radians by which the body turns from the viewer
+    length,  # Of the head's axis, in radii of the head
 ):  # Paint
-    "Face, hair, and a hat that hugs the head"
-    hairline, side = (.98, .3) if a.hair_style == 'short' else (.9, -.2)
-    rim, lips = dict(cap=.78, beanie=.68).get(a.hat, 9), tuple(.45 * c for c in a.skin)
+    "Face, hair, and a cap that hugs the head"
+    side, lips = .2 if a.hair_style == 'short' else -.5, tuple(.5 * c for c in a.skin)
     def paint(s):
         left, forward = _turned(s, yaw)
-        hair = (s.t > hairline) | (forward < -.25) | ((forward < .3) & (s.t > side))
-        if a.hair_style == 'short': hair &= (forward >= 0) | (s.t >= -.25)
-        eyes = (np.abs(np.abs(left) - .38) < .13) & (np.abs(s.t - .5) < .11) & (forward > 0)
-        mouth = (np.abs(left) < .25) & (np.abs(s.t + .12) < .06) & (forward > 0)
+        up = s.t * np.float32(length)      # from -1 at the chin to length + 1 at the crown
+        hair = (up > .85) | (forward < -.25) | ((forward < .35) & (up > side))
+        if a.hair_style == 'short': hair &= (forward >= 0) | (up >= -.3)
+        eyes = (np.abs(np.abs(left) - .38) < .14) & (np.abs(up - .3) < .12) & (forward > 0)
+        mouth = (np.abs(left) < .28) & (np.abs(up + .42) < .08) & (forward > 0)
         face = where(eyes, (40, 30, 30), where(mouth, lips, a.skin))
-        return where(s.t > rim, a.hat_colour, where(hair, a.hair_colour, face))
+        return where((up > .72) & (a.hat == 'cap'), a.hat_colour, where(hair, a.hair_colour, face))
     return paint

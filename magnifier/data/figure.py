@@ -8,7 +8,7 @@ __all__ = ['Pose', 'random_pose', 'skeleton', 'Projection', 'Box', 'random_box',
 
 COCO_JOINTS = ('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear', 'left_shoulder', 'right_shoulder', 'left_elbow', 'right_elbow',
                'left_wrist', 'right_wrist', 'left_hip', 'right_hip', 'left_knee', 'right_knee', 'left_ankle', 'right_ankle')
-VIEWS = dict(front=0, left=90, back=180, right=270)  # Degrees by which the body turns from facing the viewer towards the picture's right
+VIEWS = dict(front=0, left=90, back=180, right=270)  # Degrees of turn from facing the viewer towards the picture's right
 ARMS = ('swing', 'phone', 'pockets', 'folded')
 _SIDES = (('left', 1), ('right', -1))
 _FAR = 7.  # Distance of the camera in body heights
@@ -45,7 +45,8 @@ def random_pose(
     "Front, back and both sides alike, up to 25 degrees off; one in four stands still; arms mostly swing"
     yaw = tuple(VIEWS.values())[int(rng.integers(4))] + _between(rng, -25, 25)
     stride = _between(rng, .55, 1.1) if rng.random() < .75 else _between(rng, 0, .25)
-    return Pose(round(yaw % 360, 2), round(float(rng.random()), 3), round(stride, 3), ARMS[max(0, int(rng.integers(-3, len(ARMS))))])
+    phase, arms = float(rng.random()), ARMS[max(0, int(rng.integers(-3, len(ARMS))))]
+    return Pose(round(yaw % 360, 2), round(phase, 3), round(stride, 3), arms)
 
 
 def random_box(
@@ -62,7 +63,8 @@ def random_box(
 def _limb(start, length, forward, outward):
     "End of a limb that hangs from `start`, raised by `forward` and `outward` degrees"
     f, o = math.radians(forward), math.radians(outward)
-    return (start[0] + length * math.sin(o) * math.cos(f), start[1] - length * math.cos(f) * math.cos(o), start[2] + length * math.sin(f))
+    x, y, z = math.sin(o) * math.cos(f), -math.cos(f) * math.cos(o), math.sin(f)
+    return start[0] + length * x, start[1] + length * y, start[2] + length * z
 
 
 def _leg(joints, side, sign, a, pose):
@@ -105,12 +107,12 @@ def skeleton(
         _arm(joints, side, sign, a, pose)
     hip, head = .525 * a.legs, a.head
     joints['pelvis'], joints['neck'] = (0., hip, 0.), (0., hip + .318, .004)
-    chin = hip + .355
-    joints['chin'], joints['crown'] = (0., chin + .012, .018), (0., chin + .124 * head, .012)
-    joints['nose'] = (0., chin + .052 * head, .078 * head)
+    chin = hip + .36
+    joints['chin'], joints['crown'] = (0., chin, .016), (0., chin + .134 * head, .012)
+    joints['nose'] = (0., chin + .05 * head, .07 * head)
     for side, sign in _SIDES:
-        joints[f'{side}_eye'] = (.022 * sign * head, chin + .068 * head, .064 * head)
-        joints[f'{side}_ear'] = (.054 * sign * head, chin + .055 * head, .01)
+        joints[f'{side}_eye'] = (.021 * sign * head, chin + .068 * head, .06 * head)
+        joints[f'{side}_ear'] = (.053 * sign * head, chin + .056 * head, .012)
     ground = min(joints[f'{s}_{p}'][1] for s, _ in _SIDES for p in ('toe', 'heel')) - .024
     return {name: (x, y - ground, z) for name, (x, y, z) in joints.items()}
 

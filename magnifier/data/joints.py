@@ -28,26 +28,27 @@ def regions_from_joints(
 ) -> np.ndarray:  # (h, w) uint8 regions, background where no limb is
     """Draw the seven body regions around 17 joints, with widths from the skeleton's own lengths.
 
-    What lies in front of what follows from where the person faces: left and right shoulder, nose and ears. Parts that miss a joint are
-    left out; without a limb or a trunk to take the measure from, everything is background. Raises ValueError for other shapes.
+    What lies in front of what follows from where the person faces: left and right shoulder, nose and ears. Parts that miss a joint
+    are left out; without a limb or a trunk to take the measure from, everything is background. Raises ValueError for other shapes.
     """
     joints = _checked(joints, threshold)
     if len(size) != 2 or min(size) < 1: raise ValueError(f'size={size}: use (height, width), in pixels')
     mask, body = np.zeros(size, np.uint8), _stature(joints)
     if body is None: return mask
     for _, region, a, b, radii in sorted(_parts(joints, body), key=lambda part: part[0]):
-        if np.isfinite([*a, *b]).all(): _paint(mask, region, a, b, [r * body for r in radii], flat=FLAT.get(region, (False, False)))
+        flat = FLAT.get(region, (False, False))
+        if np.isfinite([*a, *b]).all(): _paint(mask, region, a, b, [r * body for r in radii], flat=flat)
     return mask
 
 
 def stripe_masks(
     size,  # Height and width of the mask
-    edges=(0., .17, .34, .42, .5, .7, .88),  # Where each stripe from head to foot begins, as a share of the height; the last ends below
+    edges=(0., .17, .34, .42, .5, .7, .88),  # Where each stripe from head to foot begins, shares of the height
 ) -> np.ndarray:  # (h, w) uint8, region 1 on top to region 7 at the bottom
     """Seven horizontal stripes under the names of the seven regions. They are NO body parts: no pixel has been looked at.
 
-    For a first run on data without masks. Nothing is background, and an arm has the stripe of whatever is beside it. Raises ValueError for
-    edges that do not rise.
+    For a first run on data without masks. Nothing is background, and an arm has the stripe of whatever is beside it. Raises
+    ValueError for edges that do not rise.
     """
     if len(size) != 2 or min(size) < 1: raise ValueError(f'size={size}: use (height, width), in pixels')
     if len(edges) != 7 or any(b <= a for a, b in zip(edges, edges[1:])) or edges[0] != 0 or edges[-1] >= 1:
@@ -100,8 +101,9 @@ def _parts(joints, body):
         hip, knee, ankle = joints[HIPS[i]], joints[KNEES[i]], joints[ANKLES[i]]
         parts += [(near + .3, UPPER_ARM, shoulder, elbow, WIDTHS[UPPER_ARM]),
                   (near + .6 * front + .31, LOWER_ARM, elbow, wrist + .35 * (wrist - elbow), WIDTHS[LOWER_ARM]),
-                  (.2 * near - 2, UPPER_LEG, hip, knee, WIDTHS[UPPER_LEG]), (.2 * near - 1.9, LOWER_LEG, knee, ankle, WIDTHS[LOWER_LEG])]
-        parts.append((.2 * near - 1.8, FOOT, *_foot(ankle, side, body), WIDTHS[FOOT]))
+                  (.2 * near - 2, UPPER_LEG, hip, knee, WIDTHS[UPPER_LEG]),
+                  (.2 * near - 1.9, LOWER_LEG, knee, ankle, WIDTHS[LOWER_LEG]),
+                  (.2 * near - 1.8, FOOT, *_foot(ankle, side, body), WIDTHS[FOOT])]
     return parts
 
 

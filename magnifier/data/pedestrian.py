@@ -39,7 +39,8 @@ def draw_walker(
 
     Raises ValueError for an unknown camera or occluder, or a size too small to see anything in.
     """
-    if occluder is not None and occluder not in OCCLUDERS: raise ValueError(f'unknown occluder {occluder!r}: use {", ".join(OCCLUDERS)} or None')
+    if occluder is not None and occluder not in OCCLUDERS:
+        raise ValueError(f'unknown occluder {occluder!r}: use {", ".join(OCCLUDERS)} or None')
     if len(size) != 2 or min(size) < 16: raise ValueError(f'size={size}: use (height, width), 16 or more each')
     camera, rng = _camera(camera), seed if isinstance(seed, np.random.Generator) else stream(seed, 'walker')
     canvas = Canvas(size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE, camera.light, camera.ambient)
@@ -54,7 +55,8 @@ def draw_walker(
 def _camera(camera):
     if camera is None: return NEUTRAL
     if isinstance(camera, Camera): return camera
-    if camera not in range(1, len(CAMERAS) + 1): raise ValueError(f'camera {camera!r}: use 1 to {len(CAMERAS)}, a Camera, or None for a studio')
+    if camera not in range(1, len(CAMERAS) + 1):
+        raise ValueError(f'camera {camera!r}: use 1 to {len(CAMERAS)}, a Camera, or None for a studio')
     return CAMERAS[camera - 1]
 
 

@@ -41,13 +41,14 @@ def walkers(
 ) -> Path:  # The root; the masks lie beside it in `<root>_ps_label`
     """Draw the embedded data set once and return its folder, in Market-1501's layout and names; a later call finds it.
 
-    Identities come in families of four that share everything but one detail. Part masks (METHOD.md's eight regions) are exact and lie in
-    `<root>_ps_label/<same sub-path>.png` for all splits; `walkers_truth` reads what is true of each image. Everything is drawn aside
-    and renamed, masks first: a root that exists is whole. Raises ValueError for arguments out of range and for a path that holds
-    anything else, OSError where nothing can be written.
+    Identities come in families of four that share everything but one detail. Part masks (METHOD.md's eight regions) are exact and
+    lie in `<root>_ps_label/<same sub-path>.png` for all splits; `walkers_truth` reads what is true of each image. Everything is
+    drawn aside and renamed, masks first: a root that exists is whole. Raises ValueError or TypeError for arguments out of range,
+    ValueError for a path that holds anything else, OSError where nothing can be written.
     """
-    args = _checked(dict(n_train=n_train, n_test=n_test, seed=seed, n_images=n_images, n_gallery=n_gallery, n_distractors=n_distractors,
-                         n_junk=n_junk, occluded=occluded, mask_noise=mask_noise))
+    args = _checked(dict(
+        n_train=n_train, n_test=n_test, seed=seed, n_images=n_images, n_gallery=n_gallery, n_distractors=n_distractors, n_junk=n_junk,
+        occluded=occluded, mask_noise=mask_noise))
     root = Path(path).expanduser().absolute() if path is not None else _home(args)
     people = identities(args['n_train'] + args['n_test'], args['seed'])
     shots = plan(people, **{k: args[k] for k in ('n_train', 'n_images', 'n_gallery', 'n_distractors', 'n_junk', 'seed')})
@@ -58,9 +59,12 @@ def walkers(
 
 def walkers_truth(
     path,  # Root folder, from `walkers`
-):  # DataFrame, one row an image: file, split, pid, camid, person, view, pose, box, occluder, occluded, family, detail, value, joints
-    """What is true of every image. `person` is the identity also where the name says junk; `joints` is (17, 3): x, y, visible, COCO order.
+) -> pd.DataFrame:  # One row an image
+    """What is true of every image.
 
+    Columns: file, split, pid, camid; person (the identity also where the name says junk); view, yaw, phase, arms (the pose); zoom, dx,
+    dy (the box); occluder, occluded (share of the body that it hides); family, detail, value (what differs in the family, and what it
+    is here); joints ((17, 3): x, y, visible, COCO order). Empty where there is nothing to say, joints None where nobody is.
     Raises FileNotFoundError where `path` is no folder of `walkers`.
     """
     file = Path(path)/TRUTH
@@ -93,7 +97,8 @@ def _aside(root):
         for part in root.parent.glob(f'.{glob.escape(root.name)}-*.part'):
             if time.time() - part.stat().st_mtime > _STALE: shutil.rmtree(part, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=f'.{root.name}-', suffix='.part', dir=root.parent))
-    except OSError as e: raise OSError(f'cannot write walkers to {root}: {e.strerror or e}; pass a path where files may be written') from e
+    except OSError as e:
+        raise OSError(f'cannot write walkers to {root}: {e.strerror or e}; pass a path where files may be written') from e
 
 
 def _draw_all(root, labels, shots, args):
@@ -126,8 +131,9 @@ def _holds(folder, marker):
     except (OSError, ValueError): found = None
     if found is None: raise ValueError(f'{folder} exists and holds something else than walkers: choose another path, or remove it')
     if found != marker:
-        raise ValueError(f'{folder} holds walkers drawn with {found.get("arguments")} (version {found.get("version")}), wanted are '
-                         f'{marker["arguments"]} (version {VERSION}): choose another path, or remove it and {folder.name}_ps_label')
+        had, wanted = (f'{m.get("arguments")} (version {m.get("version")})' for m in (found, marker))
+        raise ValueError(f'{folder} holds walkers drawn with {had}, wanted are {wanted}: choose another path, or remove that set '
+                         'and its _ps_label folder')
     seen = {f: len(os.listdir(folder/f)) if (folder/f).is_dir() else 0 for f in marker['images']}
     short = [f'{f} has {seen[f]} of {n} files' for f, n in marker['images'].items() if seen[f] < n]
     if short: raise ValueError(f'{folder} has lost files ({", ".join(short)}): remove it, and call walkers again')
@@ -158,13 +164,15 @@ def _checked(args):
         value = out[name]
         if value is None and name == 'n_distractors': value = out['n_test']
         if value is None and name == 'n_junk': value = out['n_distractors'] // 2
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)): raise TypeError(f'{name}={value!r}: use a whole number')
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f'{name}={value!r}: use a whole number')
         if not low <= value <= (2**63 if name == 'seed' else _LARGEST):
             raise ValueError(f'{name}={value}: use {low} or more' + ('' if name == 'seed' else f', at most {_LARGEST}'))
         out[name] = int(value)
     if out['n_train'] + out['n_test'] > 9999:
         raise ValueError(f'{out["n_train"]} + {out["n_test"]} identities: names have four digits, use 9999 or fewer in all')
     for name in ('occluded', 'mask_noise'):
-        if not isinstance(out[name], (int, float)) or not 0 <= out[name] <= 1: raise ValueError(f'{name}={out[name]!r}: use a share from 0 to 1')
+        if not isinstance(out[name], (int, float)) or not 0 <= out[name] <= 1:
+            raise ValueError(f'{name}={out[name]!r}: use a share from 0 to 1')
         out[name] = float(out[name])
     return out
