@@ -1,6 +1,7 @@
 "The paint of a drawn pedestrian: garments, patterns, logo, straps and face, as functions of the body's surface"
 
 import math
+from collections.abc import Callable
 import numpy as np
 
 __all__ = ['solid', 'where', 'limb_paint', 'top_paint', 'head_paint', 'bag_paint', 'shoe_paint']
@@ -39,7 +40,7 @@ def limb_paint(
     end,  # Share of the limb that the garment covers
     colour,  # Of the garment
     skin,  # Of what follows
-):  # Paint
+) -> Callable:  # Surface -> (n, 3) RGB
     "A sleeve or a leg of trousers, then skin"
     def paint(s): return where(s.t <= end, solid(colour) * _folds(s), skin)
     return paint
@@ -47,7 +48,7 @@ def limb_paint(
 
 def shoe_paint(
     colour,  # Of the shoe
-):  # Paint
+) -> Callable:  # Surface -> (n, 3) RGB
     "A shoe with a darker sole"
     sole = tuple(.4 * c + 25 for c in colour)
     def paint(s): return where(s.down > .75, sole, colour)
@@ -56,7 +57,7 @@ def shoe_paint(
 
 def bag_paint(
     colour,  # Of the bag
-):  # Paint
+) -> Callable:  # Surface -> (n, 3) RGB
     "A bag with a seam"
     seam = tuple(.55 * c for c in colour)
     def paint(s): return where((np.abs(s.t - .62) < .03) & (s.facing > .4), seam, colour)
@@ -83,7 +84,7 @@ def _logo(a, t, left):
 def top_paint(
     a,  # Appearance
     yaw,  # Radians by which the body turns from the viewer
-):  # Paint
+) -> Callable:  # Surface -> (n, 3) RGB
     "The upper garment of the trunk, with its logo, the straps of a bag, and the neckline"
     def paint(s):
         left, forward = _turned(s, yaw)
@@ -100,7 +101,7 @@ def head_paint(
     a,  # Appearance
     yaw,  # Radians by which the body turns from the viewer
     length,  # Of the head's axis, in radii of the head
-):  # Paint
+) -> Callable:  # Surface -> (n, 3) RGB
     "Face, hair, and a cap that hugs the head"
     side, lips = .2 if a.hair_style == 'short' else -.5, tuple(.5 * c for c in a.skin)
     def paint(s):

@@ -130,10 +130,6 @@ class Projection:
         self.yaw, self.scale, self.centre = math.radians(yaw), scale, centre
         self.pitch, self.roll = math.radians(pitch), math.radians(roll)
 
-    def near(self, point):
-        "Perspective enlargement at a point"
-        return self._camera(point)[3]
-
     def _camera(self, point):
         x, y, z = point[0], point[1] - .5, point[2]
         x, z = x * math.cos(self.yaw) + z * math.sin(self.yaw), z * math.cos(self.yaw) - x * math.sin(self.yaw)
@@ -154,7 +150,7 @@ class Projection:
         point=(0., .5, 0.),  # Where
     ) -> float:  # In canvas pixels
         "Projected length of a radius"
-        return radius * self.scale * self.near(point)
+        return radius * self.scale * self._camera(point)[3]
 
     def span(self,
         wide,  # Half-width of the body there, in body heights
