@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 import numpy as np
-from magnifier.regions import N_REGIONS
+from magnifier.regions import region_indices
 from magnifier.data.appearance import Appearance, differing_fields, family, random_appearance
 from magnifier.data.cameras import CAMERAS
 from magnifier.data.canvas import stream
@@ -13,6 +13,7 @@ from magnifier.data.resample import enlarge
 __all__ = ['Identity', 'Shot', 'FOLDERS', 'identities', 'plan', 'take', 'noisy_mask']
 
 FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')
+LIMBS = ('upper_arm', 'lower_arm', 'upper_leg', 'lower_leg', 'foot')
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def noisy_mask(
         shift.append((smooth * reach + 128) // 256 - reach // 2)
     y, x = np.arange(h)[:, None] + shift[0], np.arange(w)[None] + shift[1]
     out = mask[np.clip(y, 0, h - 1), np.clip(x, 0, w - 1)]
-    for region in range(1, N_REGIONS):
+    for region in region_indices(LIMBS):
         lost, side = rng.random() < .25 * strength, rng.random() < .5
         if lost: out = _without(out, region, side)
     return out
