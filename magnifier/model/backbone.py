@@ -1,12 +1,13 @@
 "Stages 3 and 4 of an ImageNet network"
 
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
-__all__ = ['Backbone', 'create_backbone', 'backbone_names']
+__all__ = ['Backbone', 'TimmBackbone', 'create_backbone', 'backbone_names']
 
 
 def backbone_names() -> list[str]:  # Names that `arch` takes, sorted
@@ -50,21 +51,66 @@ def _out_channels(block):
     return (block.conv3 if hasattr(block, 'conv3') else block.conv2).out_channels
 
 
+class TimmBackbone(nn.Module):
+    "The last two feature maps of a timm network, the first of them of stride 16"
+
+    def __init__(
+        self,
+        name: str,  # timm's name, as 'convnext_tiny', 'efficientnet_b0', 'vit_small_patch16_224'
+        pretrained: bool = False,  # timm's default weights for it
+        last_stride: int = 1,  # 1 keeps stage 3's size in stage 4 (timm dilates), 2 is the network as published
+    ):
+        "Stages by stride; a ValueError where there is no map of stride 16, or where stage 4 cannot keep its size"
+        super().__init__()
+        import timm
+        build = partial(timm.create_model, name, features_only=True, out_indices=(-2, -1))
+        strides = tuple(build().feature_info.reduction())
+        if strides not in ((16, 32), (16, 16)):
+            raise ValueError(f'{name}: its last two maps have strides {strides[0]} and {strides[1]}; 16 and 32, or 16 and 16, are wanted')
+        if strides == (16, 16): options = dict(dynamic_img_size=True)  # a ViT: position embeddings are resized to the image
+        else: options = dict(output_stride=16) if last_stride == 1 else {}
+        try: self.net = build(pretrained=pretrained, **options)
+        except (NotImplementedError, TypeError, AssertionError) as e:
+            raise ValueError(f'{name} does not take {options}, which it needs here: pass last_stride=2, or another arch') from e
+        self.widths = dict(zip((3, 4), self.net.feature_info.channels()))
+
+    def forward(
+        self,
+        images: Tensor,  # n x 3 x H x W
+    ) -> tuple[Tensor, Tensor]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 x H/16 x W/16 (H/32 with `last_stride=2`)
+        "Both maps; not all of timm's networks end a stage in a ReLU, which the part branches' own bottlenecks do"
+        return tuple(self.net(images))
+
+
 def create_backbone(
-    arch: str | Callable = 'resnet50',  # torchvision's function or its name, one of `backbone_names()`
+    arch: str | Callable = 'resnet50',  # torchvision's function or its name, one of `backbone_names()`; or timm's name, if installed
     pretrained: bool | str = True,  # ImageNet weights; a string names torchvision's version, as 'IMAGENET1K_V2'
     last_stride: int = 1,  # Stride of stage 4, 1 or 2
-) -> Backbone:  # With `.widths`, the channels of stages 3 and 4
-    "A torchvision network cut after stage 4; an OSError where its weights cannot be had, a ValueError for an unknown `arch`"
+) -> nn.Module:  # `Backbone` or `TimmBackbone`; `.widths` are the channels of stages 3 and 4
+    """A network cut after stage 4. torchvision's comes first where both have a name ('timm/resnet50' is timm's). An OSError where weights
+    cannot be had, a ValueError for an unknown `arch`"""
     if last_stride not in (1, 2): raise ValueError(f'last_stride={last_stride!r}: it is 1 or 2')
     name = arch if isinstance(arch, str) else getattr(arch, '__name__', repr(arch))
-    if isinstance(arch, str):
-        if name not in backbone_names(): raise ValueError(f'unknown arch {name!r}: use one of {", ".join(backbone_names())}')
-        arch = torchvision.models.get_model_builder(name)
-    # Version 1 by default: the weights of the paper's time, and all that resnet18 and 34 have
-    weights = 'IMAGENET1K_V1' if pretrained is True else pretrained or None
-    try: net = arch(weights=weights)
+    build = _builder(arch, name, pretrained, last_stride)
+    try: return build()
     except OSError as e:  # no network, or no room
         raise OSError(f'the ImageNet weights of {name} could not be downloaded ({e}): '
                       'pass pretrained=False, or weights=FILE with a file that holds them') from e
-    return Backbone(net, last_stride)
+
+
+def _builder(arch, name, pretrained, last_stride):
+    if isinstance(arch, str) and name not in backbone_names():
+        if not _timm_has(name.removeprefix('timm/')):
+            hint = '' if find_spec('timm') else ' (or install timm for more)'
+            raise ValueError(f'unknown arch {name!r}: use one of {", ".join(backbone_names())}{hint}')
+        return lambda: TimmBackbone(name.removeprefix('timm/'), bool(pretrained), last_stride)
+    make = torchvision.models.get_model_builder(name) if isinstance(arch, str) else arch
+    # Version 1 by default: the weights of the paper's time, and all that resnet18 and 34 have
+    weights = 'IMAGENET1K_V1' if pretrained is True else pretrained or None
+    return lambda: Backbone(make(weights=weights), last_stride)
+
+
+def _timm_has(name):
+    if not find_spec('timm'): return False
+    import timm
+    return timm.is_model(name)

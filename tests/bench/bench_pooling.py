@@ -3,6 +3,7 @@
     python tests/bench/bench_pooling.py [--device cuda] [--dtype bfloat16] [--out pooling.csv]"""
 
 import argparse
+import time
 
 import torch
 from measure import peak_memory, timed, write_csv
@@ -46,13 +47,15 @@ def main():
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--cpu-clock', action='store_true', help='processor seconds instead of wall clock')
     parser.add_argument('--out')
     args, rows = parser.parse_args(), []
+    clock = time.process_time if args.cpu_clock else time.perf_counter
     for layout in ('contiguous_format', 'channels_last'):
         floor = None
         for way, masks in [*((way, 'bilinear') for way in WAYS), ('region_max_pool', 'nearest'), ('region_max_pool', 'soft')]:
             setting = (way, masks, layout, args.dtype, args.device)
-            seconds = timed(make(*setting), device=args.device, repeats=args.repeats)
+            seconds = timed(make(*setting), device=args.device, repeats=args.repeats, clock=clock)
             memory = peak_memory(make, *setting, device=args.device)
             floor = floor or (seconds['median'], memory)
             rows.append(dict(way=way, masks=masks, layout=layout, dtype=args.dtype, **{k: round(v, 5) for k, v in seconds.items()},

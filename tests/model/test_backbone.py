@@ -1,8 +1,12 @@
 "Stages of torchvision's networks"
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torchvision
 
+from magnifier.model import backbone as backbone_module
 from magnifier.model.backbone import backbone_names, create_backbone
 
 
@@ -29,7 +33,7 @@ def test_is_torchvisions_network_with_another_last_stride(arch):
 
 
 @pytest.mark.parametrize('kwargs, said', [
-    (dict(arch='resnet51'), "unknown arch 'resnet51': use one of .*resnet50"), (dict(arch='vgg16'), 'unknown arch'),
+    (dict(arch='resnet51'), "unknown arch 'resnet51': use one of .*resnet50"), (dict(arch='vgg99'), 'unknown arch'),
     (dict(arch=torchvision.models.mobilenet_v3_small), 'MobileNetV3 has no `conv1`: use one of .*resnet50'),
     (dict(last_stride=3), 'last_stride=3: it is 1 or 2')])
 def test_what_it_cannot_build(kwargs, said):
@@ -46,3 +50,61 @@ def test_failed_download_says_what_to_pass(monkeypatch):
     monkeypatch.setattr(torchvision.models.WeightsEnum, 'get_state_dict', offline)
     with pytest.raises(OSError, match=r'resnet18 could not be downloaded \(Name or .*pass pretrained=False, or weights=FILE'):
         create_backbone('resnet18', True)
+
+
+# --- timm, which is optional: a stand-in tells the rules, the real one is used where it is installed
+
+class FakeTimm:
+    KNOWN = {'cnn': (16, 32), 'vit': (16, 16), 'dino': (14, 14), 'rigid': (16, 32), 'gone': (16, 32)}
+
+    def __init__(self): self.calls = []
+
+    def is_model(self, name): return name in self.KNOWN
+
+    def create_model(self, name, pretrained=False, **options):
+        self.calls.append((name, pretrained, options))
+        if name == 'rigid' and 'output_stride' in options: raise NotImplementedError
+        if name == 'gone' and pretrained: raise OSError('offline')
+        net = torch.nn.Identity()
+        net.feature_info = SimpleNamespace(reduction=lambda: list(self.KNOWN[name]), channels=lambda: [4, 8])
+        net.forward = lambda x: [x[:, :1], x[:, 1:]]
+        return net
+
+
+@pytest.fixture
+def fake_timm(monkeypatch):
+    fake = FakeTimm()
+    monkeypatch.setitem(sys.modules, 'timm', fake)
+    monkeypatch.setattr(backbone_module, 'find_spec', lambda name: True)
+    return fake
+
+
+@pytest.mark.parametrize('name, last_stride, option', [('cnn', 1, {'output_stride': 16}), ('cnn', 2, {}), ('rigid', 2, {}),
+                                                       ('vit', 1, {'dynamic_img_size': True}), ('timm/cnn', 2, {})])
+def test_timm_stages_by_stride(fake_timm, name, last_stride, option):
+    backbone = create_backbone(name, False, last_stride)
+    assert backbone.widths == {3: 4, 4: 8} and [tuple(m.shape) for m in backbone(torch.ones(2, 3, 16, 16))] == [(2, 1, 16, 16), (2, 2, 16, 16)]
+    assert fake_timm.calls[-1][2] == {'features_only': True, 'out_indices': (-2, -1), **option}
+
+
+def test_what_timm_cannot_build(fake_timm):
+    with pytest.raises(ValueError, match='dino: its last two maps have strides 14 and 14; 16 and 32'): create_backbone('dino', False)
+    with pytest.raises(ValueError, match="rigid does not take {'output_stride': 16}.*last_stride=2"): create_backbone('rigid', False)
+    with pytest.raises(ValueError, match="unknown arch 'nobody': use one of"): create_backbone('nobody', False)
+    with pytest.raises(OSError, match='weights of gone could not be downloaded'): create_backbone('gone', True)
+
+
+def test_unknown_name_without_timm_mentions_it(monkeypatch):
+    monkeypatch.setattr(backbone_module, 'find_spec', lambda name: None)
+    with pytest.raises(ValueError, match=r'install timm for more'): create_backbone('convnext_tiny', False)
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize('name', ['convnext_atto', 'efficientnet_b0', 'timm/resnet18', 'vit_tiny_patch16_224'])
+def test_timm_itself(name):
+    pytest.importorskip('timm')
+    from magnifier.model.net import create_magnifier
+    model = create_magnifier(name, 5, False, hidden=16)
+    out = model(torch.randn(2, 3, 64, 32), torch.zeros(2, 64, 32, dtype=torch.long))
+    assert out.mask_logits.shape == (2, 8, 8, 4) and out.embedding.isfinite().all()
+    sum(t.sum() for t in out).backward()
