@@ -66,6 +66,7 @@ def tiles(
     aspect:float,       # Height over width of a tile
     width:float=1.1,    # Width of a tile, in inches
     above:float=0.,     # Room over each tile, for its title, in inches
+    head:float=0.,      # More of it over the first row, for titles that stand for whole columns
     below:float=0.,     # Room under each tile
     left:float=0.,      # Room left of all, for the rows' names
     bottom:float=0.,    # Room under all, for a legend
@@ -75,7 +76,7 @@ def tiles(
     min_width:float=3.4,# A legend needs this much
 ) -> tuple:  # Picture, and (rows, cols) axes without ticks
     "Tiles whose places are computed, not searched for: nothing overlaps and a hundred are as quick as ten"
-    top, edge, wide = (.38 if title else .06), .08, .16 if split else 0.
+    top, edge, wide = (.38 if title else .06) + head, .08, .16 if split else 0.
     height = width*aspect
     inner = cols*width + (cols - 1)*gap + wide
     total_w = max(min_width, inner + left + 2*edge)

@@ -10,7 +10,7 @@ from magnifier.model.resize import predicted_masks, resize_masks
 from magnifier.regions import NO_MASK
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['MAPS', 'Sight', 'activation_map', 'decode_pictures', 'contributions', 'similarity_maps', 'saliency']
+__all__ = ['MAPS', 'Sight', 'activation_map', 'decode_pictures', 'pictures_of', 'contributions', 'similarity_maps', 'saliency']
 
 MAPS = ('stage3', 'stage4', 'global', 'sab', 'sfb')
 NODES = 12  # Of the quadrature along SFB's path: its error is below float32's on a recurrent net
@@ -35,6 +35,15 @@ def decode_pictures(
     "Batch of pictures as people see them"
     decoded = dl.after_batch.decode(TensorImage(images))
     return decoded.as_subclass(Tensor).float().div(255).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def pictures_of(
+    learn:ReIDLearner, # For its loaders
+    images,            # Whatever `learn.loader` takes
+) -> np.ndarray:  # (n,H,W,3) in [0,1]
+    "Pictures alone, as they are fed; the model is not asked"
+    dl = learn.loader(images)
+    return np.concatenate([decode_pictures(tuplify(batch)[0], dl) for batch in dl])
 
 
 class Sight(NamedTuple):

@@ -18,7 +18,7 @@ from magnifier.look.searched import Searched
 from magnifier.regions import NO_MASK
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['show_batch', 'show_results', 'draw_samples', 'draw_results']
+__all__ = ['show_batch', 'show_results', 'draw_samples', 'draw_results', 'batch_to_show']
 
 
 def draw_samples(
@@ -73,12 +73,16 @@ def show_batch(self:IdentityBatches,
 ):  # Picture
     "Image, part mask, identity and camera of a batch. Looking changes nothing: no generator of the training moves"
     if max_n < 1: raise ValueError(f'max_n={max_n}: show at least one picture')
-    if b is None: b = _a_batch(self, seed, unique)
+    if b is None: b = batch_to_show(self, seed, unique)
     decoded = self._pre_show_batch(b, max_n=max_n)
     return show_batch(*decoded, max_n=max_n, save=save, **kwargs) if show else decoded
 
 
-def _a_batch(dl, seed, unique):
+def batch_to_show(
+    dl:IdentityBatches, # A loader
+    seed:int=0,         # Seed of the batch
+    unique:bool=False,  # One item again and again
+):  # (image, mask, identity), as training has them
     "A batch from a copy of the loader, with every generator, the global ones too, put back"
     with no_random(seed):
         copy = dl.new(after_batch=deepcopy(dl.after_batch), after_item=deepcopy(dl.after_item), num_workers=0, seed=seed)

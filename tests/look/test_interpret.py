@@ -1,0 +1,198 @@
+"What interpretations say, against obvious loops over the same search"
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from magnifier.look.browse import Browser
+from magnifier.look.catalogs import contact_sheet, plot_catalog, show_masks
+from magnifier.look.interpret import ReIDInterpretation
+from magnifier.look.picture import Picture
+from magnifier.look.training import plot_history
+from magnifier.regions import BODY_REGIONS, REGIONS
+from magnifier.train.callbacks import RegionOcclusion
+
+
+@pytest.fixture(scope='module')
+def interp(seer): return ReIDInterpretation.from_learner(seer)
+
+
+@pytest.fixture(scope='module')
+def blind_interp(blind): return ReIDInterpretation.from_learner(blind)
+
+
+def test_worst_queries(interp, tmp_path):
+    table = interp.worst_queries(2, k=2, saliency=False, save=tmp_path/'w.png')
+    assert list(table['ap']) == sorted(interp.ranking.ap)[:2] and (tmp_path/'w.png').exists() and isinstance(interp.figure, Picture)
+
+
+def test_confused_identities_against_a_loop(interp):
+    table, want = interp.confused_identities(3), {}
+    for q in range(interp.ranking.shape[0]):
+        first = interp.ranking.hits(q, 1).iloc[0]
+        if not first['match']:
+            pair = int(interp.ranking.labels.q_pids[q]), int(first['pid'])
+            want[pair] = want.get(pair, 0) + 1
+    assert {(r.pid, r.taken_for): r.times for r in table.itertuples()} == want and table['times'].is_monotonic_decreasing
+    assert len(interp.figure.axes) == 2*min(3, len(table)) and (table['of'] >= table['times']).all()
+    with pytest.raises(ValueError, match='at least one pair'): interp.confused_identities(0)
+
+
+def test_nobody_is_confused_where_all_first_hits_are_right(seer, few):
+    query = few[few.split == 'query'].iloc[:1]
+    twin = query.assign(split='gallery', camid=query.camid + 1)
+    table = ReIDInterpretation.from_learner(seer, catalog=pd.concat([query, twin], ignore_index=True)).confused_identities()
+    assert len(table) == 0 and list(table.columns) == ['pid', 'taken_for', 'times', 'of', 'query', 'item']
+
+
+def test_cmc_and_ap(interp):
+    cmc = interp.plot_cmc(5)
+    assert list(cmc['share']) == [interp.ranking.cmc(r) for r in range(1, 6)]
+    ap = interp.plot_ap()
+    assert ap['ap'].mean() == pytest.approx(interp.ranking.mAP) and {'pid', 'camid', 'path', 'first_match'} <= set(ap)
+
+
+def test_distances_keep_the_false_accept_rate(interp):
+    table = interp.plot_distances([.05, .2])
+    assert list(table.index) == ['EER', 'FAR 0.05', 'FAR 0.2'] and (table['false_accept'].iloc[1:] <= [.05, .2]).all()
+    assert list(interp.plot_distances(.1).index) == ['EER', 'FAR 0.1']
+
+
+def test_camera_pairs_against_the_hits(interp):
+    table = interp.plot_camera_pairs()
+    s = interp.searched
+    cams = s.identity[s.query_rows, 2], s.identity[s.gallery_rows, 2]
+    assert len(table) == len(set(cams[0]))*len(set(cams[1])) and (table['queries'][table.query_cam == table.gallery_cam] == 0).all()
+    for row in table[table.queries > 0].itertuples():
+        right = []
+        for q in np.flatnonzero(cams[0] == row.query_cam):
+            hits = interp.ranking.hits(int(q), len(cams[1]))
+            hits = hits[hits.camid == row.gallery_cam]
+            if hits['match'].any(): right.append(hits['match'].iat[0])
+        assert len(right) == row.queries and np.mean(right) == pytest.approx(row.R1)
+
+
+def test_by_groups(interp):
+    table = interp.by('camid')
+    for cam, row in table.iterrows():
+        own = interp.searched.identity[interp.searched.query_rows, 2] == cam
+        assert row.queries == own.sum() and row.mAP == pytest.approx(interp.ranking.ap[own].mean()) and row.R1 == (interp.ranking.first_match[own] == 1).mean()
+    with pytest.raises(ValueError, match='no column'): interp.by('mood')
+    with pytest.raises(ValueError, match='one for each'): interp.by([1, 2])
+
+
+def test_occlusion_and_visible_regions(interp, blind_interp, seer, few):
+    estimated = interp.plot_occlusion()
+    assert estimated['queries'].sum() == interp.ranking.shape[0] and 'estimated' in estimated.index.name
+    assert list(estimated.index) == [name for name in ('0%–5%', '5%–20%', '20%–40%', '40%–100%') if name in estimated.index]
+    seen = interp.plot_visible_regions()
+    assert seen['queries'].sum() == interp.ranking.shape[0] and set(seen.index) <= set(range(8))
+    told = ReIDInterpretation.from_learner(seer, catalog=few.assign(occluded=np.linspace(0, 1, len(few)))).plot_occlusion()
+    assert 'estimated' not in told.index.name
+    with pytest.raises(ValueError, match='no mask module'): blind_interp.plot_visible_regions()
+
+
+def test_areas_come_from_the_model_where_masks_are_missing(seer, few):
+    from magnifier.look.parts import embed_parts
+    bare = few.assign(mask=None)
+    interp = ReIDInterpretation.from_learner(seer, catalog=bare)
+    assert np.allclose(interp._areas(), embed_parts(seer, few[few.split == 'query'].path.tolist()).areas)
+
+
+@pytest.mark.parametrize('method', ['pca', 't-sne'])
+def test_embedding_map(interp, method):
+    table = interp.plot_embeddings(method, n_ids=3, n_images=3)
+    assert table['pid'].nunique() == 3 and np.isfinite(table[['x', 'y']]).all(axis=None)
+    assert table.equals(interp.plot_embeddings(method, n_ids=3, n_images=3))
+
+
+def test_embedding_map_refusals(interp):
+    with pytest.raises(ValueError, match="'pca' or 't-sne'"): interp.plot_embeddings('umap')
+    with pytest.raises(ValueError, match='make no map'): interp.plot_embeddings(n_ids=1, n_images=2)
+
+
+def test_segmentation_against_a_loop(interp, seer, blind_interp):
+    from magnifier.look.saliency import Sight
+    table = interp.plot_segmentation()
+    sight = Sight.of(seer, interp.searched.items)
+    true, seen = np.stack(sight.true), sight.parsed
+    for k, name in enumerate(REGIONS):
+        both, either = ((true == k) & (seen == k)).sum(), ((true == k) | (seen == k)).sum()
+        assert table.iou[name] == pytest.approx(both/either, nan_ok=True) if either else np.isnan(table.iou[name])
+        assert table.pixels[name] == (true == k).sum() and table.as_foot[name] == pytest.approx(((true == k) & (seen == 7)).sum()/(true == k).sum())
+    with pytest.raises(ValueError, match='no mask module'): blind_interp.plot_segmentation()
+
+
+def test_segmentation_without_masks_to_compare(seer, few):
+    with pytest.raises(ValueError, match='no image here has a part mask'):
+        ReIDInterpretation.from_learner(seer, catalog=few.assign(mask=None)).plot_segmentation()
+
+
+def test_a_set_without_any_match(seer, few):
+    query, other = few[few.split == 'query'].iloc[:1], few[few.split == 'gallery']
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that nothing matches is the point here
+        interp = ReIDInterpretation.from_learner(seer, catalog=pd.concat([query, other[other.pid != query.pid.iat[0]]], ignore_index=True))
+    for draw in (interp.plot_ap, interp.plot_distances, interp.plot_visible_regions):
+        with pytest.raises(ValueError, match='no query has a true match'): draw()
+    assert interp.plot_cmc()['share'].isna().all() and (interp.plot_camera_pairs()['queries'] == 0).all()
+
+
+def test_catalog_pictures(catalog, few, tmp_path):
+    assert plot_catalog(catalog, save=tmp_path/'c.png') and plot_catalog(catalog[catalog.split == 'train'])
+    many = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(5000)], mask=None, pid=np.arange(5000)//2 + 1, camid=np.arange(5000) % 40, split='train'))
+    assert len(plot_catalog(many).axes) == 3
+    assert len(show_masks(few, 3).axes) == 6 and len(contact_sheet(few, 13).axes) == 24
+    half = few.assign(mask=few['mask'].where(few.index != 0, None))
+    assert 'no mask' in [t.get_text() for ax in show_masks(half, 2, seed=None).axes for t in ax.texts]
+    with pytest.raises(ValueError, match='no image of this catalog'): show_masks(few.assign(mask=None))
+    with pytest.raises(ValueError, match='at least one'): contact_sheet(few, 0)
+    with pytest.raises(ValueError, match='no rows'): show_masks(few.iloc[:0])
+
+
+def test_occlusions_are_those_of_the_callback(dls, tmp_path):
+    occlusion, twin = RegionOcclusion('random', 5, seed=3), RegionOcclusion('random', 5, seed=3)
+    picture = dls.show_occlusion(4, images=2, occlusion=occlusion, save=tmp_path/'o.png')
+    kept = [twin.draw().numpy() for _ in range(4)]
+    words = [t.get_text() for ax in picture.axes for t in ax.texts if t.get_text().startswith('dropped')]
+    for said, keep in zip(words, kept):
+        assert said == 'dropped:\n' + said[9:] and {n for n in BODY_REGIONS if n.replace('_', ' ') in said} == {r for r, k in zip(REGIONS, keep) if not k}
+    assert (occlusion.draw() == kept[0]).all()  # a copy drew
+    assert len(picture.axes) == 10 and dls.show_occlusion(1, images=1)
+    with pytest.raises(ValueError, match='at least one of each'): dls.show_occlusion(0)
+
+
+def test_occlusions_need_masks(blind):
+    with pytest.raises(ValueError, match='no picture of this batch'): blind.dls.show_occlusion()
+
+
+def test_history_pictures(learn):
+    with pytest.raises(ValueError, match='no epoch'): learn.plot_training()
+    learn.fit(1)
+    picture = learn.plot_training()
+    left, right = ([t.get_text() for t in ax.get_legend().get_texts()] for ax in picture.axes)
+    assert right == ['R1', 'mAP'] and not any('region' in name for name in left) and len(left) >= 7
+    gaps = pd.DataFrame({'R1': [np.nan, .5, np.nan, .6]})
+    assert list(plot_history(pd.DataFrame({'a': [100., 1, .1, .01]}), gaps).axes[1].lines[0].get_xdata()) == [2, 4]
+
+
+def test_browser_steps_and_searches_once(seer, monkeypatch, tmp_path):
+    browser = Browser(seer, k=2, saliency=False)
+    assert browser.step(0) == browser.order[0] and browser.step(1) == browser.order[1] and browser.step(-2) == browser.order[-1]
+    assert browser.searched(['foot', 'head']) is browser.searched(['head', 'foot']) and isinstance(browser.picture(['foot']), Picture)
+    assert isinstance(seer.browse(k=2, saliency=False), Picture) and seer.browse(k=2, saliency=False, save=tmp_path/'b.png') and (tmp_path/'b.png').exists()
+
+
+def test_browser_widget(seer, blind):
+    pytest.importorskip('ipywidgets')
+    browser = Browser(seer, k=2, saliency=False)
+    box = browser.widget()
+    bar, ticks, image = box.children
+    first = image.value
+    bar.children[1].click()
+    assert image.value != first and bar.children[2].value.startswith('query 2 of')
+    ticks.children[-1].value = True
+    assert 'by foot alone' in bar.children[2].value
+    bar.children[0].click()
+    assert bar.children[2].value.startswith('query 1 of')
+    assert not Browser(blind, k=1, saliency=False).widget().children[1].children
