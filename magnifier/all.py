@@ -33,3 +33,8 @@ from magnifier.train.learner import *
 from magnifier.train.recipes import *
 from magnifier.look.saliency import *
 from magnifier.look.show import *
+from magnifier.look.explain import *
+from magnifier.look.interpret import *
+from magnifier.look.catalogs import *
+from magnifier.look.training import *
+from magnifier.look.browse import *

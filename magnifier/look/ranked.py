@@ -8,7 +8,7 @@ from magnifier.look.saliency import Sight, similarity_maps
 from magnifier.look.searched import Searched
 from magnifier.regions import region_indices
 
-__all__ = ['Row', 'OVERLAYS', 'ranked_row', 'draw_ranking']
+__all__ = ['Row', 'OVERLAYS', 'ranked_row', 'draw_ranking', 'draw_rankings']
 
 OVERLAYS = (True, False, 'masks')
 HEAT_MEANS = 'similarity from here'

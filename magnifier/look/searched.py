@@ -12,7 +12,7 @@ from magnifier.retrieval.region_distance import region_distance
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.metrics import rank_by_role
 
-__all__ = ['Searched', 'CHOICES']
+__all__ = ['Searched', 'CHOICES', 'identity_of']
 
 CHOICES = ('random', 'worst', 'best')
 NOTHING_TO_RANK = 'nothing to rank: the catalog needs rows of split "query" and of split "gallery"'

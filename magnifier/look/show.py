@@ -18,7 +18,7 @@ from magnifier.look.searched import Searched
 from magnifier.regions import NO_MASK
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['show_batch', 'show_results', 'draw_samples', 'draw_results', 'batch_to_show']
+__all__ = ['draw_samples', 'draw_results', 'batch_to_show']
 
 
 def draw_samples(
