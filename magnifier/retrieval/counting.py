@@ -1,4 +1,4 @@
-"The rank of every true match, counted: one plus the allowed gallery items nearer than it. Nothing is sorted"
+"The rank of every true match, counted: one plus the allowed gallery items nearer than it. No gallery is ordered for it"
 
 from dataclasses import dataclass
 import numpy as np
@@ -65,17 +65,14 @@ def row_ranks(
     row: np.ndarray,  # (g,) distances of one query
     matches: np.ndarray,  # Gallery indices of its true matches
     removed: np.ndarray,  # Gallery indices of what does not count
-) -> list[int]:  # Ranks of the matches, from 1
-    "Ranks by counting in one row. Of equal distances the earlier in the gallery is the nearer: `<=` before the match, `<` behind it"
-    if not len(matches): return []
+) -> np.ndarray:  # Ranks of the matches, from 1
+    "Ranks in one row. Only values up to the last match are sorted, which is many times as fast as to sort indices; of equal distances the earlier in the gallery is the nearer"
     row = row.copy()  # leaves the caller's matrix alone
     row[removed] = np.inf
-    items = np.flatnonzero(row <= row[matches].max())  # what lies behind the last match counts for none of them
-    row, nearer, ranks = row[items], np.empty(len(items), bool), []
-    for at in np.searchsorted(items, matches).tolist():
-        np.less_equal(row[:at], row[at], out=nearer[:at])
-        np.less(row[at:], row[at], out=nearer[at:])
-        ranks.append(1 + np.count_nonzero(nearer))
+    own = row[matches]
+    near = np.sort(row.compress(row <= own.max(initial=-np.inf)))
+    ranks = 1 + near.searchsorted(own)
+    for i in np.flatnonzero(near.searchsorted(own, side='right') > ranks): ranks[i] += np.count_nonzero(row[:matches[i]] == own[i])
     return ranks
 
 
@@ -104,11 +101,24 @@ def count_band(
 ) -> np.ndarray:  # (m,) ranks of all their matches, in order
     "Ranks in one band, by the way that suits its device; a ValueError where a distance is NaN or infinite"
     if band.dtype not in (torch.float32, torch.float64): band = band.float()
-    for i in (~band.sum(1).isfinite()).nonzero()[:, 0].tolist():  # a finite sum proves a row finite, and is quick
-        if not band[i].isfinite().all():
-            raise ValueError(f'the distances of query {first + i} hold NaN or infinite values. Mark what must not count by identity -1, not by distance')
-    if band.device.type != 'cpu': return band_ranks(band, splits)
-    return np.array([r for row, split in zip(band.numpy(), splits) for r in row_ranks(row, *split)], dtype=np.int64)
+    if band.device.type != 'cpu':
+        check_finite(band, first)
+        return band_ranks(band, splits)
+    ranks = []
+    with np.errstate(over='ignore', invalid='ignore'):
+        for i, (row, split) in enumerate(zip(band.numpy(), splits)):
+            if not np.isfinite(row.sum()): check_finite(band[i:i+1], first + i)  # a finite sum proves a row finite, and is quick
+            ranks.append(row_ranks(row, *split))
+    return np.concatenate(ranks)
+
+
+def check_finite(
+    band: Tensor,  # (b, g) distances of some queries
+    first: int,  # Index of the first query
+):
+    "A ValueError that names the first query with a NaN or infinite distance"
+    bad = (~band.isfinite().all(1)).nonzero()
+    if len(bad): raise ValueError(f'the distances of query {first + int(bad[0])} hold NaN or infinite values. Mark what must not count by identity -1, not by distance')
 
 
 def count_matches(

@@ -52,18 +52,35 @@ def row_norms(
     return norms
 
 
-def unit_rows(
+def direction_norms(
     feats: Tensor,  # (n, d) features
     name: str,  # What to call them in an error
-    dtype: torch.dtype,  # Of the result
-) -> Tensor:  # (n, d) new tensor, rows of length 1
-    "L2-normalised copy; a ValueError for NaN, infinite and zero rows"
+) -> Tensor:  # (n,) Euclidean norms above 0, float64
+    "Norms of rows that have a direction; a ValueError that names the first zero, NaN or infinite row"
     norms = row_norms(feats, name)
     zero = (norms == 0).nonzero()
     if len(zero): raise ValueError(f"{name}: {len(zero)} of {len(feats)} rows are zero, the first is row {int(zero[0])}. Zero has no direction: drop them, or use metric='euclidean'")
+    return norms
+
+
+def unit_rows(
+    feats: Tensor,  # (n, d) features
+    norms: Tensor,  # (n,) their norms
+    dtype: torch.dtype,  # Of the result
+) -> Tensor:  # (n, d) new tensor, rows of length 1
+    "L2-normalised copy, block by block"
     unit = torch.empty(feats.shape, dtype=dtype, device=feats.device)
     for rows in row_slices(len(feats), ROW_BLOCK): torch.div(feats[rows], norms[rows, None].to(dtype), out=unit[rows])
     return unit
+
+
+def unit(
+    feats: Tensor,  # (n, d) features
+    name: str,  # What to call them in an error
+    dtype: torch.dtype | None = None,  # Of the result; float32 or float64 by default
+) -> Tensor:  # (n, d) rows of length 1
+    "L2-normalised copy; a ValueError for rows without a direction"
+    return unit_rows(feats, direction_norms(feats, name), dtype or working_dtype(feats))
 
 
 def row_slices(
@@ -103,15 +120,22 @@ def normalise(
 ):  # (n, d) rows of length 1, float32 (float64 if given), array or tensor as given
     "L2-normalise each row. A ValueError names the first row that is zero, NaN or infinite"
     x = as_features(feats)
-    with full_precision(x.device): return like(unit_rows(x, 'features', working_dtype(x)), feats)
+    with full_precision(x.device): return like(unit(x, 'features'), feats)
 
 
 class Cosine:
-    "1 - cosine similarity, 0 to 2, of rows made of length 1 once"
+    "1 - cosine similarity, 0 to 2. The gallery is divided by its norms after the product, which spares a copy of it"
 
-    def __init__(self, gallery: Tensor, dtype: torch.dtype): self.gallery, self.dtype = unit_rows(gallery, 'gallery_feats', dtype), dtype
-    def prepare(self, query: Tensor) -> Tensor: return unit_rows(query, 'query_feats', self.dtype)
-    def band(self, query: Tensor, out: Tensor) -> Tensor: return torch.addmm(query.new_ones(1), query, self.gallery.T, alpha=-1, out=out)
+    def __init__(self, gallery: Tensor, dtype: torch.dtype):
+        norms = direction_norms(gallery, 'gallery_feats')
+        plain = gallery.dtype == dtype and norms.min() > 1e-18 and norms.max() < 1e18  # neither rounds to 0 nor overflows
+        self.gallery = gallery if plain else unit_rows(gallery, norms, dtype)
+        self.scale = (1 / norms if plain else torch.ones_like(norms)).to(dtype)
+
+    def prepare(self, query: Tensor) -> Tensor: return unit_rows(query, direction_norms(query, 'query_feats'), self.gallery.dtype).neg_()
+
+    def band(self, query: Tensor, out: Tensor) -> Tensor:
+        return torch.addcmul(self.scale.new_ones(1), torch.mm(query, self.gallery.T, out=out), self.scale, out=out)
 
 
 class SquaredEuclidean:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from torch import Tensor
-from magnifier.retrieval.distance import FeatureDistances, full_precision, like, unit_rows, working_dtype
+from magnifier.retrieval.distance import FeatureDistances, full_precision, like, unit, working_dtype
 from magnifier.retrieval.inputs import as_features, as_ids, check_pair
 
 __all__ = ['average_query_expansion', 'alpha_query_expansion', 'camera_centre']
@@ -22,8 +22,8 @@ def expand(
     for rows, band in FeatureDistances(q, g, 'cosine', dtype).bands():
         dist, index = band.topk(min(int(k), band.shape[1]), dim=1, largest=False)
         with full_precision(q.device):
-            query, near = unit_rows(q[rows], 'query_feats', dtype), unit_rows(g[index.flatten()], 'gallery_feats', dtype).view(*index.shape, -1)  # (b, k, d)
-            result.append(unit_rows(query + (weigh(1 - dist)[:, None] @ near)[:, 0], 'expanded queries', dtype))
+            query, near = unit(q[rows], 'query_feats', dtype), unit(g[index.flatten()], 'gallery_feats', dtype).view(*index.shape, -1)  # (b, k, d)
+            result.append(unit(query + (weigh(1 - dist)[:, None] @ near)[:, 0], 'expanded queries', dtype))
     return like(torch.cat(result), query_feats, gallery_feats)
 
 

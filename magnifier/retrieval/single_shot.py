@@ -1,7 +1,7 @@
 "CMC with one gallery image an identity, drawn again and again: CUHK03's first protocol"
 
 import numpy as np
-from magnifier.retrieval.counting import Labels
+from magnifier.retrieval.counting import Labels, check_finite
 from magnifier.retrieval.distance import MatrixDistances, to_numpy
 from magnifier.retrieval.inputs import as_matrix
 
@@ -27,7 +27,7 @@ def cmc_single_shot(
     labels = Labels(q_pids, g_pids, q_camids, g_camids, distances.shape, separate_cameras)
     rng, found, counted = np.random.default_rng(seed), np.zeros(max_rank + 1), 0
     for rows, band in distances.bands():
-        if not band.isfinite().all(): raise ValueError(f'the distances of queries {rows.start} to {rows.stop - 1} hold NaN or infinite values. Mark what must not count by identity -1, not by distance')
+        check_finite(band, rows.start)
         for query, row in enumerate(to_numpy(band), rows.start):
             matches, removed = labels.split(query)
             if not len(matches): continue

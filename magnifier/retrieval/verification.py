@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import torch
 from magnifier.retrieval.counting import Labels, JUNK
-from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, to_numpy, unit_rows, working_dtype
+from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, to_numpy, unit, working_dtype
 from magnifier.retrieval.inputs import as_matrix, as_tensor, check_pair
 
 __all__ = ['VerificationPairs', 'verification_pairs', 'roc', 'verification_table', 'Comparison', 'compare']
@@ -133,6 +133,6 @@ def compare(
     a, b = as_tensor(a, 'a'), as_tensor(b, 'b')
     if a.shape != b.shape or a.ndim not in (1, 2) or 0 in a.shape: raise ValueError(f'compare: two embeddings (d,) or two sets (n, d) wanted, got shapes {tuple(a.shape)} and {tuple(b.shape)}')
     dtype = working_dtype(a, b)
-    x, y = unit_rows(torch.atleast_2d(a), 'a', dtype), unit_rows(torch.atleast_2d(b), 'b', dtype)
+    x, y = unit(torch.atleast_2d(a), 'a', dtype), unit(torch.atleast_2d(b), 'b', dtype)
     distance = 1 - (x * y).sum(1).cpu().numpy()
     return Comparison(distance <= threshold, distance, threshold) if a.ndim == 2 else Comparison(bool(distance[0] <= threshold), float(distance[0]), threshold)

@@ -61,6 +61,12 @@ def test_normalise_keeps_kind_and_length():
     assert normalise([[3, 4]]).tolist() == [[0.6, 0.8]]
 
 
+@pytest.mark.parametrize('scale', [1e-30, 1e-10, 1, 1e10, 1e30])
+def test_cosine_of_features_of_any_length(scale):
+    got = cosine_distances((q * scale).astype(np.float32), (g * scale).astype(np.float32))
+    assert np.abs(got - cdist(q, g, 'cosine')).max() < 1e-6
+
+
 def test_tensors_give_tensors():
     for dist in (cosine_distances, euclidean_distances):
         got = dist(torch.from_numpy(q), torch.from_numpy(g))

@@ -67,5 +67,5 @@ def test_bad_settings(kw, message):
 
 
 def test_bad_distances():
-    with pytest.raises(ValueError, match='distances of queries 0 to 0 hold NaN'): cmc_single_shot([[np.nan]], [1], [1], [0], [1])
+    with pytest.raises(ValueError, match='distances of query 0 hold NaN'): cmc_single_shot([[np.nan]], [1], [1], [0], [1])
     with pytest.raises(ValueError, match='g_pids: 2 ids for 1 images'): cmc_single_shot([[0.]], [1], [1, 1], [0], [1])
