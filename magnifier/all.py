@@ -11,6 +11,8 @@ from magnifier.retrieval.expansion import *
 from magnifier.data.images import *
 from magnifier.data.catalog import *
 from magnifier.data.readers import *
+from magnifier.data.appearance import *
+from magnifier.data.pedestrian import *
 from magnifier.data.walkers import *
 from magnifier.data.masks import *
 from magnifier.data.checks import *

@@ -16,7 +16,7 @@ PACKAGE = ROOT/'magnifier'
 FLOORS = {
     'regions': [],
     'retrieval': ['inputs', 'distance', 'region_distance', 'counting', 'hits', 'ranking', 'neighbours', 'rerank', 'single_shot', 'verification', 'expansion'],
-    'data': ['images', 'catalog', 'layouts', 'cuhk03', 'own_sets', 'readers', 'canvas', 'appearance', 'clothes', 'body', 'figure', 'cameras', 'pedestrian',
+    'data': ['images', 'catalog', 'layouts', 'cuhk03', 'own_sets', 'readers', 'canvas', 'appearance', 'clothes', 'body', 'figure', 'resample', 'cameras', 'pedestrian',
              'cast', 'walkers', 'joints', 'masks', 'checks', 'keypoint_masks', 'transforms', 'block', 'batches', 'loaders'],
     'model': ['weights', 'backbone', 'pooling', 'heads', 'branches', 'resize', 'output', 'net'],
     'train': ['losses', 'metrics', 'callbacks', 'learner', 'recipes'],
