@@ -7,7 +7,24 @@ from fastai.vision.all import FlipItem, Normalize, PILMask, RandTransform, Resiz
 from PIL import Image, ImageOps
 from magnifier.regions import NO_MASK
 
-__all__ = ['RandomPadCrop', 'RandomErasing', 'erase_boxes', 'item_transforms', 'batch_transforms']
+__all__ = ['OwnGenerator', 'RandomPadCrop', 'NormalizeInPlace', 'RandomErasing', 'erase_boxes', 'item_transforms', 'batch_transforms',
+           'checked_size']
+
+
+class OwnGenerator:
+    "Mixin of a transform that draws: a generator of its own, whose state travels with it into exported learners and workers"
+    def seed_generator(self,
+        seed:int, # The same seed gives the same draws on every machine
+    ):
+        "A new CPU generator"
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __getstate__(self): return {**self.__dict__, 'generator': self.generator.get_state()}  # a torch.Generator does not pickle
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.generator = torch.Generator()
+        self.generator.set_state(state['generator'])
 
 
 class RandomPadCrop(RandTransform):
@@ -56,7 +73,12 @@ def erase_boxes(
     return (boxes * (fits & (torch.rand(n, generator=generator) < p))[:, None]).long()
 
 
-class RandomErasing(RandTransform):
+class NormalizeInPlace(Normalize):
+    "fastai's Normalize without two copies of a batch that nobody else holds; on a CPU those take as long as resizing does"
+    def encodes(self, x:TensorImage): return x.sub_(self.mean).div_(self.std)
+
+
+class RandomErasing(OwnGenerator, RandTransform):
     "Erases one box per image; the mask stays, for the body part is still there (METHOD: Training)"
     order, split_idx = 100, 0  # after Normalize (99): zero is then the ImageNet mean
     def __init__(self,
@@ -67,23 +89,19 @@ class RandomErasing(RandTransform):
     ):
         super().__init__(p=1.)
         self.erase_p, self.area, self.aspect = p, area, aspect
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed_generator(seed)
 
-    def encodes(self, x:TensorImage):
+    def encodes(self, x:TensorImage):  # in place: the batch is the loader's own
         n, _, h, w = x.shape
-        boxes = erase_boxes(n, (h, w), self.generator, p=self.erase_p, area=self.area, aspect=self.aspect).to(x.device)
+        boxes = erase_boxes(n, (h, w), self.generator, p=self.erase_p, area=self.area, aspect=self.aspect)
+        if x.device.type == 'cpu':
+            for image, (top, bottom, left, right) in zip(x, boxes.tolist()): image[:, top:bottom, left:right] = 0
+            return x
+        boxes = boxes.to(x.device)
         top, bottom, left, right = (boxes[:, i, None, None] for i in range(4))  # each (n,1,1)
         rows, columns = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)
         inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)  # (n,h,w)
-        return x.masked_fill(inside[:, None], 0.)
-
-    # a torch.Generator does not pickle; an exported learner, and a worker, carry its state
-    def __getstate__(self): return {**self.__dict__, 'generator': self.generator.get_state()}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self.generator = torch.Generator()
-        self.generator.set_state(state['generator'])
+        return x.masked_fill_(inside[:, None], 0.)
 
 
 def item_transforms(
@@ -92,10 +110,8 @@ def item_transforms(
     flip:float=0.5,         # Probability of a horizontal flip
 ) -> list:  # Transforms of one (image, mask, identity)
     "Squish to `size`, pad and crop, flip: image bilinear, mask nearest, both moved alike"
-    if len(size) != 2 or any(s <= 0 or s % 16 for s in size):
-        raise ValueError(f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature map, such as (384, 192)')
     shift = [RandomPadCrop(pad)] if pad else []
-    return [Resize(tuple(size), method=ResizeMethod.Squish), *shift, *([FlipItem(flip)] if flip else [])]
+    return [Resize(checked_size(size), method=ResizeMethod.Squish), *shift, *([FlipItem(flip)] if flip else [])]
 
 
 def batch_transforms(
@@ -103,4 +119,13 @@ def batch_transforms(
     seed:int=0,       # Seed of the erasing
 ) -> list:  # Transforms of a batch, on its device
     "ImageNet normalisation, then random erasing"
-    return [Normalize.from_stats(*imagenet_stats), *([RandomErasing(erase, seed=seed)] if erase else [])]
+    return [NormalizeInPlace.from_stats(*imagenet_stats), *([RandomErasing(erase, seed=seed)] if erase else [])]
+
+
+def checked_size(
+    size, # Height and width in pixels
+) -> tuple:  # The same two numbers
+    "Height and width; a ValueError for what the model's stride does not divide"
+    if len(size) != 2 or any(s <= 0 or s % 16 for s in size):
+        raise ValueError(f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature map, such as (384, 192)')
+    return tuple(size)
