@@ -1,5 +1,6 @@
 "Commands: the package's functions, from a shell. Heavy imports wait until a command runs, so that --help is quick"
 import sys
+import warnings
 from functools import wraps
 
 from fastcore.script import call_parse
@@ -14,6 +15,8 @@ def command(*positional):
     def decorate(func):
         @wraps(func)
         def guarded(*args, **kwargs):
+            # fastai's import calls what torch is about to drop: nothing that whoever types a command could mend
+            warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning)
             try: return func(*args, **kwargs)
             except (ValueError, TypeError, OSError, ImportError) as e:
                 if kwargs.get('debug'): raise
@@ -109,7 +112,6 @@ def magnifier_eval(
     """Evaluates an exported learner: R1, R5, R10, mAP and mINP, queries against gallery.
 
     Example: `magnifier_eval runs/quick/learner.pkl market1501 /data/Market-1501 --rerank`"""
-    import warnings
     from magnifier.all import load_learner
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # said in the argument's own words above
