@@ -1,6 +1,7 @@
 "The nearest neighbours of every image among all, from features or from matrices: what k-reciprocal encoding starts from"
 
 import warnings
+from collections import defaultdict
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, cent
 __all__ = ['Neighbours', 'FeaturePairs', 'MatrixPairs']
 
 TILE = 2048    # Side of a tile of the product of all pairs: large enough to multiply fast, 16 MB in float32
+WAITING = 128  # Candidates an image that wait for a merge: fewer merges, or a sooner sharper limit
 COLUMNS = 512  # Columns of the matrices turned into rows at once
 
 
@@ -34,30 +36,52 @@ def in_order(
 def nearest_in_rows(
     band: Tensor,  # (b, n) distances
     k: int,  # How many, at most n
-) -> Tensor:  # (b, k) their indices in stable order
+) -> tuple[Tensor, Tensor]:  # (b, k) their indices in stable order, and (b,) the smallest distance
     "The first k of whole rows. Rows whose k-th distance equals the next are sorted whole: a partial sort would pick among equals as it likes"
     dist, index = in_order(*band.topk(min(k + 1, band.shape[1]), dim=1, largest=False))
     tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
     index = index[:, :k]
     if len(tied): index[tied] = band[tied].sort(dim=1, stable=True).indices[:, :k]
-    return index
+    return index, dist[:, 0]
 
 
 class RunningBest:
-    "The nearest of each image, and its furthest, while tiles of distances come in"
+    "The nearest of each image, and its furthest, while tiles of distances come in. What beats an image's worst so far waits until enough has come to be merged"
 
     def __init__(self, n: int, k: int, like: Tensor):
         self.dist = like.new_full((n, k), torch.inf)
         self.index = torch.zeros(self.dist.shape, dtype=torch.long, device=like.device)
         self.furthest = like.new_zeros(n)
+        self.waiting = defaultdict(list)  # by first image of a group: (image in the group, other image, distance) of candidates
 
-    def add(self, rows: slice, tile: Tensor, cols: slice):
-        dist, index, k = self.dist[rows], self.index[rows], self.dist.shape[1]
-        near, at = tile.topk(min(k, tile.shape[1]), dim=1, largest=False)
-        near, at = torch.cat([dist, near], 1), torch.cat([index, at + cols.start], 1)
-        dist[:], order = near.topk(k, dim=1, largest=False)
-        index[:] = at.gather(1, order)
-        self.furthest[rows] = self.furthest[rows].maximum(tile.amax(1))
+    def offer(self, own: slice, tile: Tensor, dim: int, others: slice):  # dim 1: the group's images are the tile's rows; 0: its columns
+        self.furthest[own] = self.furthest[own].maximum(tile.amax(dim))
+        limit = self.dist[own, -1]
+        if limit.isinf().any():  # the first tile fills the list
+            near, at = (tile if dim else tile.T.contiguous()).topk(min(self.dist.shape[1], tile.shape[dim]), dim=1, largest=False)
+            return self.merge(own, near, at + others.start)
+        better = tile < limit.unsqueeze(dim)
+        flat = better.flatten().nonzero()[:, 0] if tile.is_cuda else torch.from_numpy(np.flatnonzero(better.numpy()))
+        place = flat // tile.shape[1], flat % tile.shape[1]
+        waiting = self.waiting[own.start]
+        waiting.append((place[1 - dim], place[dim] + others.start, tile.flatten()[flat]))
+        if sum(len(w[0]) for w in waiting) > WAITING * len(limit): self.settle(own)
+
+    def settle(self, own: slice):
+        if not self.waiting[own.start]: return
+        image, other, dist = map(torch.cat, zip(*self.waiting.pop(own.start)))
+        order = image.argsort() if image.is_cuda else torch.from_numpy(np.argsort(image.numpy().astype(np.int16), kind='stable'))  # 16 bits: a radix sort
+        image = image[order]
+        count = image.bincount(minlength=own.stop - own.start)
+        slot = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
+        near, at = dist.new_full((len(count), int(count.max())), torch.inf), other.new_zeros(len(count), int(count.max()))
+        near[image, slot], at[image, slot] = dist[order], other[order]
+        self.merge(own, near, at)
+
+    def merge(self, own: slice, near: Tensor, at: Tensor):
+        near, at = torch.cat([self.dist[own], near], 1), torch.cat([self.index[own], at], 1)
+        self.dist[own], order = near.topk(self.dist.shape[1], dim=1, largest=False)
+        self.index[own] = at.gather(1, order)
 
 
 def as_neighbours(
@@ -91,15 +115,16 @@ class FeaturePairs:
         "The first k of each image and its furthest, one tile in memory at a time, each used by rows and by columns"
         n = len(self.feats)
         k, best = min(k, n), RunningBest(n, min(k + 1, n), self.feats)
-        slices, memory = row_slices(n, TILE), self.feats.new_empty(2, min(n, TILE) ** 2)
+        slices, memory = row_slices(n, TILE), self.feats.new_empty(min(n, TILE) ** 2)
         for i, rows in enumerate(slices):
             for cols in slices[i:]:
-                tile = self.tile(rows, cols, memory[0])
-                best.add(rows, tile, cols)
-                if cols is not rows: best.add(cols, memory[1, :tile.numel()].view(tile.T.shape).copy_(tile.T), rows)
+                tile = self.tile(rows, cols, memory)
+                best.offer(rows, tile, 1, cols)
+                if cols is not rows: best.offer(cols, tile, 0, rows)
+            best.settle(rows)
         dist, index = in_order(best.dist, best.index)
         tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
-        for rows in tied.split(TILE // 4): index[rows, :k] = nearest_in_rows(self.rows(rows), k)
+        for rows in tied.split(TILE // 4): index[rows, :k] = nearest_in_rows(self.rows(rows), k)[0]
         return as_neighbours(index[:, :k], best.furthest, 'features')
 
     def tile(self,
@@ -156,9 +181,9 @@ class MatrixPairs:
                 columns, band = memory[0, :b * n].view(n, b), memory[1, :b * n].view(b, n)
                 columns[:len(above)], columns[len(above):] = above[:, own], below[:, own]
                 band.copy_(columns.T)  # three times as fast as to read transposed slices
-                low, high = band.aminmax(dim=1)
-                furthest.append(torch.where(low.isfinite(), high, torch.nan))
-                index.append(nearest_in_rows(band, min(k, n)))
+                near, low = nearest_in_rows(band, min(k, n))
+                index.append(near)
+                furthest.append(torch.where(low.isfinite(), band.amax(1), torch.nan))
         return as_neighbours(torch.cat(index), torch.cat(furthest), 'matrices')
 
     def lookup(self,
