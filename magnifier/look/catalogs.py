@@ -23,7 +23,8 @@ def plot_catalog(
     sheet, ((left, middle, right),) = plot(1, 3, size=(3.1, 2.7))
     for i, s in enumerate(splits):
         left.bar(i, table.images[s], color=colours[s], edgecolor='#333333', linewidth=.5)
-        left.text(i, table.images[s], f'{table.images[s]:,}\n{table.identities[s]:,} ids\n{table.masks[s]/table.images[s]:.0%} masks', ha='center', va='bottom', fontsize=TEXT)
+        words = f'{table.images[s]:,}\n{table.identities[s]:,} ids\n{table.masks[s]/table.images[s]:.0%} masks'
+        left.text(i, table.images[s], words, ha='center', va='bottom', fontsize=TEXT)
     left.set_xticks(range(len(splits)), splits, fontsize=TEXT + .5)
     left.set(ylim=(0, table.images.max()*1.4), title='images')
     cameras, below = sorted(catalog['camid'].unique()), 0
@@ -76,14 +77,16 @@ def _sheet(catalog, n, seed, *, both, cols, width, save):
     if n < 1: raise ValueError(f'n={n}: show at least one picture')
     if not len(catalog): raise ValueError('the catalog has no rows')
     if 'mask' not in catalog or not catalog['mask'].notna().any():
-        raise ValueError('no image of this catalog has a part mask: name their folder to the reader (masks=...), or make some with `magnifier_masks make`')
+        raise ValueError('no image of this catalog has a part mask: name their folder to the reader (masks=...), or make some with '
+                         '`magnifier_masks make`')
     chosen = np.arange(len(catalog)) if seed is None else np.random.default_rng(seed).permutation(len(catalog))
     rows = catalog.iloc[chosen[:n]].to_dict('records')
     pictures = [_small(read_image(r['path'])) for r in rows]
     aspect, cols = float(np.median([p.shape[0]/p.shape[1] for p in pictures])), min(cols, len(rows))
     per = 2 if both else 1
     room = legend_room(max(3.4, cols*(width + .1)), 7)
-    sheet, axes = tiles(-(-len(rows)//cols)*per, cols, aspect=aspect, width=width, above=.2 if both else 0., bottom=room, gap=.1 if both else .05)
+    sheet, axes = tiles(-(-len(rows)//cols)*per, cols, aspect=aspect, width=width, above=.2 if both else 0., bottom=room,
+                        gap=.1 if both else .05)
     for i, (row, picture) in enumerate(zip(rows, pictures)):
         line = axes[i//cols*per:, i % cols]
         if both: put_picture(line[0], picture, title=f'id {row["pid"]} cam {row["camid"]}' if 'pid' in row else None)

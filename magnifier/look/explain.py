@@ -107,12 +107,12 @@ def match_words(
     if len(both):
         best = both.index[0]
         parts.append(f'Best match: {said([best])} ({both.iloc[0]:.2f}, {body.share[best]:+.2f} of the score).')
-        if len(both) > 1: parts.append(f'Least alike: {said([both.index[-1]])} ({both.iloc[-1]:.2f}, {body.share[both.index[-1]]:+.2f}).')
+        if len(both) > 1: parts.append(f'Least alike: {said(both.index[-1:])} ({both.iloc[-1]:.2f}, {body.share[both.index[-1]]:+.2f}).')
         earner = body['share'].idxmax()
         if earner != best and body.share[earner] > 0: parts.append(f'Most of the score: {said([earner])} ({body.share[earner]:+.2f}).')
     else: parts.append('No region of the body can be seen in both.')
-    unseen = {'in either': (body.seen_query < VISIBLE) & (body.seen_hit < VISIBLE), 'in the query': (body.seen_query < VISIBLE) & (body.seen_hit >= VISIBLE),
-              'in the hit': (body.seen_query >= VISIBLE) & (body.seen_hit < VISIBLE)}
+    query, hit = body.seen_query >= VISIBLE, body.seen_hit >= VISIBLE
+    unseen = {'in either': ~query & ~hit, 'in the query': ~query & hit, 'in the hit': query & ~hit}
     gone = [f'{said(body.index[which])} {where}' for where, which in unseen.items() if which.any()]
     if gone: parts.append(f'Not seen: {"; ".join(gone)}.')
     return ' '.join(parts)
@@ -153,23 +153,28 @@ def _wrapped(words, inches):
 def _draw_bars(sheet, table, box):
     "Two columns of bars, a row a region"
     order = [*REGIONS[1:], REGIONS[0], REST]
-    y = np.arange(len(order))[::-1]
     colours = [REGION_COLOURS[REGIONS.index(r)] if r in REGIONS else '#bbbbbb' for r in order]
     left, bottom, inch, height = box
     for i, (column, title) in enumerate((('similarity', 'similarity'), ('share', 'share of the score'))):
         ax = sheet.add_axes([left + i*1.65*inch, bottom, 1.45*inch, height])
-        values = table.loc[order, column].to_numpy()
-        ax.barh(y, np.nan_to_num(values), color=colours, edgecolor='#333333', linewidth=.5, height=.7)
-        ax.axvline(0, color='#333333', linewidth=.8)
-        most = max(1. if i == 0 else 0., np.nanmax(np.abs(values)) if np.isfinite(values).any() else 0., 1e-6)
-        low = min(0., np.nanmin(values, initial=0.))
-        ax.set_xlim(low - .45*most*(low < 0), most*1.5)
-        for at, value, name in zip(y, values, order):
-            shown = f'{value:.2f}' if np.isfinite(value) else 'not seen' if name not in (REST, ) else ''
-            side = value < 0 if np.isfinite(value) else False
-            ax.text((value if np.isfinite(value) else 0) + (-.05 if side else .05)*most, at, shown, ha='right' if side else 'left', va='center', fontsize=TEXT - .5)
-        ax.set_yticks(y, [r.replace('_', ' ') for r in order] if i == 0 else [], fontsize=TEXT)
+        _draw_column(ax, table.loc[order, column], colours, least=1. if i == 0 else 0.)
+        ax.set_yticks(range(len(order))[::-1], [r.replace('_', ' ') for r in order] if i == 0 else [], fontsize=TEXT)
         ax.set_title(title, fontsize=TEXT + .5)
         ax.set_xticks([])
         ax.tick_params(length=0)
-        ax.spines[['top', 'right', 'bottom', 'left']].set_visible(False)
+        ax.spines[:].set_visible(False)
+
+
+def _draw_column(ax, values, colours, least):
+    "Bars with their numbers beside them; the axis reaches `least` or further"
+    y, known = np.arange(len(values))[::-1], values.dropna()
+    most = max(least, known.abs().max() if len(known) else 0., 1e-6)
+    ax.barh(y, values.fillna(0), color=colours, edgecolor='#333333', linewidth=.5, height=.7)
+    ax.axvline(0, color='#333333', linewidth=.8)
+    low = min(0., known.min() if len(known) else 0.)
+    ax.set_xlim(low - .45*most*(low < -.005*most), most*1.5)
+    for at, (name, v) in zip(y, values.items()):
+        if np.isfinite(v): text = f'{v + 0.:.2f}'.replace('-0.00', '0.00')
+        else: text = '' if name == REST else 'not seen'
+        v = 0. if not np.isfinite(v) or abs(v) < .005 else v
+        ax.text(v + (.05 if v >= 0 else -.05)*most, at, text, ha='left' if v >= 0 else 'right', va='center', fontsize=TEXT - .5)

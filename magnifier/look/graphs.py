@@ -24,10 +24,12 @@ def draw_table(
     ax.imshow(values, cmap='Blues', vmin=0, vmax=top, aspect='auto')
     small = max(values.shape) > 10
     for (r, c), v in np.ndenumerate(values) if number and max(values.shape) <= 16 else ():
-        if np.isfinite(v): ax.text(c, r, format(v, number), ha='center', va='center', fontsize=TEXT - 2*small - .5, color='white' if v > .6*top else '#222222')
+        if np.isfinite(v):
+            ax.text(c, r, format(v, number), ha='center', va='center', fontsize=TEXT - 2*small - .5, color='white' if v > .6*top else '#222222')
     for set_ticks, names in ((ax.set_xticks, table.columns), (ax.set_yticks, table.index)):
         set_ticks(range(len(names)), [str(n).replace('_', ' ') for n in names], fontsize=TEXT - .5)
-    if max(len(str(n)) for n in table.columns) > 3: ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=40, ha='right', rotation_mode='anchor')
+    if max(len(str(n)) for n in table.columns) > 3:
+        for label in ax.get_xticklabels(): label.set(rotation=40, ha='right', rotation_mode='anchor')
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.set_title(title, fontsize=TEXT + 1)
@@ -42,7 +44,8 @@ def draw_groups(
     sheet, ((ax,),) = plot(size=(max(4., .8*len(table) + 1.6), 3.1))
     x = np.arange(len(table))
     for i, (column, colour) in enumerate((('R1', LINES[0]), ('mAP', LINES[4]))):
-        ax.bar(x + (i - .5)*.38, table[column].fillna(0), width=.36, color=colour, label=column, edgecolor='#333333', linewidth=.5, hatch='' if i == 0 else '//')
+        ax.bar(x + (i - .5)*.38, table[column].fillna(0), width=.36, color=colour, label=column, edgecolor='#333333', linewidth=.5,
+               hatch='' if i == 0 else '//')
         for at, v in zip(x + (i - .5)*.38, table[column]):
             if np.isfinite(v): ax.text(at, v + .01, f'{v:.2f}', ha='center', va='bottom', fontsize=TEXT - 1)
     ax.set_xticks(x, [f'{name}\n{int(n)} queries' for name, n in zip(table.index, table['queries'])], fontsize=TEXT)

@@ -94,10 +94,12 @@ class ReIDInterpretation:
             return sheet
         rows = np.concatenate([s.query_rows[table['query']], s.gallery_rows[table['item']]])
         pictures = pictures_of(self.learn, s.items.iloc[rows])
-        sheet, axes = tiles(2, len(table), aspect=pictures.shape[1]/pictures.shape[2], width=1., above=.32, title='queries, and whom they were taken for')
+        sheet, axes = tiles(2, len(table), aspect=pictures.shape[1]/pictures.shape[2], width=1., above=.32,
+                            title='queries, and whom they were taken for')
         for i, pair in enumerate(table.itertuples()):
             put_picture(axes[0, i], pictures[i], title=f'id {pair.pid}', kind='query')
-            put_picture(axes[1, i], pictures[len(table) + i], title=f'{_called(pair.taken_for)}\n{pair.times} of {pair.of}', kind='false')
+            words = f'{_called(pair.taken_for)}\n{pair.times} of {pair.of}'
+            put_picture(axes[1, i], pictures[len(table) + i], title=words, kind='false')
         return sheet
 
     def plot_cmc(self,
@@ -124,7 +126,8 @@ class ReIDInterpretation:
         return table
 
     def _need_matches(self):
-        if not (self.ranking.n_matches > 0).any(): raise ValueError('no query has a true match in the gallery, so there are no figures to draw: check pids and camids')
+        if not (self.ranking.n_matches > 0).any():
+            raise ValueError('no query has a true match in the gallery, so there are no figures to draw: check pids and camids')
 
     def plot_distances(self,
         false_accept=.01, # False-accept rate, or several, whose threshold is drawn
@@ -175,10 +178,12 @@ class ReIDInterpretation:
         "R1 and mAP of the queries by any property they have"
         self._need_matches()
         if isinstance(values, str):
-            if values not in self._queries: raise ValueError(f'no column {values!r} in the catalog: it has {", ".join(map(str, self.searched.items))}')
+            if values not in self._queries:
+                raise ValueError(f'no column {values!r} in the catalog: it has {", ".join(map(str, self.searched.items))}')
             label, values = label or values, self._queries[values]
         if len(values) != len(self._queries): raise ValueError(f'{len(values)} values for {len(self._queries)} queries: give one for each')
-        found = self._queries.assign(of=pd.Series(values).to_numpy() if not isinstance(values, pd.Categorical) else values, right=self.ranking.first_match == 1)[self.ranking.counted]
+        values = values if isinstance(values, pd.Categorical) else np.asarray(values)  # a categorical keeps its order
+        found = self._queries.assign(of=values, right=self.ranking.first_match == 1)[self.ranking.counted]
         table = found.groupby('of', observed=True).agg(queries=('right', 'size'), R1=('right', 'mean'), mAP=('ap', 'mean')).rename_axis(label or None)
         self._show(draw_groups(table, label=label), save)
         return table

@@ -10,7 +10,8 @@ from magnifier.model.resize import predicted_masks, resize_masks
 from magnifier.regions import NO_MASK
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['MAPS', 'Sight', 'activation_map', 'decode_pictures', 'pictures_of', 'contributions', 'similarity_maps', 'saliency_maps', 'region_masks', 'branch_embeddings', 'Contributions']
+__all__ = ['MAPS', 'Sight', 'activation_map', 'decode_pictures', 'pictures_of', 'contributions', 'similarity_maps', 'saliency_maps',
+           'region_masks', 'branch_embeddings', 'Contributions']
 
 MAPS = ('stage3', 'stage4', 'global', 'sab', 'sfb')
 NODES = 12  # Of the quadrature along SFB's path: its error is below float32's on a recurrent net

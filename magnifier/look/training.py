@@ -34,8 +34,8 @@ def plot_history(
     for ax, table, title in ((left, losses, 'training loss by part'), (right, metrics, 'validation')):
         for i, name in enumerate(table):
             epochs = np.arange(1, len(table) + 1)[table[name].notna()]
-            ax.plot(epochs, table[name].dropna(), color=LINES[i % 7], linestyle=STYLES[i//2 % 4], marker='o' if len(table) < 30 else None, markersize=3, linewidth=1.8,
-                    label=str(name).replace('_', ' '))
+            ax.plot(epochs, table[name].dropna(), color=LINES[i % 7], linestyle=STYLES[i//2 % 4], linewidth=1.8,
+                    marker='o' if len(table) < 30 else None, markersize=3, label=str(name).replace('_', ' '))
         ax.set(xlabel='epoch')
         ax.set_title(title, fontsize=TEXT + 1)
         ax.grid(alpha=.25)
@@ -106,5 +106,6 @@ def _masked(dl:IdentityBatches, seed, images):
     x, mask, *_ = batch_to_show(dl, seed)
     mask = mask.as_subclass(Tensor).cpu().numpy()
     at = [i for i, m in enumerate(mask) if not (m == NO_MASK).any()][:images]
-    if not at: raise ValueError('no picture of this batch has a part mask, so there are no regions to drop: name a folder of masks to the reader (masks=...)')
+    if not at: raise ValueError('no picture of this batch has a part mask, so there are no regions to drop: name a folder of masks to '
+                                'the reader (masks=...)')
     return decode_pictures(x.as_subclass(Tensor)[at], dl), mask[at]

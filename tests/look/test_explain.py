@@ -104,12 +104,32 @@ def test_other_shoes_lower_the_foot_most(seer):
 
 def test_region_embeddings_are_of_their_region(seer, blind, few):
     parts = embed_parts(seer, few)
-    assert parts.embeddings.shape[:2] == (len(few), N_REGIONS) and torch.allclose(parts.embeddings.norm(dim=2), torch.ones(len(few), N_REGIONS), atol=1e-5)
+    assert parts.embeddings.shape[:2] == (len(few), N_REGIONS) and np.allclose(parts.embeddings.norm(dim=2)[parts.visible], 1, atol=1e-5)
     assert np.allclose(parts.areas.sum(1), 1, atol=1e-6) and (parts.visible == (parts.areas >= .005)).all()
     some = embed_parts(seer, few, ['foot', 2])
     assert torch.allclose(some.embeddings, parts.embeddings[:, [7, 2]], atol=1e-5) and np.allclose(some.areas, parts.areas[:, [7, 2]])
     with pytest.raises(ValueError, match='unknown region'): embed_parts(seer, few, ['sock'])
     with pytest.raises(ValueError, match='one or more regions'): embed_parts(seer, few, [])
+
+
+@pytest.mark.parametrize('kwargs', [dict(sfb=False), dict(sab=False, sfb=False)])
+def test_region_embeddings_without_sfb_against_loops(kwargs):
+    from magnifier.look.parts import region_embeddings
+    from magnifier.look.saliency import region_masks
+    from magnifier.model.net import create_magnifier
+    torch.manual_seed(0)
+    model = create_magnifier('resnet18', 5, pretrained=False, hidden=16, **kwargs)
+    neck = (model.sab or model.branches['global']).neck
+    neck.bn.running_mean.uniform_(0, .5)
+    model.eval()
+    with torch.no_grad(): maps = model.feature_maps(torch.randn(2, 3, 64, 32))
+    got, masks = region_embeddings(model, maps), region_masks(maps)
+    for i in range(2):
+        for k in range(N_REGIONS):
+            f, m = (maps['sab' if model.sab is not None else 'global'][i], masks[i, k])
+            pooled = model.sab.reduce((f*m).amax((1, 2))) if model.sab is not None else (f*m).sum((1, 2))/m.sum().clamp(min=1e-6)
+            want = neck.bn(pooled[None])[0].detach()
+            assert torch.allclose(got[i, k], want/want.norm(), atol=1e-5)
 
 
 def test_parts_need_a_mask_module(blind, few):

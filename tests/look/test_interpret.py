@@ -196,3 +196,15 @@ def test_browser_widget(seer, blind):
     bar.children[0].click()
     assert bar.children[2].value.startswith('query 1 of')
     assert not Browser(blind, k=1, saliency=False).widget().children[1].children
+
+
+def test_browse_in_a_notebook_and_without_widgets(seer, monkeypatch):
+    import IPython
+    import sys
+    from types import SimpleNamespace
+    widgets = pytest.importorskip('ipywidgets')
+    monkeypatch.setattr(IPython, 'get_ipython', lambda: SimpleNamespace(kernel=True, execution_count=1))
+    assert isinstance(seer.browse(k=1, saliency=False), widgets.VBox)
+    monkeypatch.setitem(sys.modules, 'ipywidgets', None)
+    assert isinstance(seer.browse(k=1, saliency=False), Picture)
+    with pytest.raises(ImportError, match='pip install ipywidgets'): Browser(seer, k=1, saliency=False).widget()
