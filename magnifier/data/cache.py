@@ -94,7 +94,7 @@ def cache_pixels(
     folder = Path(os.environ.get('FASTAI_HOME', '~/.fastai'))/'pixels' if where == 'disk' else where
     file, stamp = folder.expanduser()/f'{_digest(_absolute(rows))}.pixels', _digest(_stamps(rows))
     try: return MappedPixels(file, stamp)
-    except FileNotFoundError: log.info('decoding %d images into %s', len(rows), file)
+    except (FileNotFoundError, NotADirectoryError): log.info('decoding %d images into %s', len(rows), file)
     except (ValueError, KeyError): log.info('the originals have changed: decoding %d images into %s again', len(rows), file)
     _write(file, stamp, rows, workers)
     return MappedPixels(file, stamp)
