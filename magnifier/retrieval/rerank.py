@@ -11,7 +11,7 @@ from magnifier.retrieval.neighbours import FeaturePairs, MatrixPairs, Neighbours
 
 __all__ = ['rerank', 'rerank_distances', 'Reranked']
 
-SHARED = 1 << 22  # Elements of one step's dense sum over shared neighbours, and of the terms that go into it
+SHARED = 1 << 20  # Elements of one step's dense sum over shared neighbours, and of the terms that go into it
 
 
 @dataclass(frozen=True, eq=False)

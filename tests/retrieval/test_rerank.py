@@ -77,7 +77,7 @@ def test_matrices_that_are_not_symmetric_are_read_by_column_as_in_the_original(s
     assert np.abs(rerank_distances(*m, k1, k2) - dense.dense_rerank(*m, k1, k2)[0]).max() < 1e-6
 
 
-@pytest.mark.parametrize('tile, shared', [(16, 1), (33, 700), (2048, 1 << 22)])
+@pytest.mark.parametrize('tile, shared', [(16, 1), (33, 700), (2048, 1 << 20)])
 def test_tiles_and_steps_of_any_size_give_the_same(monkeypatch, tile, shared):
     monkeypatch.setattr(neighbours_module, 'TILE', tile)
     monkeypatch.setattr(rerank_module, 'SHARED', shared)
