@@ -27,6 +27,8 @@ from magnifier.model.pooling import *
 from magnifier.model.heads import *
 from magnifier.model.branches import *
 from magnifier.model.output import *
+from magnifier.model.resize import *
+from magnifier.model.weights import *
 from magnifier.model.net import *
 from magnifier.train.losses import *
 from magnifier.train.metrics import *
