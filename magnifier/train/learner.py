@@ -8,7 +8,10 @@ import pandas as pd
 import torch
 from fastai.vision.all import (Adam, DataLoader, Learner, delegates, detuplify, progress_bar, resnet50, to_device, tuplify)
 from PIL import Image
+from torch.nn.functional import interpolate
 from magnifier.data.block import ROLES
+from magnifier.data.images import read_image
+from magnifier.data.masks import mask_targets, write_mask
 from magnifier.model.net import create_magnifier, model_splitter
 from magnifier.retrieval.distance import normalise
 from magnifier.retrieval.ranking import evaluate_distances
@@ -62,6 +65,29 @@ class ReIDLearner(Learner):
                 parts.append(embedding.float().cpu().as_subclass(torch.Tensor))
                 if with_identity: identities.append(targets[-1].cpu().as_subclass(torch.Tensor))
         return (torch.cat(parts), torch.cat(identities)) if with_identity else torch.cat(parts)
+
+    def predict_masks(self,
+        images,               # A folder, a catalog, or paths
+        dst=None,             # Folder of the masks, same sub-paths; None for `<folder>_ps_label`, where `find_masks` looks
+        *,
+        bs:int|None=None,     # Images a batch; None for the validation loader's
+        overwrite:bool=False, # Whether to replace masks that are there already
+    ) -> list:  # The files, in the order of the images
+        """Writes the segmentation head's part masks, each at its image's own size: labels for the next training (self-training).
+
+        ValueError for a model without that head, and for masks that are there already."""
+        if self.model.segmentation is None: raise ValueError('this model has no segmentation head: build the learner with mask=True')
+        targets = mask_targets(images, dst)
+        there = [mask for _, mask in targets if mask.exists()]
+        if there and not overwrite: raise ValueError(f'{len(there)} of {len(targets)} masks exist (first: {there[0]}): name another dst, '
+                                                     'or pass overwrite=True')
+        dl, left = self.loader([path for path, _ in targets], bs=bs), iter(targets)
+        with self._evaluating() as (model, device):
+            for batch in self._progress(dl):
+                for logits, (image, mask) in zip(model(tuplify(to_device(batch, device))[0]).mask_logits.float(), left):
+                    size = read_image(image).size[::-1]
+                    write_mask(mask, interpolate(logits[None], size, mode='bilinear')[0].argmax(0).cpu().numpy())
+        return [mask for _, mask in targets]
 
     def _progress(self, dl):
         "`dl` under a progress bar, where this learner shows any and it is worth one"
