@@ -66,13 +66,15 @@ def row_ranks(
     matches: np.ndarray,  # Gallery indices of its true matches
     removed: np.ndarray,  # Gallery indices of what does not count
 ) -> np.ndarray:  # Ranks of the matches, from 1
-    "Ranks in one row. Only values up to the last match are sorted, which is many times as fast as to sort indices; of equal distances the earlier in the gallery is the nearer"
+    """Ranks in one row. Only values up to the last match are sorted, which is many times as fast as to sort indices; of equal
+    distances the earlier in the gallery is the nearer"""
     row = row.copy()  # leaves the caller's matrix alone
     row[removed] = np.inf
     own = row[matches]
     near = np.sort(row.compress(row <= own.max(initial=-np.inf)))
     ranks = 1 + near.searchsorted(own)
-    for i in np.flatnonzero(near.searchsorted(own, side='right') > ranks): ranks[i] += np.count_nonzero(row[:matches[i]] == own[i])
+    tied = np.flatnonzero(near.searchsorted(own, side='right') > ranks)
+    for i in tied: ranks[i] += np.count_nonzero(row[:matches[i]] == own[i])
     return ranks
 
 
@@ -118,7 +120,9 @@ def check_finite(
 ):
     "A ValueError that names the first query with a NaN or infinite distance"
     bad = (~band.isfinite().all(1)).nonzero()
-    if len(bad): raise ValueError(f'the distances of query {first + int(bad[0])} hold NaN or infinite values. Mark what must not count by identity -1, not by distance')
+    if len(bad):
+        raise ValueError(f'the distances of query {first + int(bad[0])} hold NaN or infinite values. '
+                         'Mark what must not count by identity -1, not by distance')
 
 
 def count_matches(

@@ -38,7 +38,8 @@ def squared_sums(
     "Squared Euclidean norms, summed in float64 in one pass over the features"
     if feats.device.type != 'cpu': return torch.cat([f.double().square().sum(1) for f in feats.split(ROW_BLOCK)])
     blocks = [f.to(working_dtype(f)).numpy() for f in feats.split(ROW_BLOCK)]
-    with np.errstate(over='ignore', invalid='ignore'): return torch.from_numpy(np.concatenate([np.einsum('nd,nd->n', f, f, dtype=np.float64) for f in blocks]))
+    with np.errstate(over='ignore', invalid='ignore'):
+        return torch.from_numpy(np.concatenate([np.einsum('nd,nd->n', f, f, dtype=np.float64) for f in blocks]))
 
 
 def row_norms(
@@ -48,7 +49,9 @@ def row_norms(
     "Norms of the rows; a ValueError that names the first NaN or infinite row"
     norms = squared_sums(feats).sqrt_()
     bad = (~norms.isfinite()).nonzero()
-    if len(bad): raise ValueError(f'{name}: {len(bad)} of {len(feats)} rows hold NaN or infinite values, the first is row {int(bad[0])}. Drop them, or look at what made them')
+    if len(bad):
+        raise ValueError(f'{name}: {len(bad)} of {len(feats)} rows hold NaN or infinite values, the first is row {int(bad[0])}. '
+                         'Drop them, or look at what made them')
     return norms
 
 
@@ -59,7 +62,9 @@ def direction_norms(
     "Norms of rows that have a direction; a ValueError that names the first zero, NaN or infinite row"
     norms = row_norms(feats, name)
     zero = (norms == 0).nonzero()
-    if len(zero): raise ValueError(f"{name}: {len(zero)} of {len(feats)} rows are zero, the first is row {int(zero[0])}. Zero has no direction: drop them, or use metric='euclidean'")
+    if len(zero):
+        raise ValueError(f"{name}: {len(zero)} of {len(feats)} rows are zero, the first is row {int(zero[0])}. Zero has no direction: "
+                         "drop them, or use metric='euclidean'")
     return norms
 
 
@@ -132,7 +137,7 @@ class Cosine:
         self.gallery = gallery if plain else unit_rows(gallery, norms, dtype)
         self.scale = (1 / norms if plain else torch.ones_like(norms)).to(dtype)
 
-    def prepare(self, query: Tensor) -> Tensor: return unit_rows(query, direction_norms(query, 'query_feats'), self.gallery.dtype).neg_()
+    def prepare(self, query: Tensor) -> Tensor: return unit(query, 'query_feats', self.gallery.dtype).neg_()
 
     def band(self, query: Tensor, out: Tensor) -> Tensor:
         return torch.addcmul(self.scale.new_ones(1), torch.mm(query, self.gallery.T, out=out), self.scale, out=out)
@@ -151,7 +156,8 @@ class SquaredEuclidean:
         query = query.to(self.gallery.dtype)
         return query - self.centre if self.centre.any() else query
 
-    def band(self, query: Tensor, out: Tensor) -> Tensor: return squared_distances(query, self.gallery, squared_sums(query), self.norms, out)
+    def band(self, query: Tensor, out: Tensor) -> Tensor:
+        return squared_distances(query, self.gallery, squared_sums(query), self.norms, out)
 
 
 class Euclidean(SquaredEuclidean):
@@ -174,13 +180,14 @@ def squared_distances(
 def centred(
     feats: Tensor,  # (n, d) features, float32 or float64
 ) -> tuple[Tensor, Tensor]:  # The features, moved where that pays, and (d,) what was subtracted
-    "Distances do not change when all features move together, but a common offset eats their digits: take it away where it dominates"
+    """Distances do not change when all features move together, but a common offset eats their digits: take it away where it
+    dominates"""
     mean = torch.stack([f.sum(0, dtype=torch.float64) for f in feats.split(ROW_BLOCK)]).sum(0) / len(feats)
     power = squared_sums(feats).mean()
     offset = mean.square().sum()
     if offset <= 0.9 * power: return feats, torch.zeros_like(mean, dtype=feats.dtype)
-    mean = mean / (step := 2 ** (mean.abs().amax().log2().floor() - 6))  # seven bits are enough, and leave equal distances of short numbers equal
-    mean = (mean.round() * step).to(feats.dtype)
+    step = 2 ** (mean.abs().amax().log2().floor() - 6)  # seven bits are enough, and leave equal distances of short numbers equal
+    mean = ((mean / step).round() * step).to(feats.dtype)
     return feats - mean, mean
 
 
@@ -209,7 +216,8 @@ class FeatureDistances:
         return len(self.query), len(self.gallery)
 
     def bands(self):
-        "Yields (slice of the queries, their (b, g) distances). One piece of memory serves all bands: each is gone when the next is asked for"
+        """Yields (slice of the queries, their (b, g) distances). One piece of memory serves all bands: each is gone when the
+        next is asked for"""
         with full_precision(self.query.device):
             metric = find_metric(self.metric)(self.gallery, self.dtype)
             query = metric.prepare(self.query)
@@ -271,7 +279,8 @@ def cosine_distances(
     query_feats,  # (q, d) features, array or tensor on any device
     gallery_feats,  # (g, d) features of the same model, on the same device
 ):  # (q, g) distances from 0 to 2, float32 (float64 if given), array or tensor as given
-    "1 - cosine similarity. Half-precision features are normalised and summed in float32. A ValueError names zero, NaN or infinite rows"
+    """1 - cosine similarity. Half-precision features are normalised and summed in float32. A ValueError names zero, NaN or
+    infinite rows"""
     return full_matrix(query_feats, gallery_feats, 'cosine')
 
 

@@ -22,7 +22,8 @@ def expand(
     for rows, band in FeatureDistances(q, g, 'cosine', dtype).bands():
         dist, index = band.topk(min(int(k), band.shape[1]), dim=1, largest=False)
         with full_precision(q.device):
-            query, near = unit(q[rows], 'query_feats', dtype), unit(g[index.flatten()], 'gallery_feats', dtype).view(*index.shape, -1)  # (b, k, d)
+            query = unit(q[rows], 'query_feats', dtype)
+            near = unit(g[index.flatten()], 'gallery_feats', dtype).view(*index.shape, -1)  # (b, k, d)
             result.append(unit(query + (weigh(1 - dist)[:, None] @ near)[:, 0], 'expanded queries', dtype))
     return like(torch.cat(result), query_feats, gallery_feats)
 
@@ -32,7 +33,8 @@ def average_query_expansion(
     gallery_feats,  # (g, d) features of the same model, on the same device
     k: int = 10,  # Gallery images that join each query; all of them where there are fewer
 ):  # (q, d) new query features, L2-normalised, float32 (float64 if given), array or tensor as given
-    "Average query expansion (Chum et al., ICCV 2007): the mean of a query and its first k gallery images takes its place. It uses the gallery: report it beside the plain figures. ValueError for features without direction"
+    """Average query expansion (Chum et al., ICCV 2007): the mean of a query and its first k gallery images takes its place. It
+    uses the gallery: report it beside the plain figures. ValueError for features without direction"""
     return expand(query_feats, gallery_feats, k, torch.ones_like)
 
 
@@ -43,7 +45,8 @@ def alpha_query_expansion(
     *,
     alpha: float = 3.,  # Power of the cosine similarity that weighs each, 0 and more; 0 is the average, 3 as in the paper
 ):  # (q, d) new query features, L2-normalised, float32 (float64 if given), array or tensor as given
-    "Alpha query expansion (Radenovic et al., TPAMI 2018): as `average_query_expansion`, each image weighted by similarity ** alpha, and not at all where the similarity is negative"
+    """Alpha query expansion (Radenovic et al., TPAMI 2018): as `average_query_expansion`, each image weighted by similarity **
+    alpha, and not at all where the similarity is negative"""
     if alpha < 0: raise ValueError(f'alpha={alpha}: a power of 0 or more wanted; the paper uses 3')
     return expand(query_feats, gallery_feats, k, lambda similarity: similarity.clamp(min=0) ** alpha)
 
@@ -55,16 +58,21 @@ def camera_centre(
     reference=None,  # (m, d) features whose means are subtracted, say the gallery's for the queries; `feats` itself by default
     reference_camids=None,  # (m,) their cameras
 ):  # (n, d) centred features, not normalised, float32 (float64 if given), array or tensor as given
-    "Subtract each camera's mean, which takes away what its light and background add to every image. Normalise before, as `rank` normalises after. A ValueError names cameras that the reference lacks"
-    if (reference is None) != (reference_camids is None): raise ValueError('camera_centre: give `reference` and `reference_camids` together, or neither')
+    """Subtract each camera's mean, which takes away what its light and background add to every image. Normalise before, as
+    `rank` normalises after. A ValueError names cameras that the reference lacks"""
+    if (reference is None) != (reference_camids is None):
+        raise ValueError('camera_centre: give `reference` and `reference_camids` together, or neither')
     x = as_features(feats)
     ref, ref_cams = (x, camids) if reference is None else (check_pair(feats, reference)[1], reference_camids)
     cams, ref_cams = as_ids(camids, len(x), 'camids'), as_ids(ref_cams, len(ref), 'reference_camids')
-    if missing := sorted(set(cams.tolist()) - set(ref_cams.tolist())): raise ValueError(f'camera_centre: the reference has no images of camera {", ".join(map(str, missing))}, only of {", ".join(map(str, np.unique(ref_cams)))}')
+    if missing := sorted(set(cams.tolist()) - set(ref_cams.tolist())):
+        raise ValueError(f'camera_centre: the reference has no images of camera {", ".join(map(str, missing))}, '
+                         f'only of {", ".join(map(str, np.unique(ref_cams)))}')
     dtype = working_dtype(x, ref)
     centred = x.to(dtype, copy=True)
     for cam in np.unique(cams):
         mean = ref[torch.from_numpy(ref_cams == cam).to(ref.device)].to(torch.float64).mean(0)
-        if not mean.isfinite().all(): raise ValueError(f'camera_centre: features of camera {cam} hold NaN or infinite values. Drop them first')
+        if not mean.isfinite().all():
+            raise ValueError(f'camera_centre: features of camera {cam} hold NaN or infinite values. Drop them first')
         centred[torch.from_numpy(cams == cam).to(x.device)] -= mean.to(dtype)
     return like(centred, feats, *(() if reference is None else (reference,)))

@@ -15,13 +15,15 @@ def as_tensor(
     "`x` as a floating-point tensor; a TypeError where it holds something else than real numbers"
     if not isinstance(x, Tensor):
         x = np.asarray(x)
-        if x.dtype.kind not in 'fiu': raise TypeError(f'{name}: real numbers wanted, got dtype {x.dtype}. Pass a float array or tensor')
-        wanted = x.dtype.newbyteorder('=') if x.dtype in (np.float16, np.float32, np.float64) else np.dtype(np.float64 if x.dtype.itemsize > 2 else np.float32)
+        if x.dtype.kind not in 'fiu':
+            raise TypeError(f'{name}: real numbers wanted, got dtype {x.dtype}. Pass a float array or tensor')
+        wanted = x.dtype.newbyteorder('=') if x.dtype in (np.float16, np.float32) else np.dtype(np.float64)
         if x.dtype != wanted or any(s < 0 for s in x.strides): x = x.astype(wanted)
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'The given NumPy array is not writ', UserWarning)  # nothing here writes to it
             x = torch.from_numpy(x)
-    if x.is_complex() or x.dtype == torch.bool: raise TypeError(f'{name}: real numbers wanted, got {x.dtype}. Pass a float array or tensor')
+    if x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f'{name}: real numbers wanted, got {x.dtype}. Pass a float array or tensor')
     x = x.detach().as_subclass(Tensor)
     return x if x.is_floating_point() else x.double()
 
@@ -32,7 +34,9 @@ def as_features(
 ) -> Tensor:  # (n, d) floating point, on their own device
     "Features as a tensor; an error where they are no matrix of real numbers, or have no rows or columns"
     x = as_tensor(x, name)
-    if x.ndim != 2: raise ValueError(f'{name}: a matrix (images, dimensions) wanted, got shape {tuple(x.shape)}. Use `feats[None]` for a single image')
+    if x.ndim != 2:
+        raise ValueError(f'{name}: a matrix (images, dimensions) wanted, got shape {tuple(x.shape)}. '
+                         'Use `feats[None]` for a single image')
     if 0 in x.shape: raise ValueError(f'{name}: empty, shape {tuple(x.shape)}. At least one image and one dimension are needed')
     return x
 
@@ -56,9 +60,11 @@ def as_ids(
     "Identities or cameras as int64; a TypeError where they are not integers, a ValueError where their number is wrong"
     x = np.array(x.detach().cpu().numpy() if isinstance(x, Tensor) else x)
     if x.ndim != 1: raise ValueError(f'{name}: one id per image wanted, shape ({n},), got shape {x.shape}')
-    if len(x) != n: raise ValueError(f'{name}: {len(x)} ids for {n} images. One id per row of features, or per side of the matrix, is needed')
+    if len(x) != n:
+        raise ValueError(f'{name}: {len(x)} ids for {n} images. One id per row of features, or per side of the matrix, is needed')
     if x.dtype.kind not in 'iu':
-        raise TypeError(f'{name}: integers wanted, got dtype {x.dtype}. For names, number queries and gallery together: `pd.factorize(names)[0]`')
+        raise TypeError(f'{name}: integers wanted, got dtype {x.dtype}. For names, number queries and gallery together: '
+                        '`pd.factorize(names)[0]`')
     x = x.astype(np.int64)
     x.setflags(write=False)
     return x
@@ -71,6 +77,8 @@ def check_pair(
     "Query and gallery features as tensors; a ValueError where their dimensions or devices differ"
     q, g = as_features(query_feats, 'query_feats'), as_features(gallery_feats, 'gallery_feats')
     if q.shape[1] != g.shape[1]:
-        raise ValueError(f'query_feats have {q.shape[1]} dimensions and gallery_feats {g.shape[1]}: both must come from the same model')
-    if q.device != g.device: raise ValueError(f'query_feats are on {q.device} and gallery_feats on {g.device}: move one with `.to()`')
+        raise ValueError(f'query_feats have {q.shape[1]} dimensions and gallery_feats {g.shape[1]}: '
+                         'both must come from the same model')
+    if q.device != g.device:
+        raise ValueError(f'query_feats are on {q.device} and gallery_feats on {g.device}: move one with `.to()`')
     return q, g

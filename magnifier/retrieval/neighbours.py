@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
-from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, centred, row_norms, row_slices, squared_distances, squared_sums, working_dtype
+from magnifier.retrieval.distance import (FeatureDistances, MatrixDistances, centred, row_norms, row_slices, squared_distances, squared_sums,
+                                          working_dtype)
 
 __all__ = ['Neighbours', 'FeaturePairs', 'MatrixPairs']
 
@@ -37,7 +38,8 @@ def nearest_in_rows(
     band: Tensor,  # (b, n) distances
     k: int,  # How many, at most n
 ) -> tuple[Tensor, Tensor]:  # (b, k) their indices in stable order, and (b,) the smallest distance
-    "The first k of whole rows. Rows whose k-th distance equals the next are sorted whole: a partial sort would pick among equals as it likes"
+    """The first k of whole rows. Rows whose k-th distance equals the next are sorted whole: a partial sort would pick among
+    equals as it likes"""
     dist, index = in_order(*band.topk(min(k + 1, band.shape[1]), dim=1, largest=False))
     tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
     index = index[:, :k]
@@ -46,7 +48,8 @@ def nearest_in_rows(
 
 
 class RunningBest:
-    "The nearest of each image, and its furthest, while tiles of distances come in. What beats an image's worst so far waits until enough has come to be merged"
+    """The nearest of each image, and its furthest, while tiles of distances come in. What beats an image's worst so far waits
+    until enough has come to be merged"""
 
     def __init__(self, n: int, k: int, like: Tensor):
         self.dist = like.new_full((n, k), torch.inf)
@@ -54,7 +57,7 @@ class RunningBest:
         self.furthest = like.new_zeros(n)
         self.waiting = defaultdict(list)  # by first image of a group: (image in the group, other image, distance) of candidates
 
-    def offer(self, own: slice, tile: Tensor, dim: int, others: slice):  # dim 1: the group's images are the tile's rows; 0: its columns
+    def offer(self, own: slice, tile: Tensor, dim: int, others: slice):  # `own` are the tile's rows (dim 1) or columns (0)
         self.furthest[own] = self.furthest[own].maximum(tile.amax(dim))
         limit = self.dist[own, -1]
         if limit.isinf().any():  # the first tile fills the list
@@ -70,7 +73,8 @@ class RunningBest:
     def settle(self, own: slice):
         if not self.waiting[own.start]: return
         image, other, dist = map(torch.cat, zip(*self.waiting.pop(own.start)))
-        order = image.argsort() if image.is_cuda else torch.from_numpy(np.argsort(image.numpy().astype(np.int16), kind='stable'))  # 16 bits: a radix sort
+        # in NumPy 16 bits are sorted by radix
+        order = image.argsort() if image.is_cuda else torch.from_numpy(np.argsort(image.numpy().astype(np.int16), kind='stable'))
         image = image[order]
         count = image.bincount(minlength=own.stop - own.start)
         slot = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
@@ -91,13 +95,16 @@ def as_neighbours(
 ) -> Neighbours:  # In NumPy
     "Neighbours on the CPU, where sparse matrices live; a ValueError where a distance was NaN or infinite"
     bad = (~furthest.isfinite()).nonzero()
-    if len(bad): raise ValueError(f'{what}: the distances of image {int(bad[0])} (queries first, then gallery) hold NaN or infinite values')
+    if len(bad):
+        raise ValueError(f'{what}: the distances of image {int(bad[0])} (queries first, '
+                         'then gallery) hold NaN or infinite values')
     furthest = furthest.double().cpu().numpy()
     return Neighbours(index.cpu().numpy(), np.where(furthest > 0, furthest, 1.))
 
 
 class FeaturePairs:
-    "Squared Euclidean distances between all images of both sides, from their features; symmetric, so half of the tiles are enough"
+    """Squared Euclidean distances between all images of both sides, from their features; symmetric, so half of the tiles are
+    enough"""
 
     def __init__(self,
         query: Tensor,  # (q, d) features
@@ -134,15 +141,16 @@ class FeaturePairs:
     ) -> Tensor:  # Their squared distances
         "Distances of two groups; an image's own is exactly 0"
         shape = rows.stop - rows.start, cols.stop - cols.start
-        tile = squared_distances(self.feats[rows], self.feats[cols], self.sums[rows], self.sums[cols], memory[:shape[0] * shape[1]].view(shape))
+        tile = memory[:shape[0] * shape[1]].view(shape)
+        squared_distances(self.feats[rows], self.feats[cols], self.sums[rows], self.sums[cols], tile)
         return tile.fill_diagonal_(0) if rows is cols else tile
 
     def rows(self,
         rows: Tensor,  # Indices of images
     ) -> Tensor:  # (b, n) squared distances
         "Whole rows of distances, an image's own exactly 0"
-        band = squared_distances(self.feats[rows], self.feats, self.sums[rows], self.sums, self.feats.new_empty(len(rows), len(self.feats)))
-        return band.scatter_(1, rows[:, None], 0)
+        band = self.feats.new_empty(len(rows), len(self.feats))
+        return squared_distances(self.feats[rows], self.feats, self.sums[rows], self.sums, band).scatter_(1, rows[:, None], 0)
 
     def lookup(self,
         wanted: csr_array,  # (n, n) stored where a distance is wanted
@@ -170,7 +178,8 @@ class MatrixPairs:
     def nearest(self,
         k: int,  # How many, the image itself included
     ) -> Neighbours:  # Of all images
-        "The first k of each image and its furthest. As in the original, an image's distances are read from its COLUMN of the matrix of all pairs"
+        """The first k of each image and its furthest. As in the original, an image's distances are read from its COLUMN of the
+        matrix of all pairs"""
         n, index, furthest = sum(self.q_g.shape), [], []
         dtype, device = working_dtype(self.q_g, self.q_q, self.g_g), self.q_g.device
         for above, below in ((self.q_q, self.q_g.T), (self.q_g, self.g_g)):
@@ -192,7 +201,8 @@ class MatrixPairs:
         "Distances of single pairs: [column, row] of the matrix of all pairs"
         q, dist = len(self.q_g), np.empty(wanted.nnz)
         rows, cols = np.repeat(np.arange(wanted.shape[0]), np.diff(wanted.indptr)), wanted.indices
-        for of_query, to_query, matrix in ((True, True, self.q_q), (True, False, self.q_g.T), (False, True, self.q_g), (False, False, self.g_g)):
+        parts = (True, True, self.q_q), (True, False, self.q_g.T), (False, True, self.q_g), (False, False, self.g_g)
+        for of_query, to_query, matrix in parts:
             here = np.flatnonzero(((rows < q) == of_query) & ((cols < q) == to_query))
             r, c = rows[here] - (0 if of_query else q), cols[here] - (0 if to_query else q)
             r, c = (torch.from_numpy(x.astype(np.int64)).to(matrix.device) for x in (r, c))

@@ -49,7 +49,8 @@ def choose(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ranking:
-    "The outcome of a search for every query: the rank of each true match, kept with ids and settings. Nothing in it can be changed"
+    """The outcome of a search for every query: the rank of each true match, kept with ids and settings. Nothing in it can be
+    changed"""
     labels: Labels  # Identities and cameras of both sides, and the rule that removes items
     matches: Matches  # Ranks and gallery indices of all true matches
     ap_form: str  # A name in `AP_FORMS`
@@ -62,11 +63,13 @@ class Ranking:
         m, (q, g) = self.matches, self.shape
         query = np.repeat(np.arange(q), np.diff(m.offsets)) if len(m.offsets) == q + 1 else None
         if query is None or not len(m.ranks) == len(m.items) == m.offsets[-1] == len(query):
-            raise ValueError(f'Ranking: {len(m.ranks)} ranks, {len(m.items)} items and {len(m.offsets)} offsets do not describe {q} queries')
+            raise ValueError(f'Ranking: {len(m.ranks)} ranks, '
+                             f'{len(m.items)} items and {len(m.offsets)} offsets do not describe {q} queries')
         if len(query) and not (1 <= m.ranks.min() and m.ranks.max() <= g and 0 <= m.items.min() and m.items.max() < g):
             raise ValueError(f'Ranking: ranks must lie in 1..{g} and items in 0..{g-1}')
         if (np.diff(m.ranks)[np.diff(query) == 0] <= 0).any(): raise ValueError('Ranking: the ranks of each query must ascend')
-        if (self.labels.g_pids[m.items] != self.labels.q_pids[query]).any(): raise ValueError('Ranking: a match has another identity than its query')
+        if (self.labels.g_pids[m.items] != self.labels.q_pids[query]).any():
+            raise ValueError('Ranking: a match has another identity than its query')
         for a in (m.offsets, m.ranks, m.items): a.setflags(write=False)
 
     def __repr__(self):
@@ -131,7 +134,8 @@ class Ranking:
     def unmatched(self) -> pd.Series:
         "Why: a reason for each query without a match, indexed by query. `.unmatched.value_counts()` sums up"
         queries = np.flatnonzero(self.n_matches == 0)
-        return pd.Series([self.labels.why_no_match(i) for i in queries], index=pd.Index(queries, name='query'), name='reason', dtype=object)
+        reasons = [self.labels.why_no_match(i) for i in queries]
+        return pd.Series(reasons, index=pd.Index(queries, name='query'), name='reason', dtype=object)
 
     def cmc(self,
         r,  # Rank from 1, or several; past the gallery's end it stays what it was
@@ -147,7 +151,8 @@ class Ranking:
         label: str = 'plain',  # The row's name, so that tables can be set one above the other
     ) -> pd.DataFrame:  # One row: R1, R5, R10, mAP, mINP from 0 to 1
         "The usual figures as a table"
-        return pd.DataFrame([[*map(self.cmc, (1, 5, 10)), self.mAP, self.mINP]], index=[label], columns=['R1', 'R5', 'R10', 'mAP', 'mINP'])
+        figures = [*map(self.cmc, (1, 5, 10)), self.mAP, self.mINP]
+        return pd.DataFrame([figures], index=[label], columns=['R1', 'R5', 'R10', 'mAP', 'mINP'])
 
     def match_ranks(self,
         query: int,  # Index of a query
@@ -163,7 +168,8 @@ class Ranking:
         *,
         removed: bool = False,  # Also show what the protocol removes for this query; it has rank 0
     ) -> pd.DataFrame:  # Nearest first: `item` (gallery index), `rank`, `distance`, `pid`, `camid`, `match`, `removed`
-        "The first k gallery images of one query. Its row of distances is computed anew from the features that were given, which are kept by reference"
+        """The first k gallery images of one query. Its row of distances is computed anew from the features that were given,
+        which are kept by reference"""
         i = self._query(query)
         if k < 1: raise ValueError(f'k={k}: ask for at least one hit')
         row = self.distances.row(i)
@@ -172,24 +178,27 @@ class Ranking:
         out[gone] = True
         items = first_k(row, k, among=slice(None) if removed else ~out)
         if np.isinf(row[items]).any():
-            raise ValueError(f'hits(k={k}, removed={removed}): the file that this Ranking came from holds the first {np.isfinite(row).sum()} hits of query {i} and no removed ones. '
-                             'Ask for less, save with more, or rank again')
-        return pd.DataFrame({'item': items, 'rank': np.where(out[items], 0, np.cumsum(~out[items])), 'distance': row[items], 'pid': self.labels.g_pids[items],
-                             'camid': self.labels.g_camids[items], 'match': np.isin(items, matches), 'removed': out[items]})
+            raise ValueError(f'hits(k={k}, removed={removed}): the file that this Ranking came from holds the first {np.isfinite(row).sum()} hits '
+                             f'of query {i} and no removed ones. Ask for less, save with more, or rank again')
+        return pd.DataFrame(dict(item=items, rank=np.where(out[items], 0, np.cumsum(~out[items])), distance=row[items],
+                                 pid=self.labels.g_pids[items], camid=self.labels.g_camids[items],
+                                 match=np.isin(items, matches), removed=out[items]))
 
     def save(self,
         path: str | Path,  # File to write, `.npz` by custom; it appears whole or not at all
-        hits: int = 50,  # Hits of each query to keep for `.hits` after loading; finding them takes as long as ranking did, 0 takes no time
+        hits: int = 50,  # First hits kept of each query, for `.hits` after loading; finding them takes as long as ranking did
     ) -> Path:  # The file
         "Write ids, ranks, settings and first hits, from which all figures follow; features are not in it"
         path, labels, m = Path(path), self.labels, self.matches
         saved = SavedHits.of(self.distances, labels, hits)
         part = path.with_name(path.name + '.part')
-        with open(part, 'wb') as f:
-            np.savez_compressed(f, format=FORMAT, offsets=m.offsets, ranks=m.ranks, items=m.items, q_pids=labels.q_pids, g_pids=labels.g_pids, q_camids=labels.q_camids,
-                                g_camids=labels.g_camids, separate_cameras=labels.separate_cameras, ap_form=self.ap_form, no_match=self.no_match,
-                                hit_items=saved.items, hit_dist=saved.dist)
-        os.replace(part, path)
+        try:
+            with open(part, 'wb') as f:
+                np.savez_compressed(f, format=FORMAT, offsets=m.offsets, ranks=m.ranks, items=m.items, ap_form=self.ap_form, no_match=self.no_match,
+                                    q_pids=labels.q_pids, g_pids=labels.g_pids, q_camids=labels.q_camids, g_camids=labels.g_camids,
+                                    separate_cameras=labels.separate_cameras, hit_items=saved.items, hit_dist=saved.dist)
+            os.replace(part, path)
+        finally: part.unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -200,7 +209,8 @@ class Ranking:
         try:
             with np.load(path, allow_pickle=False) as f: d = dict(f)
             if int(d['format']) != FORMAT: raise KeyError('format')
-        except (ValueError, KeyError, AttributeError, TypeError, EOFError) as e: raise ValueError(f'{path}: no Ranking in format {FORMAT}. Files come from `Ranking.save`') from e
+        except (ValueError, KeyError, AttributeError, TypeError, EOFError) as e:
+            raise ValueError(f'{path}: no Ranking in format {FORMAT}. Files come from `Ranking.save`') from e
         ids = [d[n] for n in ('q_pids', 'g_pids', 'q_camids', 'g_camids')]
         labels = Labels(*ids, (len(ids[0]), len(ids[1])), bool(d['separate_cameras']))
         return cls(labels, Matches(d['offsets'], d['ranks'], d['items']), str(d['ap_form']), str(d['no_match']),
@@ -247,7 +257,8 @@ def ranking_of(
     ranking = Ranking(labels, count_matches(distances, labels), ap, no_match, distances)
     if ranking.n_unmatched == distances.shape[0]:
         why = ', '.join(f'{n} x {reason}' for reason, n in ranking.unmatched.value_counts().items())
-        warnings.warn(f'none of {ranking.n_unmatched} queries has a true match in the gallery ({why}). Queries need their identity in another camera: check pids and camids', stacklevel=3)
+        warnings.warn(f'none of {ranking.n_unmatched} queries has a true match in the gallery ({why}). '
+                      'Queries need their identity in another camera: check pids and camids', stacklevel=3)
     return ranking
 
 
@@ -264,10 +275,13 @@ def rank(
     no_match: str = 'skip',  # Queries without a match left: 'skip' reports and leaves out, 'zero' counts as 0
     separate_cameras: bool = False,  # Remove all gallery images of the query's camera, not its identity there alone
 ) -> Ranking:  # CMC, AP, mAP, mINP and hits
-    "Rank a gallery for each query by the protocol of Market-1501 (Zheng et al., 2015), computed in float32 a band of queries at a time. A query's own identity in its own camera is removed, ties go to the earlier gallery image; ValueError or TypeError for features or ids that cannot be ranked"
+    """Rank a gallery for each query by the protocol of Market-1501 (Zheng et al., 2015), computed in float32 a band of queries
+    at a time. A query's own identity in its own camera is removed, ties go to the earlier gallery image; ValueError or
+    TypeError for features or ids that cannot be ranked"""
     q, g = check_pair(query_feats, gallery_feats)
     find_metric(metric)
-    return ranking_of(FeatureDistances(q, g, metric, torch.float32), (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)
+    distances = FeatureDistances(q, g, metric, torch.float32)
+    return ranking_of(distances, (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)
 
 
 def evaluate_distances(

@@ -20,14 +20,20 @@ def region_distance(
     *,
     regions=None,  # Compare these alone: names or indices, one or several; all k by default
 ):  # (q, g) distances 0 to 2, float32 (float64 if given), array or tensor as given
-    "Mean over the regions visible in BOTH images of their cosine distances; 2 where they share none, so that such pairs come last. A visible region whose feature is zero resembles nothing (distance 1). `evaluate_distances` takes the result; TypeError or ValueError for shapes that do not fit"
+    """Mean over the regions visible in BOTH images of their cosine distances; 2 where they share none, so that such pairs come
+    last. A visible region whose feature is zero resembles nothing (distance 1). `evaluate_distances` takes the result;
+    TypeError or ValueError for shapes that do not fit"""
     q, g = as_regions(query_regions, 'query_regions'), as_regions(gallery_regions, 'gallery_regions')
-    if q.shape[1:] != g.shape[1:]: raise ValueError(f'query_regions have (regions, channels) {tuple(q.shape[1:])} and gallery_regions {tuple(g.shape[1:])}: both must come from the same model')
-    if q.device != g.device: raise ValueError(f'query_regions are on {q.device} and gallery_regions on {g.device}: move one with `.to()`')
+    if q.shape[1:] != g.shape[1:]:
+        raise ValueError(f'query_regions have (regions, channels) {tuple(q.shape[1:])} and gallery_regions {tuple(g.shape[1:])}: '
+                         'both must come from the same model')
+    if q.device != g.device:
+        raise ValueError(f'query_regions are on {q.device} and gallery_regions on {g.device}: move one with `.to()`')
     wanted = chosen(regions, q.shape[1])
     dtype = working_dtype(q, g)
-    q, q_seen = unit_regions(q[:, wanted].to(dtype), as_visible(query_visible, q, 'query_visible')[:, wanted], 'query_regions')
-    g, g_seen = unit_regions(g[:, wanted].to(dtype), as_visible(gallery_visible, g, 'gallery_visible')[:, wanted], 'gallery_regions')
+    q_seen, g_seen = as_visible(query_visible, q, 'query_visible')[:, wanted], as_visible(gallery_visible, g, 'gallery_visible')[:, wanted]
+    q, q_seen = unit_regions(q[:, wanted].to(dtype), q_seen, 'query_regions')
+    g, g_seen = unit_regions(g[:, wanted].to(dtype), g_seen, 'gallery_regions')
     dist = torch.empty(len(q), len(g), dtype=dtype, device=q.device)
     with full_precision(q.device):
         for rows in band_slices(len(q), len(g), dist.element_size()):
@@ -43,7 +49,8 @@ def as_regions(
 ) -> Tensor:  # Floating point, on their own device
     "Region features as a tensor, or an error that says what was seen"
     x = as_tensor(x, name)
-    if x.ndim != 3 or 0 in x.shape: raise ValueError(f'{name}: shape (images, regions, channels) wanted, none of them 0, got {tuple(x.shape)}')
+    if x.ndim != 3 or 0 in x.shape:
+        raise ValueError(f'{name}: shape (images, regions, channels) wanted, none of them 0, got {tuple(x.shape)}')
     return x
 
 
@@ -54,8 +61,11 @@ def as_visible(
 ) -> Tensor:  # (n, k) booleans on the features' device
     "Visibility as booleans, or an error that says what was seen"
     v = visible if isinstance(visible, Tensor) else torch.from_numpy(np.array(visible))
-    if v.shape != feats.shape[:2]: raise ValueError(f'{name}: shape {tuple(feats.shape[:2])} (images, regions) wanted, got {tuple(v.shape)}')
-    if v.dtype != torch.bool and not ((v == 0) | (v == 1)).all(): raise ValueError(f'{name}: booleans wanted, or 0 and 1; got {v.dtype} with other values. Compare shares of visible pixels with a threshold first')
+    if v.shape != feats.shape[:2]:
+        raise ValueError(f'{name}: shape {tuple(feats.shape[:2])} (images, regions) wanted, got {tuple(v.shape)}')
+    if v.dtype != torch.bool and not ((v == 0) | (v == 1)).all():
+        raise ValueError(f'{name}: booleans wanted, or 0 and 1; got {v.dtype} with other values. '
+                         'Compare shares of visible pixels with a threshold first')
     return v.bool().to(feats.device)
 
 
@@ -69,7 +79,8 @@ def unit_regions(
     feats = feats.masked_fill(~visible[..., None], 0)
     norms = squared_sums(feats.reshape(n * k, c)).sqrt().view(n, k)
     bad = (~norms.isfinite()).nonzero()
-    if len(bad): raise ValueError(f'{name}: region {int(bad[0, 1])} of image {int(bad[0, 0])} is visible and holds NaN or infinite values')
+    if len(bad):
+        raise ValueError(f'{name}: region {int(bad[0, 1])} of image {int(bad[0, 0])} is visible and holds NaN or infinite values')
     norms = norms.masked_fill_(norms == 0, 1).to(feats.dtype)
     return feats.div_(norms[..., None]).reshape(n, k * c), visible.to(feats.dtype)
 
@@ -82,5 +93,6 @@ def chosen(
     if regions is None: return list(range(k))
     wanted = [int(r) if isinstance(r, np.integer) else r for r in ([regions] if isinstance(regions, (str, int)) else regions)]
     wanted = region_indices(wanted) if any(isinstance(r, str) for r in wanted) else wanted
-    if not wanted or len(set(wanted)) < len(wanted) or not all(0 <= r < k for r in wanted): raise ValueError(f'regions={regions!r}: one or more different regions of 0 to {k-1} wanted')
+    if not wanted or len(set(wanted)) < len(wanted) or not all(0 <= r < k for r in wanted):
+        raise ValueError(f'regions={regions!r}: one or more different regions of 0 to {k-1} wanted')
     return wanted

@@ -56,7 +56,8 @@ def reciprocal(
 ) -> csr_array:  # (n, n) ones where i and j are among each other's first k
     "Step 2: the k-reciprocal neighbours"
     n, k = index.shape
-    near = csr_array((np.ones(n * k, np.float32), index.astype(np.int32).ravel(), np.arange(0, n * k + 1, k, dtype=np.int32)), (n, n))
+    starts = np.arange(0, n * k + 1, k, dtype=np.int32)
+    near = csr_array((np.ones(n * k, np.float32), index.astype(np.int32).ravel(), starts), (n, n))
     return near.multiply(near.T.tocsr()).tocsr()
 
 
@@ -86,7 +87,8 @@ def encode(
     v.data /= np.bincount(rows, v.data, v.shape[0])[rows]
     if k2 == 1: return v
     first = near.index[:, :k2]
-    mean = csr_array((np.full(first.size, 1 / first.shape[1]), first.ravel(), np.arange(0, first.size + 1, first.shape[1])), v.shape)
+    starts = np.arange(0, first.size + 1, first.shape[1])
+    mean = csr_array((np.full(first.size, 1 / first.shape[1]), first.ravel(), starts), v.shape)
     return (mean @ v).tocsr()
 
 
@@ -144,12 +146,15 @@ def check_settings(
 ):
     "A ValueError for settings that mean nothing"
     for name, k in (('k1', k1), ('k2', k2)):
-        if k < 1 or k != int(k): raise ValueError(f'{name}={k}: a whole number of neighbours from 1 wanted; the paper uses k1=20, k2=6')
-    if not 0 <= lambda_value <= 1: raise ValueError(f'lambda_value={lambda_value}: a weight from 0 (Jaccard alone) to 1 (plain distance alone) wanted; the paper uses 0.3')
+        if k < 1 or k != int(k):
+            raise ValueError(f'{name}={k}: a whole number of neighbours from 1 wanted; the paper uses k1=20, k2=6')
+    if not 0 <= lambda_value <= 1:
+        raise ValueError(f'lambda_value={lambda_value}: a weight from 0 (Jaccard alone) to 1 (plain distance alone) wanted; '
+                         'the paper uses 0.3')
 
 
 def rerank(
-    query_feats,  # (q, d) features, array or tensor on any device: L2-normalise them first, as `learn.embed` does, to re-rank what `rank` compares
+    query_feats,  # (q, d) features, array or tensor on any device; L2-normalise them first to re-rank what `rank` compares
     gallery_feats,  # (g, d) features of the same model, on the same device
     k1: int = 20,  # Neighbours that must be mutual; where there are fewer images, all of them are neighbours
     k2: int = 6,  # Neighbours whose encodings are averaged; 1 averages none
@@ -157,10 +162,12 @@ def rerank(
     *,
     return_sparse: bool = False,  # A `Reranked` for `evaluate_distances` in place of the matrix, where q x g is too big
 ):  # (q, g) re-ranked distances, float32 (float64 if given), array or tensor as given; or a Reranked
-    "k-reciprocal re-ranking (Zhong et al., CVPR 2017) from squared Euclidean distances of the features as they are. It uses the other test images: report it beside the plain figures. ValueError for settings or features that mean nothing"
+    """k-reciprocal re-ranking (Zhong et al., CVPR 2017) from squared Euclidean distances of the features as they are. It uses
+    the other test images: report it beside the plain figures. ValueError for settings or features that mean nothing"""
     check_settings(k1, k2, lambda_value)
     q, g = check_pair(query_feats, gallery_feats)
-    with full_precision(q.device): result = reranked(FeaturePairs(q, g, working_dtype(q, g)), (len(q), len(g)), k1, k2, lambda_value)
+    with full_precision(q.device):
+        result = reranked(FeaturePairs(q, g, working_dtype(q, g)), (len(q), len(g)), k1, k2, lambda_value)
     return result if return_sparse else like(result.dense(), query_feats, gallery_feats)
 
 
@@ -174,7 +181,8 @@ def rerank_distances(
     *,
     return_sparse: bool = False,  # A `Reranked` for `evaluate_distances` in place of the matrix
 ):  # (q, g) re-ranked distances, float32 (float64 if given), array or tensor as given; or a Reranked
-    "As `rerank`, from distances: the three matrices are read where they lie, and never joined. ValueError where their shapes do not fit"
+    """As `rerank`, from distances: the three matrices are read where they lie, and never joined. ValueError where their shapes
+    do not fit"""
     check_settings(k1, k2, lambda_value)
     q_g, q_q, g_g = as_matrix(q_g_dist, 'q_g_dist'), as_matrix(q_q_dist, 'q_q_dist'), as_matrix(g_g_dist, 'g_g_dist')
     q, g = q_g.shape

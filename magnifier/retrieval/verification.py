@@ -40,14 +40,17 @@ class VerificationPairs:
     def threshold(self,
         false_accept: float,  # Wanted rate, 0 to 1
     ) -> float:  # The largest threshold whose false-accept rate is not above it
-        "Where to cut for a wanted false-accept rate: just before the first impostor pair too many. With fewer than 1 / rate impostor pairs that is before the very first"
-        if not 0 <= false_accept <= 1: raise ValueError(f'false_accept={false_accept}: a rate from 0 to 1 wanted, 0.001 is one in a thousand')
+        """Where to cut for a wanted false-accept rate: just before the first impostor pair too many. With fewer than 1 / rate
+        impostor pairs that is before the very first"""
+        if not 0 <= false_accept <= 1:
+            raise ValueError(f'false_accept={false_accept}: a rate from 0 to 1 wanted, 0.001 is one in a thousand')
         allowed = int(np.floor(false_accept * len(self.impostor) + 1e-9))
         if allowed >= len(self.impostor): return float(max(self.impostor[-1], self.genuine[-1]))
         return float(np.nextafter(self.impostor[allowed], -np.inf, dtype=self.impostor.dtype))
 
     def equal_error(self) -> tuple[float, float]:  # (rate, threshold)
-        "Equal error rate: the mean of both rates at the threshold, among all distances of pairs, where they are nearest each other"
+        """Equal error rate: the mean of both rates at the threshold, among all distances of pairs, where they are nearest each
+        other"""
         cuts = np.unique(np.concatenate([self.genuine, self.impostor]))
         gap = np.abs(self.false_accept(cuts) - self.false_reject(cuts))
         cut = cuts[gap.argmin()]
@@ -66,7 +69,8 @@ def verification_pairs(
     max_impostors: int = 10_000_000,  # About how many impostor pairs to keep; beyond it a random part of them
     seed: int = 0,  # Of that random part
 ) -> VerificationPairs:  # Genuine pairs of different cameras, and impostor pairs of any cameras
-    "All pairs of a query and a gallery image as a verification test. A query's own identity in its own camera is left out, as in `rank`; ValueError where one kind of pair is missing"
+    """All pairs of a query and a gallery image as a verification test. A query's own identity in its own camera is left out, as
+    in `rank`; ValueError where one kind of pair is missing"""
     if gallery_feats is None: distances = MatrixDistances(as_matrix(query_feats))
     else: distances = FeatureDistances(*check_pair(query_feats, gallery_feats), metric, torch.float32)
     if max_impostors < 1: raise ValueError(f'max_impostors={max_impostors}: at least one pair wanted')
@@ -83,20 +87,30 @@ def verification_pairs(
     return VerificationPairs(*(np.concatenate(d) if d else np.empty(0) for d in (genuine, impostor)))
 
 
+def rates(
+    pairs: VerificationPairs,  # Distances of pairs
+    cuts: np.ndarray,  # Thresholds
+    index=None,  # Names of the rows
+) -> pd.DataFrame:  # One row a threshold
+    "Both error rates at some thresholds"
+    reject = pairs.false_reject(cuts)
+    return pd.DataFrame(dict(threshold=cuts, false_accept=pairs.false_accept(cuts), false_reject=reject, true_accept=1 - reject), index=index)
+
+
 def roc(
     genuine,  # (m,) distances of pairs of one identity
     impostor,  # (n,) distances of pairs of two identities
     *,
     points: int = 1000,  # At most about so many rows; the rates in each are exact all the same
 ) -> pd.DataFrame:  # `threshold` ascending, `false_accept`, `false_reject`, `true_accept`
-    "Receiver operating characteristic: the rates at thresholds taken from the distances themselves, evenly among the genuine and by powers among the nearest impostors. ValueError where one kind of pair is missing"
+    """Receiver operating characteristic: the rates at thresholds taken from the distances themselves, evenly among the genuine
+    and by powers among the nearest impostors. ValueError where one kind of pair is missing"""
     if points < 2: raise ValueError(f'points={points}: a curve needs at least 2')
     pairs = VerificationPairs(genuine, impostor)
     at = [np.unique(np.linspace(0, len(pairs.genuine) - 1, points // 2 + 1).round().astype(int)),
           np.unique(np.geomspace(1, len(pairs.impostor), points // 2 + 1).round().astype(int)) - 1]
     cuts = np.unique(np.concatenate([pairs.genuine[at[0]], pairs.impostor[at[1]]]))
-    reject = pairs.false_reject(cuts)
-    return pd.DataFrame({'threshold': cuts, 'false_accept': pairs.false_accept(cuts), 'false_reject': reject, 'true_accept': 1 - reject})
+    return rates(pairs, cuts)
 
 
 def verification_table(
@@ -105,12 +119,11 @@ def verification_table(
     *,
     false_accept=(1e-4, 1e-3, 1e-2, 1e-1),  # Wanted false-accept rates, one row each
 ) -> pd.DataFrame:  # Rows 'EER' and 'FAR 0.0001', ...: `threshold`, `false_accept`, `false_reject`, `true_accept`
-    "The equal error rate, and what is rejected at each wanted false-accept rate, with the thresholds that give them. The rate reached is never above the one wanted; ValueError where one kind of pair is missing"
+    """The equal error rate, and what is rejected at each wanted false-accept rate, with the thresholds that give them. The rate
+    reached is never above the one wanted; ValueError where one kind of pair is missing"""
     pairs = VerificationPairs(genuine, impostor)
     cuts = {'EER': pairs.equal_error()[1], **{f'FAR {far:g}': pairs.threshold(far) for far in false_accept}}
-    cut = np.array(list(cuts.values()))
-    reject = pairs.false_reject(cut)
-    return pd.DataFrame({'threshold': cut, 'false_accept': pairs.false_accept(cut), 'false_reject': reject, 'true_accept': 1 - reject}, index=list(cuts))
+    return rates(pairs, np.array(list(cuts.values())), index=list(cuts))
 
 
 @dataclass(frozen=True)
@@ -126,13 +139,19 @@ class Comparison:
 def compare(
     a,  # (d,) embedding of one image, or (n, d) of several
     b,  # (d,) embedding of the other, or (n, d), pair by pair
-    threshold: float,  # Cosine distance up to which two images are one person, 0 to 2: take it from `verification_table` on data like yours
+    threshold: float,  # Largest cosine distance of one person, 0 to 2: from `verification_table` on data like yours
 ) -> Comparison:  # `.same`, `.distance`, `.threshold`
-    "Are these two the same person? There is no threshold for all models and cameras, hence no default. ValueError for shapes that differ, zero, NaN or infinite embeddings"
-    if not 0 <= threshold <= 2: raise ValueError(f'threshold={threshold}: a cosine distance from 0 to 2 wanted. `verification_table` gives it for a wanted false-accept rate')
+    """Are these two the same person? There is no threshold for all models and cameras, hence no default. ValueError for shapes
+    that differ, zero, NaN or infinite embeddings"""
+    if not 0 <= threshold <= 2:
+        raise ValueError(f'threshold={threshold}: a cosine distance from 0 to 2 wanted. '
+                         '`verification_table` gives it for a wanted false-accept rate')
     a, b = as_tensor(a, 'a'), as_tensor(b, 'b')
-    if a.shape != b.shape or a.ndim not in (1, 2) or 0 in a.shape: raise ValueError(f'compare: two embeddings (d,) or two sets (n, d) wanted, got shapes {tuple(a.shape)} and {tuple(b.shape)}')
+    if a.shape != b.shape or a.ndim not in (1, 2) or 0 in a.shape:
+        raise ValueError('compare: two embeddings (d,) or two sets (n, d) wanted, '
+                         f'got shapes {tuple(a.shape)} and {tuple(b.shape)}')
     dtype = working_dtype(a, b)
     x, y = unit(torch.atleast_2d(a), 'a', dtype), unit(torch.atleast_2d(b), 'b', dtype)
     distance = 1 - (x * y).sum(1).cpu().numpy()
-    return Comparison(distance <= threshold, distance, threshold) if a.ndim == 2 else Comparison(bool(distance[0] <= threshold), float(distance[0]), threshold)
+    if a.ndim == 1: distance = float(distance[0])
+    return Comparison(distance <= threshold, distance, threshold)

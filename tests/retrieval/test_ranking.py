@@ -222,7 +222,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*args, **kw): raise OSError('disk full')
     monkeypatch.setattr(np, 'savez_compressed', fail)
     with pytest.raises(OSError, match='disk full'): worked().save(path)
-    assert Ranking.load(path).mAP == worked().mAP
+    assert Ranking.load(path).mAP == worked().mAP and list(tmp_path.iterdir()) == [path]
 
 
 ids = [0, 1], [0, 1, 0], [0, 0], [1, 1, 1]
