@@ -31,10 +31,12 @@ def _say(text): print(text, flush=True)
 
 def _read(data, path, masks):
     "Catalog of a data set named on the command line"
+    from pathlib import Path
     from magnifier.data import readers
     from magnifier.data.walkers import walkers
     if data == _EMBEDDED:
-        root = walkers(path)
+        drawn = path is not None and (Path(path)/'walkers.json').exists()  # taken as it is, whatever its size
+        root = Path(path) if drawn else walkers(path)
         _say(f'{root}: the embedded data set (drawn pedestrians)')
         return readers.market1501(root, masks=masks)
     if data not in readers.__all__: raise ValueError(f'unknown data set {data!r}: use {_EMBEDDED} or one of {", ".join(sorted(readers.__all__))}')

@@ -42,7 +42,7 @@ def _on_cpu(learn): return learn.dls.device.type == 'cpu'
 
 RECIPES = {
     # from random weights, few steps: weight decay apart from the gradient and nothing erased learn faster than the baseline's ways
-    'quick': Recipe(dict(size=(128, 64), bs=64, pad=4, erase=0.),
+    'quick': Recipe(dict(size=(128, 64), bs=64, pad=4, erase=0., cache='ram'),
                     dict(arch='resnet18', pretrained=False, hidden=256, opt_func=Adam, wd=.01, wd_bn_bias=False), fit_quick, 16,
                     'ResNet-18 from random weights at 128 x 64: a demonstration sized for two CPU cores'),
     'one_cycle': Recipe(dict(size=(384, 192), bs=64), dict(arch='resnet50', pretrained=True), fit_one_cycle, 60,

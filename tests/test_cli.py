@@ -1,0 +1,101 @@
+"Commands as a shell sees them: what they write, what they print, how they refuse"
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from magnifier import cli
+from magnifier.train.recipes import RECIPES, recipe
+
+
+@pytest.fixture(scope='module')
+def people(tmp_path_factory):
+    "A set just large enough for a batch of the quick recipe"
+    from magnifier.data.walkers import walkers
+    return walkers(tmp_path_factory.mktemp('cli')/'people', n_train=16, n_test=4, n_images=4, n_gallery=3)
+
+
+@pytest.fixture(scope='module')
+def run(people, tmp_path_factory):
+    "One short training by the command, and what it printed"
+    from contextlib import redirect_stdout
+    from io import StringIO
+    out, said = tmp_path_factory.mktemp('run'), StringIO()
+    with redirect_stdout(said): cli.magnifier_train('walkers', str(people), out=str(out), epochs=2, workers=0, rerank=True)
+    return out, said.getvalue()
+
+
+def test_training_writes_learner_figures_and_pictures(run):
+    out, said = run
+    assert {p.name for p in out.iterdir()} >= {'learner.pkl', 'metrics.csv', 'losses.csv', 'show_batch.png', 'show_results.png', 'show_ranking.png'}
+    table = pd.read_csv(out/'metrics.csv', index_col='model')
+    assert list(table.index) == ['before, plain', 'before, re-ranked', 'after, plain', 'after, re-ranked']
+    assert list(table.columns) == ['R1', 'R5', 'R10', 'mAP', 'mINP'] and table.notna().all(axis=None) and (table <= 1).all(axis=None)
+    assert str(out) in said and 'after, plain' in said and f'{100*table.loc["after, plain", "mAP"]:.1f}' in said
+    losses = pd.read_csv(out/'losses.csv', index_col='epoch')
+    assert len(losses) == 2 and {'global_cls', 'sab_tri', 'mask', 'sd'} <= set(losses.columns)
+
+
+def test_pictures_are_pictures(run):
+    from PIL import Image
+    for picture in run[0].glob('*.png'):
+        with Image.open(picture) as image: assert image.size[0] > 300 and len(image.convert('RGB').getcolors(1 << 24)) > 500
+
+
+def test_evaluation_repeats_the_figures_of_the_training(run, people, capsys):
+    out, _ = run
+    cli.magnifier_eval(str(out/'learner.pkl'), 'walkers', str(people), rerank=True, json=True)
+    printed = capsys.readouterr().out
+    table = pd.read_csv(out/'metrics.csv', index_col='model')
+    assert json.loads(printed)['plain']['mAP'] == pytest.approx(table.loc['after, plain', 'mAP'], abs=1e-3)
+    cli.magnifier_eval(str(out/'learner.pkl'), 'market1501', str(people))
+    assert 'mINP' in capsys.readouterr().out
+
+
+def test_walkers_prints_where_they_are(people, capsys):
+    with pytest.raises(SystemExit, match='magnifier_walkers'): cli.magnifier_walkers(str(people), n_train=3)  # another set is there
+    new = people.with_name('more')
+    cli.magnifier_walkers(str(new), n_train=1, n_test=1)
+    assert capsys.readouterr().out.strip() == str(new) and (new/'query').is_dir()
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda: cli.magnifier_train('marked', 'x'), "unknown data set 'marked': use walkers or one of .*market1501"),
+    (lambda: cli.magnifier_train('market1501'), 'magnifier_train market1501 PATH'),
+    (lambda: cli.magnifier_train(recipe='slow'), "unknown recipe 'slow': use one of quick"),
+    (lambda: cli.magnifier_train('market1501', '/no/such/folder'), 'no/such/folder'),
+    (lambda: cli.magnifier_eval('/no/learner.pkl'), 'no/learner.pkl'),
+])
+def test_mistakes_are_one_line(call, message):
+    with pytest.raises(SystemExit, match=message) as e: call()
+    assert str(e.value).startswith('magnifier_') and '\n' not in str(e.value)
+
+
+def test_debug_shows_where_it_arose():
+    with pytest.raises(ValueError, match='unknown data set'): cli.magnifier_train('marked', 'x', debug=True)
+
+
+def test_the_keyboard_stops_a_command(monkeypatch):
+    monkeypatch.setattr('magnifier.data.walkers.walkers', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(SystemExit, match='stopped'): cli.magnifier_walkers(n_train=3)
+
+
+@pytest.mark.parametrize('name', cli.__all__)
+def test_help_teaches_by_example(name):
+    code = f'import sys; sys.argv = ["{name}", "--help"]\nfrom fastcore.script import anno_parser\nfrom magnifier import cli\n' \
+           f'anno_parser(cli.{name}.__wrapped__.__wrapped__, "{name}").print_help()'
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert 'Example' in said and '--debug' in said
+
+
+def test_recipes_by_name():
+    assert recipe('quick') is RECIPES['quick']
+    with pytest.raises(ValueError, match='quick, one_cycle'): recipe('fast')
+
+
+def test_one_cycle_ends_with_the_diversity_phase(learn, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(learn, 'fit_one_cycle', lambda n, lr, cbs: seen.update(n=n, lr=lr, cbs=list(cbs)))
+    RECIPES['one_cycle'].fit(learn, 12)
+    assert seen['n'] == 12 and seen['cbs'][0].start_epoch == 10
