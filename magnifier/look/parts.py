@@ -36,7 +36,7 @@ def region_embeddings(
     SAB alone that branch's feature of the region by itself; with neither the mean of stage 4 over the region, in the global BNNeck's units."""
     masks = region_masks(maps) if masks is None else masks
     if masks is None: raise ValueError(NO_REGIONS)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(masks.device.type, enabled=False):
         if model.sfb is not None:
             p = region_max_pool(maps['sfb'], maps['masks'])
             return normalize(model.sfb.region_necks.bn(p.flatten(1)).view_as(p), dim=2)

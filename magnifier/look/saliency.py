@@ -176,6 +176,11 @@ def contributions(
     together from the average regions to the picture's, and the integral of the gradient over that way is taken by Gauss-Legendre
     quadrature; a channel counts where its maximum lies. What SFB gives for an average person is `rest`, and the quadrature's
     rounding with it."""
+    # In float32 even for a learner in half precision, whose heads are computed so as well
+    with torch.autocast(maps['global'].device.type, enabled=False): return _contributions(model, maps, others, masks)
+
+
+def _contributions(model, maps, others, masks):
     with torch.no_grad(): z, e = branch_embeddings(model, maps), branch_embeddings(model, others)
     flat, e = torch.cat(list(z.values()), 1), normalize(torch.cat(list(e.values()), 1))
     norm = flat.norm(dim=1, keepdim=True)

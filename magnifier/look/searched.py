@@ -37,9 +37,12 @@ class Searched:
         dl = _loader(learn, catalog)
         if regions is not None: return cls._by_regions(learn, dl, regions, **kwargs)
         embeddings, identity = learn.embed(dl, with_identity=True)
+        items = dl.dataset.items
+        if (identity[:, 1:3].numpy() != items[['pid', 'camid']].to_numpy()).any():
+            raise ValueError('this loader does not give its images in the order of its rows: pass the catalog itself, or a loader that does not shuffle')
         ranking = rank_by_role(embeddings, identity, **kwargs)
         if ranking is None: raise ValueError(NOTHING_TO_RANK)
-        return cls(dl.dataset.items, embeddings, identity.numpy(), ranking)
+        return cls(items, embeddings, identity.numpy(), ranking)
 
     @classmethod
     def _by_regions(cls, learn, dl, regions, **kwargs):

@@ -219,6 +219,19 @@ def test_sets_that_cannot_be_ranked(seer, catalog):
     with pytest.raises(ValueError, match='nothing to rank'): seer.show_ranking(catalog=catalog[catalog.split == 'train'])
 
 
+def test_a_shuffled_loader_is_refused(seer, few):
+    dl = seer.loader(few).new(shuffle=True, n_per_id=None)
+    with pytest.raises(ValueError, match='does not shuffle'): seer.show_ranking(catalog=dl)
+
+
+def test_half_precision_changes_no_explanation(seer, few):
+    before = seer.explain(few.path.iat[0], few.path.iat[5])
+    seer.mixed_precision = True  # what `to_fp16` leaves behind, and `_evaluating` asks for
+    try: after = seer.explain(few.path.iat[0], few.path.iat[5])
+    finally: del seer.mixed_precision
+    assert after.table['share'].sum() == pytest.approx(after.score, abs=1e-9) and after.score == pytest.approx(before.score, abs=.02)
+
+
 def test_an_exported_learner_asks_for_data(seer, catalog, tmp_path):
     from fastai.vision.all import load_learner
     seer.export(tmp_path/'l.pkl')
