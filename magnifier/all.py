@@ -33,6 +33,7 @@ from magnifier.model.net import *
 from magnifier.train.losses import *
 from magnifier.train.metrics import *
 from magnifier.train.callbacks import *
+from magnifier.train.parts import *
 from magnifier.train.learner import *
 from magnifier.train.recipes import *
 from magnifier.look.saliency import *

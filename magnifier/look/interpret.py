@@ -8,7 +8,7 @@ from fastai.vision.all import to_device
 from magnifier.data.masks import read_mask
 from magnifier.look.drawing import put_picture
 from magnifier.look.graphs import draw_cmc, draw_distances, draw_groups, draw_histogram, draw_table, draw_thumbnails
-from magnifier.look.parts import NO_REGIONS, VISIBLE, embed_parts
+from magnifier.train.parts import NO_REGIONS, VISIBLE, embed_parts
 from magnifier.look.picture import finish, plot, tiles
 from magnifier.look.ranked import draw_rankings
 from magnifier.look.saliency import pictures_of

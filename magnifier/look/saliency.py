@@ -6,12 +6,13 @@ import torch
 from fastai.vision.all import TensorImage, patch, to_device, tuplify
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
-from magnifier.model.resize import predicted_masks, resize_masks
+from magnifier.model.resize import resize_masks
 from magnifier.regions import NO_MASK
 from magnifier.train.learner import ReIDLearner
+from magnifier.train.parts import region_masks
 
 __all__ = ['MAPS', 'Sight', 'activation_map', 'decode_pictures', 'pictures_of', 'contributions', 'similarity_maps', 'saliency_maps',
-           'region_masks', 'branch_embeddings', 'Contributions']
+           'branch_embeddings', 'Contributions']
 
 MAPS = ('stage3', 'stage4', 'global', 'sab', 'sfb')
 NODES = 12  # Of the quadrature along SFB's path: its error is below float32's on a recurrent net
@@ -115,17 +116,6 @@ def saliency(self:ReIDLearner,
 ) -> dict:  # name -> (n,h,w) in [0,1], at the map's size
     "Activation maps (`activation_map`) of pictures, by branch"
     return saliency_maps(Sight.of(self, images), branches)
-
-
-def region_masks(
-    maps:dict,   # Of `feature_maps`
-    labels=None, # n x H x W labels for a model without a mask module
-) -> Tensor|None:  # n x k x h x w that sum to 1 over k, at the global map's size; None where nobody knows the regions
-    "Region masks as the ranking used them"
-    size = maps['global'].shape[-2:]
-    if 'masks' in maps: return resize_masks(maps['masks'], size)
-    if 'mask_logits' in maps: return predicted_masks(maps['mask_logits'], size)
-    return None
 
 
 def branch_embeddings(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from magnifier.data.block import ROLES
-from magnifier.look.parts import embed_parts
+from magnifier.train.parts import embed_parts
 from magnifier.retrieval.ranking import Ranking, evaluate_distances
 from magnifier.retrieval.region_distance import region_distance
 from magnifier.train.learner import ReIDLearner

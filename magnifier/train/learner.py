@@ -15,9 +15,11 @@ from magnifier.data.masks import mask_targets, write_mask
 from magnifier.model.net import create_magnifier, model_splitter
 from magnifier.retrieval.distance import normalise
 from magnifier.retrieval.ranking import evaluate_distances
+from magnifier.retrieval.rerank import rerank
 from magnifier.train.callbacks import LossParts, RegionOcclusion, SemanticDiversityPhase, TeacherMasks
 from magnifier.train.losses import MagnifierLoss
 from magnifier.train.metrics import rank_by_role, reid_metrics
+from magnifier.train.parts import embed_parts, rank_parts
 
 __all__ = ['ReIDLearner', 'magnifier_learner']
 
@@ -96,20 +98,25 @@ class ReIDLearner(Learner):
     def evaluate(self,
         catalog=None,          # Catalog or DataLoader with queries and gallery; None for the validation set
         *,
+        distance:str='cosine', # Of the embeddings; 'regions': of the regions that both pictures show, each by itself
+        regions=None,          # With 'regions': names or indices of those to compare; None for all eight
         rerank:bool=False,     # Adds a row re-ranked by k-reciprocal encoding; it uses the other test images
-        flip_test:bool=False,  # Adds the embedding of the mirrored picture
+        flip_test:bool=False,  # Adds the embedding of the mirrored picture; not with 'regions'
         bs:int|None=None,      # Images a batch
         k1:int=20,             # Re-ranking: neighbours considered
         k2:int=6,              # Re-ranking: neighbours averaged
         lambda_value:float=0.3,# Re-ranking: share of the original distance
         **kwargs               # Passed to `rank`: ap, no_match, separate_cameras
-    ) -> pd.DataFrame:  # Columns R1 R5 R10 mAP mINP in [0,1]; rows 'plain' and, if asked for, 're-ranked'
+    ) -> pd.DataFrame:  # Columns R1 R5 R10 mAP mINP in [0,1]; rows 'plain' (or 'regions') and, if asked for, 're-ranked'
         "Table of retrieval figures (PROTOCOLS: CMC, mAP, mINP)"
-        embeddings, identity = self.embed(self.dls.valid if catalog is None else catalog, bs=bs, flip_test=flip_test, with_identity=True)
-        ranking = rank_by_role(embeddings, identity, **kwargs)
-        if ranking is None: raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"')
-        rows = {'plain': ranking}
-        if rerank: rows['re-ranked'] = _reranked(embeddings, identity, dict(k1=k1, k2=k2, lambda_value=lambda_value), kwargs)
+        if distance not in ('cosine', 'regions'): raise ValueError(f'unknown distance {distance!r}: use cosine or regions')
+        if flip_test and distance == 'regions': raise ValueError('flip_test adds embeddings up, and distance="regions" has none: leave one out')
+        if regions is not None and distance == 'cosine': raise ValueError('regions are compared with distance="regions"')
+        again = dict(k1=k1, k2=k2, lambda_value=lambda_value) if rerank else None
+        dl = self.loader(self.dls.valid if catalog is None else catalog, bs=bs)
+        if distance == 'regions': rows = rank_parts(embed_parts(self, dl, regions), again, **kwargs)
+        else: rows = _rank_embeddings(*self.embed(dl, flip_test=flip_test, with_identity=True), again, **kwargs)
+        if not rows: raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"')
         return pd.concat([r.table().set_axis([name]) for name, r in rows.items()])
 
     def fit_semantic_diversity(self,
@@ -140,13 +147,14 @@ def _as_list(images):
     return [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
 
 
-def _reranked(embeddings, identity, rerank_kwargs, rank_kwargs):
-    "Ranking of the validation set after k-reciprocal re-ranking"
+def _rank_embeddings(embeddings, identity, rerank_kwargs, **kwargs):
+    "'plain' and, where asked for, 're-ranked' -> Ranking; empty where there is no query or no gallery"
+    plain = rank_by_role(embeddings, identity, **kwargs)
+    if plain is None or rerank_kwargs is None: return {} if plain is None else {'plain': plain}
     query, gallery = (identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
-    from magnifier.retrieval.rerank import rerank as rerank_features
-    distances = rerank_features(embeddings[query], embeddings[gallery], **rerank_kwargs)
+    distances = rerank(embeddings[query], embeddings[gallery], **rerank_kwargs)
     of = lambda rows, column: identity[rows, column].numpy()
-    return evaluate_distances(distances, of(query, 1), of(gallery, 1), of(query, 2), of(gallery, 2), **rank_kwargs)
+    return {'plain': plain, 're-ranked': evaluate_distances(distances, of(query, 1), of(gallery, 1), of(query, 2), of(gallery, 2), **kwargs)}
 
 
 @delegates(create_magnifier)

@@ -9,7 +9,7 @@ from magnifier.data.appearance import COLOURS, random_appearance
 from magnifier.data.figure import random_pose
 from magnifier.data.pedestrian import draw_walker
 from magnifier.look.explain import REST, explain_pair, match_words
-from magnifier.look.parts import embed_parts, region_areas
+from magnifier.train.parts import embed_parts, region_areas
 from magnifier.look.picture import Picture
 from magnifier.look.saliency import Sight
 from magnifier.regions import N_REGIONS, REGIONS
@@ -114,8 +114,8 @@ def test_region_embeddings_are_of_their_region(seer, blind, few):
 
 @pytest.mark.parametrize('kwargs', [dict(sfb=False), dict(sab=False, sfb=False)])
 def test_region_embeddings_without_sfb_against_loops(kwargs):
-    from magnifier.look.parts import region_embeddings
-    from magnifier.look.saliency import region_masks
+    from magnifier.train.parts import region_embeddings
+    from magnifier.train.parts import region_masks
     from magnifier.model.net import create_magnifier
     torch.manual_seed(0)
     model = create_magnifier('resnet18', 5, pretrained=False, hidden=16, **kwargs)

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from magnifier.look.saliency import Sight, activation_map, branch_embeddings, contributions, decode_pictures, region_masks, similarity_maps
+from magnifier.train.parts import region_masks
+from magnifier.look.saliency import Sight, activation_map, branch_embeddings, contributions, decode_pictures, similarity_maps
 from magnifier.model.branches import AdversarialBranch, FusionBranch, GlobalBranch, RecurrentFusion
 from magnifier.model.heads import SegmentationHead
 from magnifier.model.net import MagnifierNet, create_magnifier

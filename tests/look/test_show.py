@@ -188,7 +188,7 @@ def test_a_query_without_hits_and_one_without_a_match(seer, catalog):
 
 
 def test_search_by_region(seer, blind, tmp_path):
-    from magnifier.look.parts import embed_parts
+    from magnifier.train.parts import embed_parts
     searched = Searched.of(seer, regions=['foot', 'lower_leg'])
     parts, q = embed_parts(seer, seer.dls.valid, ['foot', 'lower_leg']), 1
     hits = searched.ranking.hits(q, 4)

@@ -156,6 +156,28 @@ def test_re_ranking_adds_a_row(learn):
     np.testing.assert_allclose(same.loc['re-ranked'], same.loc['plain'], atol=1e-6)
 
 
+def test_evaluation_by_regions_is_region_distance(learn, catalog):
+    from magnifier.retrieval.ranking import evaluate_distances
+    from magnifier.retrieval.region_distance import region_distance
+    from magnifier.train.parts import embed_parts
+    rows = catalog[catalog.split != 'train']
+    q, g = rows[rows.split == 'query'], rows[rows.split == 'gallery']
+    a, b = embed_parts(learn, q), embed_parts(learn, g)
+    expected = evaluate_distances(region_distance(a.embeddings, b.embeddings, a.visible, b.visible), q.pid.to_numpy(), g.pid.to_numpy(), q.camid.to_numpy(), g.camid.to_numpy())
+    table = learn.evaluate(distance='regions', rerank=True, k1=5, k2=2, lambda_value=1.)
+    assert list(table.index) == ['regions', 're-ranked']
+    np.testing.assert_allclose(table.loc['regions'], expected.table().iloc[0][table.columns].to_numpy(float), atol=1e-6)
+    np.testing.assert_allclose(table.loc['re-ranked'], table.loc['regions'], atol=1e-6)
+    assert len(learn.evaluate(distance='regions', regions=['foot', 'lower_leg'])) == 1
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(distance='hamming'), 'use cosine or regions'), (dict(distance='regions', flip_test=True), 'leave one out'),
+    (dict(regions=['foot']), 'distance="regions"'), (dict(distance='regions', regions=['shoe']), 'unknown region')])
+def test_distances_without_sense_are_refused(learn, kwargs, message):
+    with pytest.raises(ValueError, match=message): learn.evaluate(**kwargs)
+
+
 def test_a_catalog_without_queries_cannot_be_evaluated(learn, catalog):
     with pytest.raises(ValueError, match='query'): learn.evaluate(catalog[catalog.split == 'gallery'])
 

@@ -6,12 +6,15 @@ import torch
 from fastai.vision.all import to_device, tuplify
 from torch import Tensor
 from torch.nn.functional import normalize
-from magnifier.look.saliency import region_masks
+from magnifier.data.block import ROLES
 from magnifier.model.pooling import region_max_pool
+from magnifier.model.resize import predicted_masks, resize_masks
 from magnifier.regions import NO_MASK, N_REGIONS, region_indices
-from magnifier.train.learner import ReIDLearner
+from magnifier.retrieval.ranking import evaluate_distances
+from magnifier.retrieval.region_distance import region_distance
+from magnifier.retrieval.rerank import rerank_distances
 
-__all__ = ['VISIBLE', 'Parts', 'region_embeddings', 'region_areas', 'embed_parts']
+__all__ = ['VISIBLE', 'NO_REGIONS', 'Parts', 'region_masks', 'region_embeddings', 'region_areas', 'embed_parts', 'rank_parts']
 
 VISIBLE = .005  # Least share of a picture that a region must cover to count as seen: about 40 pixels of 128 x 64, a distant shoe
 
@@ -20,9 +23,21 @@ class Parts(NamedTuple):
     "Regions of n pictures"
     embeddings: Tensor # (n,k,c) L2-normalised, on the CPU
     areas: np.ndarray  # (n,k) share of the picture that each covers
+    identity: Tensor|None = None # (n,4) class, pid, camid, role, where the loader has them
 
     @property
     def visible(self) -> np.ndarray: return self.areas >= VISIBLE  # (n,k)
+
+
+def region_masks(
+    maps:dict,   # Of `feature_maps`
+    labels=None, # n x H x W labels for a model without a mask module
+) -> Tensor|None:  # n x k x h x w that sum to 1 over k, at the global map's size; None where nobody knows the regions
+    "Region masks as the ranking used them"
+    size = maps['global'].shape[-2:]
+    if 'masks' in maps: return resize_masks(maps['masks'], size)
+    if 'mask_logits' in maps: return predicted_masks(maps['mask_logits'], size)
+    return None
 
 
 def region_embeddings(
@@ -64,7 +79,7 @@ def region_areas(
 
 
 def embed_parts(
-    learn:ReIDLearner, # Whose model describes
+    learn,             # A ReIDLearner, whose model describes
     images,            # Whatever `learn.loader` takes
     regions=None,      # Names or indices of the regions to keep; None for all eight
 ) -> Parts:  # Of all of them; no picture is held
@@ -72,10 +87,29 @@ def embed_parts(
     if learn.model.segmentation is None: raise ValueError(NO_REGIONS)
     wanted = region_indices(regions)
     if not wanted: raise ValueError('regions=[]: name one or more regions')
-    embeddings, areas = [], []
+    embeddings, areas, identities = [], [], []
     with learn._evaluating() as (model, device):
         for batch in learn._progress(learn.loader(images)):
-            maps = {name: o.float() for name, o in model.feature_maps(tuplify(to_device(batch, device))[0]).items()}
+            x, *targets = tuplify(to_device(batch, device))
+            maps = {name: o.float() for name, o in model.feature_maps(x).items()}
+            identities += [t.cpu().as_subclass(Tensor) for t in targets[-1:]]
             embeddings.append(region_embeddings(model, maps)[:, wanted].cpu())
             areas.append(region_areas(maps)[:, wanted])
-    return Parts(torch.cat(embeddings), np.concatenate(areas))
+    return Parts(torch.cat(embeddings), np.concatenate(areas), torch.cat(identities) if identities else None)
+
+
+def rank_parts(
+    parts:Parts,    # Of queries and gallery together, with their identities
+    rerank=None,    # Arguments of `rerank_distances` for a second ranking; None for none
+    **kwargs        # Passed to `evaluate_distances`: ap, no_match, separate_cameras
+) -> dict:  # 'regions' and, if asked for, 're-ranked' -> Ranking; empty where there is no query or no gallery
+    "Ranks by the mean similarity of the regions that both pictures show, so that an occluded query is compared where it can be seen"
+    query, gallery = (parts.identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
+    if not query.any() or not gallery.any(): return {}
+    of = lambda a, b: region_distance(parts.embeddings[a], parts.embeddings[b], parts.visible[a.numpy()], parts.visible[b.numpy()])
+    ids = [parts.identity[rows, column].numpy() for column in (1, 2) for rows in (query, gallery)]
+    found = {'regions': evaluate_distances(of(query, gallery), *ids, **kwargs)}
+    if rerank is not None:  # squared Euclidean is twice the cosine distance
+        distances = rerank_distances(*(2*of(a, b) for a, b in ((query, gallery), (query, query), (gallery, gallery))), **rerank)
+        found['re-ranked'] = evaluate_distances(distances, *ids, **kwargs)
+    return found
