@@ -23,28 +23,36 @@ STYLES = ('-', '--', ':', '-.')
 
 
 def plot_history(
-    losses:pd.DataFrame,  # A column a part, a row an epoch
-    metrics:pd.DataFrame, # A column a metric, a row an epoch; NaN where an epoch was not ranked
+    losses:pd.DataFrame,       # A column a part, a row an epoch
+    metrics:pd.DataFrame|None=None, # A column a metric, a row an epoch; NaN where an epoch was not ranked
     *,
-    save=None,            # Where to write the picture
+    unit:str='epoch',          # What a row is
+    save=None,                 # Where to write the picture
 ):  # Picture
-    "Loss parts, and metrics, over epochs"
-    if not len(losses) and not len(metrics): raise ValueError('no epoch was trained yet: call fit first')
-    sheet, ((left, right),) = plot(1, 2, size=(4.7, 3.1))
-    for ax, table, title in ((left, losses, 'training loss by part'), (right, metrics, 'validation')):
-        for i, name in enumerate(table):
-            epochs = np.arange(1, len(table) + 1)[table[name].notna()]
-            ax.plot(epochs, table[name].dropna(), color=LINES[i % 7], linestyle=STYLES[i//2 % 4], linewidth=1.8,
-                    marker='o' if len(table) < 30 else None, markersize=3, label=str(name).replace('_', ' '))
-        ax.set(xlabel='epoch')
+    "Loss parts, and metrics where there are any, over epochs"
+    tables = {title: t for title, t in (('training loss by part', losses), ('validation', metrics)) if t is not None and t.size}
+    if not tables: raise ValueError('no epoch was trained yet: call fit first')
+    sheet, (axes,) = plot(1, len(tables), size=(4.7, 3.1))
+    for ax, (title, table) in zip(axes, tables.items()):
+        _draw_lines(ax, table)
+        ax.set(xlabel=unit)
         ax.set_title(title, fontsize=TEXT + 1)
-        ax.grid(alpha=.25)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        if len(table.columns): ax.legend(fontsize=TEXT - .5, frameon=False, ncols=2 if len(table.columns) > 5 else 1)
-    positive = losses.to_numpy(float)[losses.to_numpy(float) > 0] if len(losses) else np.ones(1)
-    if len(positive) and positive.max()/positive.min() > 30: left.set_yscale('log')
-    right.set_ylim(0, 1.02)
+        positive = table.to_numpy(float)[table.to_numpy(float) > 0]
+        if title == 'validation': ax.set_ylim(0, 1.02)
+        elif len(positive) and positive.max()/positive.min() > 30: ax.set_yscale('log')
     return finish(sheet, save)
+
+
+def _draw_lines(ax, table):
+    "A line a column, told apart by colour and by style"
+    few = len(table) < 30
+    for i, name in enumerate(table):
+        at = np.arange(1, len(table) + 1)[table[name].notna()]
+        ax.plot(at, table[name].dropna(), color=LINES[i % 7], linestyle=STYLES[i//2 % 4], linewidth=1.8, marker='o' if few else None, markersize=3,
+                label=str(name).replace('_', ' '))
+    ax.grid(alpha=.25)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(fontsize=TEXT - .5, frameon=False, ncols=2 if len(table.columns) > 5 else 1)
 
 
 @patch

@@ -174,6 +174,8 @@ def test_history_pictures(learn):
     assert right == ['R1', 'mAP'] and not any('region' in name for name in left) and len(left) >= 7
     gaps = pd.DataFrame({'R1': [np.nan, .5, np.nan, .6]})
     assert list(plot_history(pd.DataFrame({'a': [100., 1, .1, .01]}), gaps).axes[1].lines[0].get_xdata()) == [2, 4]
+    alone = plot_history(pd.DataFrame({'sd': [.4, .3]}), unit='step')
+    assert len(alone.axes) == 1 and alone.axes[0].get_xlabel() == 'step'
 
 
 def test_browser_steps_and_searches_once(seer, monkeypatch, tmp_path):
