@@ -2,6 +2,7 @@
 import inspect
 
 import pandas as pd
+import torch
 from fastai.vision.all import DataLoaders, listify
 from magnifier.data import readers
 from magnifier.data.batches import IdentityBatches
@@ -44,7 +45,7 @@ class ReIDDataLoaders(DataLoaders):
         catalog = validate_catalog(catalog, ('train',)).reset_index(drop=True)
         if not (catalog.split != 'train').any(): raise ValueError('the catalog has no query and gallery: nothing to evaluate on; give some identities those splits')
         batch_tfms = batch_transforms(erase, seed) if batch_tfms is None else listify(batch_tfms)
-        kwargs = dict(path=path, bs=bs, val_bs=val_bs or 2*bs, device=device)
+        kwargs = dict(path=path, bs=bs, val_bs=val_bs or 2*bs, device=None if device is None else torch.device(device))
         each = [dict(n_per_id=n_per_id, seed=seed), dict(n_per_id=None)]
         if cache is None:
             block = ReIDDataBlock(item_transforms(size, pad, flip) if item_tfms is None else item_tfms, batch_tfms, vocab, IdentityBatches)
