@@ -20,7 +20,7 @@ def test_notebook_is_kept_with_outputs_and_without_errors(path):
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path, tmp_path, monkeypatch):
+def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv('MAGNIFIER_QUICK', '1')
     notebook = nbformat.read(path, 4)
-    NotebookClient(notebook, timeout=240, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}).execute(env=dict(os.environ))
+    NotebookClient(notebook, timeout=240, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute(env=dict(os.environ))
