@@ -170,7 +170,7 @@ def magnifier_learner(
     keep:int=4,               # Body regions the adversarial branch keeps (K-hat)
     keep_background:bool=True,# Whether it keeps the background
     seed:int=0,               # Seed of the occlusions
-    loss_func=None,           # None for MagnifierLoss as in the paper
+    loss_func=None,           # None for MagnifierLoss as in the paper; a loss, or a class or partial that makes one
     opt_func=partial(Adam, decouple_wd=False), # The baseline's Adam: weight decay as part of the gradient
     lr:float=3.5e-4,          # Default learning rate, the baseline's
     wd:float=5e-4,            # Weight decay, the baseline's
@@ -189,6 +189,7 @@ def magnifier_learner(
     callbacks = [LossParts()]
     if mask: callbacks.append(TeacherMasks())
     if sab: callbacks.append(RegionOcclusion(strategy, keep, keep_background=keep_background, seed=seed))
-    return ReIDLearner(dls, model, MagnifierLoss() if loss_func is None else loss_func, opt_func=opt_func, lr=lr, splitter=model_splitter,
+    if loss_func is None or isinstance(loss_func, (type, partial)): loss_func = (loss_func or MagnifierLoss)()
+    return ReIDLearner(dls, model, loss_func, opt_func=opt_func, lr=lr, splitter=model_splitter,
                        cbs=[*callbacks, *tuplify(cbs)], metrics=reid_metrics() if metrics is None else metrics,
                        path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias)
