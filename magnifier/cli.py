@@ -71,7 +71,9 @@ def magnifier_train(
     from pathlib import Path
     import pandas as pd
     from fastai.vision.all import set_seed
-    from magnifier.all import ReIDDataLoaders, magnifier_learner
+    import magnifier.look.show  # noqa: F401, its pictures become methods of loaders and learners
+    from magnifier.data.loaders import ReIDDataLoaders
+    from magnifier.train.learner import magnifier_learner
     from magnifier.train.recipes import recipe as named
     plan, out = named(recipe), Path(out)
     catalog = _read(data, path, masks)
@@ -114,7 +116,7 @@ def magnifier_eval(
     """Evaluates an exported learner: R1, R5, R10, mAP and mINP, queries against gallery.
 
     Example: `magnifier_eval runs/quick/learner.pkl market1501 /data/Market-1501 --rerank`"""
-    from magnifier.all import load_learner
+    from fastai.vision.all import load_learner
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # said in the argument's own words above
         learn = load_learner(learner)
