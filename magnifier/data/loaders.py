@@ -43,7 +43,8 @@ class ReIDDataLoaders(DataLoaders):
         Without a cache every picture is decoded and moved by itself (Pillow); with one the batches are the same to within rounding, several
         times faster, and hold as many bytes as 4 for each pixel of the originals (`cache_pixels` says when a file is used again)."""
         catalog = validate_catalog(catalog, ('train',)).reset_index(drop=True)
-        if not (catalog.split != 'train').any(): raise ValueError('the catalog has no query and gallery: nothing to evaluate on; give some identities those splits')
+        if not (catalog.split != 'train').any():
+            raise ValueError('the catalog has no query and gallery: nothing to evaluate on; give some identities those splits')
         batch_tfms = batch_transforms(erase, seed) if batch_tfms is None else listify(batch_tfms)
         kwargs = dict(path=path, bs=bs, val_bs=val_bs or 2*bs, device=None if device is None else torch.device(device))
         each = [dict(n_per_id=n_per_id, seed=seed), dict(n_per_id=None)]

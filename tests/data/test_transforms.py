@@ -8,7 +8,7 @@ from fastai.vision.all import Pipeline, TensorImage
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from magnifier.data.block import PILPartMask, PILPerson, TensorPartMask
-from magnifier.data.transforms import RandomErasing, RandomPadCrop, batch_transforms, erase_boxes, item_transforms
+from magnifier.data.transforms import _erase_at_once, _erase_one_by_one, NormalizeInPlace, RandomErasing, RandomPadCrop, batch_transforms, erase_boxes, item_transforms
 from magnifier.regions import NO_MASK
 
 
@@ -109,3 +109,16 @@ def test_erasing_owns_its_generator_and_travels_with_its_state():
 
 def test_no_erasing_when_none_is_asked_for():
     assert len(batch_transforms(0)) == 1 and len(batch_transforms(.5)) == 2 and len(item_transforms((32, 16), 0, 0)) == 1
+
+
+def test_erasing_on_a_gpu_is_erasing_on_a_cpu():
+    boxes, x = erase_boxes(40, (33, 18), torch.Generator().manual_seed(0)), torch.rand(40, 3, 33, 18) + 1
+    by_loop, at_once = _erase_one_by_one(x.clone(), boxes), _erase_at_once(x.clone(), boxes)
+    assert torch.equal(by_loop, at_once) and (by_loop == 0).any() and (by_loop[(boxes == 0).all(1)] > 0).all()
+
+
+def test_normalisation_is_fastais():
+    from fastai.vision.all import Normalize, imagenet_stats
+    x = TensorImage(torch.rand(2, 3, 8, 8))
+    ours, theirs = NormalizeInPlace.from_stats(*imagenet_stats), Normalize.from_stats(*imagenet_stats)
+    assert torch.allclose(ours(x.clone()), theirs(x)) and torch.allclose(ours.decode(ours(x.clone())), x, atol=1e-6)
