@@ -5,7 +5,7 @@ import sys
 
 import pandas as pd
 import pytest
-from magnifier import cli
+from magnifier.cli import all as cli
 from magnifier.train.recipes import RECIPES, recipe
 
 
@@ -83,7 +83,7 @@ def test_the_keyboard_stops_a_command(monkeypatch):
 
 @pytest.mark.parametrize('name', cli.__all__)
 def test_help_teaches_by_example(name):
-    code = f'import sys; sys.argv = ["{name}", "--help"]\nfrom fastcore.script import anno_parser\nfrom magnifier import cli\n' \
+    code = f'import sys; sys.argv = ["{name}", "--help"]\nfrom fastcore.script import anno_parser\nfrom magnifier.cli import all as cli\n' \
            f'anno_parser(cli.{name}.__wrapped__.__wrapped__, "{name}").print_help()'
     said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert 'Example' in said and '--debug' in said

@@ -113,10 +113,10 @@ def test_requirements_admit_the_newest():
 def test_every_command_exists_and_starts_without_heavy_imports():
     import subprocess, sys
     commands = dict(line.split('=') for line in settings()['console_scripts'].split())
-    from magnifier import cli
+    from magnifier.cli import all as cli
     assert set(commands) == set(cli.__all__)
-    for name, target in commands.items(): assert target == f'magnifier.cli:{name}' and callable(getattr(cli, name))
-    loaded = subprocess.run([sys.executable, '-c', 'import sys, magnifier.cli; print(" ".join(sys.modules))'], capture_output=True, text=True, check=True).stdout
+    for name, target in commands.items(): assert target == f'magnifier.cli.all:{name}' and callable(getattr(cli, name))
+    loaded = subprocess.run([sys.executable, '-c', 'import sys, magnifier.cli.all; print(" ".join(sys.modules))'], capture_output=True, text=True, check=True).stdout
     assert not {'torch', 'fastai', 'pandas', 'matplotlib', 'numpy'} & set(loaded.split())
 
 

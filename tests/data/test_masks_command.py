@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from magnifier.cli import magnifier_masks
+from magnifier.cli.data import magnifier_masks
 from magnifier.data import keypoint_masks
 from magnifier.data.masks import read_mask
 from magnifier.regions import LABEL_TABLES

@@ -1,0 +1,76 @@
+"Data sets and part masks from a shell"
+import warnings
+
+from magnifier.cli.common import command, say
+
+__all__ = ['magnifier_walkers', 'magnifier_masks']
+
+
+@command('path')
+def magnifier_walkers(
+    path:str=None,          # Folder to draw into; a cache in the home folder where not given
+    n_train:int=96,         # Training identities
+    n_test:int=96,          # Test identities
+    seed:int=0,             # The same seed gives the same pictures
+    mask_noise:float=0.,    # 0 exact part masks, 1 those of a poor parser
+    debug:bool=False,       # Shows the traceback of an error
+):
+    """Draws the embedded data set, walkers, in Market-1501's layout with part masks, and prints where it is.
+
+    Example: `magnifier_walkers /data/walkers --n-train 200`"""
+    from magnifier.data.walkers import walkers
+    say(walkers(path, n_train=n_train, n_test=n_test, seed=seed, mask_noise=mask_noise))
+
+
+@command('action', 'src', 'dst')
+def magnifier_masks(
+    action:str,             # convert (a parser's label files), make (with a keypoint network) or stripes (horizontal bands, no parts)
+    src:str,                # Folder: of label files for convert, of images for the others
+    dst:str=None,           # Folder of the part masks, same sub-paths; beside the images, as <folder>_ps_label, where not given
+    labels:str='lip',       # convert: the parser's labelling: ps_label, densepose14, densepose24, lip, pascal, atr, cihp, sapiens
+    weights:str=None,       # make: file of Keypoint R-CNN's weights; torchvision downloads them where not given
+    bs:int=8,               # make: images a batch
+    debug:bool=False,       # Shows the traceback of an error
+):
+    """Writes part masks. Files that are there already stay, so that a run that was stopped goes on where it was.
+
+    Examples: `magnifier_masks convert lip_labels market_ps_label --labels lip` ·
+    `magnifier_masks make /data/Market-1501 --weights keypointrcnn.pth` · `magnifier_masks stripes /data/own`"""
+    from magnifier.data import masks
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', masks.CatalogWarning)  # the report says the same
+        if action == 'convert':
+            if dst is None: raise ValueError('name the folder of the part masks, as in `magnifier_masks convert SRC DST --labels lip`')
+            return _report(masks.convert_masks(src, dst, labels), dst)
+        if action == 'make': return _make_masks(src, dst, weights, bs)
+    if action != 'stripes': raise ValueError(f'unknown action {action!r}: use convert, make or stripes')
+    files = masks.make_stripe_masks(src, dst)
+    say(f'{len(files)} files of horizontal stripes, which are no body parts, for the images of {src}: {files[0].parent}')
+
+
+def _make_masks(src, dst, weights, bs):
+    "Masks, and beside their folder the report and the contact sheet"
+    import matplotlib
+    matplotlib.use('Agg')
+    from pathlib import Path
+    from magnifier.data.keypoint_masks import make_masks
+    from magnifier.look.catalogs import contact_sheet
+    src = Path(src).expanduser().absolute()
+    dst = src.with_name(src.name + '_ps_label') if dst is None else Path(dst)
+    report = make_masks(src, dst, weights, bs=bs)
+    sheet = dst.with_name(dst.name + '_sheet.png')
+    if report['mask'].notna().any():
+        contact_sheet(report, save=sheet)
+        say(f'how good they are is seen in {sheet}')
+    _report(report, dst)
+
+
+def _report(report, dst):
+    "What became of the files, in one line; the table is written beside the masks"
+    from pathlib import Path
+    table = Path(dst).with_name(Path(dst).name + '_report.csv')
+    report.to_csv(table, index=False)
+    counts = ', '.join(f'{n} {result}' for result, n in report['result'].value_counts().items())
+    failed = report[report['mask'].isna()]
+    say(f'{dst}: {counts}; file by file in {table}' + (f'; the first without a mask: {failed["path"].iat[0]}' if len(failed) else ''))
+    if len(failed) == len(report): raise ValueError(f'no mask was written: {failed["problem"].iat[0] or "no person was found"}')
