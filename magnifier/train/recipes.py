@@ -14,30 +14,35 @@ class Recipe(NamedTuple):
     "A training: arguments of the loaders and of the learner, and the function that fits"
     loading: dict   # Arguments of `ReIDDataLoaders.from_df`
     model: dict     # Arguments of `magnifier_learner`
-    fit: object     # (learn, epochs or None) -> None
+    fit: object     # (learn, epochs, diversity=True) -> None; without diversity no semantic diversity loss
     epochs: int     # Epochs where none are asked for
     says: str       # What it does, in one sentence
 
 
 def fit_quick(
     learn,          # A ReIDLearner
-    epochs:int=16,  # Epochs in all; the last fifth with the semantic diversity loss
+    epochs:int=16,  # Epochs in all
+    *,
+    diversity:bool=True, # Whether the last fifth has the semantic diversity loss
 ):
     "The CPU demonstration: one cycle from random weights, in bfloat16 where that pays, ranked every fifth epoch"
     learn.model.to(memory_format=torch.channels_last)
     cbs = [ValidateEvery(5), *([CPUBfloat16()] if _on_cpu(learn) and bfloat16_pays() else [])]
-    learn.fit_one_cycle(epochs, 3e-3, cbs=cbs + _second_phase(learn, epochs - epochs//5))
+    learn.fit_one_cycle(epochs, 3e-3, cbs=cbs + _second_phase(learn, epochs - epochs//5, diversity))
 
 
 def fit_one_cycle(
     learn,          # A ReIDLearner
-    epochs:int=60,  # Epochs in all; the last sixth with the semantic diversity loss
+    epochs:int=60,  # Epochs in all
+    *,
+    diversity:bool=True, # Whether the last sixth has the semantic diversity loss
 ):
     "A short modern schedule: one cycle at the baseline's rate"
-    learn.fit_one_cycle(epochs, 3.5e-4, cbs=_second_phase(learn, epochs - epochs//6))
+    learn.fit_one_cycle(epochs, 3.5e-4, cbs=_second_phase(learn, epochs - epochs//6, diversity))
 
 
-def _second_phase(learn, start_epoch): return [SemanticDiversityPhase(start_epoch=start_epoch)] if learn.model.sfb is not None else []
+def _second_phase(learn, start_epoch, diversity):
+    return [SemanticDiversityPhase(start_epoch=start_epoch)] if diversity and learn.model.sfb is not None else []
 
 def _on_cpu(learn): return learn.dls.device.type == 'cpu'
 
