@@ -30,11 +30,13 @@ from magnifier.model.output import *
 from magnifier.model.resize import *
 from magnifier.model.weights import *
 from magnifier.model.net import *
+from magnifier.model.fingerprint import *
 from magnifier.train.losses import *
 from magnifier.train.metrics import *
 from magnifier.train.callbacks import *
 from magnifier.train.parts import *
 from magnifier.train.learner import *
+from magnifier.train.pretrained import *
 from magnifier.train.recipes import *
 from magnifier.look.saliency import *
 from magnifier.look.show import *

@@ -7,12 +7,21 @@ from importlib.util import find_spec
 import torchvision
 from torch import Tensor, nn
 
-__all__ = ['Backbone', 'TimmBackbone', 'create_backbone', 'backbone_names']
+__all__ = ['Backbone', 'TimmBackbone', 'create_backbone', 'backbone_names', 'arch_name']
 
 
 def backbone_names() -> list[str]:  # Names that `arch` takes, sorted
     "torchvision's residual networks: those whose stages are `layer1` to `layer4`"
     return sorted(name for name in torchvision.models.list_models(module=torchvision.models) if 'resne' in name)
+
+
+def arch_name(
+    arch: str | Callable,  # What `create_backbone` takes
+) -> str | None:  # The name that builds the same network again; None for a function that only the caller knows
+    "torchvision's or timm's name of `arch`"
+    if isinstance(arch, str): return arch
+    name = getattr(arch, '__name__', None)
+    return name if name in backbone_names() and torchvision.models.get_model_builder(name) is arch else None
 
 
 class Backbone(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magnifier.model.backbone import create_backbone
+from magnifier.model.backbone import arch_name, create_backbone
 from magnifier.model.branches import AdversarialBranch, ConcatFusion, FusionBranch, GlobalBranch, RecurrentFusion
 from magnifier.model.heads import BNNeck, RegionNecks, SegmentationHead, at_least_float32
 from magnifier.model.output import BRANCHES, MagnifierOutput
@@ -22,6 +22,8 @@ STRIDE = 16
 
 class MagnifierNet(nn.Module):
     "Global, semantic adversarial and semantic fusion branches, with a segmentation head that parses where no mask is given"
+
+    arguments: dict | None = None  # What `create_magnifier` was given, by name, as values that JSON takes; None for a net built by hand
 
     def __init__(
         self,
@@ -163,6 +165,7 @@ def create_magnifier(
     weights: str | Path | None = None,  # A file in place of ImageNet's, see `load_weights`; the report is in `.weights_report`
 ) -> MagnifierNet:  # In training mode
     """The paper's network, or a row of its Table 2: `sab=False, sfb=False` is G + M, `mask=False` besides is G.
+    The arguments are kept in `.arguments`, so that the network can be built again.
     A ValueError for a combination that makes no sense"""
     _check_options(n_classes, mask, sab, sfb, region_stage, mask_resize)
     backbone = create_backbone(arch, pretrained and weights is None, last_stride)
@@ -174,6 +177,10 @@ def create_magnifier(
         branches['sfb'] = FusionBranch(width, n_classes, fuse, hidden=hidden, n_regions=n_regions, bottleneck=branch_bottleneck)
     segmentation = SegmentationHead(backbone.widths[4], n_regions) if mask else None
     model = MagnifierNet(backbone, branches, segmentation, region_stage=region_stage, mask_resize=mask_resize, soft_masks=soft_masks)
+    model.arguments = dict(
+        arch=arch_name(arch), n_classes=int(n_classes), mask=bool(mask), sab=bool(sab), sfb=sfb, cell=cell, region_stage=region_stage,
+        branch_bottleneck=branch_bottleneck, soft_masks=soft_masks, mask_resize=mask_resize, last_stride=last_stride, hidden=int(hidden),
+        n_regions=int(n_regions))
     if weights is not None: model.weights_report = load_weights(model, weights)
     return model
 

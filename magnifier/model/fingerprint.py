@@ -1,0 +1,27 @@
+"Which embedding model this is, in sixteen digits"
+
+import hashlib
+import json
+
+import torch
+from torch import nn
+
+__all__ = ['fingerprint']
+
+# What trains and evaluates but never reaches an embedding: another number of identities makes no other model of it
+UNUSED = ('.neck.classifier.', '.region_necks.', 'num_batches_tracked')
+
+
+def fingerprint(
+    model: nn.Module,  # A MagnifierNet
+    preprocessing: dict | str,  # What happens to a picture before the model: values that JSON takes
+) -> str:  # 16 hexadecimal digits
+    """Hash of the weights that an embedding rests on, of the options that no weight shows, and of the preprocessing. Two models of one
+    fingerprint give the same embeddings of the same pictures, on whatever device; an optimiser's step gives another fingerprint"""
+    arguments = {k: v for k, v in (model.arguments or {}).items() if k != 'n_classes'}
+    digest = hashlib.sha256(json.dumps([arguments, preprocessing], sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if any(part in name for part in UNUSED): continue
+        digest.update(f'{name} {tuple(tensor.shape)} {tensor.dtype}'.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # bytes, whatever the layout in memory
+    return digest.hexdigest()[:16]
