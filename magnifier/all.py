@@ -37,7 +37,9 @@ from magnifier.train.callbacks import *
 from magnifier.train.parts import *
 from magnifier.train.learner import *
 from magnifier.train.pretrained import *
+from magnifier.train.schedules import *
 from magnifier.train.recipes import *
+from magnifier.train.runs import *
 from magnifier.look.saliency import *
 from magnifier.look.show import *
 from magnifier.look.explain import *

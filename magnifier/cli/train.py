@@ -8,7 +8,7 @@ __all__ = ['magnifier_train']
 def magnifier_train(
     data:str='walkers',     # Data set: walkers (embedded), market1501, dukemtmc, cuhk03_np, ...
     path:str=None,          # Its folder; the embedded set is drawn if it is not there yet
-    recipe:str='quick',     # How to train: quick (two CPU cores, minutes) or one_cycle (a GPU)
+    recipe:str='quick',     # How to train: quick (two CPU cores, minutes), one_cycle, baseline or paper (a GPU)
     out:str='runs/quick',   # Folder for the learner, the figures and the pictures
     arch:str=None,          # Backbone, as resnet18 or resnet50; the recipe's where not given
     epochs:int=None,        # Epochs; the recipe's where not given
@@ -23,29 +23,15 @@ def magnifier_train(
     Examples: `magnifier_train` (the embedded set, a few minutes on two cores) ·
     `magnifier_train market1501 /data/Market-1501 --recipe one_cycle --out runs/market`"""
     from pathlib import Path
-    import pandas as pd
-    from fastai.vision.all import set_seed
     import magnifier.look.show  # noqa: F401, its pictures become methods of loaders and learners
-    from magnifier.data.loaders import ReIDDataLoaders
-    from magnifier.train.learner import magnifier_learner
     from magnifier.train.recipes import recipe as named
-    plan, out = named(recipe), Path(out)
-    catalog = read_catalog(data, path, masks)
-    set_seed(seed)
-    dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **plan.loading)
-    learn = magnifier_learner(dls, **{**plan.model, **({'arch': arch} if arch else {}), 'seed': seed})
-    epochs = plan.epochs if epochs is None else epochs
-    say(f'{recipe}: {plan.says}; {epochs} epochs over {len(dls.train_ds)} images of {dls.c} identities')
-    out.mkdir(parents=True, exist_ok=True)
-    before = learn.evaluate(rerank=rerank)
-    plan.fit(learn, epochs)
-    after = learn.evaluate(rerank=rerank)
-    tables = [t.set_axis([f'{when}, {row}' for row in t.index]) for when, t in (('before', before), ('after', after))]
-    pd.concat(tables).rename_axis('model').to_csv(out/'metrics.csv')
-    learn.loss_parts.history.rename_axis('epoch').to_csv(out/'losses.csv')
-    learn.export('learner.pkl')
-    _pictures(learn, out, seed)
-    say(f'query against gallery, in %:\n{percent(tables)}\nwritten to {out.resolve()}: ' + ', '.join(sorted(p.name for p in out.iterdir() if p.is_file())))
+    from magnifier.train.runs import train_run
+    named(recipe)  # an unknown one is said before anything is read
+    run = train_run(read_catalog(data, path, masks), recipe, out, epochs=epochs, seed=seed, workers=workers,
+                    model={'arch': arch} if arch else {}, rerank=rerank, say=say)
+    out = Path(out)
+    _pictures(run.learn, out, seed)
+    say(f'query against gallery, in %:\n{percent([run.table])}\nwritten to {out.resolve()}: ' + ', '.join(sorted(p.name for p in out.iterdir() if p.is_file())))
 
 
 def _pictures(learn, out, seed):

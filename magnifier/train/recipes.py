@@ -6,8 +6,9 @@ import torch
 from fastai.vision.all import Adam
 from magnifier.train.callbacks import CPUBfloat16, SemanticDiversityPhase, ValidateEvery, bfloat16_pays
 from magnifier.train.losses import MagnifierLoss
+from magnifier.train.schedules import WarmupMilestones
 
-__all__ = ['Recipe', 'RECIPES', 'recipe', 'fit_quick', 'fit_one_cycle']
+__all__ = ['Recipe', 'RECIPES', 'recipe', 'fit_quick', 'fit_one_cycle', 'fit_baseline', 'fit_paper']
 
 
 class Recipe(NamedTuple):
@@ -41,11 +42,47 @@ def fit_one_cycle(
     learn.fit_one_cycle(epochs, 3.5e-4, cbs=_second_phase(learn, epochs - epochs//6, diversity))
 
 
+def fit_baseline(
+    learn,          # A ReIDLearner
+    epochs:int=120, # Epochs in all; warm-up and milestones are shares of them: of 120, 10 and (40, 70)
+    *,
+    lr:float=3.5e-4,         # Rate between the warm-up and the first milestone
+    warmup:int=10,           # Epochs of warm-up, of 120
+    milestones=(40, 70),     # Epochs that begin with a tenth of the rate, of 120
+    diversity:bool=False,    # The baseline has no semantic diversity loss; True adds it from the last milestone on, where the model has SFB
+):
+    "reid-strong-baseline's schedule (METHOD: Training), ranked every tenth epoch"
+    warmup, *milestones = (round(e*epochs/120) for e in (warmup, *milestones))
+    schedule = WarmupMilestones(lr, warmup=warmup, milestones=milestones)
+    learn.fit(epochs, lr, cbs=[schedule, ValidateEvery(10), *_second_phase(learn, max(milestones, default=0), diversity)])
+
+
+def fit_paper(
+    learn,          # A ReIDLearner
+    epochs:int=500, # Epochs of both stages; each stage, the warm-up and the milestones are shares of them: of 500, 460 + 40, 10 and (40, 70)
+    *,
+    lr:float=3.5e-4,         # First stage: rate between the warm-up and the first milestone, the baseline's
+    warmup:int=10,           # First stage: epochs of warm-up, of 500
+    milestones=(40, 70),     # First stage: epochs that begin with a tenth of the rate, of 500 (reading: the baseline's; the authors' code: (40,) for CUHK03)
+    second_lr:float=1e-3,    # Second stage: its constant rate (paper, section 4.1; the authors' code goes on at the decayed rate)
+    diversity:bool=True,     # Whether the second stage has the semantic diversity loss; a model without SFB has none
+):
+    "The paper's two stages (section 4.1; METHOD: Training), ranked every twentieth epoch: the semantic diversity loss is in the second alone"
+    second = max(round(epochs*40/500), epochs > 1)
+    warmup, *milestones = (round(e*epochs/500) for e in (warmup, *milestones))
+    schedule = WarmupMilestones(lr, warmup=warmup, milestones=milestones)
+    learn.fit(epochs - second, lr, cbs=[schedule, ValidateEvery(20)])
+    if second: learn.fit(second, second_lr, cbs=[ValidateEvery(20), *_second_phase(learn, 0, diversity)])
+
+
 def _second_phase(learn, start_epoch, diversity):
     return [SemanticDiversityPhase(start_epoch=start_epoch)] if diversity and learn.model.sfb is not None else []
 
 def _on_cpu(learn): return learn.dls.device.type == 'cpu'
 
+
+# Adam as the papers mean it: fastai's own has eps 1e-5 and averages the squared gradient over 100 steps
+ADAM = partial(Adam, decouple_wd=False, mom=.9, sqr_mom=.999, eps=1e-8)
 
 RECIPES = {
     # From random weights in few steps: weight decay apart from the gradient and nothing erased learn faster than the baseline's ways, and
@@ -56,6 +93,11 @@ RECIPES = {
                     'ResNet-18 from random weights at 128 x 64: a demonstration sized for two CPU cores'),
     'one_cycle': Recipe(dict(size=(384, 192), bs=64), dict(arch='resnet50', pretrained=True), fit_one_cycle, 60,
                         'ResNet-50 from ImageNet weights at 384 x 192, one cycle of 60 epochs'),
+    'baseline': Recipe(dict(size=(384, 192), bs=64, n_per_id=4, cache='disk'),
+                       dict(arch='resnet50', pretrained=True, mask=False, sab=False, sfb=False, opt_func=ADAM), fit_baseline, 120,
+                       'reid-strong-baseline at the paper\'s size: ResNet-50, the global branch alone (row G of the paper\'s Table 2)'),
+    'paper': Recipe(dict(size=(384, 192), bs=64, n_per_id=4, cache='disk'), dict(arch='resnet50', pretrained=True, opt_func=ADAM),
+                    fit_paper, 500, 'the paper\'s two stages: ResNet-50, all branches, then the semantic diversity loss'),
 }
 
 
