@@ -8,6 +8,8 @@ from magnifier.retrieval.region_distance import *
 from magnifier.retrieval.single_shot import *
 from magnifier.retrieval.verification import *
 from magnifier.retrieval.expansion import *
+from magnifier.retrieval.found import *
+from magnifier.retrieval.gallery import *
 from magnifier.data.images import *
 from magnifier.data.catalog import *
 from magnifier.data.readers import *
@@ -47,3 +49,4 @@ from magnifier.look.interpret import *
 from magnifier.look.catalogs import *
 from magnifier.look.training import *
 from magnifier.look.browse import *
+from magnifier.look.found import *
