@@ -78,7 +78,7 @@ def explain(self:ReIDLearner,
     sight = Sight.of(self, _pair(query, hit))
     masks = _given_masks(sight)
     first, second = sight.rows([0]), sight.rows([1])
-    with self._evaluating() as (model, _): score, table, heats = explain_pair(model, first, second, masks)
+    with self.evaluating() as (model, _): score, table, heats = explain_pair(model, first, second, masks)
     areas = region_areas(sight.maps, None if sight.labels is None else torch.from_numpy(sight.labels))
     for i, name in enumerate(('seen_query', 'seen_hit')): table.insert(1 + i, name, [*areas[i], np.nan])
     table.loc[(table['seen_query'] < VISIBLE) | (table['seen_hit'] < VISIBLE), 'similarity'] = np.nan

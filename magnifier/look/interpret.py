@@ -275,8 +275,8 @@ def _confusion(learn, items):
     "(k,k) pixels, true region by seen region, over the images that have a mask"
     counts = torch.zeros(N_REGIONS, N_REGIONS, dtype=torch.long)
     dl = learn.loader(items)
-    with learn._evaluating() as (model, device):
-        for x, labels, *_ in learn._progress(dl):
+    with learn.evaluating() as (model, device):
+        for x, labels, *_ in learn.with_progress(dl):
             x, labels = to_device((x, labels.as_subclass(torch.Tensor)), device)
             logits = model.feature_maps(x)['mask_logits'].float()
             seen = torch.nn.functional.interpolate(logits, labels.shape[-2:], mode='bilinear', align_corners=False).argmax(1)

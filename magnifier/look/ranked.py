@@ -51,7 +51,7 @@ def _painted(learn, sight, saliency, regions):
         return [p if m is None else paint_mask(p, m) for p, m in zip(sight.pictures, sight.seen)]
     if not saliency or len(sight.pictures) < 2: return list(sight.pictures)
     n = len(sight.pictures) - 1
-    with learn._evaluating() as (model, _):
+    with learn.evaluating() as (model, _):
         of_query, of_hits = similarity_maps(model, sight.rows([0]*n), sight.rows(slice(1, None)))
     heats = [of_query[0], *of_hits]
     return [paint_heat(p, _stretched(heat.cpu().numpy())) for p, heat in zip(sight.pictures, heats)]

@@ -62,7 +62,7 @@ class Sight(NamedTuple):
     ):
         "Looks at pictures once, in evaluation mode"
         dl, batches = learn.loader(images), []
-        with learn._evaluating() as (model, device):
+        with learn.evaluating() as (model, device):
             for batch in dl:
                 x, *targets = tuplify(to_device(batch, device))
                 maps = {name: o.float() for name, o in model.feature_maps(x).items()}

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 from magnifier.data.block import ROLES
-from magnifier.train.parts import embed_parts
-from magnifier.retrieval.ranking import Ranking, evaluate_distances
-from magnifier.retrieval.region_distance import region_distance
+from magnifier.train.parts import embed_parts, rank_parts
+from magnifier.retrieval.ranking import Ranking
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.metrics import rank_by_role
 
@@ -35,26 +34,16 @@ class Searched:
     ):
         "Embeds and ranks a set; a ValueError where it has no queries or no gallery"
         dl = _loader(learn, catalog)
-        if regions is not None: return cls._by_regions(learn, dl, regions, **kwargs)
-        embeddings, identity = learn.embed(dl, with_identity=True)
         items = dl.dataset.items
+        if regions is None: embeddings, identity = learn.embed(dl, with_identity=True)
+        else:  # the same shoes, whatever the coat: distances over the chosen regions that both pictures show
+            parts = embed_parts(learn, dl, regions)
+            embeddings, identity = parts.embeddings.flatten(1), parts.identity
         if (identity[:, 1:3].numpy() != items[['pid', 'camid']].to_numpy()).any():
             raise ValueError('this loader does not give its images in the order of its rows: pass the catalog itself, or a loader that does not shuffle')
-        ranking = rank_by_role(embeddings, identity, **kwargs)
+        ranking = rank_by_role(embeddings, identity, **kwargs) if regions is None else rank_parts(parts, **kwargs).get('regions')
         if ranking is None: raise ValueError(NOTHING_TO_RANK)
         return cls(items, embeddings, identity.numpy(), ranking)
-
-    @classmethod
-    def _by_regions(cls, learn, dl, regions, **kwargs):
-        "The same shoes, whatever the coat: distances over the chosen regions that both pictures show"
-        items = dl.dataset.items
-        identity = identity_of(learn, items)
-        query, gallery = (identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
-        if not query.any() or not gallery.any(): raise ValueError(NOTHING_TO_RANK)
-        parts = embed_parts(learn, dl, regions)
-        distances = region_distance(parts.embeddings[query], parts.embeddings[gallery], parts.visible[query], parts.visible[gallery])
-        ids = [identity[rows, column] for column in (1, 2) for rows in (query, gallery)]
-        return cls(items, parts.embeddings.flatten(1), identity, evaluate_distances(distances, *ids, **kwargs))
 
     @property
     def query_rows(self) -> np.ndarray: return np.flatnonzero(self.identity[:, 3] == ROLES.index('query'))

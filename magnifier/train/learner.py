@@ -9,16 +9,13 @@ import torch
 from fastai.vision.all import (Adam, DataLoader, Learner, delegates, detuplify, progress_bar, resnet50, to_device, tuplify)
 from PIL import Image
 from torch.nn.functional import interpolate
-from magnifier.data.block import ROLES
 from magnifier.data.images import read_image
 from magnifier.data.masks import mask_targets, write_mask
 from magnifier.model.net import create_magnifier, model_splitter
 from magnifier.retrieval.distance import normalise
-from magnifier.retrieval.ranking import evaluate_distances
-from magnifier.retrieval.rerank import rerank
 from magnifier.train.callbacks import LossParts, RegionOcclusion, SemanticDiversityPhase, TeacherMasks
 from magnifier.train.losses import MagnifierLoss
-from magnifier.train.metrics import rank_by_role, reid_metrics
+from magnifier.train.metrics import rank_embeddings, reid_metrics
 from magnifier.train.parts import embed_parts, rank_parts
 
 __all__ = ['ReIDLearner', 'magnifier_learner']
@@ -42,13 +39,19 @@ class ReIDLearner(Learner):
         return self.dls.test_dl(table, with_labels={'pid', 'camid', 'split'} <= set(table.columns), **kwargs)
 
     @contextmanager
-    def _evaluating(self):
-        "Model in evaluation mode, without gradients, in the learner's precision; then as it was"
+    def evaluating(self):
+        "Gives (model, its device): the model in evaluation mode, without gradients, in the learner's precision; then as it was"
         was, half = self.model.training, hasattr(self, 'mixed_precision')
         device = next(self.model.parameters()).device
         try:
             with torch.no_grad(), torch.autocast(device.type, enabled=half): yield self.model.eval(), device
         finally: self.model.train(was)
+
+    def with_progress(self,
+        dl,  # A DataLoader, or anything with a length
+    ):       # The same to iterate over
+        "`dl` under a progress bar, where this learner shows any and it is worth one"
+        return progress_bar(dl, leave=False) if hasattr(self, 'progress') and len(dl) > 1 else dl
 
     def embed(self,
         images,                # A path, PIL image or (h,w,3) uint8 array, a list of these, a catalog, or a DataLoader
@@ -59,8 +62,8 @@ class ReIDLearner(Learner):
     ):  # (n,d) float32 on the CPU, L2-normalised, in the loader's order; with `with_identity` also (n,4) integers
         "Embeddings for retrieval (METHOD: Heads)"
         dl, parts, identities = self.loader(images, bs=bs), [], []
-        with self._evaluating() as (model, device):
-            for batch in self._progress(dl):
+        with self.evaluating() as (model, device):
+            for batch in self.with_progress(dl):
                 x, *targets = tuplify(to_device(batch, device))
                 embedding = model(x).embedding
                 if flip_test: embedding = normalise(embedding + model(x.flip(-1)).embedding)
@@ -84,16 +87,12 @@ class ReIDLearner(Learner):
         if there and not overwrite: raise ValueError(f'{len(there)} of {len(targets)} masks exist (first: {there[0]}): name another dst, '
                                                      'or pass overwrite=True')
         dl, left = self.loader([path for path, _ in targets], bs=bs), iter(targets)
-        with self._evaluating() as (model, device):
-            for batch in self._progress(dl):
+        with self.evaluating() as (model, device):
+            for batch in self.with_progress(dl):
                 for logits, (image, mask) in zip(model(tuplify(to_device(batch, device))[0]).mask_logits.float(), left):
                     size = read_image(image).size[::-1]
                     write_mask(mask, interpolate(logits[None], size, mode='bilinear')[0].argmax(0).cpu().numpy())
         return [mask for _, mask in targets]
-
-    def _progress(self, dl):
-        "`dl` under a progress bar, where this learner shows any and it is worth one"
-        return progress_bar(dl, leave=False) if hasattr(self, 'progress') and len(dl) > 1 else dl
 
     def evaluate(self,
         catalog=None,          # Catalog or DataLoader with queries and gallery; None for the validation set
@@ -115,7 +114,7 @@ class ReIDLearner(Learner):
         again = dict(k1=k1, k2=k2, lambda_value=lambda_value) if rerank else None
         dl = self.loader(self.dls.valid if catalog is None else catalog, bs=bs)
         if distance == 'regions': rows = rank_parts(embed_parts(self, dl, regions), again, **kwargs)
-        else: rows = _rank_embeddings(*self.embed(dl, flip_test=flip_test, with_identity=True), again, **kwargs)
+        else: rows = rank_embeddings(*self.embed(dl, flip_test=flip_test, with_identity=True), again, **kwargs)
         if not rows: raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"')
         return pd.concat([r.table().set_axis([name]) for name, r in rows.items()])
 
@@ -145,16 +144,6 @@ class ReIDLearner(Learner):
 def _as_list(images):
     "One picture or many, as a list"
     return [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
-
-
-def _rank_embeddings(embeddings, identity, rerank_kwargs, **kwargs):
-    "'plain' and, where asked for, 're-ranked' -> Ranking; empty where there is no query or no gallery"
-    plain = rank_by_role(embeddings, identity, **kwargs)
-    if plain is None or rerank_kwargs is None: return {} if plain is None else {'plain': plain}
-    query, gallery = (identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
-    distances = rerank(embeddings[query], embeddings[gallery], **rerank_kwargs)
-    of = lambda rows, column: identity[rows, column].numpy()
-    return {'plain': plain, 're-ranked': evaluate_distances(distances, of(query, 1), of(gallery, 1), of(query, 2), of(gallery, 2), **kwargs)}
 
 
 @delegates(create_magnifier)

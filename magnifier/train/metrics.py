@@ -1,10 +1,31 @@
 "R1, mAP and their kin as fastai metrics: thin shells over retrieval's ranking"
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from fastai.vision.all import Metric
 from magnifier.data.block import ROLES
-from magnifier.retrieval.ranking import rank
+from magnifier.retrieval.ranking import evaluate_distances, rank
+from magnifier.retrieval.rerank import rerank
 
-__all__ = ['rank_by_role', 'reid_metrics', 'R1', 'mAP']
+__all__ = ['Sides', 'by_role', 'rank_by_role', 'rank_embeddings', 'reid_metrics', 'R1', 'mAP']
+
+
+class Sides(NamedTuple):
+    "Which of n images are queries and which gallery, and the ids of both as `rank` takes them"
+    query: torch.Tensor   # (n,) booleans
+    gallery: torch.Tensor # (n,) booleans
+    ids: list             # Four arrays: identities of queries, of gallery, cameras of queries, of gallery
+
+
+def by_role(
+    identity, # (n,4) integers, tensor or array: class, pid, camid, role (a `TensorIdentity`)
+) -> Sides|None:  # None where there is no query or no gallery
+    "Queries and gallery told apart by their role, never by their place: a shuffled loader gives the same figures"
+    identity = torch.as_tensor(identity).cpu()
+    query, gallery = (identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
+    if not query.any() or not gallery.any(): return None
+    return Sides(query, gallery, [np.asarray(identity[rows, column]) for column in (1, 2) for rows in (query, gallery)])
 
 
 def rank_by_role(
@@ -12,11 +33,22 @@ def rank_by_role(
     identity:torch.Tensor,   # (n,4) integers: class, pid, camid, role (a `TensorIdentity`)
     **kwargs                 # Passed to `magnifier.retrieval.ranking.rank`
 ):  # Ranking, or None where there is no query or no gallery
-    "Queries against gallery, told apart by their role: a shuffled loader gives the same figures"
-    query, gallery = (identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
-    if not query.any() or not gallery.any(): return None
-    of = lambda rows, column: identity[rows, column].cpu().numpy()
-    return rank(embeddings[query], embeddings[gallery], of(query, 1), of(gallery, 1), of(query, 2), of(gallery, 2), **kwargs)
+    "Queries against gallery, told apart by their role"
+    sides = by_role(identity)
+    return None if sides is None else rank(embeddings[sides.query], embeddings[sides.gallery], *sides.ids, **kwargs)
+
+
+def rank_embeddings(
+    embeddings:torch.Tensor, # (n,d) features of queries and gallery together, in any order
+    identity:torch.Tensor,   # (n,4) integers: class, pid, camid, role
+    again:dict|None=None,    # Arguments of `rerank` for a second ranking; None for none
+    **kwargs                 # Passed to `rank`: ap, no_match, separate_cameras
+) -> dict:  # 'plain' and, if asked for, 're-ranked' -> Ranking; empty where there is no query or no gallery
+    "Ranks by cosine distance, and re-ranks"
+    plain = rank_by_role(embeddings, identity, **kwargs)
+    if plain is None or again is None: return {} if plain is None else {'plain': plain}
+    query, gallery, ids = by_role(identity)
+    return {'plain': plain, 're-ranked': evaluate_distances(rerank(embeddings[query], embeddings[gallery], **again), *ids, **kwargs)}
 
 
 class _Embeddings:

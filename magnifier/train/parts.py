@@ -6,13 +6,13 @@ import torch
 from fastai.vision.all import to_device, tuplify
 from torch import Tensor
 from torch.nn.functional import normalize
-from magnifier.data.block import ROLES
 from magnifier.model.pooling import region_max_pool
 from magnifier.model.resize import predicted_masks, resize_masks
 from magnifier.regions import NO_MASK, N_REGIONS, region_indices
 from magnifier.retrieval.ranking import evaluate_distances
 from magnifier.retrieval.region_distance import region_distance
 from magnifier.retrieval.rerank import rerank_distances
+from magnifier.train.metrics import by_role
 
 __all__ = ['VISIBLE', 'NO_REGIONS', 'Parts', 'region_masks', 'region_embeddings', 'region_areas', 'embed_parts', 'rank_parts']
 
@@ -88,8 +88,8 @@ def embed_parts(
     wanted = region_indices(regions)
     if not wanted: raise ValueError('regions=[]: name one or more regions')
     embeddings, areas, identities = [], [], []
-    with learn._evaluating() as (model, device):
-        for batch in learn._progress(learn.loader(images)):
+    with learn.evaluating() as (model, device):
+        for batch in learn.with_progress(learn.loader(images)):
             x, *targets = tuplify(to_device(batch, device))
             maps = {name: o.float() for name, o in model.feature_maps(x).items()}
             identities += [t.cpu().as_subclass(Tensor) for t in targets[-1:]]
@@ -104,10 +104,10 @@ def rank_parts(
     **kwargs        # Passed to `evaluate_distances`: ap, no_match, separate_cameras
 ) -> dict:  # 'regions' and, if asked for, 're-ranked' -> Ranking; empty where there is no query or no gallery
     "Ranks by the mean similarity of the regions that both pictures show, so that an occluded query is compared where it can be seen"
-    query, gallery = (parts.identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
-    if not query.any() or not gallery.any(): return {}
+    sides = by_role(parts.identity)
+    if sides is None: return {}
+    query, gallery, ids = sides
     of = lambda a, b: region_distance(parts.embeddings[a], parts.embeddings[b], parts.visible[a.numpy()], parts.visible[b.numpy()])
-    ids = [parts.identity[rows, column].numpy() for column in (1, 2) for rows in (query, gallery)]
     found = {'regions': evaluate_distances(of(query, gallery), *ids, **kwargs)}
     if rerank is not None:  # squared Euclidean is twice the cosine distance
         distances = rerank_distances(*(2*of(a, b) for a, b in ((query, gallery), (query, query), (gallery, gallery))), **rerank)

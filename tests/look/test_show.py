@@ -226,7 +226,7 @@ def test_a_shuffled_loader_is_refused(seer, few):
 
 def test_half_precision_changes_no_explanation(seer, few):
     before = seer.explain(few.path.iat[0], few.path.iat[5])
-    seer.mixed_precision = True  # what `to_fp16` leaves behind, and `_evaluating` asks for
+    seer.mixed_precision = True  # what `to_fp16` leaves behind, and `evaluating` asks for
     try: after = seer.explain(few.path.iat[0], few.path.iat[5])
     finally: del seer.mixed_precision
     assert after.table['share'].sum() == pytest.approx(after.score, abs=1e-9) and after.score == pytest.approx(before.score, abs=.02)
