@@ -41,6 +41,7 @@ from magnifier.train.learner import *
 from magnifier.train.pretrained import *
 from magnifier.train.schedules import *
 from magnifier.train.recipes import *
+from magnifier.train.ablation import *
 from magnifier.train.runs import *
 from magnifier.look.saliency import *
 from magnifier.look.show import *
@@ -48,5 +49,6 @@ from magnifier.look.explain import *
 from magnifier.look.interpret import *
 from magnifier.look.catalogs import *
 from magnifier.look.training import *
+from magnifier.look.studies import *
 from magnifier.look.browse import *
 from magnifier.look.found import *

@@ -34,7 +34,9 @@ def imports(module):
             assert not node.level, 'absolute imports'
             base = node.module or ''
             if base.startswith('magnifier.') or base == 'magnifier':
-                for a in node.names: yield f'{base}.{a.name}' if f'{base}.{a.name}' in MODULES else base
+                for a in node.names:
+                    if f'{base}.{a.name}' in MODULES: yield f'{base}.{a.name}'
+                    elif base != 'magnifier': yield base  # the root holds the version alone
 
 
 def wing(module): return module.split('.')[1]
