@@ -29,7 +29,7 @@ def imports(module):
     "Own modules that a module imports, wherever in it"
     tree = ast.parse((ROOT/Path(*module.split('.'))).with_suffix('.py').read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import): yield from (a.name for a in node.names if a.name.startswith('magnifier'))
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names if a.name.startswith('magnifier.'))
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, 'absolute imports'
             base = node.module or ''
