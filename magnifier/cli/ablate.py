@@ -16,6 +16,7 @@ def magnifier_ablate(
     arch:str=None,            # Backbone; the recipe's where not given
     masks:str=None,           # Folder of part masks; found beside the data where not given
     workers:int=None,         # Loader processes; fastai's choice where not given
+    weights:bool=False,       # Keeps each run's weights too
     debug:bool=False,         # Shows the traceback of an error
 ):
     """Trains the rows of the paper's Table 2, of its Figures 4 and 5, and three choices more, over seeds, and writes
@@ -36,7 +37,7 @@ def magnifier_ablate(
     say(f'{len(names)} settings x {len(numbers)} seeds with recipe {recipe}: {", ".join(names)}')
     logging.basicConfig(format='%(asctime)s %(message)s')
     logging.getLogger('magnifier.train.ablation').setLevel(logging.INFO)
-    runs = ablate(catalog, out, recipe=recipe, studies=wanted, seeds=numbers, epochs=epochs, arch=arch, workers=workers)
+    runs = ablate(catalog, out, recipe=recipe, studies=wanted, seeds=numbers, epochs=epochs, arch=arch, workers=workers, weights=weights)
     table = summary(runs)
     runs.to_csv(Path(out)/'ablation.csv', index=False)
     table.round(2).to_csv(Path(out)/'summary.csv')

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import pandas as pd
 from fastai.vision.all import set_seed
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.train.learner import magnifier_learner
+from magnifier.train.learner import ReIDLearner, magnifier_learner
 from magnifier.train.recipes import recipe as named
 
-__all__ = ['FIGURES', 'PAPER', 'STUDIES', 'Setting', 'SETTINGS', 'settings_of', 'ablate', 'read_runs', 'summary']
+__all__ = ['FIGURES', 'PAPER', 'STUDIES', 'Setting', 'SETTINGS', 'settings_of', 'ablate', 'setting_learner', 'read_runs', 'summary']
 
 log = logging.getLogger(__name__)
 FIGURES = ['R1', 'R5', 'R10', 'mAP', 'mINP']
@@ -83,6 +83,7 @@ def ablate(
     epochs:int|None=None,# Epochs of a run; None for the recipe's
     arch:str|None=None,  # Backbone; None for the recipe's
     workers:int|None=None, # Loader processes; None for fastai's choice
+    weights:bool=False,  # Whether each run's weights are kept too, in `models/SETTING-SEED.pth`, for `setting_learner`
 ) -> pd.DataFrame:       # `read_runs`
     """Trains and evaluates every setting with every seed. A run that is there already is not repeated, so that a stopped ablation goes on
     where it was; one made otherwise (other recipe, epochs, data) is refused."""
@@ -91,25 +92,52 @@ def ablate(
     made = dict(recipe=recipe, epochs=epochs, arch=arch or plan.model['arch'], **{split: int(n) for split, n in catalog.split.value_counts().items()})
     wanted = [(seed, name) for seed in seeds for name in settings_of(studies)]
     for i, (seed, name) in enumerate(wanted):
-        file = out/'runs'/f'{name.replace(" ", "_")}-{seed}.json'
+        file = out/'runs'/f'{_stem(name, seed)}.json'
         if file.exists():
             _check_same(file, made)
-            continue
+            if not weights or _weights(out, name, seed).exists(): continue
         log.info('%s, seed %s (%s of %s)', name, seed, i + 1, len(wanted))
-        run = _run(catalog, out, plan, SETTINGS[name], seed, epochs, made['arch'], workers)
+        learn = setting_learner(catalog, out, name, seed, recipe=recipe, arch=arch, workers=workers, trained=False)
+        run = _run(learn, plan, SETTINGS[name], epochs)
+        if weights: learn.save(_weights(out, name, seed).stem, with_opt=False)
         _write(file, dict(setting=name, seed=seed, **made, **run))
     return read_runs(out)
 
 
-def _run(catalog, out, plan, setting, seed, epochs, arch, workers):
+def _stem(name, seed): return f'{name.replace(" ", "_")}-{seed}'
+
+def _weights(out, name, seed): return Path(out)/'models'/f'{_stem(name, seed)}.pth'
+
+
+def _run(learn, plan, setting, epochs):
     "Figures of one training"
-    set_seed(seed)
-    dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **plan.loading)
-    learn = magnifier_learner(dls, **{**plan.model, 'arch': arch, 'seed': seed, **setting.model})
     start = time.perf_counter()
     with learn.no_bar(), learn.no_logging(): plan.fit(learn, epochs, diversity=setting.diversity)
     seconds = time.perf_counter() - start
-    return dict(learn.evaluate().loc['plain', FIGURES].astype(float), seconds=round(seconds, 1))
+    with learn.no_bar(): figures = learn.evaluate().loc['plain', FIGURES]
+    return dict(figures.astype(float), seconds=round(seconds, 1))
+
+
+def setting_learner(
+    catalog,             # Catalog that the runs were made with
+    out,                 # Folder of the runs
+    name:str,            # One of `SETTINGS`
+    seed:int=0,          # Its seed
+    *,
+    recipe:str='quick',  # As for `ablate`
+    arch:str|None=None,  # As for `ablate`
+    workers:int|None=None, # As for `ablate`
+    trained:bool=True,   # Whether the run's weights are loaded; without, it is the learner that the run starts from
+) -> ReIDLearner:        # The learner of one run
+    "One run's learner, to look into what a setting learnt. A ValueError for an unknown setting, or where its weights were not kept"
+    if name not in SETTINGS: raise ValueError(f'unknown setting {name!r}: use one of {", ".join(SETTINGS)}')
+    file = _weights(out, name, seed)
+    if trained and not file.exists(): raise ValueError(f'{file} is not there: ablate(..., weights=True) trains that setting and keeps its weights')
+    plan = named(recipe)
+    set_seed(seed)
+    dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **plan.loading)
+    learn = magnifier_learner(dls, **{**plan.model, 'arch': arch or plan.model['arch'], 'seed': seed, **SETTINGS[name].model})
+    return learn.load(file.stem, with_opt=False) if trained else learn
 
 
 def _write(file, record):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from magnifier.train import ablation, recipes
-from magnifier.train.ablation import FIGURES, PAPER, SETTINGS, STUDIES, ablate, read_runs, settings_of, summary
+from magnifier.train.ablation import FIGURES, PAPER, SETTINGS, STUDIES, ablate, read_runs, setting_learner, settings_of, summary
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.recipes import RECIPES
 
@@ -59,7 +59,7 @@ def test_runs_are_written_once_and_gone_on_with(tiny, catalog, tmp_path, monkeyp
     assert runs[FIGURES].max(axis=None) <= 1 and (runs.train == (catalog.split == 'train').sum()).all()
     trained = []
     real = ablation._run
-    monkeypatch.setattr(ablation, '_run', lambda *a: trained.append(a[3]) or real(*a))
+    monkeypatch.setattr(ablation, '_run', lambda *a: trained.append(a[2]) or real(*a))
     lost = tmp_path/'runs'/'lstm-3.json'
     before = json.loads(lost.read_text())
     lost.unlink()
@@ -73,6 +73,21 @@ def test_runs_are_written_once_and_gone_on_with(tiny, catalog, tmp_path, monkeyp
     with pytest.raises(ValueError, match='was made with query'):
         ablate(catalog[(catalog.split != 'query') | (catalog.index % 2 == 0)], tmp_path, studies=['cell'], seeds=(3,), epochs=1, workers=0)
     assert len(trained) == 1
+
+
+def test_weights_are_kept_on_demand_and_make_the_same_figures(tiny, catalog, tmp_path):
+    wanted = dict(studies=['Table 2'], seeds=(0,), epochs=1, workers=0)
+    with pytest.raises(ValueError, match='weights=True'): setting_learner(catalog, tmp_path, 'G', workers=0)
+    with pytest.raises(ValueError, match="unknown setting 'H': use one of G, G"): setting_learner(catalog, tmp_path, 'H')
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as m:
+        m.setitem(STUDIES, 'Table 2', {'G': 'G'})
+        runs = ablate(catalog, tmp_path, **wanted)
+        assert not (tmp_path/'models').exists()
+        pd.testing.assert_frame_equal(ablate(catalog, tmp_path, weights=True, **wanted).drop(columns='seconds'), runs.drop(columns='seconds'))
+    learn = setting_learner(catalog, tmp_path, 'G', workers=0)
+    with learn.no_bar(): again = learn.evaluate().loc['plain']
+    assert again.mAP == pytest.approx(runs.mAP[0], abs=1e-4)
 
 
 def _die_between(file, record):
