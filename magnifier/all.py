@@ -33,6 +33,7 @@ from magnifier.model.resize import *
 from magnifier.model.weights import *
 from magnifier.model.net import *
 from magnifier.model.fingerprint import *
+from magnifier.model.embedding import *
 from magnifier.train.losses import *
 from magnifier.train.metrics import *
 from magnifier.train.callbacks import *
