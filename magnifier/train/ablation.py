@@ -79,6 +79,7 @@ def ablate(
     *,
     recipe:str='quick',  # How each is trained (`magnifier.train.recipes`)
     studies=None,        # Names of `STUDIES`; None for all
+    settings=None,       # Names of `SETTINGS` instead, where a study is too much
     seeds=(0,),          # Seeds of weights, batches and occlusions; one seed after the other
     epochs:int|None=None,# Epochs of a run; None for the recipe's
     arch:str|None=None,  # Backbone; None for the recipe's
@@ -90,7 +91,7 @@ def ablate(
     plan, out = named(recipe), Path(out)
     epochs = plan.epochs if epochs is None else epochs
     made = dict(recipe=recipe, epochs=epochs, arch=arch or plan.model['arch'], **{split: int(n) for split, n in catalog.split.value_counts().items()})
-    wanted = [(seed, name) for seed in seeds for name in settings_of(studies)]
+    wanted = [(seed, _known(name)) for seed in seeds for name in (settings or settings_of(studies))]
     for i, (seed, name) in enumerate(wanted):
         file = out/'runs'/f'{_stem(name, seed)}.json'
         if file.exists():
@@ -102,6 +103,11 @@ def ablate(
         if weights: learn.save(_weights(out, name, seed).stem, with_opt=False)
         _write(file, dict(setting=name, seed=seed, **made, **run))
     return read_runs(out)
+
+
+def _known(name):
+    if name not in SETTINGS: raise ValueError(f'unknown setting {name!r}: use one of {", ".join(SETTINGS)}')
+    return name
 
 
 def _stem(name, seed): return f'{name.replace(" ", "_")}-{seed}'
@@ -130,8 +136,7 @@ def setting_learner(
     trained:bool=True,   # Whether the run's weights are loaded; without, it is the learner that the run starts from
 ) -> ReIDLearner:        # The learner of one run
     "One run's learner, to look into what a setting learnt. A ValueError for an unknown setting, or where its weights were not kept"
-    if name not in SETTINGS: raise ValueError(f'unknown setting {name!r}: use one of {", ".join(SETTINGS)}')
-    file = _weights(out, name, seed)
+    file = _weights(out, _known(name), seed)
     if trained and not file.exists(): raise ValueError(f'{file} is not there: ablate(..., weights=True) trains that setting and keeps its weights')
     plan = named(recipe)
     set_seed(seed)
