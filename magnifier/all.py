@@ -8,6 +8,8 @@ from magnifier.retrieval.region_distance import *
 from magnifier.retrieval.single_shot import *
 from magnifier.retrieval.verification import *
 from magnifier.retrieval.expansion import *
+from magnifier.retrieval.narrow import *
+from magnifier.retrieval.clusters import *
 from magnifier.retrieval.found import *
 from magnifier.retrieval.gallery import *
 from magnifier.data.images import *
@@ -39,6 +41,7 @@ from magnifier.train.metrics import *
 from magnifier.train.callbacks import *
 from magnifier.train.parts import *
 from magnifier.train.learner import *
+from magnifier.train.embed_regions import *
 from magnifier.train.pretrained import *
 from magnifier.train.schedules import *
 from magnifier.train.recipes import *

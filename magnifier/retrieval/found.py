@@ -4,13 +4,13 @@ import pandas as pd
 
 __all__ = ['Hits']
 
-COLUMNS = ['path', 'pid', 'camid', 'time', 'similarity', 'key']
+FIELDS = ('path', 'pid', 'camid', 'time')
 
 
 @dataclass(frozen=True, eq=False)
 class Hits:
     "Hits of one search, best first, and what was asked"
-    table: pd.DataFrame  # path, pid, camid, time (UTC), similarity, key; 'shared' regions or 're-ranked' distance where asked for
+    table: pd.DataFrame  # path, pid, camid, time (UTC), similarity, key; `reranked` distance or number of `shared` regions where asked for
     query: object = None  # The image that was searched, as it was given
     regions: tuple | None = None  # Regions that were compared; None for the whole person
 
@@ -44,17 +44,10 @@ class Hits:
 
 def as_table(
     rows: list,  # Dicts of a store
-    more: tuple = (),  # Names of further columns
-) -> pd.DataFrame:  # Columns of a Hits' table
+    more: tuple = (),  # Names of figures that a search adds
+) -> pd.DataFrame:  # Columns path, pid, camid, time, `more`, key
     "Rows as a table with the right types: identities and cameras may be missing, times are UTC"
-    t = pd.DataFrame(rows, columns=[c for c in COLUMNS if rows and c in rows[0] or c != 'similarity' or not rows] + list(more))
-    return typed(t)
-
-
-def typed(
-    table: pd.DataFrame,  # As a store gives it
-) -> pd.DataFrame:  # Integers that may be missing, and UTC times
-    "Types of a table's columns"
-    times = pd.to_datetime(table['time'].astype('float64'), unit='s', utc=True)
-    paths = table['path'].astype(object).where(table['path'] != '', None)
-    return table.assign(path=paths, pid=table['pid'].astype('Int64'), camid=table['camid'].astype('Int64'), time=times)
+    t = pd.DataFrame([[row.get(c) for c in (*FIELDS, *more, 'key')] for row in rows], columns=[*FIELDS, *more, 'key'])
+    t = t.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', **{c: 'Int64' if c == 'shared' else 'float64' for c in more}})
+    paths = pd.Series([p or None for p in t['path']], index=t.index, dtype=object)
+    return t.assign(path=paths, time=pd.to_datetime(t['time'], unit='s', utc=True))

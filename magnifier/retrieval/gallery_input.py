@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
-__all__ = ['entries', 'read_entry', 'ReadImage', 'timestamp', 'expression', 'number']
+__all__ = ['entries', 'read_entry', 'ReadImage', 'read_part', 'pictures', 'timestamp', 'expression', 'number', 'fingerprint_of', 'unit_rows']
 
 
 class ReadImage(NamedTuple):
@@ -105,6 +106,23 @@ def read_entry(
         return ReadImage('', None, f'{type(e).__name__}: {e}')
 
 
+def read_part(
+    part: pd.DataFrame,  # Rows of `entries`
+    pool,  # An executor whose threads decode
+) -> tuple:  # The rows that are pictures, with a column picture; and (path, problem) of the others
+    "Reads the pictures of some rows"
+    part = part.assign(picture=pd.Series(list(pool.map(read_entry, part['item'])), index=part.index, dtype=object))
+    good = np.array([p.image is not None for p in part['picture']])
+    return part[good], [(str(r.path), r.picture.problem) for r in part[~good].itertuples()]
+
+
+def pictures(
+    part: pd.DataFrame,  # Rows of `read_part`
+) -> list:  # PIL images
+    "What to embed"
+    return [p.image for p in part['picture']]
+
+
 def _decoded(data):
     with warnings.catch_warnings():
         warnings.simplefilter('error', Image.DecompressionBombWarning)
@@ -147,3 +165,24 @@ def _several(x, name):
 
 
 def _quoted(text): return '"' + text.replace('\\', '\\\\').replace('"', '\\"') + '"'
+
+
+def fingerprint_of(
+    embedder,  # A learner, an Embedder, or whatever has their two names
+) -> str:  # Its fingerprint
+    "Which model an embedder is; a TypeError for what is none"
+    if not hasattr(embedder, 'fingerprint') or not hasattr(embedder, 'embed'):
+        raise TypeError(f'{type(embedder).__name__} is no embedder: a learner or an Embedder is wanted, with `.embed` and `.fingerprint`')
+    return str(embedder.fingerprint)
+
+
+def unit_rows(
+    embeddings,  # What an embedder gave
+    n: int,  # How many rows there must be
+) -> np.ndarray:  # (n, d) float32, rows of length 1
+    "Embeddings as a gallery takes them; a ValueError for those that have no direction"
+    x = torch.as_tensor(embeddings).detach().cpu().float().numpy()
+    if x.ndim != 2 or len(x) != n: raise ValueError(f'{n} images gave embeddings of shape {x.shape}: ({n}, d) wanted')
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    if not (np.isfinite(norms) & (norms > 0)).all(): raise ValueError('the model gives embeddings that are zero, NaN or infinite')
+    return x/norms
