@@ -44,35 +44,40 @@ def fit_one_cycle(
 
 def fit_baseline(
     learn,          # A ReIDLearner
-    epochs:int=120, # Epochs in all; warm-up and milestones are shares of them: of 120, 10 and (40, 70)
+    epochs:int=120, # Epochs in all
     *,
     lr:float=3.5e-4,         # Rate between the warm-up and the first milestone
-    warmup:int=10,           # Epochs of warm-up, of 120
-    milestones=(40, 70),     # Epochs that begin with a tenth of the rate, of 120
+    warmup:int=10,           # Epochs of warm-up, of 120; of other `epochs` as large a share
+    milestones=(40, 70),     # Epochs that begin with a tenth of the rate, of 120; of other `epochs` as large shares
     diversity:bool=False,    # The baseline has no semantic diversity loss; True adds it from the last milestone on, where the model has SFB
 ):
     "reid-strong-baseline's schedule (METHOD: Training), ranked every tenth epoch"
-    warmup, *milestones = (round(e*epochs/120) for e in (warmup, *milestones))
-    schedule = WarmupMilestones(lr, warmup=warmup, milestones=milestones)
-    learn.fit(epochs, lr, cbs=[schedule, ValidateEvery(10), *_second_phase(learn, max(milestones, default=0), diversity)])
+    schedule = _schedule(lr, warmup, milestones, epochs/120)
+    learn.fit(epochs, lr, cbs=[schedule, ValidateEvery(10), *_second_phase(learn, max(schedule.how['milestones'], default=0), diversity)])
 
 
 def fit_paper(
     learn,          # A ReIDLearner
-    epochs:int=500, # Epochs of both stages; each stage, the warm-up and the milestones are shares of them: of 500, 460 + 40, 10 and (40, 70)
+    epochs:int=500, # Epochs of both stages, 460 + 40; of another number as large shares
     *,
     lr:float=3.5e-4,         # First stage: rate between the warm-up and the first milestone, the baseline's
-    warmup:int=10,           # First stage: epochs of warm-up, of 500
-    milestones=(40, 70),     # First stage: epochs that begin with a tenth of the rate, of 500 (reading: the baseline's; the authors' code: (40,) for CUHK03)
+    warmup:int=10,           # First stage: epochs of warm-up
+    milestones=(40, 70),     # First stage: epochs that begin with a tenth of the rate (reading: the baseline's; the authors' code: (40,) for CUHK03)
     second_lr:float=1e-3,    # Second stage: its constant rate (paper, section 4.1; the authors' code goes on at the decayed rate)
     diversity:bool=True,     # Whether the second stage has the semantic diversity loss; a model without SFB has none
 ):
-    "The paper's two stages (section 4.1; METHOD: Training), ranked every twentieth epoch: the semantic diversity loss is in the second alone"
-    second = max(round(epochs*40/500), epochs > 1)
-    warmup, *milestones = (round(e*epochs/500) for e in (warmup, *milestones))
-    schedule = WarmupMilestones(lr, warmup=warmup, milestones=milestones)
-    learn.fit(epochs - second, lr, cbs=[schedule, ValidateEvery(20)])
+    """The paper's two stages (section 4.1; METHOD: Training), ranked every twentieth epoch: the semantic diversity loss is in the second alone.
+
+    Warm-up and milestones stay where they are as long as the first stage has the baseline's 120 epochs; in a shorter one they are drawn together."""
+    second = max(round(epochs*40/500), int(epochs > 1))
+    first = epochs - second
+    learn.fit(first, lr, cbs=[_schedule(lr, warmup, milestones, min(1, first/120)), ValidateEvery(20)])
     if second: learn.fit(second, second_lr, cbs=[ValidateEvery(20), *_second_phase(learn, 0, diversity)])
+
+
+def _schedule(lr, warmup, milestones, share):
+    "Warm-up and milestones at a share of their epochs; the first epochs are before any milestone"
+    return WarmupMilestones(lr, warmup=round(warmup*share), milestones=[max(1, round(m*share)) for m in milestones])
 
 
 def _second_phase(learn, start_epoch, diversity):
@@ -95,9 +100,9 @@ RECIPES = {
                         'ResNet-50 from ImageNet weights at 384 x 192, one cycle of 60 epochs'),
     'baseline': Recipe(dict(size=(384, 192), bs=64, n_per_id=4, cache='disk'),
                        dict(arch='resnet50', pretrained=True, mask=False, sab=False, sfb=False, opt_func=ADAM), fit_baseline, 120,
-                       'reid-strong-baseline at the paper\'s size: ResNet-50, the global branch alone (row G of the paper\'s Table 2)'),
+                       "reid-strong-baseline's 120 epochs at the paper's size, the global branch alone (row G of the paper's Table 2)"),
     'paper': Recipe(dict(size=(384, 192), bs=64, n_per_id=4, cache='disk'), dict(arch='resnet50', pretrained=True, opt_func=ADAM),
-                    fit_paper, 500, 'the paper\'s two stages: ResNet-50, all branches, then the semantic diversity loss'),
+                    fit_paper, 500, "the paper's two stages: all branches, then the semantic diversity loss too"),
 }
 
 

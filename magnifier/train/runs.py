@@ -1,29 +1,42 @@
-"A training as a run: a recipe over a catalog, into a folder"
+"A training as a run: a recipe over a catalog, into a folder that tells what was done, and that a killed run is taken up from"
 import logging
+import shutil
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from fastai.vision.all import set_seed
+from fastai.vision.all import num_distrib, rank_distrib
+from magnifier.data.catalog import validate_catalog
 from magnifier.data.loaders import ReIDDataLoaders
+from magnifier.train.checkpoints import Checkpoints, aside, checkpoint_files, read_checkpoint
+from magnifier.train.generators import seeded
+from magnifier.train.guards import StopAtNonFinite, StopByKeyboard
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.recipes import recipe as named
+from magnifier.train.records import as_json, describe_data, differing, environment, planned_stages, read_json, write_json
 
-__all__ = ['Run', 'train_run']
+__all__ = ['Run', 'RunStopped', 'train_run']
 
 log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
     "What a run leaves"
-    learn: object        # The trained learner
+    learn: object        # The trained learner; None where the run had been finished before
     table: pd.DataFrame  # R1 R5 R10 mAP mINP in [0,1]; rows 'before, plain', 'after, plain' and, if asked for, their re-ranked ones
+    record: dict         # What run.json holds
+
+
+class RunStopped(KeyboardInterrupt):
+    "Ctrl-C ended a run; it says how far the run is"
 
 
 def train_run(
     catalog:pd.DataFrame,   # One row an image, as every reader gives
     recipe:str='quick',     # One of `RECIPES`
-    out='runs/quick',       # Folder of the run: learner.pkl, metrics.csv, losses.csv
+    out='runs/quick',       # Folder of the run
     *,
     epochs:int|None=None,   # Epochs; the recipe's where not given
     seed:int=0,             # Seed of weights, batches, augmentation and occlusions
@@ -32,20 +45,132 @@ def train_run(
     model:dict|None=None,   # Arguments of `magnifier_learner` beside or instead of the recipe's, as arch, sab, keep
     fitting:dict|None=None, # Further arguments of the recipe's fit function, as diversity
     rerank:bool=False,      # Adds rows after k-reciprocal re-ranking
-    say=log.info,           # What is told of the run's progress goes there, line by line
-) -> Run:  # Learner and figures
-    "Trains a recipe over a catalog, evaluated before and after, and writes learner and figures"
-    plan, out = named(recipe), Path(out)
-    set_seed(seed)
-    dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **{**plan.loading, **(loading or {})})
-    learn = magnifier_learner(dls, **{**plan.model, 'seed': seed, **(model or {})})
+    resume:bool=False,      # Goes on where a run with the same arguments was ended; from the beginning where there was none
+    cbs=None,               # Further callbacks
+    then=None,              # Called with the learner before the run counts as finished, as what draws its pictures
+    say=log.info,           # What is told of the run's progress goes there
+) -> Run:                   # Learner, figures and record
+    """Trains a recipe over a catalog, evaluated before and after.
+
+    In `out`: learner.pkl, metrics.csv, losses.csv (a row an epoch), run.json (what was done, with what, on what), and, until the run is
+    finished, checkpoints. Killed and resumed, a run ends with the same weights as one that was not: bit for bit on a CPU with as many
+    threads. The global generators are left as they were.
+    ValueError: arguments that do not fit, an unfinished run in `out` without `resume`, or `resume` with arguments that give another
+    result. NonFiniteLoss: the loss is no number; the batch is in nonfinite.pth. RunStopped: Ctrl-C; the last epoch done is kept."""
+    plan, out, catalog = named(recipe), Path(out), validate_catalog(catalog, ('train',))
     epochs = plan.epochs if epochs is None else epochs
-    say(f'{recipe}: {plan.says}; {epochs} epochs over {len(dls.train_ds)} images of {dls.c} identities')
-    out.mkdir(parents=True, exist_ok=True)
-    before = learn.evaluate(rerank=rerank)
-    plan.fit(learn, epochs, **(fitting or {}))
-    table = pd.concat(t.set_axis([f'{when}, {row}' for row in t.index]) for when, t in (('before', before), ('after', learn.evaluate(rerank=rerank))))
-    table.rename_axis('model').to_csv(out/'metrics.csv')
-    learn.loss_parts.history.rename_axis('epoch').to_csv(out/'losses.csv')
+    if epochs < 1: raise ValueError(f'epochs={epochs}: train one or more')
+    loading, model, fitting = {**plan.loading, **(loading or {})}, {**plan.model, 'seed': seed, **(model or {})}, fitting or {}
+    asked = as_json(dict(recipe=recipe, epochs=epochs, seed=seed, loading=loading, model=model, fitting=fitting, data=describe_data(catalog)))
+    state, record = _found(out, asked, resume, say)
+    if record is not None:
+        say(f'{out}: this run was finished on {record["finished"]}; nothing is left to do')
+        return Run(None, pd.read_csv(out/'metrics.csv', index_col='model'), record)
+    with seeded(seed):
+        dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **loading)
+        learn = magnifier_learner(dls, **model)
+        learn.add_cbs(cbs)
+        asked.update(workers=dls.train.fake_l.num_workers, processes=max(1, num_distrib()))
+        fit = partial(plan.fit, epochs=epochs, **fitting)
+        record = _begin(out, plan, learn, fit, asked, state=state, rerank=rerank, say=say)
+        _fit(out, learn, fit, record, state, say)
+        return _finish(out, learn, record, rerank, then)
+
+
+def _found(out, asked, resume, say):
+    "(state to go on from or None, record of a finished run or None)"
+    record, checkpoints = read_json(out/'run.json'), out/'checkpoints'
+    finished = record is not None and record['finished']
+    if resume and finished:
+        _check_same(out, record['arguments'], asked)
+        return None, record
+    if not resume and not finished and checkpoint_files(checkpoints):
+        raise ValueError(f'{out} holds a run that was not finished: go on with it (--resume, resume=True), name another folder, or remove {checkpoints}')
+    state = read_checkpoint(checkpoints) if resume else None
+    if state is not None: _check_same(out, state['note']['arguments'], asked)
+    if resume and state is None: say(f'{out}: no finished epoch to resume from, starting from the beginning')
+    return state, None
+
+
+def _check_same(out, before, now):
+    "Refuses what would not be the same run"
+    found = differing({k: v for k, v in before.items() if k in now}, now)
+    if not found: return
+    name, was, wanted = found[0]
+    raise ValueError(f'{out} holds a run with {name}={was!r}, and now it is {wanted!r}, which would give another result: '
+                     f'resume it with {was!r}, or name another folder')
+
+
+def _begin(out, plan, learn, fit, asked, *, state, rerank, say):
+    "The record of a run that starts, or that is taken up; says what will be done"
+    now = environment()
+    if state is None:
+        shutil.rmtree(out/'checkpoints', ignore_errors=True)  # of a run that was finished
+        record = dict(recipe=asked['recipe'], says=plan.says, arguments=asked, data=asked['data'], device=str(learn.dls.device),
+                      parameters=sum(p.numel() for p in learn.model.parameters()), **now, started=_now(), resumed=[], epochs_done=0, seconds=0.,
+                      finished=None, figures={})
+    else:
+        record = state['note']
+        _check_same(out, record['arguments'], asked)
+        for name, was, is_ in differing(record['versions'], now['versions']):
+            say(f'{name} was {was} when this run began and is {is_} now: the last bits may differ')
+        record['resumed'].append(dict(at=_now(), epochs_done=state['done'], **now))
+    stages = planned_stages(learn, fit)
+    record['stages'] = [dict(zip(s._fields, s)) for s in stages]
+    say('\n'.join(_plan(record, learn.dls.train, stages)))
+    if state is not None: say(f'going on after epoch {state["done"]} of {sum(s.epochs for s in stages)}')
+    else: record['figures'] = _figures(learn, 'before', rerank)
+    _write(out, record)
+    return record
+
+
+def _plan(record, dl, stages):
+    "What a run will do, line by line"
+    data, h_w = record['data'], ' x '.join(map(str, record['arguments']['loading']['size']))
+    batch = f'{dl.bs} images = {dl.bs//dl.n_per_id} identities x {dl.n_per_id}' if dl.n_per_id else f'{dl.bs} images'
+    yield f'{record["recipe"]}: {record["says"]}'
+    yield (f'  data: {data["images"]} images of {data["identities"]} identities, {data["masks"]} with part masks; '
+           f'{data["queries"]} queries, {data["gallery"]} in the gallery')
+    yield f'  model: {record["arguments"]["model"]["arch"]}, {record["parameters"]/1e6:.1f} million parameters, on {record["device"]}'
+    yield f'  batches: {batch}, {h_w} pixels, {len(dl)} an epoch'
+    for i, stage in enumerate(stages): yield f'  stage {i + 1} of {len(stages)}: {stage}'
+
+
+def _fit(out, learn, fit, record, state, say):
+    "The recipe's fits, guarded and stored; the record and losses.csv follow epoch by epoch"
+    def each(kept):
+        record.update(epochs_done=kept.done, seconds=round(kept.seconds, 1))
+        _write(out, record)
+        with aside(out/'losses.csv') as part: pd.DataFrame(kept.rows).set_index('epoch').to_csv(part)
+    total, keyboard = sum(s['epochs'] for s in record['stages']), StopByKeyboard(say)
+    with Checkpoints(learn, out/'checkpoints', state=state, note=record, each=each) as kept, learn.added_cbs([StopAtNonFinite(out/'nonfinite.pth'), keyboard]):
+        try:
+            with keyboard: fit(learn)
+        except KeyboardInterrupt as e: raise RunStopped(f'stopped by the keyboard after epoch {kept.done} of {total}') from e
+
+
+def _finish(out, learn, record, rerank, then):
+    "Figures, learner and record; the checkpoints are of no use any more"
+    record['figures'] |= _figures(learn, 'after', rerank)
+    table = pd.DataFrame.from_dict(record['figures'], orient='index').rename_axis('model')
+    if not rank_distrib():
+        with aside(out/'metrics.csv') as part: table.to_csv(part)
     learn.export('learner.pkl')
-    return Run(learn, table)
+    if then: then(learn)
+    record['finished'] = _now()
+    _write(out, record)
+    if not rank_distrib(): shutil.rmtree(out/'checkpoints', ignore_errors=True)
+    return Run(learn, table, record)
+
+
+def _write(out, record):
+    "run.json, by one process"
+    if not rank_distrib(): write_json(out/'run.json', record)
+
+
+def _figures(learn, when, rerank):
+    "Retrieval figures as rows"
+    return {f'{when}, {row}': as_json(figures) for row, figures in learn.evaluate(rerank=rerank).to_dict('index').items()}
+
+
+def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')

@@ -44,6 +44,11 @@ class WarmupMilestones(ParamScheduler):
         "The formula with this schedule's numbers"
         return warmup_milestones(epoch, self.lr, **self.how)
 
+    def __str__(self):
+        warmup, start, milestones, decay = self.how.values()
+        drops = f'x {decay:g} at epoch{"s"[:len(milestones) > 1]} {" and ".join(str(m) for m in milestones)}' if milestones else ''
+        return ', '.join(filter(None, [f'linear warm-up from {start:g} of it over {warmup} epoch{"s"[:warmup > 1]}' if warmup else '', drops])) or 'constant'
+
     def before_batch(self):
         "By the epoch itself: fastai's share of the training done adds up rounding, and a milestone could come a batch late"
         self.opt.set_hyper('lr', self.rate(self.epoch))

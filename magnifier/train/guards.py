@@ -1,0 +1,119 @@
+"What may end a training early: a loss that is no number, and the keyboard"
+import logging
+import signal
+import threading
+from collections import deque
+from pathlib import Path
+
+import torch
+from fastai.vision.all import Callback
+from magnifier.train.callbacks import LossParts
+
+__all__ = ['NonFiniteLoss', 'StopAtNonFinite', 'StopByKeyboard']
+
+log = logging.getLogger(__name__)
+_MOST_WAITING = 16  # Batches a GPU may be ahead of the check; each is held in memory until its loss is known
+
+
+class NonFiniteLoss(ValueError):
+    "A training's loss is infinite or no number"
+    def __init__(self,
+        message:str, # Where, which parts, and what to try
+    ):
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self): return self.message  # fastai puts the callback's name into `args`
+
+
+class StopAtNonFinite(Callback):
+    """Stops a training at the first batch whose loss is infinite or no number, with that batch in a file.
+
+    On a CPU the loss is looked at before the step, so the weights are still those that made it. On a GPU a look would make every step wait for
+    the device: there the answer is copied while the device goes on, and looked at once the copy is done, a batch or two later; until then the
+    batch is held, and an epoch ends only when all of its answers are in."""
+    order, run_valid = LossParts.order + 1, False
+    def __init__(self,
+        file='nonfinite.pth', # Where the batch goes; `torch.load(file)` reads it
+    ):
+        self.file = Path(file)
+
+    def before_fit(self):
+        "Nothing waits"
+        self.waiting = deque()
+
+    def after_loss(self):
+        "Asks about this batch, and looks at the answers that have come"
+        parts = getattr(self.learn.loss_func, 'last', {})
+        seen = dict(epoch=self.learn.epoch, step=self.learn.iter, loss=self.learn.loss_grad.detach(), parts=dict(parts), xb=self.learn.xb, yb=self.learn.yb)
+        self.waiting.append((*_asked(torch.isfinite(seen['loss']).all()), seen))
+        while self.waiting and (self.waiting[0][1].query() or len(self.waiting) > _MOST_WAITING): self._look()
+
+    def after_train(self):
+        "All answers of the epoch"
+        while self.waiting: self._look()
+
+    def _look(self):
+        finite, done, seen = self.waiting.popleft()
+        done.synchronize()
+        if finite: return
+        self.waiting.clear()
+        self._save(seen)
+        bad = [name for name, value in seen['parts'].items() if not torch.isfinite(value)]
+        weights = next((name for name, p in self.learn.model.named_parameters() if not torch.isfinite(p).all()), None)
+        which = f' (in {", ".join(bad)})' if bad else ''
+        cause = f'the weights are not finite either, first of all {weights}: an earlier step was too large. ' if weights else ''
+        raise NonFiniteLoss(f'the loss is {float(seen["loss"].mean())}{which} in epoch {seen["epoch"]}, batch {seen["step"]}, counted from 0; {cause}'
+                            f'That batch is in {self.file} (torch.load). Look at its images and masks, and try a lower rate, a longer warm-up, or float32')
+
+    def _save(self, seen):
+        "Images, masks, identities, occlusion, and the parts of the loss"
+        plain = lambda o: o.detach().cpu().as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o
+        inputs = dict(zip(('images', 'given_masks', 'kept'), map(plain, seen['xb'])))
+        targets = dict(zip(('identities', 'masks'), map(plain, seen['yb'][::-1])))
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({**inputs, **targets, 'parts': {k: float(v) for k, v in seen['parts'].items()}, 'epoch': seen['epoch'], 'step': seen['step']}, self.file)
+
+
+class _Here:
+    "A CPU's answer is there at once"
+    def query(self): return True
+    def synchronize(self): pass
+
+
+def _asked(answer):
+    "(answer on the CPU, event that tells when it is there), without a wait"
+    if answer.device.type != 'cuda': return answer, _Here()
+    copied, done = answer.to('cpu', non_blocking=True), torch.cuda.Event()
+    done.record()
+    return copied, done
+
+
+class StopByKeyboard(Callback):
+    """While it is open, Ctrl-C ends a training after the batch at hand (`KeyboardInterrupt`); a second Ctrl-C ends it at once.
+
+    A state that is being written is written whole. Outside the main thread, where Python hears no signals, it does nothing."""
+    order = 200  # last: the batch is done
+    def __init__(self,
+        say=log.warning, # Is told that the batch at hand will be the last
+    ):
+        self.say = say
+
+    def __enter__(self):
+        self.asked, self.former = False, None
+        if threading.current_thread() is threading.main_thread(): self.former = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if self.former is not None: signal.signal(signal.SIGINT, self.former)
+        # asked after the last batch, or a worker was hit by the same Ctrl-C and its loss was noticed first
+        if self.asked and (kind is None or issubclass(kind, RuntimeError)): raise KeyboardInterrupt from error
+
+    def _ask(self, *_):
+        if self.asked: raise KeyboardInterrupt
+        self.asked = True
+        self.say('stopping after this batch; Ctrl-C once more stops at once')
+
+    def after_batch(self):
+        "The batch is done: stops where that was asked for"
+        if self.asked: raise KeyboardInterrupt
