@@ -14,7 +14,7 @@ from magnifier.model.resize import labels_to_masks
 from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['Explanation', 'explain_pair', 'match_words']
+__all__ = ['Explanation', 'explain_pair', 'explained', 'match_words']
 
 REST = 'average person'
 
@@ -75,15 +75,25 @@ def explain(self:ReIDLearner,
     """Which regions matched, how much, and where (`explain_pair`; how the shares are counted: `magnifier.look.saliency.contributions`).
 
     A ValueError for a model without a mask module, unless both are rows of a catalog with masks."""
-    sight = Sight.of(self, _pair(query, hit))
+    sight, score, table, heats = explained(self, query, hit)
+    words = match_words(table, score)
+    return Explanation(score, table, words, draw_explanation(sight, table, words, heats, save=save))
+
+
+def explained(
+    learn:ReIDLearner, # Whose model is asked
+    query,             # A path, PIL image, array, or a catalog's row
+    hit,               # Another
+) -> tuple:  # Sight of both, score, table with what each picture shows, the two similarity maps
+    "`ReIDLearner.explain` before anything is drawn; the same errors"
+    sight = Sight.of(learn, _pair(query, hit))
     masks = _given_masks(sight)
     first, second = sight.rows([0]), sight.rows([1])
-    with self.evaluating() as (model, _): score, table, heats = explain_pair(model, first, second, masks)
+    with learn.evaluating() as (model, _): score, table, heats = explain_pair(model, first, second, masks)
     areas = region_areas(sight.maps, None if sight.labels is None else torch.from_numpy(sight.labels))
     for i, name in enumerate(('seen_query', 'seen_hit')): table.insert(1 + i, name, [*areas[i], np.nan])
     table.loc[(table['seen_query'] < VISIBLE) | (table['seen_hit'] < VISIBLE), 'similarity'] = np.nan
-    words = match_words(table, score)
-    return Explanation(score, table, words, draw_explanation(sight, table, words, heats, save=save))
+    return sight, score, table, heats
 
 
 def _pair(query, hit):
