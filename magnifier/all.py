@@ -36,6 +36,9 @@ from magnifier.model.weights import *
 from magnifier.model.net import *
 from magnifier.model.fingerprint import *
 from magnifier.model.embedding import *
+from magnifier.model.preprocess import *
+from magnifier.model.saved import *
+from magnifier.model.embedder import *
 from magnifier.train.losses import *
 from magnifier.train.metrics import *
 from magnifier.train.callbacks import *
@@ -43,6 +46,7 @@ from magnifier.train.parts import *
 from magnifier.train.learner import *
 from magnifier.train.embed_regions import *
 from magnifier.train.pretrained import *
+from magnifier.train.export import *
 from magnifier.train.schedules import *
 from magnifier.train.recipes import *
 from magnifier.train.ablation import *

@@ -1,0 +1,80 @@
+"The small object that a tracker needs: crops in, embeddings out, by an exported file or a saved folder; fastai is never imported"
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from magnifier.model.preprocess import as_pictures, check_preprocessing, prepare
+
+__all__ = ['Embedder', 'ONNX_KEY']
+
+ONNX_KEY = 'magnifier'  # The file's metadata under which ours are
+
+
+class Embedder:
+    "`Embedder('model.onnx')(crops)`: needs neither torch nor fastai; `Embedder('folder')`, of learn.save_pretrained, needs torch"
+
+    def __init__(
+        self,
+        source: str | Path,  # An .onnx file of `learn.export_onnx`, a folder of `learn.save_pretrained`, or 'user/name' on the hub
+        *,
+        bs: int = 32,  # Crops worked on at once
+        device: str = 'cpu',  # 'cpu' or 'cuda'; an .onnx file on a GPU needs onnxruntime-gpu
+        threads: int | None = None,  # Of an .onnx file on a CPU; None for one a core
+    ):
+        "A ValueError for files that are not of this package, a FileNotFoundError where there are none"
+        if bs < 1: raise ValueError(f'bs={bs}: 1 or more')
+        self.source, self.bs = str(source), bs
+        open_it = _open_onnx if str(source).endswith('.onnx') else _open_folder
+        self._run, self.fingerprint, self.preprocessing, self.dim = open_it(source, device, threads)
+
+    def __call__(
+        self,
+        crops,  # A path, PIL image or (h,w,3) uint8 array; a list, array or generator of these, of any sizes; a catalog
+        bgr: bool = False,  # Arrays are BGR, as OpenCV reads and trackers cut them; files and PIL images know their own order
+    ) -> np.ndarray:  # n x d float32, L2-normalised; 0 x d for an empty list
+        "Embeddings, in the order given. A ValueError for what is no picture"
+        parts, crops = [], iter(as_pictures(crops))
+        while batch := list(islice(crops, self.bs)): parts.append(self._run(prepare(batch, self.preprocessing, bgr=bgr)))
+        return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+
+    embed = __call__  # as a learner's
+
+    @property
+    def size(self) -> tuple[int, int]:  # Height and width in pixels
+        "What crops are resized to"
+        return tuple(self.preprocessing['size'])
+
+    def __repr__(self): return f'Embedder({self.source!r}): {self.dim} dimensions, {self.size[0]} x {self.size[1]} pixels, {self.fingerprint}'
+
+
+def _open_onnx(source, device, threads):
+    try: import onnxruntime as ort
+    except ImportError as e: raise ImportError(f"{source}: pip install onnxruntime, or 'magnifier-reid[onnx]', to run it") from e
+    if not Path(source).is_file(): raise FileNotFoundError(f'{source}: no such file')
+    options = ort.SessionOptions()
+    if threads: options.intra_op_num_threads = threads
+    provider = dict(cpu='CPUExecutionProvider', cuda='CUDAExecutionProvider').get(device)
+    if provider not in ort.get_available_providers(): raise ValueError(f'device={device!r}: this onnxruntime has {", ".join(ort.get_available_providers())}')
+    try: session = ort.InferenceSession(str(source), options, providers=[provider])
+    except Exception as e:  # onnxruntime's own classes, one a kind of damage
+        raise ValueError(f'{source} is no ONNX file that onnxruntime {ort.__version__} can run ({str(e).splitlines()[0]})') from e
+    about = session.get_modelmeta().custom_metadata_map.get(ONNX_KEY)
+    if about is None: raise ValueError(f'{source} says nothing of its preprocessing: a file of learn.export_onnx is wanted')
+    about = json.loads(about)
+    run = lambda images: session.run(['embedding'], {'images': images})[0]
+    return run, about['fingerprint'], check_preprocessing(about['preprocessing']), session.get_outputs()[0].shape[1]
+
+
+def _open_folder(source, device, threads):
+    import torch
+    from magnifier.model.embedding import EmbeddingNet
+    from magnifier.model.saved import read_model
+    model, config = read_model(source)
+    net = EmbeddingNet(model).to(device)
+
+    @torch.inference_mode()
+    def run(images): return net(torch.from_numpy(images).to(device)).cpu().numpy()
+    return run, config['fingerprint'], config['preprocessing'], model.embedding_dim

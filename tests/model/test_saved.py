@@ -1,0 +1,165 @@
+"A folder of weights and JSON: what comes back, and what is refused"
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from magnifier.model import saved
+from magnifier.model.embedder import Embedder
+from magnifier.model.fingerprint import fingerprint
+from magnifier.model.net import MagnifierNet, create_magnifier
+from magnifier.model.saved import model_folder, read_model, write_model
+
+HOW = dict(size=[64, 32], resize='squish', interpolation='bilinear', channels='RGB', scale=1/255, mean=[.485, .456, .406], std=[.229, .224, .225])
+
+
+def build(seed=0, arch='resnet18', **kwargs):
+    torch.manual_seed(seed)
+    return create_magnifier(arch, 3, False, **{'hidden': 16, **kwargs})
+
+
+@pytest.fixture
+def folder(tmp_path): return write_model(build(), tmp_path/'deep'/'people', HOW, [7, 2, np.int64(11)])
+
+
+def change(folder, **values):
+    config = json.loads((folder/'config.json').read_text())
+    for key, value in values.items():
+        where = config
+        *way, last = key.split('__')
+        for step in way: where = where[step]
+        where.pop(last, None) if value is None else where.__setitem__(last, value)
+    (folder/'config.json').write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(mask=False, sab=False, sfb=False), dict(sfb='ab', last_stride=2, region_stage=4), dict(cell='lstm', soft_masks=True)])
+def test_what_is_written_comes_back(tmp_path, kwargs):
+    model = build(**kwargs).to(memory_format=torch.channels_last)
+    write_model(model, tmp_path/'m', HOW, ['ann', 'bob', 'eve'])
+    again, config = read_model(str(tmp_path/'m'))
+    assert again.arguments == model.arguments and config['classes'] == ['ann', 'bob', 'eve'] and config['preprocessing'] == HOW
+    assert config['fingerprint'] == fingerprint(model, HOW) == fingerprint(again, HOW)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
+    grads = lambda m: {k: p.requires_grad for k, p in m.named_parameters()}
+    assert grads(again) == grads(model) and again.training
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad(): torch.testing.assert_close(again.eval()(images).embedding, model.eval()(images).embedding, atol=1e-6, rtol=1e-6)
+
+
+def test_a_timm_backbone(tmp_path):
+    pytest.importorskip('timm')
+    model = build(arch='timm/resnet18')
+    again, _ = read_model(write_model(model, tmp_path/'m', HOW, [1, 2, 3]))
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
+
+
+def test_written_over_what_is_there(folder):
+    (folder/'README.md').write_text('mine')
+    write_model(build(1), folder, HOW, [1, 2, 3])
+    again, config = read_model(folder)
+    assert config['classes'] == [1, 2, 3] and config['fingerprint'] == fingerprint(build(1), HOW)
+    assert sorted(os.listdir(folder)) == ['README.md', 'config.json', 'model.safetensors'] and os.listdir(folder.parent) == ['people']
+
+
+def test_a_failure_leaves_what_was_there(folder, monkeypatch):
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    def full(*args, **kwargs): raise OSError('No space left on device')
+    monkeypatch.setattr('safetensors.torch.save_file', full)
+    for target in (folder, folder.with_name('new')):
+        with pytest.raises(OSError, match='No space'): write_model(build(1), target, HOW, [1, 2, 3])
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before and os.listdir(folder.parent) == ['people']
+
+
+def test_half_replaced_is_refused(folder, monkeypatch):
+    replace, done = os.replace, []
+    def once(src, dst):
+        if done: raise KeyboardInterrupt
+        done.append(replace(src, dst))
+    monkeypatch.setattr(os, 'replace', once)
+    with pytest.raises(KeyboardInterrupt): write_model(build(1), folder, HOW, [1, 2, 3])
+    with pytest.raises(ValueError, match='do not belong together'): read_model(folder)
+
+
+@pytest.mark.parametrize('values, message', [
+    (dict(format=2, version='9.1'), 'format 2, by magnifier 9.1.*reads format 1'), (dict(format=None), 'has no "format"'), (dict(hook='os.system'), 'unknown hook'),
+    (dict(classes=None), 'missing classes'), (dict(model__depth=3), 'model: unknown depth'), (dict(model__cell=None), 'model: missing cell'),
+    (dict(model__hidden='16'), "hidden is '16'; int"), (dict(model__hidden=True), 'hidden is True; int'), (dict(model__sfb='abc'), "sfb is 'abc'"),
+    (dict(model__arch='os.system'), "unknown arch 'os.system'"), (dict(model__hidden=8), r'sab.reduce.weight is \(16, 256\) in .* and \(8, 256\) by'),
+    (dict(model__hidden=10**6), r'and \(1000000, 256\) by'),  # refused before memory is asked for
+    (dict(model__arch='resnet34'), 'layer1.2.*missing'), (dict(model__sab=False), 'branches.sab.*unknown by'), (dict(classes=[1]), 'n_classes=3'),
+    (dict(preprocessing__size=[64]), 'height and width'), (dict(preprocessing__size=[128, 64]), 'do not belong together'), (dict(fingerprint='0'*16), 'do not belong')])
+def test_changed_arguments_are_refused(folder, values, message):
+    change(folder, **values)
+    with pytest.raises(ValueError, match=message): read_model(folder)
+
+
+def test_damaged_files_are_refused(folder):
+    weights = folder/'model.safetensors'
+    tensors = load_file(weights)
+    save_file({k: v + (k == 'backbone.conv1.weight') for k, v in tensors.items()}, weights)
+    with pytest.raises(ValueError, match='do not belong together'): read_model(folder)
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, weights)
+    with pytest.raises(ValueError, match='do not belong together'): read_model(folder)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match='cut short or no safetensors file'): read_model(folder)
+    weights.write_bytes(pickle.dumps({'a': 1}))
+    with pytest.raises(ValueError, match='no safetensors'): read_model(folder)
+    (folder/'config.json').write_text('{"format": 1,')
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match='is no JSON'): read_model(folder)
+    (folder/'config.json').unlink()
+    with pytest.raises(FileNotFoundError, match='holds no config.json'): read_model(folder)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match='holds no model.safetensors.*save_pretrained'): read_model(folder)
+
+
+def test_what_cannot_be_built_again(tmp_path):
+    model = build()
+    by_hand = MagnifierNet(model.backbone, dict(model.branches), model.segmentation)
+    def mine(weights=None): return __import__('torchvision').models.resnet18(weights=weights)
+    for odd in (by_hand, create_magnifier(mine, 3, False, hidden=16)):
+        with pytest.raises(ValueError, match='create_magnifier with an arch of torchvision'): write_model(odd, tmp_path/'m', HOW, [1, 2, 3])
+    assert not os.listdir(tmp_path)
+
+
+def test_a_function_is_saved_by_its_name(tmp_path):
+    from torchvision.models import resnet18
+    assert create_magnifier(resnet18, 3, False, hidden=16).arguments['arch'] == 'resnet18'
+
+
+def test_folders_here_and_repositories_there(folder, monkeypatch):
+    huggingface_hub = pytest.importorskip('huggingface_hub')
+    asked = []
+    def download(name, **kwargs):
+        asked.append((name, kwargs))
+        if name == 'no/body': raise OSError('404 Client Error\nRepository Not Found')
+        return str(folder)
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
+    assert model_folder(folder) == folder and not asked
+    assert read_model('some/body', revision='v1')[1]['classes'] == [7, 2, 11]
+    assert asked == [('some/body', dict(allow_patterns=['model.safetensors', 'config.json'], revision='v1'))]
+    with pytest.raises(FileNotFoundError, match=r'no/body: no such folder here, and from the hub it could not be had \(404 Client Error\)'): read_model('no/body')
+    for name in ('nowhere', '/no/such/folder', '../x', 'a/b/c'):
+        with pytest.raises(FileNotFoundError, match='no such folder$'): read_model(name)
+    monkeypatch.setitem(__import__('sys').modules, 'huggingface_hub', None)
+    with pytest.raises(ImportError, match=r"pip install 'magnifier-reid\[hub\]'"): read_model('some/body')
+
+
+def test_without_safetensors(folder, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'safetensors', None)
+    with pytest.raises(ImportError, match=r"pip install 'magnifier-reid\[safetensors\]'"): saved.read_model(folder)
+
+
+def test_embedder_over_a_folder(folder):
+    embedder, crop = Embedder(folder, bs=2), np.random.default_rng(0).integers(0, 256, (50, 20, 3), np.uint8)
+    assert embedder.dim == 512 + 16 + 16 and embedder.size == (64, 32) and embedder.fingerprint == fingerprint(build(), HOW)
+    assert embedder.fingerprint in repr(embedder) and '544 dimensions' in repr(embedder)
+    out = embedder(crop for _ in range(5))
+    assert out.shape == (5, 544) and out.dtype == np.float32 and np.allclose(np.linalg.norm(out, axis=1), 1, atol=1e-5) and np.allclose(out, out[0], atol=1e-6)
+    assert embedder([]).shape == (0, 544) and np.allclose(embedder.embed(crop), out[:1], atol=1e-6)
+    assert np.allclose(embedder(np.ascontiguousarray(crop[..., ::-1]), bgr=True), out[:1], atol=1e-6)
+    with pytest.raises(ValueError, match='bs=0'): Embedder(folder, bs=0)
