@@ -29,7 +29,9 @@ def export_onnx(
 ) -> Path:  # The file
     """Images n x 3 x H x W in (`images`; any n, this learner's H and W), L2-normalised embeddings n x d out (`embedding`). Preprocessing,
     fingerprint and version are JSON in the metadata, under 'magnifier'; `Embedder` reads them. The file is compared with torch
-    (cosine above 0.9999) before it takes its name: a RuntimeError where they differ. An ImportError without the libraries"""
+    (cosine above 0.9999) before it takes its name: a RuntimeError where they differ. An ImportError without the libraries, a
+    ValueError for loaders whose preprocessing no file can hold"""
+    if Path(file).suffix != '.onnx': raise ValueError(f'{file}: a name that ends in .onnx is wanted')
     try: import onnx, onnxruntime, onnxscript  # noqa: E401, F401
     except ImportError as e: raise ImportError(f"no {e.name}: pip install 'magnifier-reid[onnx]' to export") from e
     about = dict(version=magnifier.__version__, fingerprint=learn.fingerprint, preprocessing=describe_preprocessing(learn.dls))

@@ -99,6 +99,7 @@ def test_a_file_that_differs_is_not_written(learn, monkeypatch, tmp_path):
 
 
 def test_without_the_libraries(learn, monkeypatch, tmp_path, file):
+    with pytest.raises(ValueError, match='people: a name that ends in .onnx'): export_onnx(learn, tmp_path/'people')
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(ImportError, match=r"pip install 'magnifier-reid\[onnx\]'"): export_onnx(learn, tmp_path/'m.onnx')
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)

@@ -1,0 +1,48 @@
+"Export from a shell: a trained learner as an ONNX file, or as a folder that runs nothing when it is loaded"
+import warnings
+
+from magnifier.cli.common import command, say
+
+__all__ = ['magnifier_export']
+
+FORMATS = {'onnx': 'model.onnx', 'pretrained': 'pretrained'}  # and how the result is called where no name is given
+
+
+@command('learner', 'out')
+def magnifier_export(
+    learner:str,            # A learner of magnifier_train, as runs/quick/learner.pkl (a pickle: load only what you trust), or a saved folder
+    out:str=None,           # File or folder to write; model.onnx or pretrained beside the learner where not given
+    format:str='onnx',      # onnx (one file, for onnxruntime) or pretrained (a folder: safetensors and JSON)
+    masks:bool=False,       # onnx: part labels as a second output
+    json:bool=False,        # Prints JSON instead of a line
+    debug:bool=False,       # Shows the traceback of an error
+):
+    """Writes what a tracker or another program needs to embed crops, without fastai: `Embedder(OUT)(crops)`.
+
+    Examples: `magnifier_export runs/quick/learner.pkl people.onnx` ·
+    `magnifier_export runs/quick/learner.pkl --format pretrained people` · `magnifier_export runs/quick/learner.pkl --json | jq -r .fingerprint`"""
+    if format not in FORMATS: raise ValueError(f'unknown format {format!r}: use {" or ".join(FORMATS)}')
+    if masks and format != 'onnx': raise ValueError('--masks is of --format onnx: a saved folder has the whole model')
+    from json import dumps
+    from pathlib import Path
+    from magnifier.model.embedder import Embedder
+    out = Path(learner).absolute().parent/FORMATS[format] if out is None else Path(out)
+    learn = _load(learner)
+    written = learn.export_onnx(out, masks=masks) if format == 'onnx' else learn.save_pretrained(out)
+    embedder = Embedder(written)
+    size = sum(f.stat().st_size for f in written.iterdir()) if written.is_dir() else written.stat().st_size
+    about = dict(file=str(written), format=format, fingerprint=embedder.fingerprint, dimensions=embedder.dim, size=embedder.size, bytes=size)
+    say(dumps(about) if json else f'{written}: {embedder.dim} dimensions, crops of {embedder.size[0]} x {embedder.size[1]}, '
+                                  f'{size/1e6:.0f} MB, fingerprint {embedder.fingerprint}')
+
+
+def _load(learner):
+    "From a pickle, or from a folder"
+    from pathlib import Path
+    from fastai.vision.all import load_learner
+    import magnifier.train.export  # noqa: F401, learners export by it
+    from magnifier.train.learner import ReIDLearner
+    if Path(learner).is_dir(): return ReIDLearner.from_pretrained(learner)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # said in the argument's own words above
+        return load_learner(learner)
