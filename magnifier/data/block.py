@@ -4,7 +4,7 @@ from fastai.vision.all import (AddMaskCodes, CategoryMap, ColReader, DataBlock, 
                                ItemTransform, PILImage, PILMask, ShowTitle, Tensor, TensorBase, TensorMask, TransformBlock, show_title)
 from PIL import Image
 from magnifier.data.images import read_image
-from magnifier.data.masks import read_mask
+from magnifier.data.masks import check_same_size, read_mask
 from magnifier.regions import NO_MASK, REGIONS
 
 __all__ = ['ROLES', 'TensorPartMask', 'PILPartMask', 'PILPerson', 'TensorIdentity', 'Identity', 'IdentityCategorize',
@@ -95,14 +95,12 @@ class _IdentityColumns:
 
 
 class SameSize(ItemTransform):
-    "Refuses a mask that is not as large as its image: stretched over it, it would label the wrong pixels"
+    "Refuses a mask that is not as large as its image"
     order = -10
     def encodes(self, item):
         if len(item) < 2 or not isinstance(item[1], PILPartMask): return item
         image, mask = item[:2]
-        if mask.size not in ((1, 1), image.size):
-            raise ValueError(f'{getattr(mask, "source", "a mask")}: mask of {mask.size[0]} x {mask.size[1]} pixels for an image of '
-                             f'{image.size[0]} x {image.size[1]}; write the mask at the size of its image')
+        if mask.size != (1, 1): check_same_size(mask.size, image.size, getattr(mask, 'source', 'a mask'))  # one pixel: no mask
         return item
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from magnifier.data.images import read_image
-from magnifier.data.masks import read_mask
+from magnifier.data.masks import check_same_size, read_mask
 from magnifier.regions import NO_MASK
 
 __all__ = ['read_pixels', 'decode_pixels', 'MappedPixels', 'cache_pixels']
@@ -35,11 +35,8 @@ def read_pixels(
     out = np.empty((4, h, w), np.uint8)
     out[:3], out[3] = rgb.transpose(2, 0, 1), NO_MASK
     if mask is None: return out
-    try: labels = read_mask(mask)
-    except OSError as e: raise ValueError(f'{mask}: not a readable part mask ({e}); mend or remove it') from e
-    if labels.shape != (h, w):
-        raise ValueError(f'{mask}: mask of {labels.shape[1]} x {labels.shape[0]} pixels for an image of {w} x {h}; '
-                         'write the mask at the size of its image')
+    labels = read_mask(mask)
+    check_same_size(labels.shape[::-1], (w, h), mask)
     out[3] = labels
     return out
 

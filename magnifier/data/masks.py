@@ -17,7 +17,7 @@ from magnifier.data.joints import stripe_masks
 from magnifier.data.layouts import existing, images as image_files, save_png
 from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS, label_table
 
-__all__ = ['read_mask', 'write_mask', 'convert_mask', 'convert_masks', 'make_stripe_masks', 'mask_report', 'mask_agreement']
+__all__ = ['read_mask', 'check_same_size', 'write_mask', 'convert_mask', 'convert_masks', 'make_stripe_masks', 'mask_report', 'mask_agreement']
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,23 @@ def read_mask(
 ) -> np.ndarray:  # (h, w) uint8
     """Labels of a part-mask file; of a palette PNG the indices, never the colours.
 
-    A ValueError names the file where it has colour channels or labels beyond 7; OSError where it does not decode.
+    A ValueError names the file where it has colour channels, labels beyond 7, or does not decode; FileNotFoundError where it is missing.
     """
     labels = read_labels(path)
     if labels.max() >= N_REGIONS or labels.min() < 0:
         raise ValueError(f'{path}: labels {_few(np.unique(labels))}, and a part mask holds 0 to {N_REGIONS-1}; if they are another parser\'s, '
                          'convert them with convert_masks')
     return labels.astype(np.uint8)
+
+
+def check_same_size(
+    mask: tuple,  # Width and height of a part mask
+    image: tuple,  # Width and height of its image
+    name='a mask',  # The mask's file
+):
+    "Refuses a mask that is not as large as its image: stretched over it, it would label the wrong pixels"
+    if mask != image:
+        raise ValueError(f'{name}: mask of {mask[0]} x {mask[1]} pixels for an image of {image[0]} x {image[1]}; write the mask at the size of its image')
 
 
 def write_mask(
@@ -51,8 +61,11 @@ def write_mask(
 
 
 def read_labels(path) -> np.ndarray:
-    "Values of a one-channel image of any labelling: (h, w); a ValueError names a file with colours"
-    with Image.open(path) as image: labels, mode = np.asarray(image), image.mode
+    "Values of a one-channel image of any labelling: (h, w); a ValueError names a file with colours, or that does not decode"
+    try:
+        with Image.open(path) as image: labels, mode = np.asarray(image), image.mode
+    except FileNotFoundError: raise
+    except (OSError, SyntaxError) as e: raise ValueError(f'{path}: not a readable part mask ({e}); mend or remove it') from e
     if labels.ndim != 2 or labels.dtype.kind not in 'iub': raise ValueError(f'{path} is {mode}, and a label file is grey or palette')
     return labels
 

@@ -58,7 +58,7 @@ def test_files_that_are_no_part_mask(tmp_path, values, message):
 
 def test_files_that_do_not_decode(tmp_path):
     (tmp_path/'x.png').write_bytes(b'')
-    with pytest.raises(OSError, match='x.png'): read_mask(tmp_path/'x.png')
+    with pytest.raises(ValueError, match='x.png: not a readable part mask .*mend or remove it'): read_mask(tmp_path/'x.png')
     with pytest.raises(FileNotFoundError, match='gone.png'): read_mask(tmp_path/'gone.png')
     Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path/'f.tif')
     with pytest.raises(ValueError, match='f.tif is F,'): read_mask(tmp_path/'f.tif')
