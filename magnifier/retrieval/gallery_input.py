@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 __all__ = ['entries', 'read_entry', 'ReadImage', 'read_part', 'pictures', 'timestamp', 'expression', 'number', 'fingerprint_of', 'unit_rows']
 
@@ -102,6 +102,7 @@ def read_entry(
             return ReadImage(_key(f'{item.mode} {item.size}'.encode(), item.tobytes()), item)
         data = Path(item).read_bytes()
         return ReadImage(_key(data), _decoded(data))
+    except UnidentifiedImageError: return ReadImage('', None, 'not an image')
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         return ReadImage('', None, f'{type(e).__name__}: {e}')
 
