@@ -35,6 +35,53 @@ def test_training_writes_learner_figures_and_pictures(run):
     assert str(out) in said and 'after, plain' in said and f'{100*table.loc["after, plain", "mAP"]:.1f}' in said
     losses = pd.read_csv(out/'losses.csv', index_col='epoch')
     assert len(losses) == 2 and {'global_cls', 'sab_tri', 'mask', 'sd'} <= set(losses.columns)
+    assert '64 images = 16 identities x 4' in said and 'stage 1 of 1: 2 epochs, rate 0.003' in said
+    assert json.loads((out/'run.json').read_text())['figures']['after, plain']['R1'] == table.loc['after, plain', 'R1']
+
+
+def test_a_finished_training_says_so(run, people, capsys):
+    out, _ = run
+    cli.magnifier_train('walkers', str(people), out=str(out), epochs=2, workers=0, rerank=True, resume=True)
+    said = capsys.readouterr().out
+    assert 'nothing is left to do' in said and 'after, re-ranked' in said
+    with pytest.raises(SystemExit, match='magnifier_train: .*seed=0, and now it is 1'):
+        cli.magnifier_train('walkers', str(people), out=str(out), epochs=2, workers=0, seed=1, resume=True)
+
+
+SMALL = dict(arch='resnet18', weights='none', size='64x32', bs=16, cache='none', workers=0, epochs=2)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    "The paper's recipes with narrow heads, and without pictures"
+    from magnifier.cli import train
+    for name in ('paper', 'baseline'): monkeypatch.setitem(RECIPES, name, RECIPES[name]._replace(model={**RECIPES[name].model, 'hidden': 16}))
+    monkeypatch.setattr(train, '_pictures', lambda *args: None)
+
+
+def test_the_papers_recipe_by_name(people, tmp_path, monkeypatch, capsys, narrow):
+    monkeypatch.chdir(tmp_path)
+    cli.magnifier_train('market1501', str(people), recipe='paper', **SMALL)
+    said, losses = capsys.readouterr().out, pd.read_csv('runs/market1501-paper/losses.csv')
+    assert {'global_tri', 'sab_tri', 'sfb_tri', 'region_cls', 'mask', 'sd'} <= set(losses.columns) and losses.stage.tolist() == [1, 2]
+    assert 'stage 2 of 2: 1 epoch, rate 0.001' in said and 'semantic diversity loss x 0.002' in said
+
+
+def test_ctrl_c_says_how_to_go_on(people, tmp_path, monkeypatch, capsys, narrow):
+    import os, signal
+    from magnifier.train.checkpoints import Checkpoints
+    keep, out = Checkpoints._keep, tmp_path/'a run'
+    call = dict(recipe='baseline', out=str(out), **SMALL)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as e:
+        patch.setattr(Checkpoints, '_keep', lambda self, epoch: (keep(self, epoch), os.kill(os.getpid(), signal.SIGINT)))
+        cli.magnifier_train('market1501', str(people), **call)
+    again = next(line for line in capsys.readouterr().out.splitlines() if 'go on with' in line)
+    assert e.value.code == 130 and 'after epoch 1 of 2' in again
+    assert f"magnifier_train market1501 {people} --recipe baseline --out '{out}' --epochs 2 --arch resnet18" in again and again.endswith('--resume')
+    cli.magnifier_train('market1501', str(people), resume=True, **call)
+    assert 'going on after epoch 1 of 2' in capsys.readouterr().out and not (out/'checkpoints').exists()
+    parts = {c for c in pd.read_csv(out/'losses.csv').columns if c.endswith(('_cls', '_tri')) or c in ('sd', 'mask')}
+    assert parts == {'global_cls', 'global_tri'}
 
 
 def test_pictures_are_pictures(run):
@@ -63,6 +110,10 @@ def test_walkers_prints_where_they_are(people, capsys):
 @pytest.mark.parametrize('call, message', [
     (lambda: cli.magnifier_train('marked', 'x'), "unknown data set 'marked': use walkers or one of .*market1501"),
     (lambda: cli.magnifier_train('market1501'), 'magnifier_train market1501 PATH'),
+    (lambda: cli.magnifier_train(size='256'), "size '256': give height x width"),
+    (lambda: cli.magnifier_train(branches='sab'), "unknown branches 'sab': use one of global, all"),
+    (lambda: cli.magnifier_train(cache='tape'), "unknown cache 'tape': use one of ram, disk, none"),
+    (lambda: cli.magnifier_train(epochs=0), 'epochs=0: train one or more'),
     (lambda: cli.magnifier_train(recipe='slow'), "unknown recipe 'slow': use one of quick"),
     (lambda: cli.magnifier_train('market1501', '/no/such/folder'), 'no/such/folder'),
     (lambda: cli.magnifier_eval('/no/learner.pkl'), 'no/learner.pkl'),
