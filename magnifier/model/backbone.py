@@ -61,7 +61,7 @@ def _out_channels(block):
 
 
 class TimmBackbone(nn.Module):
-    "The last two feature maps of a timm network, the first of them of stride 16"
+    "The last two feature maps of a timm network, the first of them of stride 16 (a ViT's are the patch grid after its last two blocks)"
 
     def __init__(
         self,
@@ -73,11 +73,7 @@ class TimmBackbone(nn.Module):
         super().__init__()
         import timm
         build = partial(timm.create_model, name, features_only=True, out_indices=(-2, -1))
-        strides = tuple(build().feature_info.reduction())
-        if strides not in ((16, 32), (16, 16)):
-            raise ValueError(f'{name}: its last two maps have strides {strides[0]} and {strides[1]}; 16 and 32, or 16 and 16, are wanted')
-        if strides == (16, 16): options = dict(dynamic_img_size=True)  # a ViT: position embeddings are resized to the image
-        else: options = dict(output_stride=16) if last_stride == 1 else {}
+        options = _timm_options(name, build(), last_stride)
         try: self.net = build(pretrained=pretrained, **options)
         except (NotImplementedError, TypeError, AssertionError) as e:
             raise ValueError(f'{name} does not take {options}, which it needs here: pass last_stride=2, or another arch') from e
@@ -89,6 +85,18 @@ class TimmBackbone(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 x H/16 x W/16 (H/32 with `last_stride=2`)
         "Both maps; not all of timm's networks end a stage in a ReLU, which the part branches' own bottlenecks do"
         return tuple(self.net(images))
+
+
+def _timm_options(name, net, last_stride):
+    # What makes a network's maps ours: of stride 16, for images of any size, channels first
+    strides = tuple(net.feature_info.reduction())
+    if strides == (16, 16): return dict(dynamic_img_size=True)  # a ViT: position embeddings are resized to the image
+    if strides == (14, 14): return dict(dynamic_img_size=True, patch_size=16)  # the same; timm resamples the patches of its weights
+    if strides != (16, 32):
+        raise ValueError(f'{name}: its last two maps have strides {strides[0]} and {strides[1]}; 16 and 32, or 16 and 16, are wanted')
+    options = dict(output_stride=16) if last_stride == 1 else {}
+    if str(getattr(net, 'output_fmt', '')).endswith('NHWC'): options |= dict(strict_img_size=False, feature_cls='getter')  # Swin
+    return options
 
 
 def create_backbone(

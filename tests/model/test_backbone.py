@@ -55,7 +55,7 @@ def test_failed_download_says_what_to_pass(monkeypatch):
 # --- timm, which is optional: a stand-in tells the rules, the real one is used where it is installed
 
 class FakeTimm:
-    KNOWN = {'cnn': (16, 32), 'vit': (16, 16), 'dino': (14, 14), 'rigid': (16, 32), 'gone': (16, 32)}
+    KNOWN = {'cnn': (16, 32), 'vit': (16, 16), 'dino': (14, 14), 'rigid': (16, 32), 'gone': (16, 32), 'swin': (16, 32), 'fine': (8, 8)}
 
     def __init__(self): self.calls = []
 
@@ -67,6 +67,7 @@ class FakeTimm:
         if name == 'gone' and pretrained: raise OSError('offline')
         net = torch.nn.Identity()
         net.feature_info = SimpleNamespace(reduction=lambda: list(self.KNOWN[name]), channels=lambda: [4, 8])
+        net.output_fmt = 'Format.NHWC' if name == 'swin' else 'Format.NCHW'
         net.forward = lambda x: [x[:, :1], x[:, 1:]]
         return net
 
@@ -80,7 +81,9 @@ def fake_timm(monkeypatch):
 
 
 @pytest.mark.parametrize('name, last_stride, option', [('cnn', 1, {'output_stride': 16}), ('cnn', 2, {}), ('rigid', 2, {}),
-                                                       ('vit', 1, {'dynamic_img_size': True}), ('timm/cnn', 2, {})])
+                                                       ('vit', 1, {'dynamic_img_size': True}), ('timm/cnn', 2, {}),
+                                                       ('dino', 1, {'dynamic_img_size': True, 'patch_size': 16}),
+                                                       ('swin', 2, {'strict_img_size': False, 'feature_cls': 'getter'})])
 def test_timm_stages_by_stride(fake_timm, name, last_stride, option):
     backbone = create_backbone(name, False, last_stride)
     assert backbone.widths == {3: 4, 4: 8} and [tuple(m.shape) for m in backbone(torch.ones(2, 3, 16, 16))] == [(2, 1, 16, 16), (2, 2, 16, 16)]
@@ -88,7 +91,7 @@ def test_timm_stages_by_stride(fake_timm, name, last_stride, option):
 
 
 def test_what_timm_cannot_build(fake_timm):
-    with pytest.raises(ValueError, match='dino: its last two maps have strides 14 and 14; 16 and 32'): create_backbone('dino', False)
+    with pytest.raises(ValueError, match='fine: its last two maps have strides 8 and 8; 16 and 32'): create_backbone('fine', False)
     with pytest.raises(ValueError, match="rigid does not take {'output_stride': 16}.*last_stride=2"): create_backbone('rigid', False)
     with pytest.raises(ValueError, match="unknown arch 'nobody': use one of"): create_backbone('nobody', False)
     with pytest.raises(OSError, match='weights of gone could not be downloaded'): create_backbone('gone', True)
@@ -99,12 +102,35 @@ def test_unknown_name_without_timm_mentions_it(monkeypatch):
     with pytest.raises(ValueError, match=r'install timm for more'): create_backbone('convnext_tiny', False)
 
 
-@pytest.mark.filterwarnings('ignore::UserWarning')
-@pytest.mark.parametrize('name', ['convnext_atto', 'efficientnet_b0', 'timm/resnet18', 'vit_tiny_patch16_224'])
-def test_timm_itself(name):
+# A convolutional network with stages, one with squeeze and excitation, windows, patch grids (DINO's too, of 14 pixels), and their smallest sizes
+@pytest.mark.parametrize('name, last_stride, widths', [
+    ('timm/resnet18', 1, (256, 512)), ('seresnext26t_32x4d', 2, (1024, 2048)), ('test_convnext', 1, (48, 64)), ('test_efficientnet', 1, (48, 64)),
+    ('swin_tiny_patch4_window7_224', 2, (384, 768)), ('test_vit', 1, (64, 64)), ('vit_tiny_patch16_224', 1, (192, 192)),
+    ('vit_small_patch14_dinov2', 1, (384, 384))])
+def test_timm_itself_trains_a_step(name, last_stride, widths):
     pytest.importorskip('timm')
-    from magnifier.model.net import create_magnifier
-    model = create_magnifier(name, 5, False, hidden=16)
-    out = model(torch.randn(2, 3, 64, 32), torch.zeros(2, 64, 32, dtype=torch.long))
-    assert out.mask_logits.shape == (2, 8, 8, 4) and out.embedding.isfinite().all()
-    sum(t.sum() for t in out).backward()
+    from magnifier.model.net import create_magnifier, model_splitter
+    torch.manual_seed(0)
+    model = create_magnifier(name, 5, False, hidden=16, last_stride=last_stride)
+    assert tuple(model.backbone.widths.values()) == widths
+    for h, w in ((64, 32), (96, 48)):  # not the size that its positions were made for
+        maps = model.feature_maps(torch.randn(2, 3, h, w))
+        assert maps['stage3'].shape == (2, widths[0], h//16, w//16) and maps['stage4'].shape[1] == widths[1]
+        patches = 'vit' in name
+        assert maps['stage4'].shape[2:] == ((h//16, w//16) if last_stride == 1 or patches else (-(-h//32), -(-w//32)))
+    stem = next(model.backbone.parameters())
+    before, opt = stem.detach().clone(), torch.optim.SGD([p for group in model_splitter(model) for p in group], .1)
+    out = model(torch.randn(4, 3, 64, 32), torch.randint(0, 8, (4, 64, 32)))
+    assert out.mask_logits.shape[:2] == (4, 8) and out.embedding.isfinite().all()
+    sum((t**2).mean() for t in [*out.features.values(), *out.logits.values(), out.mask_logits]).backward()
+    opt.step()
+    assert not torch.equal(stem, before) and all(p.isfinite().all() for p in model.parameters())
+    model.eval()
+    from magnifier.model.embedding import EmbeddingNet
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad(): assert (EmbeddingNet(model)(images) - model(images).embedding).abs().max() < 1e-5
+
+
+def test_swin_needs_its_own_last_stride():
+    pytest.importorskip('timm')
+    with pytest.raises(ValueError, match='swin_tiny_patch4_window7_224 does not take .*pass last_stride=2'): create_backbone('swin_tiny_patch4_window7_224', False)
