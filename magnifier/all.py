@@ -64,3 +64,5 @@ from magnifier.look.training import *
 from magnifier.look.studies import *
 from magnifier.look.browse import *
 from magnifier.look.found import *
+from magnifier.look.page import *
+from magnifier.look.page_server import *

@@ -1,0 +1,41 @@
+"The page over a gallery, from a shell"
+from magnifier.cli.common import command, say
+
+__all__ = ['magnifier_app']
+
+
+@command()
+def magnifier_app(
+    gallery:str='people.db',                # The gallery: a folder that ends in .db, or a server's address
+    learner:str='runs/quick/learner.pkl',   # The exported learner that made it. A pickle: load only what you trust
+    name:str='people',                      # Of the gallery within that folder or server
+    host:str='127.0.0.1',                   # Address to bind to: this machine alone. 0.0.0.0 lets the whole network in, without a password
+    port:int=None,                          # Port; the first free one from 7860 on where not given
+    debug:bool=False,                       # Shows the traceback of an error
+):
+    """Serves a page on this machine to search a gallery: drop or pick a person, see where else they were seen, by which regions,
+    and why. Nothing that is dropped is kept. Ctrl-C ends it.
+
+    Examples: `magnifier_app --gallery people.db --learner runs/quick/learner.pkl` · `magnifier_app --port 8000`"""
+    import signal
+    import warnings
+    from pathlib import Path
+    from threading import Event
+    if '://' not in gallery and not Path(gallery).exists():
+        raise FileNotFoundError(f'{gallery}: no gallery here; make one with `magnifier_index FOLDER --gallery {gallery}`')
+    if not Path(learner).is_file():
+        raise FileNotFoundError(f'{learner}: no learner here (an exported file, as learner.pkl); `magnifier_train` makes one, --learner names it')
+    from fastai.vision.all import load_learner
+    from magnifier.look.page_server import is_local, serve_page
+    from magnifier.retrieval.gallery import Gallery
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # said in the argument's own words above
+        learn = load_learner(learner)
+    if not is_local(host): say(f'warning: whoever reaches {host} can search this gallery and see its pictures; nobody is asked for a password')
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is as clean as Ctrl-C
+    with Gallery(gallery, name=name) as people, learn.no_bar():
+        try:
+            with serve_page(learn, people, host=host, port=port) as address:
+                say(f'{address} searches {len(people)} pictures of {gallery}; Ctrl-C ends it')
+                Event().wait()
+        except KeyboardInterrupt: say('closed; nothing that was dropped is kept')
