@@ -61,7 +61,7 @@ def restore_training(
         differing = sorted(set(mine['held']) ^ set(found) | set(state['stateful']) ^ set(_stateful(learn)))
         raise ValueError(f'this state is of another training: {", ".join(differing)} are in one of them alone')
     try: model.load_state_dict(state['model'])
-    except RuntimeError as e: raise ValueError(f'this state is of another model: {e}') from e
+    except RuntimeError as e: raise ValueError(f'this state is of another model: {" ".join(str(e).split())[:300]}') from e
     _restore_optimiser(learn.opt, state)
     if state['gamma'] is not None: learn.loss_func.gamma = state['gamma']
     for name, o in _stateful(learn).items(): o.load_state_dict(state['stateful'][name])
