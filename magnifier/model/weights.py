@@ -63,14 +63,19 @@ def _without_leading(tensors):
 
 def _sources(model, tensors):
     # The model's name -> the file's: as it is, or as a backbone under whatever prefix the most names agree with
-    first = next(iter(model.backbone.state_dict()))
-    backbone = ['backbone.' + name for name in model.backbone.state_dict()]
+    backbone = {_bare(name): 'backbone.' + name for name in model.backbone.state_dict()}
+    first, found = next(iter(backbone)), {k.replace('_', '.'): k for k in tensors}
     ways = [{name: name for name in model.state_dict()}]
-    for prefix in {k.removesuffix(first) for k in tensors if k.endswith(first)}:
-        ways.append({name: prefix + name.removeprefix('backbone.') for name in backbone})
+    for prefix in {k.removesuffix(first) for k in found if k.endswith(first)}:
+        ways.append({ours: found[prefix + name] for name, ours in backbone.items() if prefix + name in found})
     best = max(ways, key=lambda way: sum(source in tensors for source in way.values()))
     if best is ways[0]: return best
     return best | {ours + k.removeprefix(theirs): k for theirs, ours in NECK.items() for k in tensors if k.startswith(theirs)}
+
+
+def _bare(name):
+    # timm's feature networks wrap the network that its files are of, and call its stages.0 stages_0
+    return name.removeprefix('net.').removeprefix('model.').replace('_', '.')
 
 
 def load_weights(

@@ -46,7 +46,7 @@ def fingerprint(self: ReIDLearner) -> str:  # 16 hexadecimal digits, the same fo
     "Hash of the weights and the preprocessing: which model made an embedding"
     try: preprocessing = describe_preprocessing(self.dls)
     except ValueError: preprocessing = re.sub(' at 0x[0-9a-f]+', '', repr(_of_validation(self.dls)))  # of one's own, which has no other words
-    return fingerprint_of(self.model, preprocessing)
+    return fingerprint_of(getattr(self.model, 'module', self.model), preprocessing)  # in a distributed fit the model is wrapped
 
 
 @patch

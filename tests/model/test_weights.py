@@ -116,3 +116,23 @@ def test_load_weights_onto_a_model(tmp_path, imagenet):
     model = build()
     assert len(load_weights(model, tmp_path/'w.pth').loaded) == len(model.backbone.state_dict())
     check_backbone(model, imagenet)
+
+
+@pytest.mark.parametrize('arch', ['test_convnext', 'test_vit', 'test_efficientnet', 'timm/resnet18', 'swin_tiny_patch4_window7_224'])
+@pytest.mark.parametrize('prefix', ['', 'module.base.'])
+def test_a_file_of_timms_network(tmp_path, arch, prefix):
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(3)
+    net = timm.create_model(arch.removeprefix('timm/'), num_classes=2)
+    torch.save({prefix + k: v + 1 for k, v in net.state_dict().items()}, tmp_path/'w.pth')
+    model = create_magnifier(arch, 5, False, hidden=16, last_stride=2, weights=tmp_path/'w.pth')
+    report, names = model.weights_report, [f'backbone.{k}' for k in model.backbone.state_dict()]
+    assert set(names) == set(report.loaded)
+    assert all(k.split('.')[-2].startswith(('fc', 'head', 'norm', 'conv_head', 'bn2', 'classifier')) for k in report.unused), report.unused
+    filled, values = model.backbone.state_dict(), {k.replace('_', '.'): v + 1 for k, v in net.state_dict().items()}
+    for name in filled: assert torch.equal(filled[name], values[name.removeprefix('net.').removeprefix('model.').replace('_', '.')])
+
+
+def test_a_pickled_model_says_what_to_save(tmp_path):
+    torch.save(torchvision.models.resnet18(), tmp_path/'resnet50_model_120.pth')  # as reid-strong-baseline writes: the module, not its tensors
+    with pytest.raises(ValueError, match='no file of plain tensors: save a state dict'): build(weights=tmp_path/'resnet50_model_120.pth')
