@@ -43,8 +43,11 @@ from magnifier.model.embedding import *
 from magnifier.model.preprocess import *
 from magnifier.model.saved import *
 from magnifier.model.embedder import *
+from magnifier.train.distributed import *
+from magnifier.train.metric_losses import *
 from magnifier.train.losses import *
 from magnifier.train.metrics import *
+from magnifier.train.recording import *
 from magnifier.train.callbacks import *
 from magnifier.train.parts import *
 from magnifier.train.learner import *

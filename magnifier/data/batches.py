@@ -59,8 +59,8 @@ class IdentityBatches(TfmdDL):
     """Loader whose shuffled batches are P identities x M images (METHOD: Training), the same stream for the same seed.
 
     Epoch e of the stream depends on `seed` and e alone, so a run resumes by setting `epoch`. Where it does not shuffle (validation,
-    test, `get_preds`) it goes through its data in order. With several processes every rank takes whole batches: their number is
-    cut to a multiple of the processes."""
+    test, `get_preds`) it goes through its data in order. With several processes the batches are those of one, none lost, and every rank
+    takes whole ones: where their number is no multiple of the processes, the epoch's first few come once more at its end."""
     def __init__(self,
         dataset=None,       # A fastai Datasets over a catalog
         n_per_id:int|None=4,# M; P is `bs // M`. None shuffles as fastai does
@@ -86,7 +86,7 @@ class IdentityBatches(TfmdDL):
                              f'take bs={m*len(counts)} or less')
         n = n_full_batches(counts, self.n_ids)
         if n < num_distrib(): raise ValueError(f'{n} batches an epoch for {num_distrib()} processes: take a smaller bs or fewer processes')
-        return n - n % max(1, num_distrib())
+        return n
 
     def get_idxs(self):
         "Indices of this epoch, batch after batch; made in the main process"
@@ -94,9 +94,13 @@ class IdentityBatches(TfmdDL):
         rng = random.Random(f'{self.seed} {self.epoch}')
         self.epoch += 1
         groups = identity_groups([int(p) for p in self.dataset.items['pid']], self.n_per_id, rng)
-        return [i for b in identity_batches(groups, self.n_ids, self._n_batches, rng) for i in b]
+        batches = identity_batches(groups, self.n_ids, self._n_batches, rng)
+        return [i for b in batches + batches[:self._n_repeated] for i in b]
 
-    def __len__(self): return self._n_batches if self._by_identity else super().__len__()
+    @property
+    def _n_repeated(self): return -self._n_batches % max(1, num_distrib())
+
+    def __len__(self): return self._n_batches + self._n_repeated if self._by_identity else super().__len__()
 
     def new(self, dataset=None, cls=None, **kwargs):
         "A loader like this one; its stream starts anew"

@@ -3,8 +3,9 @@ import random
 
 import pandas as pd
 import torch
-from fastai.vision.all import Callback, CancelValidException, L, MixedPrecision, Recorder
+from fastai.vision.all import Callback, CancelValidException, L, MixedPrecision, Recorder, rank_distrib
 from magnifier.regions import LOWER_TORSO, N_REGIONS, UPPER_TORSO
+from magnifier.train.distributed import mean_over_ranks
 
 __all__ = ['draw_kept_regions', 'TeacherMasks', 'RegionOcclusion', 'SemanticDiversityPhase', 'LossParts', 'ValidateEvery', 'CPUBfloat16',
            'bfloat16_pays']
@@ -51,10 +52,12 @@ class RegionOcclusion(Callback):
         *,
         keep_background:bool=True, # Whether the background stays
         seed:int=0,                # Seed of the generator that this callback holds
+        alike:bool=True,           # Of several processes: the same occlusion for all, as one process draws one for the batch they make together, so
+                                   # that pairs across them (`gather_triplets`) show the same regions; False draws for each its own
     ):
         _check_keep(strategy, keep)
-        self.strategy, self.keep, self.keep_background = strategy, keep, keep_background
-        self.rng = random.Random(seed)
+        self.strategy, self.keep, self.keep_background, self.alike = strategy, keep, keep_background, alike
+        self.rng = random.Random(seed if alike or not rank_distrib() else f'{seed} {rank_distrib()}')
 
     def draw(self) -> torch.Tensor:
         "k booleans, True where a region is kept: one occlusion for a whole batch"
@@ -64,7 +67,7 @@ class RegionOcclusion(Callback):
         "Appends a drawn occlusion to the input"
         self.kept = self.draw()
         masks = self.xb[1] if len(self.xb) > 1 else None
-        self.learn.xb = (self.xb[0], masks, self.kept.to(self.xb[0].device))
+        self.learn.xb = (self.xb[0], masks, self.kept.to(self.xb[0].device, non_blocking=True))
 
 
 class SemanticDiversityPhase(Callback):
@@ -97,14 +100,16 @@ class LossParts(Callback):
     """Training losses by part, averaged over an epoch: columns beside the metrics, all of them in `.history`.
 
     Columns add the branches up (`id`, `triplet`), beside `mask` and `sd`; the history keeps each part, the regions' own too. Sums stay on the device until the epoch
-    ends, so that no step waits for a number."""
+    ends, so that no step waits for a number; of several processes each then has the mean."""
     order = Recorder.order + 1  # the recorder's row is there, and nobody has shown it yet
-    columns = {'id': '_cls', 'triplet': '_tri', 'mask': 'mask', 'sd': 'sd'}  # column -> how the loss parts it adds up end
+    names = {'id': '_cls', 'triplet': '_tri', 'circle': '_circle', 'center': '_center', 'mask': 'mask', 'sd': 'sd'}  # column -> how its loss parts end
 
     def before_fit(self):
         "Starts a history in a fit's first epoch, and names the columns"
         if not hasattr(self, 'history') or self.learn.epoch == 0: self.history = pd.DataFrame()
-        names = self.recorder.metric_names
+        names, loss = self.recorder.metric_names, self.learn.loss_func
+        unused = {'triplet' if getattr(loss, 'pairs', 'triplet') == 'circle' else 'circle', *([] if getattr(loss, 'center_weight', 0) else ['center'])}
+        self.columns = {name: end for name, end in self.names.items() if name not in unused}
         self.at = names.index('valid_loss') + 1 if 'valid_loss' in names else len(names)
         self.recorder.metric_names = names[:self.at] + list(self.columns) + names[self.at:]
 
@@ -121,7 +126,7 @@ class LossParts(Callback):
     def after_validate(self):
         "Epoch's means into the recorder's row; a validation alone has none"
         if not self.n: return
-        means = {key: float(total)/self.n for key, total in self.sums.items()}
+        means = dict(zip(self.sums, (mean_over_ranks(torch.stack(list(self.sums.values())))/self.n).tolist()))
         self.history = pd.concat([self.history, pd.DataFrame([means])], ignore_index=True)
         branches = {key: value for key, value in means.items() if not key.startswith('region')}
         shown = [sum(v for key, v in branches.items() if key.endswith(end)) for end in self.columns.values()]

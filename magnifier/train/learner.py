@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import (Adam, DataLoader, Learner, delegates, detuplify, progress_bar, resnet50, to_device, tuplify)
+from fastai.vision.all import (Adam, DataLoader, L, Learner, delegates, detuplify, progress_bar, rank_distrib, resnet50, to_device, tuplify)
 from PIL import Image
 from torch.nn.functional import interpolate
 from magnifier.data.images import read_image
@@ -14,9 +14,11 @@ from magnifier.data.masks import mask_targets, write_mask
 from magnifier.model.net import create_magnifier, model_splitter
 from magnifier.retrieval.distance import normalise
 from magnifier.train.callbacks import LossParts, RegionOcclusion, SemanticDiversityPhase, TeacherMasks
+from magnifier.train.distributed import Share, distributed
 from magnifier.train.losses import MagnifierLoss
 from magnifier.train.metrics import rank_embeddings, reid_metrics
 from magnifier.train.parts import embed_parts, rank_parts
+from magnifier.train.recording import without_waiting
 
 __all__ = ['ReIDLearner', 'magnifier_learner']
 
@@ -38,13 +40,20 @@ class ReIDLearner(Learner):
         kwargs = {k: v for k, v in dict(bs=bs, num_workers=num_workers).items() if v is not None}
         return self.dls.test_dl(table, with_labels={'pid', 'camid', 'split'} <= set(table.columns), **kwargs)
 
+    def add_cb(self,
+        cb, # A callback, or the class of one
+    ):
+        "fastai's, but for its recorder and progress bar, in whose place come those that let a device work on (`without_waiting`)"
+        return super().add_cb(without_waiting(cb))
+
     @contextmanager
     def evaluating(self):
         "Gives (model, its device): the model in evaluation mode, without gradients, in the learner's precision; then as it was"
         was, half = self.model.training, hasattr(self, 'mixed_precision')
         device = next(self.model.parameters()).device
         try:
-            with torch.no_grad(), torch.autocast(device.type, enabled=half): yield self.model.eval(), device
+            model = getattr(self.model, 'module', self.model)  # in a distributed fit: without the wrapper, which waits for other ranks
+            with torch.no_grad(), torch.autocast(device.type, enabled=half): yield model.eval(), device
         finally: self.model.train(was)
 
     def with_progress(self,
@@ -53,6 +62,43 @@ class ReIDLearner(Learner):
         "`dl` under a progress bar, where this learner shows any and it is worth one"
         return progress_bar(dl, leave=False) if hasattr(self, 'progress') and len(dl) > 1 else dl
 
+    @contextmanager
+    def distrib_ctx(self,
+        sync_bn:bool|None=None, # Batch norms over all ranks' batches; None: where there are GPUs (on CPUs torch has none)
+        *,
+        timeout:float=60.,      # Seconds that a rank waits for the others in one exchange before it ends with an error; the first call's holds
+        **kwargs                # Passed to fastai's, as cpu
+    ):
+        """Training, `validate`, `embed` and `evaluate` inside are shared by the processes that `torchrun` started; nothing in a single one.
+
+        Every rank must come to each of them, and has the same figures: embedding, which costs most, is shared; each rank then ranks for
+        itself, on the same embeddings, which takes seconds and spares another exchange. An ImportError without accelerate."""
+        with distributed(self, sync_bn, timeout=timeout, **kwargs): yield self
+
+    def get_preds(self,
+        *args,   # As in fastai
+        **kwargs # As in fastai
+    ) -> tuple:  # As in fastai
+        "fastai's, in the data set's order; in `distrib_ctx` every rank goes through all of it, for fastai mixes up the order of what it gathers"
+        with self._alone(): return super().get_preds(*args, **kwargs)
+
+    def to_detach(self,
+        b,           # Tensor, or tuples of them
+        cpu=True,    # Whether they come to the CPU
+        gather=True, # Whether of all processes
+    ):
+        "fastai's, which gathers wherever there are several processes; here only what they shared, not what each computed for itself"
+        return super().to_detach(b, cpu, gather and hasattr(self.dl, 'to_detach'))
+
+    def export(self,
+        fname='export.pkl', # File below `path`
+        **kwargs            # As in fastai
+    ):
+        "fastai's; in `distrib_ctx` rank 0 writes it, without what belongs to the processes"
+        with self._alone(): super().export(fname, **kwargs)
+
+    def _alone(self): return self.removed_cbs(L(cb for cb in self.cbs if cb.name == 'distributed_trainer'))
+
     def embed(self,
         images,                # A path, PIL image or (h,w,3) uint8 array, a list of these, a catalog, or a DataLoader
         *,
@@ -60,16 +106,17 @@ class ReIDLearner(Learner):
         flip_test:bool=False,  # Adds the embedding of the mirrored picture
         with_identity:bool=False, # Returns the identities beside the embeddings, where the loader has them
     ):  # (n,d) float32 on the CPU, L2-normalised, in the loader's order; with `with_identity` also (n,4) integers
-        "Embeddings for retrieval (METHOD: Heads)"
-        dl, parts, identities = self.loader(images, bs=bs), [], []
+        "Embeddings for retrieval (METHOD: Heads). In `distrib_ctx` each rank embeds its share, and every rank has them all"
+        share, parts, identities = Share(self, self.loader(images, bs=bs)), [], []
         with self.evaluating() as (model, device):
-            for batch in self.with_progress(dl):
+            for batch in self.with_progress(share.dl):
                 x, *targets = tuplify(to_device(batch, device))
                 embedding = model(x).embedding
                 if flip_test: embedding = normalise(embedding + model(x.flip(-1)).embedding)
                 parts.append(embedding.float().cpu().as_subclass(torch.Tensor))
                 if with_identity: identities.append(targets[-1].cpu().as_subclass(torch.Tensor))
-        return (torch.cat(parts), torch.cat(identities)) if with_identity else torch.cat(parts)
+        embeddings = share.whole(torch.cat(parts))
+        return (embeddings, share.whole(torch.cat(identities))) if with_identity else embeddings
 
     def predict_masks(self,
         images,               # A folder, a catalog, or paths
@@ -83,6 +130,7 @@ class ReIDLearner(Learner):
         ValueError for a model without that head, and for masks that are there already."""
         if self.model.segmentation is None: raise ValueError('this model has no segmentation head: build the learner with mask=True')
         targets = mask_targets(images, dst)
+        if rank_distrib(): return [mask for _, mask in targets]  # the first of several processes writes
         there = [mask for _, mask in targets if mask.exists()]
         if there and not overwrite: raise ValueError(f'{len(there)} of {len(targets)} masks exist (first: {there[0]}): name another dst, '
                                                      'or pass overwrite=True')

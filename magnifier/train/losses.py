@@ -1,4 +1,5 @@
 "What is minimised: cross-entropy, batch-hard triplet, semantic diversity, region segmentation, and their sum (Eq. 4)"
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,8 +10,12 @@ from magnifier.model.heads import at_least_float32
 from magnifier.model.output import MagnifierOutput
 from magnifier.model.resize import has_mask, resize_labels
 from magnifier.regions import NO_MASK
+from magnifier.train.distributed import gather_own, n_ranks
+from magnifier.train.metric_losses import Centers, circle_loss
 
 __all__ = ['identity_loss', 'batch_hard_triplet', 'semantic_diversity_loss', 'region_segmentation_loss', 'MagnifierLoss']
+
+PAIR_LOSSES = {'triplet': 'tri', 'circle': 'circle'}  # how `last` names them
 
 
 def _reduce(values, defined, reduction):
@@ -101,8 +106,8 @@ def region_segmentation_loss(
 class MagnifierLoss:
     """Eq. 4 over a `MagnifierOutput`: L_cls + L_tri of every branch, each region's own cross-entropy, lambda L_mask + gamma L_SD.
 
-    `last` holds the parts of the last call before their weights, detached scalars on their device: 'global_cls', 'global_tri', 'sab_...',
-    'sfb_...', 'region_cls' (added up over the regions), 'mask', 'sd'. A part without an image to count is 0 there.
+    `last` holds the parts of the last call before their weights, detached scalars on their device: 'global_cls', 'global_tri' (or '_circle'),
+    'global_center', 'sab_...', 'sfb_...', 'region_cls' (added up over the regions), 'mask', 'sd'. A part without an image to count is 0 there.
     An image without a part mask counts in the global branch alone. An identity that is not of the training (class -1) counts
     in the mask loss alone: of a validation split's loss only that is defined"""
 
@@ -115,13 +120,18 @@ class MagnifierLoss:
         smoothing: float = 0.1,  # Label smoothing
         margin: float = 0.3,  # Of the triplet loss
         sab_triplet: bool = True,  # Whether SAB has a triplet loss (Eq. 4: yes; the authors' code: no)
+        pairs: str = 'triplet',  # Loss over pairs: 'triplet' (the paper's), or 'circle' in its place (`circle_loss`)
+        center_weight: float = 0.,  # Weight of the center loss on every branch; reid-strong-baseline adds it with 5e-4
+        gather_triplets: bool = False,  # Whether pairs are sought among all processes' batches, as one process would with the batch they make together
         masks: bool = True,  # Whether the targets are (mask, identity), or identity alone
         reduction: str = 'mean',  # 'mean', or 'none' for a loss per image, each segmented as a batch of its own
     ):
-        "A ValueError for a negative weight"
-        weights = dict(gamma=gamma, mask_weight=mask_weight, region_weight=region_weight, margin=margin)
+        "A ValueError for a negative weight or an unknown loss"
+        weights = dict(gamma=gamma, mask_weight=mask_weight, region_weight=region_weight, margin=margin, center_weight=center_weight)
         for name, value in weights.items():
             if value < 0: raise ValueError(f'{name}={value}: zero or positive is wanted')
+        if pairs not in ('triplet', 'circle'): raise ValueError(f'unknown loss over pairs {pairs!r}: use triplet or circle')
+        self.pairs, self.center_weight, self.gather_triplets, self.centers = pairs, center_weight, gather_triplets, {}
         self.gamma, self.mask_weight, self.region_weight, self.margin = gamma, mask_weight, region_weight, margin
         self.smoothing, self.sab_triplet, self.masks, self.reduction, self.last = smoothing, sab_triplet, masks, reduction, {}
 
@@ -145,7 +155,10 @@ class MagnifierLoss:
         for name, feature in output.features.items():
             known = labels if name == 'global' else part_labels
             parts[f'{name}_cls'] = identity_loss(output.logits[name], known, smoothing=self.smoothing, **how)
-            if name != 'sab' or self.sab_triplet: parts[f'{name}_tri'] = batch_hard_triplet(feature, known, self.margin, **how)
+            if name != 'sab' or self.sab_triplet: parts[f'{name}_{PAIR_LOSSES[self.pairs]}'] = self._over_pairs(feature, known)
+            if self.center_weight:
+                centers = self.centers.setdefault(name, Centers())
+                parts[f'{name}_center'] = centers(_float32(feature), known, output.logits[name].shape[1], **how)
         if output.region_logits is not None:
             parts['region_cls'] = identity_loss(output.region_logits, part_labels, smoothing=self.smoothing, **how)
         if output.region_features is not None:
@@ -155,7 +168,17 @@ class MagnifierLoss:
             parts['mask'] = region_segmentation_loss(output.mask_logits, mask, **how)
         return parts
 
+    def _over_pairs(self, feature, labels):
+        "Triplet or circle loss; over all processes' images each computes the same figure, and has the gradient of its own images alone"
+        loss = circle_loss if self.pairs == 'circle' else partial(batch_hard_triplet, margin=self.margin)
+        gathers = self.gather_triplets and n_ranks() > 1 and torch.is_grad_enabled() and self.reduction == 'mean'
+        if not gathers: return loss(feature, labels, reduction=self.reduction)
+        value = loss(gather_own(_float32(feature)), gather_own(labels))
+        # Gradients are averaged over the processes afterwards, and this one is a share of a sum
+        return n_ranks() * value - (n_ranks() - 1) * value.detach()
+
     def _weight(self, name):
+        if name.endswith('_center'): return self.center_weight
         return {'sd': self.gamma, 'mask': self.mask_weight, 'region_cls': self.region_weight}.get(name, 1.)
 
     def activation(

@@ -3,10 +3,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from fastai.vision.all import Metric
+from fastai.vision.all import Metric, to_detach
 from magnifier.data.block import ROLES
 from magnifier.retrieval.ranking import evaluate_distances, rank
 from magnifier.retrieval.rerank import rerank
+from magnifier.train.distributed import gather_rows
 
 __all__ = ['Sides', 'by_role', 'rank_by_role', 'rank_embeddings', 'reid_metrics', 'R1', 'mAP']
 
@@ -58,12 +59,20 @@ class _Embeddings:
     def reset(self): self.parts, self.ranking = [], None
 
     def accumulate(self, learn):
-        # to_detach gathers over processes and cuts their padding away
-        self.parts.append((learn.to_detach(learn.pred.embedding).float(), learn.to_detach(learn.yb[-1])))
+        keep = lambda x: to_detach(x, gather=False)
+        self.n = learn.dl.n if hasattr(learn.dl, 'n_padded') else None
+        self.parts.append((keep(learn.pred.embedding).float(), keep(learn.yb[-1])))
 
     def compute(self):
-        if self.ranking is None and self.parts: self.ranking = rank_by_role(*map(torch.cat, zip(*self.parts)), **self.kwargs)
+        if self.ranking is None and self.parts:
+            self.ranking, self.parts = rank_by_role(*(self._whole(torch.cat(parts)) for parts in zip(*self.parts)), **self.kwargs), []
         return self.ranking
+
+    def _whole(self, x):
+        # fastai gives each rank a piece of the data in its order, the last one filled up: put together and cut, ties are broken as in one process
+        return x if self.n is None else gather_rows(x)[:self.n]
+
+    def __getstate__(self): return {**self.__dict__, 'parts': [], 'ranking': None}  # an exported learner carries no gallery
 
 
 class ReIDMetric(Metric):

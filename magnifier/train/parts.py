@@ -12,6 +12,7 @@ from magnifier.regions import NO_MASK, N_REGIONS, region_indices
 from magnifier.retrieval.ranking import evaluate_distances
 from magnifier.retrieval.region_distance import region_distance
 from magnifier.retrieval.rerank import rerank_distances
+from magnifier.train.distributed import Share
 from magnifier.train.metrics import by_role
 
 __all__ = ['VISIBLE', 'NO_REGIONS', 'Parts', 'region_masks', 'region_embeddings', 'region_areas', 'embed_parts', 'rank_parts']
@@ -87,15 +88,16 @@ def embed_parts(
     if learn.model.segmentation is None: raise ValueError(NO_REGIONS)
     wanted = region_indices(regions)
     if not wanted: raise ValueError('regions=[]: name one or more regions')
-    embeddings, areas, identities = [], [], []
+    share, embeddings, areas, identities = Share(learn, learn.loader(images)), [], [], []
     with learn.evaluating() as (model, device):
-        for batch in learn.with_progress(learn.loader(images)):
+        for batch in learn.with_progress(share.dl):
             x, *targets = tuplify(to_device(batch, device))
             maps = {name: o.float() for name, o in model.feature_maps(x).items()}
             identities += [t.cpu().as_subclass(Tensor) for t in targets[-1:]]
             embeddings.append(region_embeddings(model, maps)[:, wanted].cpu())
             areas.append(region_areas(maps)[:, wanted])
-    return Parts(torch.cat(embeddings), np.concatenate(areas), torch.cat(identities) if identities else None)
+    areas = share.whole(torch.from_numpy(np.concatenate(areas))).numpy()
+    return Parts(share.whole(torch.cat(embeddings)), areas, share.whole(torch.cat(identities)) if identities else None)
 
 
 def rank_parts(

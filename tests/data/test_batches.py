@@ -119,13 +119,18 @@ def test_batches_reach_the_main_process_whole_from_workers():
 
 
 @pytest.mark.parametrize('n', [2, 3])
-def test_processes_share_whole_batches(monkeypatch, n):
-    monkeypatch.setattr('magnifier.data.batches.num_distrib', lambda: n)
+def test_processes_share_the_batches_of_one(monkeypatch, n):
     pids = _pids([8]*7)
+    alone = _batches(loader(pids).get_idxs())
+    assert len(alone) == n_full_batches([2]*7, 2) == 7
+    monkeypatch.setattr('magnifier.data.batches.num_distrib', lambda: n)
     dl = loader(pids)
-    assert len(dl) % n == 0 and len(dl.get_idxs()) == 8*len(dl)
-    alone = n_full_batches([2]*7, 2)
-    assert len(dl) == alone - alone % n
+    shared = _batches(dl.get_idxs())
+    assert len(dl) == len(shared) == {2: 8, 3: 9}[n]
+    assert shared == alone + alone[:len(shared) - 7], 'the same in the same order, then the first once more'
+
+
+def _batches(idxs, bs=8): return [idxs[i:i + bs] for i in range(0, len(idxs), bs)]
 
 
 @pytest.mark.parametrize('counts, kwargs, message', [

@@ -1,0 +1,186 @@
+"Several processes as one training: who has which images, and how what they found comes together again"
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from fastai.vision.all import L, Learner, ProgressCallback, num_distrib, rank_distrib
+from magnifier.data.transforms import OwnGenerator
+
+__all__ = ['n_ranks', 'join_ranks', 'rank0_first', 'on_all_ranks', 'gather_rows', 'gather_own', 'mean_over_ranks', 'same_state', 'Share',
+           'distributed']
+
+NEEDS_ACCELERATE = "training on several processes needs accelerate, as fastai's distrib_ctx does: pip install accelerate"
+
+
+def n_ranks() -> int:  # 1 where there is one process, or several that have not met
+    "Processes that train together"
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def join_ranks(
+    timeout:float=60.,   # Seconds that a rank waits for the others in one exchange, before it ends with an error
+    *,
+    cpu:bool|None=None,  # Whether tensors stay on the CPU (gloo); None: where there is no GPU (with one: NCCL, a GPU a rank)
+):
+    """The processes that `torchrun` started meet, for as long as they live; nothing happens in a single one, or where they have met already.
+
+    A rank that dies closes its connections, and the others end with an error at once; one that hangs is given up after `timeout`."""
+    if num_distrib() <= 1 or dist.is_initialized(): return
+    cpu = not torch.cuda.is_available() if cpu is None else cpu
+    if not cpu: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+    dist.init_process_group('gloo' if cpu else 'nccl', timeout=timedelta(seconds=timeout))
+
+
+@contextmanager
+def rank0_first(
+    timeout:float=3600., # Seconds that the others wait
+):
+    "Rank 0 goes through the block first, the others then find what it made (a data set drawn, a cache); nothing in a single process"
+    if n_ranks() == 1:
+        yield
+        return
+    gate = dist.new_group(backend='gloo', timeout=timedelta(seconds=timeout))  # making a data set may take longer than an exchange ever should
+    if rank_distrib(): dist.barrier(gate)
+    yield
+    if not rank_distrib(): dist.barrier(gate)
+    dist.destroy_process_group(gate)
+
+
+def _device(): return torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
+
+
+def gather_rows(
+    x:torch.Tensor, # Rows of this rank, any number; the other dimensions are every rank's
+) -> torch.Tensor:  # Rows of all ranks, those of rank 0 first, on the device of `x`; no gradient
+    "The same rows on every rank; in a single process `x` itself"
+    if n_ranks() == 1: return x
+    mine = x.detach().to(_device()).contiguous()
+    counts = [torch.zeros(1, dtype=torch.long, device=mine.device) for _ in range(n_ranks())]
+    dist.all_gather(counts, torch.tensor([len(mine)], device=mine.device))
+    counts = torch.cat(counts).tolist()
+    padded = mine.new_zeros(max(counts), *mine.shape[1:])  # what is gathered must be alike in shape
+    padded[:len(mine)] = mine
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, counts)]).to(x.device)
+
+
+def gather_own(
+    x:torch.Tensor, # (n,...) of this rank; n is every rank's
+) -> torch.Tensor:  # (n_ranks x n, ...), rank after rank; gradient flows to this rank's rows alone
+    "Rows of all ranks for a loss over pairs; in a single process `x` itself. Nothing waits for the device"
+    if n_ranks() == 1: return x
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(n_ranks())]
+    dist.all_gather(parts, x.detach().contiguous())
+    parts[dist.get_rank()] = x
+    return torch.cat(parts)
+
+
+def mean_over_ranks(
+    x:torch.Tensor, # Floats, alike in shape on every rank
+) -> torch.Tensor:  # Their mean, on the device of `x`
+    "The same figure on every rank; in a single process `x` itself"
+    if n_ranks() == 1: return x
+    total = x.detach().to(_device(), torch.float32, copy=True)
+    dist.all_reduce(total)
+    return (total/n_ranks()).to(x.device)
+
+
+def same_state(
+    model:torch.nn.Module, # Alike in its shapes on every rank; changed in place
+):
+    "Rank 0's weights and statistics on every rank: without a synchronised batch norm each rank's running statistics are its own"
+    if n_ranks() == 1: return
+    for t in model.state_dict().values():
+        sent = t.detach().to(_device(), copy=True)
+        dist.broadcast(sent, 0)
+        t.copy_(sent)
+
+
+class Share:
+    """This rank's part of what a loader gives, in the loader's order, and how the parts come together again.
+
+    A part is whole batches, the very ones that a single process would make, so that figures do not depend on the number of ranks.
+    Only inside `distrib_ctx` (there every rank comes here) and where each rank has a batch at all; otherwise the part is everything."""
+    def __init__(self,
+        learn, # A ReIDLearner
+        dl,    # Its loader
+    ):
+        self.shared = n_ranks() > 1 and hasattr(learn, 'distributed_trainer') and len(dl) >= n_ranks()
+        self.dl = dl
+        if not self.shared: return
+        same_state(getattr(learn.model, 'module', learn.model))
+        indices = [list(dl.get_idxs())]
+        dist.broadcast_object_list(indices, 0)  # a loader that shuffles does so alike everywhere
+        batches = [indices[0][i:i + dl.bs] for i in range(0, len(indices[0]), dl.bs)][:len(dl)]
+        first, end = (len(batches)*r//n_ranks() for r in (dist.get_rank(), dist.get_rank() + 1))
+        own = [i for batch in batches[first:end] for i in batch]
+        self.dl = dl.new(shuffle=False, drop_last=False, get_idxs=lambda: own)
+        self.dl.n = len(own)
+
+    def whole(self,
+        x:torch.Tensor, # (n,...) of this rank's part
+    ) -> torch.Tensor:  # Of all parts, in the loader's order
+        "What all ranks found, on every rank"
+        return gather_rows(x) if self.shared else x
+
+
+@contextmanager
+def distributed(
+    learn,                    # A ReIDLearner
+    sync_bn:bool|None=None,   # Batch norms over all ranks' batches; None: where there are GPUs (on CPUs torch has none)
+    *,
+    timeout:float=60.,        # Seconds that a rank waits for the others in one exchange; what the processes first met with holds
+    **kwargs                  # Passed to fastai's distrib_ctx, as cpu
+):
+    "fastai's distrib_ctx with its broadcast mended, rank 0's weights for all, other augmentation on other ranks, and the learner as it was afterwards"
+    if num_distrib() <= 1:
+        yield learn
+        return
+    _mend_fastai()
+    cpu = kwargs.get('cpu', not torch.cuda.is_available())
+    silent, logger = not hasattr(learn, 'progress'), learn.logger
+    join_ranks(timeout, cpu=cpu)
+    same_state(learn.model)
+    _draw_apart(learn.dls.train)
+    try:
+        with Learner.distrib_ctx(learn, not cpu if sync_bn is None else sync_bn, **kwargs): yield learn
+    finally:
+        learn.logger, learn.model = logger, getattr(learn.model, 'module', learn.model)
+        learn.dls.loaders = [getattr(dl, 'dl', dl) for dl in learn.dls.loaders]  # an error in a fit leaves fastai's wrappers behind
+        if silent: learn.remove_cb(ProgressCallback)
+
+
+@contextmanager
+def on_all_ranks(
+    learn,             # A ReIDLearner
+    timeout:float=60., # As in `distributed`
+    **kwargs           # Passed to `distributed`
+):
+    "`learn.distrib_ctx` where `torchrun` started several processes, on the device of its loaders; nothing in a single process"
+    with distributed(learn, timeout=timeout, cpu=learn.dls.device.type == 'cpu', **kwargs): yield learn
+
+
+def _mend_fastai():
+    """fastai's loader sends the epoch's indices through a GPU, whatever the backend is: without one every fit ends in an error.
+
+    The only change: they go through the device that the backend needs."""
+    try: import accelerate  # noqa: F401, without it fastai's module does not load
+    except ImportError as e: raise ImportError(NEEDS_ACCELERATE) from e
+    from fastai.distributed import DistributedDL
+
+    def _broadcast(self, t, rank):
+        t = torch.tensor(t, dtype=torch.long, device=_device())
+        dist.broadcast(t, rank)
+        return t.tolist()
+    DistributedDL._broadcast = _broadcast
+
+
+def _draw_apart(dl):
+    "Other erasing and cropping on other ranks, where the transform owns its generator; rank 0 draws as a single process does"
+    if not rank_distrib(): return
+    transforms = [t for pipeline in (dl.after_item, dl.after_batch) for t in getattr(pipeline, 'fs', L())]
+    for t in transforms:
+        if isinstance(t, OwnGenerator): t.generator.manual_seed(t.generator.initial_seed() + 1_000_003*rank_distrib())

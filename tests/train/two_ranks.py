@@ -1,0 +1,141 @@
+"What test_distributed.py starts with torch.distributed.run on two processes; each rank writes what it found to a file. Arguments: data set, folder"
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+warnings.filterwarnings('ignore', category=FutureWarning)
+import torch
+import torch.distributed as dist
+from fastai.vision.all import Callback, num_distrib
+from magnifier.data.loaders import ReIDDataLoaders
+from magnifier.data.readers import market1501
+from magnifier.data.transforms import RandomErasing
+from magnifier.train.callbacks import LossParts, RegionOcclusion
+from magnifier.train.distributed import Share, gather_rows, join_ranks, mean_over_ranks, n_ranks, on_all_ranks, rank0_first
+from magnifier.train.learner import magnifier_learner
+from magnifier.train.losses import MagnifierLoss
+
+# With nothing drawn, what a batch holds tells which pictures it was made of
+LOADING = dict(size=(64, 32), bs=8, n_per_id=2, pad=0, flip=0, erase=0, num_workers=0, device='cpu')
+
+
+class Watch(Callback):
+    "Fingerprints of the training pictures batch by batch, and what was kept of them"
+    order = RegionOcclusion.order + .5
+    def before_fit(self): self.batches, self.kept = [], []
+    def before_batch(self):
+        if not self.training: return
+        self.batches.append(self.x.double().sum((1, 2, 3)).tolist() if len(self.xb) == 1 else self.xb[0].double().sum((1, 2, 3)).tolist())
+        self.kept.append(self.xb[2].tolist())
+
+
+class FirstGradients(Callback):
+    "Gradients of the first step with batch norms that do not see the batch, and the batch"
+    order = LossParts.order + 1
+    def before_batch(self):
+        for m in self.model.modules():
+            if isinstance(m, torch.nn.modules.batchnorm._BatchNorm): m.eval()
+        if self.training and not hasattr(self, 'batch'): self.batch = (self.xb, self.yb)
+    def before_step(self):
+        if not hasattr(self, 'found'):
+            module = getattr(self.model, 'module', self.model)
+            self.found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+class Die(Callback):
+    "Nobody says goodbye"
+    def after_batch(self): os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tables(learn, catalog):
+    "Embeddings and figures, to compare with one process"
+    rows = catalog[catalog.split != 'train']
+    odd = rows.iloc[:len(rows) - 1 - len(rows) % 2]  # an odd number, which two processes share unevenly
+    assert len(odd) % 2
+    values = lambda dl=None: dict(zip(['loss', *(m.name for m in learn.metrics)], learn.validate(dl=dl)))
+    preds, targets = learn.get_preds()
+    return dict(embeddings=learn.embed(odd, bs=4), few=learn.embed(odd.path.tolist()[:3]), metrics=values(), odd_metrics=values(learn.loader(odd, bs=4)),
+                preds=preds.embedding, pids=targets[1][:, 1], evaluated=learn.evaluate(rerank=True, bs=4).to_numpy(),
+                regions=learn.evaluate(distance='regions', bs=4).to_numpy())
+
+
+def learner(catalog, out, loss_func=None, **kwargs):
+    dls = ReIDDataLoaders.from_df(catalog, path=out, **{**LOADING, **kwargs})
+    return magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, loss_func=loss_func, cbs=[Watch()])
+
+
+def epoch(learn, catalog):
+    "What an epoch of training saw, and the figures after it"
+    with learn.no_logging(): learn.fit(1, 1e-3)
+    return dict(batches=learn.watch.batches, kept=learn.watch.kept, row=[float(v) for v in learn.recorder.values[-1]], losses=len(learn.recorder.losses))
+
+
+def gradients(catalog, out):
+    "The first step's gradients with pairs from all processes"
+    torch.manual_seed(1)
+    learn = learner(catalog, out, MagnifierLoss(gather_triplets=True, mask_weight=0., gamma=.01))
+    watch = FirstGradients()
+    with on_all_ranks(learn), learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[watch])
+    return dict(batch=watch.batch, gradients=watch.found)
+
+
+def primitives():
+    "Exchanges by themselves"
+    r = dist.get_rank()
+    drawn = [RegionOcclusion(seed=3, alike=alike) for alike in (True, False)]
+    return dict(rows=gather_rows(torch.full((r + 1, 2), float(r))), none=gather_rows(torch.zeros(r, 3)), mean=mean_over_ranks(torch.tensor([float(r), 4.])),
+                alike=[[o.draw().tolist() for _ in range(5)] for o in drawn])
+
+
+def first_writes(out):
+    "Rank 0 makes, the other finds"
+    with rank0_first():
+        made = (out/'made').exists()
+        if not dist.get_rank():
+            time.sleep(.5)
+            (out/'made').touch()
+    return made
+
+
+def main(root, out):
+    rank = int(os.environ['RANK'])
+    assert num_distrib() == 2 and not dist.is_initialized()
+    mine = out/f'rank{rank}'
+    mine.mkdir()
+    catalog, found = market1501(root), {}
+    torch.manual_seed(rank)  # rank 0's weights become everyone's
+    learn = learner(catalog, mine)
+    with learn.no_bar():
+        join_ranks(cpu=True)
+        found['primitives'], found['made'] = primitives(), first_writes(out)
+        with learn.distrib_ctx(cpu=True, sync_bn=False):
+            assert n_ranks() == 2 and Share(learn, learn.dls.valid).shared and learn.logger is print
+            found['untrained'] = tables(learn, catalog)
+            found['epoch'] = epoch(learn, catalog)
+            found['trained'] = {'embeddings': learn.embed(catalog[catalog.split != 'train'])}
+            learn.save('weights')
+            learn.export('learner.pkl')
+            learn.predict_masks(catalog.path.tolist()[:2], mine/'masks')
+        found['wrapped'] = type(learn.model).__name__, type(learn.dls.train).__name__, hasattr(learn, 'distributed_trainer'), hasattr(learn, 'progress')
+        found['files'] = sorted(str(p.relative_to(mine)) for p in mine.rglob('*') if p.is_file())
+        cached = learner(catalog, mine, MagnifierLoss(center_weight=5e-4), cache='ram', erase=.5)
+        with cached.no_bar(), on_all_ranks(cached):
+            found['erasing'] = [t.generator.get_state() for t in cached.dls.train.after_batch.fs if isinstance(t, RandomErasing)][0]
+            found['cached'] = epoch(cached, catalog)
+        found['centers'] = {name: c.values for name, c in cached.loss_func.centers.items()}
+        found['gradients'] = gradients(catalog, mine)
+        torch.save(found, out/f'{rank}.pt')
+        # The end: one rank dies, which ends the other's work, and torchrun the run
+        with learn.distrib_ctx(cpu=True), learn.no_logging():
+            (out/'dies').write_text(str(time.time()))
+            learn.fit(1, cbs=[Die()] if rank else None)
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    random.seed(0)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
