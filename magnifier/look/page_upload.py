@@ -3,6 +3,7 @@ import base64
 import binascii
 from io import BytesIO
 
+import numpy as np
 from PIL import Image
 from magnifier.data.images import read_image
 
@@ -28,7 +29,7 @@ def read_upload(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning): raise ValueError(_too_many('far more pixels')) from None
     except Exception: raise ValueError(f'this is {_kind(data)}: {WANTED}') from None  # hostile bytes raise what they like
     _check_size(image)
-    try: return read_image(image)  # decodes
+    try: return Image.fromarray(np.asarray(read_image(image)))  # decoded here; the pixels alone go on
     except Exception: raise ValueError('this picture is damaged or cut off: it does not decode to its end') from None
 
 

@@ -46,3 +46,21 @@ def blind(catalog, few, tmp_path_factory):
     "Global branch alone, on a catalog without masks"
     learn = make_learner(catalog.assign(mask=None), few.assign(mask=None), tmp_path_factory.mktemp('blind'), mask=False, sab=False, sfb=False)
     with learn.no_bar(), learn.no_logging(): yield learn
+
+
+@pytest.fixture(scope='session')
+def people(seer, few, tmp_path_factory):
+    "A gallery of the dozen, an hour apart, made by the full model"
+    pytest.importorskip('pymilvus')
+    import magnifier.train.embed_regions, magnifier.train.pretrained  # noqa: E401, F401, what a gallery asks of a learner
+    from magnifier.retrieval.gallery import Gallery
+    with Gallery(tmp_path_factory.mktemp('people')/'people.db', regions=True) as gallery:
+        gallery.add(seer, few.assign(time=[1_760_000_000 + 3600*i for i in range(len(few))]), progress=False)
+        yield gallery
+
+
+@pytest.fixture
+def finder(seer, people):
+    "What a page asks"
+    from magnifier.look.page_search import Finder
+    return Finder(seer, people)
