@@ -55,6 +55,8 @@ from magnifier.train.embed_regions import *
 from magnifier.train.pretrained import *
 from magnifier.train.export import *
 from magnifier.train.schedules import *
+from magnifier.train.checkpoints import *
+from magnifier.train.guards import *
 from magnifier.train.recipes import *
 from magnifier.train.ablation import *
 from magnifier.train.runs import *
