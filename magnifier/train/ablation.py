@@ -1,4 +1,5 @@
 "The paper's ablations: Table 2, Figures 4 and 5, and three choices its text and code disagree on; run by run, over seeds"
+import gc
 import json
 import logging
 import os
@@ -102,6 +103,8 @@ def ablate(
         run = _run(learn, plan, SETTINGS[name], epochs)
         if weights: learn.save(_weights(out, name, seed).stem, with_opt=False)
         _write(file, dict(setting=name, seed=seed, **made, **run))
+        del learn
+        gc.collect()  # a learner refers to itself: without this, dozens of them wait for the next collection
     return read_runs(out)
 
 
