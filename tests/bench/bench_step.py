@@ -1,14 +1,18 @@
 """A training step and an embedding of the full MagnifierNet beside the plain backbone with one head (same last stride), in one run.
 
     python tests/bench/bench_step.py --bs 8 --size 256 128
-    python tests/bench/bench_step.py --device cuda --bs 64 --bf16 --channels-last --compile --out step.csv"""
+    python tests/bench/bench_step.py --device cuda --bs 64 --bf16 --channels-last --compile --profile step.txt --out step.csv
+
+Heads and losses are float32 in any case. `--compile` compiles the network in place; Adam is fused on a GPU. `--profile` writes what the time of the
+last row's steps went to, by operator. On a GPU none of this has been run so far: the first who has one finds out."""
 
 import argparse
-import time
 import random
+import time
+from pathlib import Path
 
 import torch
-from measure import peak_memory, timed, write_csv
+from measure import hardware, peak_memory, timed, write_csv
 
 from magnifier.model.net import create_magnifier
 from magnifier.train.losses import MagnifierLoss
@@ -28,7 +32,7 @@ def make(row, training, args):
     labels = bands.expand(args.bs, -1, -1).contiguous().to(args.device)
     identity = (torch.arange(args.bs) // PER_IDENTITY)[:, None].expand(-1, 4).to(args.device)
     loss, draw = MagnifierLoss(gamma=2e-3), random.Random(0)
-    if args.compile: model.compile()
+    if args.compile: model.compile()  # in place: keys stay as they are
     amp = torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bf16)
     if not training:
         @torch.inference_mode()
@@ -46,6 +50,19 @@ def make(row, training, args):
     return step
 
 
+def profile(step, path, device):
+    "What three calls do, by operator, into a text file"
+    from torch.profiler import ProfilerActivity, profile
+    for _ in range(2): step()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA]*(device == 'cuda')
+    with profile(activities=activities, record_shapes=True) as found:
+        for _ in range(3): step()
+        if device == 'cuda': torch.cuda.synchronize()
+    by = 'self_device_time_total' if device == 'cuda' else 'self_cpu_time_total'
+    table = found.key_averages(group_by_input_shape=True).table(sort_by=by, row_limit=40, max_name_column_width=60, max_shapes_column_width=60)
+    Path(path).write_text(f'{hardware(device)}, three steps\n{table}\n')
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cpu')
@@ -56,6 +73,7 @@ def main():
     parser.add_argument('--repeats', type=int, default=7)
     for flag in ('bf16', 'channels-last', 'compile'): parser.add_argument(f'--{flag}', action='store_true')
     parser.add_argument('--cpu-clock', action='store_true', help='processor seconds instead of wall clock')
+    parser.add_argument('--profile', metavar='FILE', help='where the time of the last row goes, by operator')
     parser.add_argument('--out')
     args, rows = parser.parse_args(), []
     clock = time.process_time if args.cpu_clock else time.perf_counter
@@ -70,6 +88,7 @@ def main():
                 bf16=args.bf16, channels_last=args.channels_last, compile=args.compile, **{k: round(v, 4) for k, v in seconds.items()},
                 images_a_second=round(args.bs / seconds['median'], 1), mib=round(memory),
                 times_plain=round(seconds['median'] / floor[0], 3), memory_of_plain=round(memory / floor[1], 3)))
+    if args.profile: profile(make(args.rows[-1], True, args), args.profile, args.device)
     write_csv(rows, args.out, args.device)
 
 
