@@ -43,7 +43,7 @@ def training_state(
     The schedule's position is the epoch itself. Callbacks and losses with a `state_dict` of their own are asked for it."""
     generators = dict(held={name: generator_state(g) for name, g in learner_generators(learn).items()}, shared=global_states())
     return dict(model=get_model(learn.model).state_dict(), opt=_listed(learn.opt.state_dict()), frozen=learn.opt.frozen_idx,
-                gamma=getattr(learn.loss_func, 'gamma', None), stateful={name: _listed(o.state_dict()) for name, o in _stateful(learn).items()},
+                stateful={name: _listed(o.state_dict()) for name, o in _stateful(learn).items()},
                 streams=[dl.epoch if isinstance(dl, IdentityBatches) else None for dl in plain_loaders(learn)],
                 generators=_of_all_processes(generators), train_iter=learn.train_iter, records=_records(learn))
 
@@ -63,7 +63,6 @@ def restore_training(
     try: model.load_state_dict(state['model'])
     except RuntimeError as e: raise ValueError(f'this state is of another model: {" ".join(str(e).split())[:300]}') from e
     _restore_optimiser(learn.opt, state)
-    if state['gamma'] is not None: learn.loss_func.gamma = state['gamma']
     for name, o in _stateful(learn).items(): o.load_state_dict(state['stateful'][name])
     for dl, epoch in zip(plain_loaders(learn), state['streams']):
         if epoch is not None: dl.epoch = epoch
@@ -76,7 +75,7 @@ def restore_training(
 def _restore_optimiser(opt, state):
     if state['frozen']: opt.freeze_to(state['frozen'])
     opt.load_state_dict(state['opt'])
-    for p, own in getattr(opt, 'state', {}).items(): own.update(to_device(own, p.device))  # it was read onto the CPU
+    for p, own in getattr(opt, 'state', {}).items(): own.update(to_device(own, p.device))  # it may have been on another
 
 
 def _stateful(learn):
@@ -144,7 +143,7 @@ def write_checkpoint(
 
 def read_checkpoint(
     folder, # Of the checkpoints
-):          # The newest whole state, on the CPU; None where there is none
+):          # The newest whole state, its tensors where they were; None where there is none
     "Reads the newest checkpoint; one that is damaged is removed with a warning, and the one before it taken"
     for file in checkpoint_files(folder):
         problem = _problem(file)
@@ -152,10 +151,15 @@ def read_checkpoint(
             warnings.warn(f'{file} is damaged ({problem}) and was removed: going on from the checkpoint before it, if there is one')
             file.unlink()
             continue
-        state = torch.load(file, map_location='cpu', weights_only=True)
+        state = torch.load(file, map_location=_where, weights_only=True)
         if state.get('version') != VERSION: raise ValueError(f'{file} was written by another version of magnifier: train anew, in another folder')
         return state
     return None
+
+
+def _where(storage, location):
+    "What was on a GPU comes to this process's, where it has one"
+    return storage.cuda() if location.startswith('cuda') and torch.cuda.is_available() else storage
 
 
 def _problem(file):

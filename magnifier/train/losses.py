@@ -181,6 +181,29 @@ class MagnifierLoss:
         if name.endswith('_center'): return self.center_weight
         return {'sd': self.gamma, 'mask': self.mask_weight, 'region_cls': self.region_weight}.get(name, 1.)
 
+    def state_dict(self) -> dict[str, Tensor]:  # By branch, n_classes x c; empty without the center loss
+        "The centres: what a checkpoint needs beside the arguments"
+        return {name: centers.values for name, centers in self.centers.items()}
+
+    def load_state_dict(
+        self,
+        state: dict[str, Tensor],  # Of `state_dict`
+    ):
+        "Centres as they were"
+        self.centers = {name: Centers(values=values.clone()) for name, values in state.items()}
+
+    def state_dict(self) -> dict:  # 'gamma', which a second phase changes, and 'centers' by branch
+        "What changes while it trains, for a checkpoint"
+        return dict(gamma=self.gamma, centers={name: centers.values for name, centers in self.centers.items()})
+
+    def load_state_dict(
+        self,
+        state: dict,  # Of `state_dict`
+    ):
+        "Goes on from a checkpoint"
+        self.gamma = state['gamma']
+        for name, values in state['centers'].items(): self.centers.setdefault(name, Centers()).values = values
+
     def activation(
         self,
         output: MagnifierOutput,  # The model's

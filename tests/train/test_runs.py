@@ -127,6 +127,18 @@ def test_killed_and_resumed_whatever_feeds_it(small, how, name, recipe, change, 
     assert_same(tmp_path/'run', tmp_path/'straight')
 
 
+def test_centres_and_averages_go_on_too(small, how, tmp_path):
+    from functools import partial
+    from magnifier.train.averaging import AveragedWeights
+    from magnifier.train.losses import MagnifierLoss
+    kwargs = {**how, 'epochs': 3, 'model': {**how['model'], 'loss_func': partial(MagnifierLoss, center_weight=.1)}}
+    train_run(small, 'paper', tmp_path/'straight', cbs=[AveragedWeights(.9)], **kwargs)
+    killed(lambda: train_run(small, 'paper', tmp_path/'run', cbs=[AveragedWeights(.9), DoAt(die, epoch=1, batch=2)], **kwargs))
+    train_run(small, 'paper', tmp_path/'run', cbs=[AveragedWeights(.9)], resume=True, **kwargs)
+    assert_same(tmp_path/'run', tmp_path/'straight')
+    assert 'global_center' in pd.read_csv(tmp_path/'run/losses.csv')
+
+
 def test_it_says_what_it_will_do_and_stores_what_it_did(straight, small):
     out, run, said = straight
     for part in ('16 images of 4 identities, 16 with part masks; 6 queries, 6 in the gallery', '4 images = 2 identities x 2, 32 x 16 pixels, 4 an epoch',
