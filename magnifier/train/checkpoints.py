@@ -43,7 +43,7 @@ def training_state(
     The schedule's position is the epoch itself. Callbacks and losses with a `state_dict` of their own are asked for it."""
     generators = dict(held={name: generator_state(g) for name, g in learner_generators(learn).items()}, shared=global_states())
     return dict(model=get_model(learn.model).state_dict(), opt=_listed(learn.opt.state_dict()), frozen=learn.opt.frozen_idx,
-                stateful={name: _listed(o.state_dict()) for name, o in _stateful(learn).items()},
+                gamma=getattr(learn.loss_func, 'gamma', None), stateful={name: _listed(o.state_dict()) for name, o in _stateful(learn).items()},
                 streams=[dl.epoch if isinstance(dl, IdentityBatches) else None for dl in plain_loaders(learn)],
                 generators=_of_all_processes(generators), train_iter=learn.train_iter, records=_records(learn))
 
@@ -63,6 +63,7 @@ def restore_training(
     try: model.load_state_dict(state['model'])
     except RuntimeError as e: raise ValueError(f'this state is of another model: {" ".join(str(e).split())[:300]}') from e
     _restore_optimiser(learn.opt, state)
+    if state['gamma'] is not None: learn.loss_func.gamma = state['gamma']  # a second phase changes it
     for name, o in _stateful(learn).items(): o.load_state_dict(state['stateful'][name])
     for dl, epoch in zip(plain_loaders(learn), state['streams']):
         if epoch is not None: dl.epoch = epoch

@@ -192,18 +192,6 @@ class MagnifierLoss:
         "Centres as they were"
         self.centers = {name: Centers(values=values.clone()) for name, values in state.items()}
 
-    def state_dict(self) -> dict:  # 'gamma', which a second phase changes, and 'centers' by branch
-        "What changes while it trains, for a checkpoint"
-        return dict(gamma=self.gamma, centers={name: centers.values for name, centers in self.centers.items()})
-
-    def load_state_dict(
-        self,
-        state: dict,  # Of `state_dict`
-    ):
-        "Goes on from a checkpoint"
-        self.gamma = state['gamma']
-        for name, values in state['centers'].items(): self.centers.setdefault(name, Centers()).values = values
-
     def activation(
         self,
         output: MagnifierOutput,  # The model's
