@@ -44,7 +44,7 @@ class Guard:
         if '..' in path or '\\' in path or not (path in ROUTES or path.startswith(BELOW)): return 404
         asked = _name(headers.get('host', ''))
         if self.hosts is not None and asked[0] not in self.hosts: return 421
-        if 'origin' in headers and _name(urlsplit(headers['origin']).netloc) != asked: return 403
+        if 'origin' in headers and (asked[0] is None or _name(headers['origin'].partition('://')[2]) != asked): return 403
         length = headers.get('content-length', '0' if scope['method'] in ('GET', 'HEAD') else '')
         if not length.isdecimal(): return 411
         return 413 if int(length) > MOST else 0
@@ -52,7 +52,9 @@ class Guard:
 
 def _name(netloc):
     "Name and port of 'name:port'; what is no such thing has no name"
-    try: parts = urlsplit('//' + netloc); return parts.hostname, parts.port
+    try:
+        parts = urlsplit('//' + netloc)
+        return parts.hostname, parts.port
     except ValueError: return None, None
 
 
