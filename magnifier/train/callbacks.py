@@ -126,7 +126,8 @@ class LossParts(Callback):
     def after_validate(self):
         "Epoch's means into the recorder's row; a validation alone has none"
         if not self.n: return
-        means = dict(zip(self.sums, (mean_over_ranks(torch.stack(list(self.sums.values())))/self.n).tolist()))
+        sums = torch.stack(list(self.sums.values())) if self.sums else torch.zeros(0)
+        means = dict(zip(self.sums, (mean_over_ranks(sums)/self.n).tolist()))
         self.history = pd.concat([self.history, pd.DataFrame([means])], ignore_index=True)
         branches = {key: value for key, value in means.items() if not key.startswith('region')}
         shown = [sum(v for key, v in branches.items() if key.endswith(end)) for end in self.columns.values()]

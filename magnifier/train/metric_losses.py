@@ -75,8 +75,9 @@ class Centers:
     def __init__(
         self,
         rate: float = 0.5,  # How far they move, alpha
+        values: Tensor | None = None,  # n_classes x c to go on from; None starts at zero
     ):
-        self.rate, self.values = rate, None
+        self.rate, self.values = rate, values
 
     def __call__(
         self,

@@ -61,12 +61,12 @@ class DeviceRecorder(Recorder):
 
 class CalmProgress(ProgressCallback):
     "fastai's progress bar, which asks for the loss once a second instead of at every batch"
-    name, every = 'progress', 1.  # seconds
+    name, every, asked = 'progress', 1., -float('inf')  # seconds between questions, when the last one was
 
     def after_batch(self):
         "The bar moves; the loss beside it waits for its time"
         self.pbar.update(self.iter + 1)
-        if not hasattr(self, 'smooth_loss') or time.monotonic() - getattr(self, 'asked', 0.) < self.every: return
+        if not hasattr(self, 'smooth_loss') or time.monotonic() - self.asked < self.every: return
         self.asked = time.monotonic()
         self.pbar.comment = f'{self.smooth_loss.item():.4f}'
 
