@@ -17,6 +17,7 @@ from magnifier.retrieval.rerank import rerank as rerank_features
 __all__ = ['Gallery', 'Added', 'GalleryWarning']
 
 RERANKED = 100  # Hits that re-ranking looks at
+KEPT = .9       # Least share of new pictures' squared length along the axes of a narrower gallery
 log = logging.getLogger(__name__)
 
 
@@ -110,6 +111,11 @@ class Gallery:
         if len(x) < 2*self.width or self.width >= x.shape[1]:
             raise ValueError(f'width={self.width}: axes are learned from the first images, and of {x.shape[1]} dimensions, of which they must be '
                              f'fewer; {len(x)} readable images were given, at least {2*self.width} are needed. Add more at once, or leave width out')
+        self._axes = principal_axes(x[::2], self.width)
+        kept = float(np.square(x[1::2] @ self._axes.T).sum(1).mean())  # of pictures that the axes were not learned from
+        if kept < KEPT:
+            raise ValueError(f'width={self.width}: that many axes keep {kept:.0%} of these embeddings, and under {KEPT:.0%} searches suffer: '
+                             'take a larger width, or leave it out')
         self._axes = principal_axes(x, self.width)
         self._create(embedder, self.width, 0 if not self.regions else described(embedder, pictures(parts[0])[:1])[0].shape[1])
 

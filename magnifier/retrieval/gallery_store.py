@@ -263,7 +263,8 @@ def _connect(uri, token):
     if started is None:
         raise OSError(f'{uri} cannot be opened: another process holds it (one at a time; for several run '
                       f'`milvus-lite server --data-dir {uri}` and give its address), or it is no gallery')
-    return MilvusClient(uri)
+    return MilvusClient(uri, grpc_options={'grpc.keepalive_time_ms': 2**31 - 1, 'grpc.keepalive_permit_without_calls': 0})  # or the local
+    # engine, which does not expect to be asked whether it lives, hangs up on a gallery that nobody used for a minute
 
 
 @contextmanager
