@@ -11,7 +11,8 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from magnifier.data.images import read_image
 from magnifier.data.masks import mask_targets, write_mask
-from magnifier.model.net import create_magnifier, model_splitter
+from magnifier.model.embedding import EmbeddingNet
+from magnifier.model.net import MagnifierNet, create_magnifier, model_splitter
 from magnifier.retrieval.distance import normalise
 from magnifier.train.callbacks import LossParts, RegionOcclusion, SemanticDiversityPhase, TeacherMasks
 from magnifier.train.distributed import Share, distributed
@@ -109,10 +110,13 @@ class ReIDLearner(Learner):
         "Embeddings for retrieval (METHOD: Heads). In `distrib_ctx` each rank embeds its share, and every rank has them all"
         share, parts, identities = Share(self, self.loader(images, bs=bs)), [], []
         with self.evaluating() as (model, device):
+            # Folding its norms copies the weights, which one batch does not earn back
+            embed = EmbeddingNet(model) if len(share.dl) > 1 and isinstance(model, MagnifierNet) else lambda x: model(x).embedding
             for batch in self.with_progress(share.dl):
                 x, *targets = tuplify(to_device(batch, device))
-                embedding = model(x).embedding
-                if flip_test: embedding = normalise(embedding + model(x.flip(-1)).embedding)
+                x = x.as_subclass(torch.Tensor)
+                embedding = embed(x)
+                if flip_test: embedding = normalise(embedding + embed(x.flip(-1)))
                 parts.append(embedding.float().cpu().as_subclass(torch.Tensor))
                 if with_identity: identities.append(targets[-1].cpu().as_subclass(torch.Tensor))
         embeddings = share.whole(torch.cat(parts))
