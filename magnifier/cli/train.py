@@ -31,22 +31,27 @@ def magnifier_train(
 
     Examples: `magnifier_train` (the embedded set, a few minutes on two cores) ·
     `magnifier_train market1501 /data/Market-1501 --recipe paper` (the row of the paper's table) · the same with `--resume` after a crash or
-    Ctrl-C · `magnifier_train dukemtmc /data/DukeMTMC-reID --recipe baseline --branches all`"""
+    Ctrl-C · `torchrun --nproc_per_node 4 --no-python magnifier_train ...` (four GPUs, or processes) ·
+    `magnifier_train dukemtmc /data/DukeMTMC-reID --recipe baseline --branches all`"""
     given = dict(data=data, path=path, recipe=recipe, out=out, epochs=epochs, arch=arch, weights=weights, branches=branches, size=size, bs=bs, cache=cache, masks=masks,
                  seed=seed, workers=workers, rerank=rerank)
     loading, model = _loading(size, bs, cache), _model(arch, weights, branches)
     from pathlib import Path
+    from fastai.vision.all import rank_distrib
     import magnifier.look.show  # noqa: F401, its pictures become methods of loaders and learners
+    from magnifier.train.distributed import join_ranks, rank0_first
     from magnifier.train.recipes import recipe as named
     from magnifier.train.runs import train_run
     named(recipe)  # an unknown one is said before anything is read
     out = Path(out or (f'runs/{recipe}' if data == EMBEDDED else f'runs/{data}-{recipe}'))
-    catalog = read_catalog(data, path, masks)
+    join_ranks()
+    with rank0_first(): catalog = read_catalog(data, path, masks)  # of several processes one draws or unpacks, the others find it
     try: run = train_run(catalog, recipe, out, epochs=epochs, seed=seed, workers=workers, loading=loading, model=model, rerank=rerank, resume=resume,
                          then=lambda learn: _pictures(learn, out, seed), say=say)
     except KeyboardInterrupt as e:
         say(f'magnifier_train: {e or "stopped by the keyboard"}; go on with: {_again(given)}')
         raise SystemExit(130) from None  # what a shell expects of a command that SIGINT ended
+    if rank_distrib(): return
     say(f'query against gallery, in %:\n{percent([run.table])}\nwritten to {out.resolve()}: ' + ', '.join(sorted(p.name for p in out.iterdir() if p.is_file())))
 
 

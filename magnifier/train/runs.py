@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from fastai.vision.all import num_distrib, rank_distrib
+from fastai.vision.all import noop, num_distrib, rank_distrib
 from magnifier.data.catalog import validate_catalog
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.train.checkpoints import Checkpoints, aside, checkpoint_files, read_checkpoint
+from magnifier.train.distributed import join_ranks, on_all_ranks
 from magnifier.train.generators import seeded
 from magnifier.train.guards import StopAtNonFinite, StopByKeyboard
 from magnifier.train.learner import magnifier_learner
@@ -66,15 +67,19 @@ def train_run(
     if record is not None:
         say(f'{out}: this run was finished on {record["finished"]}; nothing is left to do')
         return Run(None, pd.read_csv(out/'metrics.csv', index_col='model'), record)
+    join_ranks()  # of several processes each has its GPU from here on
+    if rank_distrib(): say = noop
     with seeded(seed):
         dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **loading)
         learn = magnifier_learner(dls, **model)
         learn.add_cbs(cbs)
         asked.update(workers=dls.train.fake_l.num_workers, processes=max(1, num_distrib()))
         fit = partial(plan.fit, epochs=epochs, **fitting)
-        record = _begin(out, plan, learn, fit, asked, state=state, rerank=rerank, say=say)
-        _fit(out, learn, fit, record, state, say)
-        return _finish(out, learn, record, rerank, then)
+        with on_all_ranks(learn):
+            record = _begin(out, plan, learn, fit, asked, state=state, rerank=rerank, say=say)
+            _fit(out, learn, fit, record, state, say)
+            record['figures'] |= _figures(learn, 'after', rerank)
+        return _finish(out, learn, record, then)
 
 
 def _found(out, asked, resume, say):
@@ -149,14 +154,13 @@ def _fit(out, learn, fit, record, state, say):
         except KeyboardInterrupt as e: raise RunStopped(f'stopped by the keyboard after epoch {kept.done} of {total}') from e
 
 
-def _finish(out, learn, record, rerank, then):
+def _finish(out, learn, record, then):
     "Figures, learner and record; the checkpoints are of no use any more"
-    record['figures'] |= _figures(learn, 'after', rerank)
     table = pd.DataFrame.from_dict(record['figures'], orient='index').rename_axis('model')
     if not rank_distrib():
         with aside(out/'metrics.csv') as part: table.to_csv(part)
     learn.export('learner.pkl')
-    if then: then(learn)
+    if then and not rank_distrib(): then(learn)
     record['finished'] = _now()
     _write(out, record)
     if not rank_distrib(): shutil.rmtree(out/'checkpoints', ignore_errors=True)

@@ -124,6 +124,14 @@ def test_gathered_pairs_give_the_gradients_of_the_doubled_batch(ranks, script, c
     assert n > 60
 
 
+def test_a_run_on_two_ranks_is_one_run(ranks, tmp_path_factory):
+    (first, second), run, *_ = ranks
+    (table, says, model), (table2, says2, model2) = first['run'], second['run']
+    assert (table == table2).all() and table.shape[0] == 2 and (says, says2) == (True, False) and model == model2 == 'MagnifierNet'
+    out = next(tmp_path_factory.getbasetemp().glob('ranks*/run'))
+    assert sorted(p.name for p in out.iterdir()) == ['learner.pkl', 'losses.csv', 'metrics.csv', 'pictures0', 'run.json']
+
+
 def test_a_rank_that_dies_ends_the_run(ranks):
     _, run, seconds = ranks
     assert run.returncode and 'SIGKILL' in run.stderr and seconds < 60

@@ -18,6 +18,7 @@ from magnifier.train.callbacks import LossParts, RegionOcclusion
 from magnifier.train.distributed import Share, gather_rows, join_ranks, mean_over_ranks, n_ranks, on_all_ranks, rank0_first
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.losses import MagnifierLoss
+from magnifier.train.runs import train_run
 
 # With nothing drawn, what a batch holds tells which pictures it was made of
 LOADING = dict(size=(64, 32), bs=8, n_per_id=2, pad=0, flip=0, erase=0, num_workers=0, device='cpu')
@@ -128,6 +129,10 @@ def main(root, out):
             found['cached'] = epoch(cached, catalog)
         found['centers'] = {name: c.values for name, c in cached.loss_func.centers.items()}
         found['gradients'] = gradients(catalog, mine)
+        said = []
+        run = train_run(catalog, 'quick', out/'run', epochs=1, say=said.append, then=lambda learn: (out/'run'/f'pictures{rank}').touch(), workers=0,
+                        loading={k: LOADING[k] for k in ('size', 'bs', 'n_per_id', 'device')} | dict(cache=None), model=dict(hidden=32))
+        found['run'] = run.table.to_numpy(float), bool(said), type(run.learn.model).__name__
         torch.save(found, out/f'{rank}.pt')
         # The end: one rank dies, which ends the other's work, and torchrun the run
         with learn.distrib_ctx(cpu=True), learn.no_logging():
