@@ -14,7 +14,7 @@ __all__ = ['identity_clusters', 'jaccard_neighbours']
 def jaccard_neighbours(
     features,  # (n, d) features, array or tensor; compared by cosine
     k1: int = 10,  # Neighbours that must be mutual; at most a quarter of the pictures
-    k2: int = 5,  # Neighbours whose encodings are averaged
+    k2: int = 2,  # Neighbours whose encodings are averaged; more make people larger, and strangers join them
 ) -> csr_array:  # (n, n) 1 - Jaccard distance of the k-reciprocal encodings, stored where pictures share a neighbour
     "How much two pictures' neighbourhoods overlap (Zhong et al., CVPR 2017, without the plain distance), for all pairs of one set"
     check_settings(k1, k2, 0)
@@ -30,8 +30,8 @@ def identity_clusters(
     features,  # (n, d) features, array or tensor; compared by cosine
     eps: float = .5,  # Largest Jaccard distance of neighbours, 0 to 1: lower splits people, higher merges them
     min_images: int = 2,  # A picture with fewer neighbours than this, itself included, starts no cluster
-    k1: int = 10,  # Neighbours that must be mutual: about the number of images of a person
-    k2: int = 5,  # Neighbours whose encodings are averaged
+    k1: int = 10,  # Neighbours that must be mutual: fewer than a person has images, or strangers join
+    k2: int = 2,  # Neighbours whose encodings are averaged; more make people larger, and strangers join them
 ) -> np.ndarray:  # (n,) cluster numbers from 0, the largest first; -1 for pictures in none
     """DBSCAN on k-reciprocal distances. They are proposals: people who look alike share a cluster, and one person may have several.
     ValueError for settings that mean nothing, ImportError without scikit-learn"""

@@ -1,0 +1,34 @@
+"A learner in a gallery"
+import numpy as np
+import pytest
+from magnifier.data.crops import crops_folder
+from magnifier.retrieval.gallery import Gallery
+from magnifier.train import embed_regions, pretrained  # noqa: F401
+from magnifier.train.learner import magnifier_learner
+from magnifier.train.parts import embed_parts
+
+pytest.importorskip('milvus_lite')
+
+
+def test_walkers_are_added_and_found(learn, catalog, tmp_path):
+    gallery = catalog[catalog.split == 'gallery'].iloc[:24]
+    with Gallery(tmp_path/'people.db', regions=True) as g:
+        assert g.add(learn, gallery, progress=False)[:2] == (24, 0)
+        row = gallery.iloc[5]
+        hits = g.search(learn, row.path, k=24)
+        assert hits[0].path == row.path and hits[0].pid == row.pid and hits[0].similarity == pytest.approx(1, abs=1e-4)
+        similarity = learn.embed(gallery).numpy() @ learn.embed(row.path).numpy()[0]
+        np.testing.assert_allclose(hits.table['similarity'], np.sort(similarity)[::-1], atol=1e-4)
+        assert g.add(learn, crops_folder(row.path.rsplit('/', 1)[0]).query('path == @row.path'))[:2] == (0, 1)
+        parts = embed_parts(learn, gallery)
+        assert g.search(learn, row.path, k=1, regions=[int(np.flatnonzero(parts.visible[5])[0])])[0].similarity == pytest.approx(1, abs=1e-3)
+        with pytest.raises(ValueError, match='made by the model'):
+            learn.model.cpu()
+            next(learn.model.parameters()).data.add_(1)
+            g.search(learn, row.path)
+
+
+def test_a_model_that_knows_no_regions(dls, catalog, tmp_path):
+    learn = magnifier_learner(dls, 'resnet18', pretrained=False, mask=False, sab=False, sfb=False, hidden=32)
+    with learn.no_bar(), Gallery(tmp_path/'people.db', regions=True) as g:
+        with pytest.raises(ValueError, match='nobody knows the regions here'): g.add(learn, catalog['path'].iloc[:2])
