@@ -1,5 +1,5 @@
 "The page over a gallery, from a shell"
-from magnifier.cli.common import command, say
+from magnifier.cli.common import check_gallery, command, open_learner, say
 
 __all__ = ['magnifier_app']
 
@@ -7,7 +7,7 @@ __all__ = ['magnifier_app']
 @command()
 def magnifier_app(
     gallery:str='people.db',                # The gallery: a folder that ends in .db, or a server's address
-    learner:str='runs/quick/learner.pkl',   # The exported learner that made it. A pickle: load only what you trust
+    learner:str='runs/quick/learner.pkl',   # The learner that made it: its file (a pickle: load only what you trust), or a saved folder
     name:str='people',                      # Of the gallery within that folder or server
     host:str='127.0.0.1',                   # Address to bind to: this machine alone. 0.0.0.0 lets the whole network in, without a password
     port:int=None,                          # Port; the first free one from 7860 on where not given
@@ -18,19 +18,11 @@ def magnifier_app(
 
     Examples: `magnifier_app --gallery people.db --learner runs/quick/learner.pkl` · `magnifier_app --port 8000`"""
     import signal
-    import warnings
-    from pathlib import Path
     from threading import Event
-    if '://' not in gallery and not Path(gallery).exists():
-        raise FileNotFoundError(f'{gallery}: no gallery here; make one with `magnifier_index FOLDER --gallery {gallery}`')
-    if not Path(learner).is_file():
-        raise FileNotFoundError(f'{learner}: no learner here (an exported file, as learner.pkl); `magnifier_train` makes one, --learner names it')
-    from fastai.vision.all import load_learner
+    check_gallery(gallery)
     from magnifier.look.page_server import is_local, serve_page
     from magnifier.retrieval.gallery import Gallery
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # said in the argument's own words above
-        learn = load_learner(learner)
+    learn = open_learner(learner)
     if not is_local(host): say(f'warning: whoever reaches {host} can search this gallery and see its pictures; nobody is asked for a password')
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is as clean as Ctrl-C
     with Gallery(gallery, name=name) as people, learn.no_bar():

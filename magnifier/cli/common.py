@@ -5,7 +5,7 @@ from functools import wraps
 
 from fastcore.script import call_parse
 
-__all__ = ['EMBEDDED', 'command', 'say', 'read_catalog', 'percent', 'quietly']
+__all__ = ['EMBEDDED', 'command', 'say', 'read_catalog', 'percent', 'quietly', 'check_gallery', 'open_learner', 'open_embedder']
 
 EMBEDDED = 'walkers'
 
@@ -69,3 +69,38 @@ def quietly(
     "Calls `func` with what it prints on standard error, so that standard output pipes"
     from contextlib import redirect_stdout
     with redirect_stdout(sys.stderr): return func(*args)
+
+
+def check_gallery(
+    gallery:str # A local gallery, or a server's address
+):
+    "A gallery that is only read is not made by looking at it: FileNotFoundError says how to make one"
+    from pathlib import Path
+    if '://' not in gallery and not Path(gallery).exists(): raise FileNotFoundError(f'{gallery}: no such gallery; make one with `magnifier_index FOLDER --gallery {gallery}`')
+
+
+def open_learner(
+    learner:str # A learner's file (a pickle: load only what you trust), or a folder of `learn.save_pretrained`
+):              # The ReIDLearner, able to do what the other modules add to it
+    "A trained learner; FileNotFoundError says how to make one"
+    from pathlib import Path
+    if not Path(learner).exists(): raise FileNotFoundError(f'{learner}: no such learner; train one with `magnifier_train`, or name one with --learner')
+    from fastai.vision.all import load_learner
+    import magnifier.train.embed_regions, magnifier.train.export  # noqa: E401, F401, what galleries and exports ask of a learner
+    from magnifier.train.learner import ReIDLearner
+    if Path(learner).is_dir(): return ReIDLearner.from_pretrained(learner)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # said in the commands' own words
+        return load_learner(learner)
+
+
+def open_embedder(
+    learner:str # As for `open_learner`, or an .onnx file
+):              # What a gallery embeds with: a learner, which also knows regions, or an Embedder
+    "A learner without its progress bar, since a gallery shows its own; an .onnx file without importing fastai"
+    if learner.endswith('.onnx'):
+        from magnifier.model.embedder import Embedder
+        return Embedder(learner)
+    learn = open_learner(learner)
+    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
+    return learn

@@ -1,14 +1,12 @@
 "Evaluate from a shell"
-import warnings
-
-from magnifier.cli.common import command, percent, quietly, read_catalog, say
+from magnifier.cli.common import command, open_learner, percent, quietly, read_catalog, say
 
 __all__ = ['magnifier_eval']
 
 
 @command('learner', 'data', 'path')
 def magnifier_eval(
-    learner:str,            # A learner exported by magnifier_train, as runs/quick/learner.pkl. A pickle: load only what you trust
+    learner:str,            # A learner of magnifier_train, as runs/quick/learner.pkl (a pickle: load only what you trust), or a saved folder
     data:str='walkers',     # Data set: walkers (embedded), market1501, ...
     path:str=None,          # Its folder
     rerank:bool=False,      # Adds a row after k-reciprocal re-ranking
@@ -19,10 +17,7 @@ def magnifier_eval(
     """Evaluates an exported learner: R1, R5, R10, mAP and mINP, queries against gallery.
 
     Example: `magnifier_eval runs/quick/learner.pkl market1501 /data/Market-1501 --rerank`"""
-    from fastai.vision.all import load_learner
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # said in the argument's own words above
-        learn = load_learner(learner)
+    learn = open_learner(learner)
     catalog = read_catalog(data, path, None) if not json else quietly(read_catalog, data, path, None)
     table = learn.evaluate(catalog[catalog.split != 'train'], rerank=rerank, flip_test=flip_test)
     say(table.to_json(orient='index') if json else f'query against gallery, in %:\n{percent([table])}')

@@ -1,7 +1,5 @@
 "Export from a shell: a trained learner as an ONNX file, or as a folder that runs nothing when it is loaded"
-import warnings
-
-from magnifier.cli.common import command, say
+from magnifier.cli.common import command, open_learner, say
 
 __all__ = ['magnifier_export']
 
@@ -27,22 +25,10 @@ def magnifier_export(
     from pathlib import Path
     from magnifier.model.embedder import Embedder
     out = Path(learner).absolute().parent/FORMATS[format] if out is None else Path(out)
-    learn = _load(learner)
+    learn = open_learner(learner)
     written = learn.export_onnx(out, masks=masks) if format == 'onnx' else learn.save_pretrained(out)
     embedder = Embedder(written)
     size = sum(f.stat().st_size for f in written.iterdir()) if written.is_dir() else written.stat().st_size
     about = dict(file=str(written), format=format, fingerprint=embedder.fingerprint, dimensions=embedder.dim, size=embedder.size, bytes=size)
     say(dumps(about) if json else f'{written}: {embedder.dim} dimensions, crops of {embedder.size[0]} x {embedder.size[1]}, '
                                   f'{size/1e6:.0f} MB, fingerprint {embedder.fingerprint}')
-
-
-def _load(learner):
-    "From a pickle, or from a folder"
-    from pathlib import Path
-    from fastai.vision.all import load_learner
-    import magnifier.train.export  # noqa: F401, learners export by it
-    from magnifier.train.learner import ReIDLearner
-    if Path(learner).is_dir(): return ReIDLearner.from_pretrained(learner)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # said in the argument's own words above
-        return load_learner(learner)

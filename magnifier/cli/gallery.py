@@ -2,7 +2,7 @@
 import sys
 import warnings
 
-from magnifier.cli.common import command, say
+from magnifier.cli.common import check_gallery, command, open_embedder, say
 
 __all__ = ['magnifier_index', 'magnifier_search', 'magnifier_delete']
 
@@ -27,7 +27,7 @@ def magnifier_index(
     from magnifier.data.crops import CROP_PATTERN, crops_csv, crops_folder
     from magnifier.retrieval.gallery import Gallery, GalleryWarning
     table = crops_csv(src) if Path(src).suffix.lower() == '.csv' else crops_folder(src, pattern or CROP_PATTERN)
-    embedder = _embedder(learner)
+    embedder = open_embedder(learner)
     with Gallery(gallery, regions=regions, width=width) as g, warnings.catch_warnings():
         warnings.simplefilter('ignore', GalleryWarning)  # said below
         result = g.add(embedder, table, bs=bs, progress=sys.stderr.isatty() and not json)
@@ -60,9 +60,9 @@ def magnifier_search(
     Examples: `magnifier_search person.jpg --not-camera 3 --save hits.png` ·
     `magnifier_search person.jpg --since 2026-01-31T13:00 --regions foot --json`"""
     from magnifier.retrieval.gallery import Gallery
-    _there(gallery)
+    check_gallery(gallery)
     with Gallery(gallery) as g:
-        hits = g.search(_embedder(learner), image, k=k, not_camera=_numbers(not_camera, 'not-camera'), cameras=_numbers(cameras, 'cameras'),
+        hits = g.search(open_embedder(learner), image, k=k, not_camera=_numbers(not_camera, 'not-camera'), cameras=_numbers(cameras, 'cameras'),
                         since=since, until=until, regions=None if regions is None else _names(regions), rerank=rerank, threshold=threshold)
     if save is not None:
         import magnifier.look.found  # noqa: F401, hits learn to draw themselves
@@ -84,33 +84,11 @@ def magnifier_delete(
 
     Examples: `magnifier_delete people.db --pids 7` · `magnifier_delete people.db --until 2026-01-01`"""
     from magnifier.retrieval.gallery import Gallery
-    _there(gallery)
+    check_gallery(gallery)
     with Gallery(gallery) as g:
         n = g.delete(pids=_numbers(pids, 'pids'), paths=None if paths is None else _names(paths), until=until)
         if n: g.compact()
         say(f'{gallery}: {n} images deleted; it holds {len(g)}')
-
-
-def _there(gallery):
-    "A gallery that is only read is not made by looking at it"
-    from pathlib import Path
-    if '://' not in gallery and not Path(gallery).exists(): raise FileNotFoundError(f'{gallery}: no such gallery; make one with `magnifier_index FOLDER --gallery {gallery}`')
-
-
-def _embedder(learner):
-    "A learner from its file, or an exported model"
-    from pathlib import Path
-    if not learner.endswith('.pkl'):
-        from magnifier.model.embedder import Embedder
-        return Embedder(learner)
-    if not Path(learner).is_file(): raise FileNotFoundError(f'{learner}: no such learner; train one with `magnifier_train`, or name one with --learner')
-    from fastai.vision.all import load_learner
-    import magnifier.train.embed_regions, magnifier.train.pretrained  # noqa: E401, F401, what a gallery asks of a learner
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # said in the argument's own words above
-        learn = load_learner(learner)
-    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)  # the gallery shows its own bar
-    return learn
 
 
 def _names(text): return [t.strip() for t in text.split(',') if t.strip()]

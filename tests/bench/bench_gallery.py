@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import retrieval_bench
 
-K, QUERIES = 10, 50
+K, QUERIES = 10, 20
 COLUMNS = ('case images dim mAP mAP_narrow add_s add_cpu_s add_peak_mb open_s index_s first_s median_s median_cpu_s filtered_s memory_mb peak_mb disk_mb '
            'recall_at_10 error').split()
 CASES = ('product', 'product16', 'faiss', 'gallery', 'ivf', 'hnsw')

@@ -5,10 +5,10 @@ from magnifier.cli import all as cli
 
 def test_a_gallery_that_is_not_there_is_not_made(tmp_path):
     with pytest.raises(SystemExit) as e: cli.magnifier_app(gallery=str(tmp_path/'people.db'))
-    assert 'no gallery here; make one with `magnifier_index' in str(e.value) and not list(tmp_path.iterdir())
+    assert 'no such gallery; make one with `magnifier_index' in str(e.value) and not list(tmp_path.iterdir())
 
 
 def test_a_learner_that_is_not_there(tmp_path):
     (tmp_path/'people.db').mkdir()
-    for learner in (tmp_path, tmp_path/'learner.pkl'):
-        with pytest.raises(SystemExit, match='no learner here'): cli.magnifier_app(gallery=str(tmp_path/'people.db'), learner=str(learner))
+    for learner, message in ((tmp_path, 'holds no model.safetensors'), (tmp_path/'learner.pkl', 'no such learner; train one')):
+        with pytest.raises(SystemExit, match=message): cli.magnifier_app(gallery=str(tmp_path/'people.db'), learner=str(learner))
