@@ -167,8 +167,8 @@ def test_a_cancelled_batch_does_not_stay_in_bfloat16():
 
 
 def test_bfloat16_learns_as_float32_does(catalog, tmp_path):
-    # A bfloat16 has 8 bits, so a layer's output is off by up to 0.4 %; twenty layers and nine Adam steps, which take small gradients as seriously as
-    # large ones, make that a few percent of a loss. A quarter of what the loss falls by would show as more than 15 %
+    # A bfloat16 keeps 8 bits: each layer's output is off by up to 0.4 %, and 18 steps of Adam on such gradients drift apart. Measured: the mean losses of
+    # an epoch differ by 0.8 % at most, while those of identities and masks fall by 30 %; 4 % leaves room for other machines' kernels
     from magnifier.data.loaders import ReIDDataLoaders
     from magnifier.train.learner import magnifier_learner
     final = []
@@ -179,7 +179,7 @@ def test_bfloat16_learns_as_float32_does(catalog, tmp_path):
         with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, cbs=[ValidateEvery(9), *cbs])
         final.append(learn.loss_parts.history[['global_cls', 'sfb_cls', 'mask']])
     assert (final[0].iloc[-1] < final[0].iloc[0]).all() and (final[1].iloc[-1] < final[1].iloc[0]).all()
-    assert ((final[0] - final[1]).abs().max() < .15*final[0].max()).all()
+    assert ((final[0] - final[1]).abs().max() < .04*final[0].max()).all()
 
 
 def test_bfloat16_pays_where_the_cpu_says_so(monkeypatch):

@@ -1,8 +1,9 @@
 "A training step does not ask the device for a number; what is written down is what fastai would have"
 import pytest
 import torch
-from fastai.vision.all import AvgSmoothLoss, Callback, CancelFitException, ProgressCallback, Recorder
+from fastai.vision.all import AvgSmoothLoss, Callback, CancelFitException, CancelValidException, DataLoader, DataLoaders, ProgressCallback, Recorder
 from magnifier.model import pooling
+from magnifier.train.learner import ReIDLearner
 from magnifier.train.recording import CalmProgress, DeviceRecorder, DeviceSmoothLoss, without_waiting
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,8 +32,9 @@ class Steps(Callback):
 
 
 class Over(Callback):
-    "The end of the batch"
+    "The end of the batch; nothing is validated"
     order = 1000
+    def before_validate(self): raise CancelValidException
     def after_batch(self):
         steps = self.learn.steps
         if steps.mode is None: return
@@ -47,6 +49,16 @@ def blind(monkeypatch):
     "On a CPU the model looks at labels, to name one that is wrong, and at how sparse masks are; here it goes the way that it goes on a GPU"
     monkeypatch.setattr('magnifier.model.net._check_masks', lambda masks, logits: masks)
     monkeypatch.setattr('magnifier.model.pooling._max_by_region', pooling._max_dense)
+
+
+@pytest.fixture
+def line(tmp_path):
+    "A learner of a straight line"
+    g = torch.Generator().manual_seed(0)
+    items = [(torch.randn(3, generator=g), torch.randn(1, generator=g)) for _ in range(40)]
+    learn = ReIDLearner(DataLoaders(*(DataLoader(items, bs=4, num_workers=0) for _ in range(2)), path=tmp_path), torch.nn.Linear(3, 1),
+                        torch.nn.functional.mse_loss)
+    with learn.no_bar(), learn.no_logging(): yield learn
 
 
 def fit(learn, *cbs):
@@ -72,11 +84,11 @@ def test_the_bar_asks_once_a_second(dls, blind, monkeypatch, capsys):
     assert type(learn.progress) is CalmProgress, 'fastai puts its own back, and gets this one'
 
 
-def test_the_counter_counts(learn, blind):
+def test_the_counter_counts(line):
     class Hasty(Callback):
         order = 60
         def after_batch(self): self.learn.loss.item()
-    assert set(fit(learn, Hasty()).asked) == {'_local_scalar_dense'}
+    assert set(fit(line, Hasty()).asked) == {'_local_scalar_dense'}
 
 
 class Both(Callback):
@@ -88,20 +100,20 @@ class Both(Callback):
         if self.training: self.smooth.accumulate(self.learn); self.values.append(float(self.smooth.value))
 
 
-def test_losses_are_fastais(learn):
+def test_losses_are_fastais(line):
     both = Both()
-    learn.fit(2, 1e-3, cbs=both)
-    assert [float(v) for v in learn.recorder.losses] == pytest.approx(both.values, rel=1e-5)
-    assert learn.recorder.values[-1][0] == pytest.approx(both.values[-1], rel=1e-5) and learn.recorder.iters[-1] == len(both.values)
-    assert all(v.device.type == 'cpu' and v.ndim == 0 for v in learn.recorder.losses)
+    line.fit(2, 1e-3, cbs=both)
+    assert [float(v) for v in line.recorder.losses] == pytest.approx(both.values, rel=1e-5)
+    assert line.recorder.values[-1][0] == pytest.approx(both.values[-1], rel=1e-5) and line.recorder.iters[-1] == len(both.values)
+    assert all(v.device.type == 'cpu' and v.ndim == 0 for v in line.recorder.losses)
 
 
-def test_a_cancelled_fit_has_its_losses(learn):
+def test_a_cancelled_fit_has_its_losses(line):
     class Stop(Callback):
         def after_batch(self):
             if self.iter == 2: raise CancelFitException
-    learn.fit(1, cbs=Stop())
-    assert learn.recorder.fetched == len(learn.recorder.losses) >= 2
+    line.fit(1, cbs=Stop())
+    assert line.recorder.fetched == len(line.recorder.losses) >= 2
 
 
 def test_before_anything_the_smoothed_loss_is_zero():
