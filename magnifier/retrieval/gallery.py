@@ -45,7 +45,7 @@ class Gallery:
         name: str = 'people',  # Of the collection: one uri may hold several galleries
         regions: bool = False,  # Also keeps each region's embedding, so that `search(regions=...)` works
         width: int | None = None,  # Narrows embeddings to so many principal axes, learned from the first images; None keeps them whole
-        index_past: int = 200_000,  # Images past which `add` builds an approximate index; up to there search is exact
+        index_past: int = 1_000_000,  # Images past which `add` builds an approximate index (IVF); up to there search is exact
         token: str = '',  # 'user:password' or an API key, for servers that want one
     ):
         self.uri, self.regions, self.width, self.index_past = str(uri), regions, width, index_past
