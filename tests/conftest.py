@@ -5,6 +5,11 @@ import pytest
 matplotlib.use('Agg')
 
 
+def pytest_collection_modifyitems(items):
+    "A fork has none of its parent's threads, and libraries that had some crash in it: tests that fork come first"
+    items.sort(key=lambda item: 'forks' not in item.keywords)
+
+
 @pytest.fixture(scope='session', autouse=True)
 def _one_thread():
     "Test tensors are so small that threads cost more than they bring"

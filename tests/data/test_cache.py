@@ -113,6 +113,7 @@ def _die_while_writing(table, folder):
     cache_pixels(table, folder)
 
 
+@pytest.mark.forks
 def test_killed_while_writing(table, tmp_path):
     process = get_context('fork').Process(target=_die_while_writing, args=(table, tmp_path/'cache'))
     process.start(); process.join()

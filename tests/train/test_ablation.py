@@ -94,6 +94,7 @@ def _die_between(file, record):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.forks
 def test_a_run_killed_while_it_is_written_is_no_run(tmp_path):
     file = tmp_path/'runs'/'G-0.json'
     process = get_context('fork').Process(target=_die_between, args=(file, dict(setting='G', seed=0)))

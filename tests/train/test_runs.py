@@ -69,7 +69,7 @@ def dying_in(where):
     else: checkpoints.os.replace = last
 
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork.*:DeprecationWarning')
+pytestmark = [pytest.mark.forks, pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork.*:DeprecationWarning')]
 
 
 @pytest.fixture(scope='module')
