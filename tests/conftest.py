@@ -1,8 +1,15 @@
 "Shared data: one small walkers set a test process, and learners small enough for a CPU"
+import signal
+
 import matplotlib
 import pytest
 
 matplotlib.use('Agg')
+
+
+def pytest_configure():
+    "Ctrl-C is tested: a shell that runs this in the background may have it ignored, and children inherit that"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
