@@ -1,8 +1,6 @@
 "The paper's ablations: Table 2, Figures 4 and 5, and three choices its text and code disagree on; run by run, over seeds"
 import gc
-import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +10,7 @@ from fastai.vision.all import set_seed
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.train.learner import ReIDLearner, magnifier_learner
 from magnifier.train.recipes import recipe as named
+from magnifier.train.records import differing, read_json, write_json
 
 __all__ = ['FIGURES', 'PAPER', 'STUDIES', 'Setting', 'SETTINGS', 'settings_of', 'ablate', 'setting_learner', 'read_runs', 'summary']
 
@@ -102,7 +101,7 @@ def ablate(
         learn = setting_learner(catalog, out, name, seed, recipe=recipe, arch=arch, workers=workers, trained=False)
         run = _run(learn, plan, SETTINGS[name], epochs)
         if weights: learn.save(_weights(out, name, seed).stem, with_opt=False)
-        _write(file, dict(setting=name, seed=seed, **made, **run))
+        write_json(file, dict(setting=name, seed=seed, **made, **run))
         del learn
         gc.collect()  # a learner refers to itself: without this, dozens of them wait for the next collection
     return read_runs(out)
@@ -148,27 +147,19 @@ def setting_learner(
     return learn.load(file.stem, with_opt=False) if trained else learn
 
 
-def _write(file, record):
-    "Aside and renamed: a run is there whole or not at all"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix('.part')
-    aside.write_text(json.dumps(record, indent=1))
-    os.replace(aside, file)
-
-
 def _check_same(file, made):
-    there = json.loads(file.read_text())
-    other = {key: there.get(key) for key in made if there.get(key) != made[key]}
+    there = read_json(file)
+    other = differing({key: there.get(key) for key in made}, made)
     if other:
-        key, value = next(iter(other.items()))
-        raise ValueError(f'{file} was made with {key}={value}, and {key}={made[key]} is asked for: take another folder, or remove that one')
+        key, value, now = other[0]
+        raise ValueError(f'{file} was made with {key}={value}, and {key}={now} is asked for: take another folder, or remove that one')
 
 
 def read_runs(
     out, # Folder that `ablate` wrote
 ) -> pd.DataFrame: # A row a run: setting, seed, recipe, epochs, arch, images a split, R1 R5 R10 mAP mINP in [0,1], seconds
     "Runs that are finished, in the order of `SETTINGS` and of the seeds"
-    runs = [json.loads(f.read_text()) for f in sorted((Path(out)/'runs').glob('*.json'))]
+    runs = [read_json(f) for f in sorted((Path(out)/'runs').glob('*.json'))]
     if not runs: raise ValueError(f'{out}: no finished run there; `magnifier_ablate --out {out}` makes them')
     order = {name: i for i, name in enumerate(SETTINGS)}
     return pd.DataFrame(sorted(runs, key=lambda r: (order[r['setting']], r['seed'])))

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from magnifier.train import ablation, recipes
 from magnifier.train.ablation import FIGURES, PAPER, SETTINGS, STUDIES, ablate, read_runs, setting_learner, settings_of, summary
+from magnifier.train.checkpoints import aside
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.recipes import RECIPES
+from magnifier.train.records import write_json
 
 
 @pytest.fixture
@@ -89,9 +91,9 @@ def test_weights_are_kept_on_demand_and_make_the_same_figures(tiny, catalog, tmp
 
 def _die_between(file, record):
     "As a machine that stops after the bytes and before the name"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix('.part').write_text(json.dumps(record)[:40])
-    os.kill(os.getpid(), signal.SIGKILL)
+    with aside(file) as part:
+        part.write_text(json.dumps(record)[:40])
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.forks
@@ -102,7 +104,7 @@ def test_a_run_killed_while_it_is_written_is_no_run(tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL and list(file.parent.iterdir())
     with pytest.raises(ValueError, match='no finished run there'): read_runs(tmp_path)
-    ablation._write(file, dict(setting='G', seed=0, R1=.5))
+    write_json(file, dict(setting='G', seed=0, R1=.5))
     assert read_runs(tmp_path).R1.tolist() == [.5] and not list(file.parent.glob('*.part'))
 
 
