@@ -52,7 +52,6 @@ from magnifier.train.callbacks import *
 from magnifier.train.averaging import *
 from magnifier.train.parts import *
 from magnifier.train.learner import *
-from magnifier.train.embed_regions import *
 from magnifier.train.pretrained import *
 from magnifier.train.export import *
 from magnifier.train.schedules import *

@@ -86,7 +86,7 @@ def open_learner(
     from pathlib import Path
     if not Path(learner).exists(): raise FileNotFoundError(f'{learner}: no such learner; train one with `magnifier_train`, or name one with --learner')
     from fastai.vision.all import load_learner
-    import magnifier.train.embed_regions, magnifier.train.export  # noqa: E401, F401, what galleries and exports ask of a learner
+    import magnifier.train.export  # noqa: F401, what galleries and exports ask of a learner
     from magnifier.train.learner import ReIDLearner
     if Path(learner).is_dir(): return ReIDLearner.from_pretrained(learner)
     with warnings.catch_warnings():

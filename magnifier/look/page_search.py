@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import magnifier.train.embed_regions, magnifier.train.pretrained  # noqa: E401, F401, what a gallery asks of a learner
+import magnifier.train.pretrained  # noqa: F401, what a gallery asks of a learner
 from PIL import Image
 from magnifier.data.images import read_image
 from magnifier.look.explain import explained, match_words

@@ -122,6 +122,13 @@ class ReIDLearner(Learner):
         embeddings = share.whole(torch.cat(parts))
         return (embeddings, share.whole(torch.cat(identities))) if with_identity else embeddings
 
+    def embed_regions(self,
+        images, # Whatever `loader` takes
+    ) -> tuple: # (n,k,c) embeddings, L2-normalised, on the CPU; (n,k) booleans, which regions are seen
+        "Region embeddings of pictures, for `Gallery(regions=True)`; a ValueError for a model that knows no regions"
+        parts = embed_parts(self, images)
+        return parts.embeddings, parts.visible
+
     def predict_masks(self,
         images,               # A folder, a catalog, or paths
         dst=None,             # Folder of the masks, same sub-paths; None for `<folder>_ps_label`, where `find_masks` looks

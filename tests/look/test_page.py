@@ -30,7 +30,7 @@ class App(NamedTuple):
 @pytest.fixture(scope='module')
 def app(seer, few, tmp_path_factory):
     "The command over a gallery of a dozen, in a process of its own"
-    import magnifier.train.embed_regions, magnifier.train.pretrained  # noqa: E401, F401
+    import magnifier.train.pretrained  # noqa: F401
     from magnifier.retrieval.gallery import Gallery
     root = tmp_path_factory.mktemp('app')
     (root/'tmp').mkdir()

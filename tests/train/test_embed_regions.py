@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from magnifier.data.crops import crops_folder
 from magnifier.retrieval.gallery import Gallery
-from magnifier.train import embed_regions, pretrained  # noqa: F401
+from magnifier.train import pretrained  # noqa: F401
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.parts import embed_parts
 
