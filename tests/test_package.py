@@ -4,6 +4,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -14,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/'magnifier'
 # The floors, ground first; within a wing the modules that hold its main subjects, in their order. What else a wing has stands where its imports let it
 FLOORS = {
+    'files': [],
     'regions': [],
     'retrieval': ['distance', 'ranking', 'rerank', 'gallery'],
     'data': ['catalog', 'readers', 'walkers', 'masks', 'transforms', 'block', 'batches', 'loaders'],
@@ -57,6 +60,12 @@ def test_a_module_imports_only_from_below(module):
 def test_no_module_stands_on_itself():
     from graphlib import TopologicalSorter
     list(TopologicalSorter({m: set(imports(m)) - {m} for m in MODULES}).static_order())  # raises CycleError, and names the circle
+
+
+def test_no_name_is_undefined_or_for_nothing():
+    pytest.importorskip('ruff')
+    found = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--quiet', '--output-format', 'concise', ROOT], capture_output=True, text=True)
+    assert not found.returncode, found.stdout + found.stderr
 
 
 def test_retrieval_knows_no_fastai():

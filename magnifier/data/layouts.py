@@ -7,9 +7,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from magnifier.data.catalog import IMAGE_ENDINGS, SPLITS, CatalogWarning, find_masks, make_catalog
+from magnifier.files import aside
 
 __all__ = []
 
@@ -37,13 +39,8 @@ def existing(path) -> Path:
 
 def save_png(image, path):
     "A PIL image or array as PNG, written aside and renamed, so that a killed run leaves no half file"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(aside, format='PNG')
-        os.replace(aside, path)
-    finally: aside.unlink(missing_ok=True)
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    with aside(path, synced=False) as part: image.save(part, format='PNG')
 
 
 def plain(name) -> str: return re.sub('[^a-z0-9]', '', str(name).lower())
@@ -91,13 +88,13 @@ def market_rows(folder, split) -> list[dict]:
     return rows
 
 
-def market_style(root, title, counts, *, masks, expected) -> 'DataFrame':
+def market_style(root, title, counts, *, masks, expected) -> pd.DataFrame:
     "Catalog of a root with Market-1501's three folders"
     rows = [row for split, folder in MARKET_FOLDERS.items() for row in market_rows(root / folder, split)]
     return finish(rows, title, counts, masks=masks, expected=expected)
 
 
-def finish(rows, title, counts, *, masks, expected) -> 'DataFrame':
+def finish(rows, title, counts, *, masks, expected) -> pd.DataFrame:
     "Rows to catalog: masks found, and where `expected` the counts compared"
     catalog = find_masks(make_catalog(rows), masks)
     if expected: check_counts(catalog, title, counts)

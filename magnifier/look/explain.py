@@ -6,12 +6,12 @@ import pandas as pd
 import torch
 from fastai.vision.all import patch
 from magnifier.look.drawing import legend_room, outline, paint_heat, put_picture, region_legend
-from magnifier.look.palette import REGION_COLOURS, region_name
+from magnifier.look.palette import REGION_COLOURS
 from magnifier.train.parts import NO_REGIONS, VISIBLE, region_areas, region_embeddings, region_masks
 from magnifier.look.picture import TEXT, Picture, finish, tiles
 from magnifier.look.saliency import Sight, contributions
 from magnifier.model.resize import labels_to_masks
-from magnifier.regions import N_REGIONS, REGIONS
+from magnifier.regions import REGIONS
 from magnifier.train.learner import ReIDLearner
 
 __all__ = ['Explanation', 'explain_pair', 'explained', 'match_words']

@@ -2,7 +2,7 @@
 from typing import NamedTuple
 
 import pandas as pd
-from magnifier.look.drawing import FRAMES, legend_room, paint_heat, paint_mask, put_note, put_picture, region_legend, spotlight
+from magnifier.look.drawing import legend_room, paint_heat, paint_mask, put_note, put_picture, region_legend, spotlight
 from magnifier.look.picture import finish, tiles
 from magnifier.look.saliency import Sight, similarity_maps
 from magnifier.look.searched import Searched

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from magnifier.retrieval.inputs import as_features, as_matrix, check_pair
+from magnifier.retrieval.inputs import as_features, check_pair
 
 __all__ = ['normalise', 'cosine_distances', 'euclidean_distances', 'FeatureDistances', 'MatrixDistances', 'METRICS']
 

@@ -1,6 +1,5 @@
 "Who was found at which rank, and the figures that follow: CMC, AP, mAP, mINP"
 
-import os
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from magnifier.files import aside
 from magnifier.retrieval.counting import Labels, Matches, count_matches
 from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, find_metric
 from magnifier.retrieval.hits import SavedHits, first_k
@@ -191,14 +191,10 @@ class Ranking:
         "Write ids, ranks, settings and first hits, from which all figures follow; features are not in it"
         path, labels, m = Path(path), self.labels, self.matches
         saved = SavedHits.of(self.distances, labels, hits)
-        part = path.with_name(path.name + '.part')
-        try:
-            with open(part, 'wb') as f:
-                np.savez_compressed(f, format=FORMAT, offsets=m.offsets, ranks=m.ranks, items=m.items, ap_form=self.ap_form, no_match=self.no_match,
-                                    q_pids=labels.q_pids, g_pids=labels.g_pids, q_camids=labels.q_camids, g_camids=labels.g_camids,
-                                    separate_cameras=labels.separate_cameras, hit_items=saved.items, hit_dist=saved.dist)
-            os.replace(part, path)
-        finally: part.unlink(missing_ok=True)
+        with aside(path) as part, open(part, 'wb') as f:
+            np.savez_compressed(f, format=FORMAT, offsets=m.offsets, ranks=m.ranks, items=m.items, ap_form=self.ap_form, no_match=self.no_match,
+                                q_pids=labels.q_pids, g_pids=labels.g_pids, q_camids=labels.q_camids, g_camids=labels.g_camids,
+                                separate_cameras=labels.separate_cameras, hit_items=saved.items, hit_dist=saved.dist)
         return path
 
     @classmethod

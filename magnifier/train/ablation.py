@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from fastai.vision.all import set_seed
+from fastai.vision.all import save_model
 from magnifier.data.loaders import ReIDDataLoaders
+from magnifier.files import aside
+from magnifier.train.generators import seeded
 from magnifier.train.learner import ReIDLearner, magnifier_learner
 from magnifier.train.recipes import recipe as named
 from magnifier.train.records import differing, read_json, write_json
@@ -98,9 +100,11 @@ def ablate(
             _check_same(file, made)
             if not weights or _weights(out, name, seed).exists(): continue
         log.info('%s, seed %s (%s of %s)', name, seed, i + 1, len(wanted))
-        learn = setting_learner(catalog, out, name, seed, recipe=recipe, arch=arch, workers=workers, trained=False)
-        run = _run(learn, plan, SETTINGS[name], epochs)
-        if weights: learn.save(_weights(out, name, seed).stem, with_opt=False)
+        with seeded(seed):
+            learn = _built(catalog, out, name, seed, plan, arch, workers)
+            run = _run(learn, plan, SETTINGS[name], epochs)
+        if weights:
+            with aside(_weights(out, name, seed)) as part: save_model(part, learn.model, None, with_opt=False)
         write_json(file, dict(setting=name, seed=seed, **made, **run))
         del learn
         gc.collect()  # a learner refers to itself: without this, dozens of them wait for the next collection
@@ -115,6 +119,12 @@ def _known(name):
 def _stem(name, seed): return f'{name.replace(" ", "_")}-{seed}'
 
 def _weights(out, name, seed): return Path(out)/'models'/f'{_stem(name, seed)}.pth'
+
+
+def _built(catalog, out, name, seed, plan, arch, workers):
+    "The learner that a run starts from"
+    dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **plan.loading)
+    return magnifier_learner(dls, **{**plan.model, 'arch': arch or plan.model['arch'], 'seed': seed, **SETTINGS[name].model})
 
 
 def _run(learn, plan, setting, epochs):
@@ -135,16 +145,11 @@ def setting_learner(
     recipe:str='quick',  # As for `ablate`
     arch:str|None=None,  # As for `ablate`
     workers:int|None=None, # As for `ablate`
-    trained:bool=True,   # Whether the run's weights are loaded; without, it is the learner that the run starts from
 ) -> ReIDLearner:        # The learner of one run
     "One run's learner, to look into what a setting learnt. A ValueError for an unknown setting, or where its weights were not kept"
     file = _weights(out, _known(name), seed)
-    if trained and not file.exists(): raise ValueError(f'{file} is not there: ablate(..., weights=True) trains that setting and keeps its weights')
-    plan = named(recipe)
-    set_seed(seed)
-    dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **plan.loading)
-    learn = magnifier_learner(dls, **{**plan.model, 'arch': arch or plan.model['arch'], 'seed': seed, **SETTINGS[name].model})
-    return learn.load(file.stem, with_opt=False) if trained else learn
+    if not file.exists(): raise ValueError(f'{file} is not there: ablate(..., weights=True) trains that setting and keeps its weights')
+    with seeded(seed): return _built(catalog, out, name, seed, named(recipe), arch, workers).load(file.stem, with_opt=False)
 
 
 def _check_same(file, made):

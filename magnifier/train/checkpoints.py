@@ -1,9 +1,7 @@
 "A training's whole state, stored at the end of each epoch and taken up again: killed and resumed, it ends as if it had not been"
-import os
 import time
 import warnings
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -11,28 +9,13 @@ import torch
 from fastai.callback.schedule import ParamScheduler
 from fastai.vision.all import CancelEpochException, L, get_model, num_distrib, rank_distrib, to_device
 from magnifier.data.batches import IdentityBatches
+from magnifier.files import aside
 from magnifier.train.generators import (generator_state, global_states, learner_generators, plain_loaders, set_generator_state,
                                         set_global_states)
 
-__all__ = ['aside', 'training_state', 'restore_training', 'write_checkpoint', 'read_checkpoint', 'checkpoint_files', 'Checkpoints']
+__all__ = ['training_state', 'restore_training', 'write_checkpoint', 'read_checkpoint', 'checkpoint_files', 'Checkpoints']
 
 VERSION = 1  # Of the states; raised whenever older ones would be misread
-
-
-@contextmanager
-def aside(
-    file, # What is to be written
-):        # Path to write to
-    "A file beside `file` that takes its place once it is whole and on the disk; where writing fails, `file` stays as it was"
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f'.{file.name}.part')
-    try:
-        yield part
-        with open(part, 'rb+') as f: os.fsync(f.fileno())  # else a power cut could leave the new name on old blocks
-        os.replace(part, file)
-    except OSError as e: raise OSError(f'cannot write {file}: {e.strerror or e}; make room or name another folder') from e
-    finally: part.unlink(missing_ok=True)
 
 
 def training_state(

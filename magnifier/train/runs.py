@@ -10,7 +10,8 @@ import pandas as pd
 from fastai.vision.all import noop, num_distrib, rank_distrib
 from magnifier.data.catalog import validate_catalog
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.train.checkpoints import Checkpoints, aside, checkpoint_files, read_checkpoint
+from magnifier.files import aside
+from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint
 from magnifier.train.distributed import join_ranks, on_all_ranks
 from magnifier.train.generators import seeded
 from magnifier.train.guards import StopAtNonFinite, StopByKeyboard

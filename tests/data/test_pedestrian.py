@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from magnifier.data.appearance import COLOURS, DETAILS, Appearance, differing_fields, family, random_appearance
 from magnifier.data.cameras import CAMERAS, Camera, background, expose
-from magnifier.data.canvas import SUPERSAMPLE, Canvas, stream
+from magnifier.data.canvas import Canvas, stream
 from magnifier.data.figure import ARMS, COCO_JOINTS, VIEWS, Box, Pose, Projection, random_box, random_pose, skeleton
 from magnifier.data.pedestrian import OCCLUDERS, draw_walker
 

@@ -75,7 +75,7 @@ def test_no_path_is_served(app, few):
 
 
 def test_no_file_is_taken(app):
-    address, folder = app.address, app.temporary
+    address = app.address
     for route in ('gradio_api/upload', 'upload', 'gradio_api/upload?upload_id=a'):
         assert requests.post(address + route, files={'files': ('a.png', b'x'*1000)}, timeout=20).status_code == 404
     huge = requests.post(f'{address}gradio_api/queue/join', data=b'x'*(14_000_000), timeout=20)

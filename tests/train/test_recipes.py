@@ -2,7 +2,6 @@
 import pytest
 from magnifier.train.records import planned_stages
 from magnifier.train.recipes import RECIPES, fit_baseline, fit_paper, recipe
-from magnifier.train.schedules import WarmupMilestones
 
 
 class Fits:

@@ -1,6 +1,7 @@
 "Runs killed anywhere and resumed end as those that were not; what a run says, stores and refuses"
 import json
 import os
+import re
 import signal
 import traceback
 from pathlib import Path
@@ -66,7 +67,7 @@ def dying_in(where):
         replace(part, file)
         if n[0] == 3: die()
     if where == 'while writing': checkpoints.torch.save = half
-    else: checkpoints.os.replace = last
+    else: os.replace = last
 
 
 pytestmark = [pytest.mark.forks, pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork.*:DeprecationWarning')]
@@ -97,7 +98,7 @@ def test_killed_at_a_checkpoint(straight, small, how, where, tmp_path):
         dying_in(where)
         train_run(small, 'paper', out, epochs=4, **how)
     killed(train)
-    names = {f.name for f in (out/'checkpoints').iterdir()}
+    names = {re.sub(r'-\d+\.part', '.part', f.name) for f in (out/'checkpoints').iterdir()}
     assert names == {'while writing': {'00001.pth', '00002.pth', '.00003.pth.part'}, 'before the rename': {'00002.pth', '.00003.pth.part'},
                      'after the rename': {'00002.pth', '00003.pth'}}[where] or where == 'while writing' and names == {'00002.pth', '.00003.pth.part'}
     train_run(small, 'paper', out, epochs=4, resume=True, **how)
