@@ -49,6 +49,7 @@ from magnifier.train.losses import *
 from magnifier.train.metrics import *
 from magnifier.train.recording import *
 from magnifier.train.callbacks import *
+from magnifier.train.fast import *
 from magnifier.train.averaging import *
 from magnifier.train.parts import *
 from magnifier.train.learner import *

@@ -3,7 +3,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ['aside']
+__all__ = ['aside', 'clear_leftovers']
 
 
 @contextmanager
@@ -24,4 +24,14 @@ def aside(
                 with open(part, 'rb+') as f: os.fsync(f.fileno())
             os.replace(part, file)
         finally: part.unlink(missing_ok=True)
-    except OSError as e: raise OSError(f'cannot write {file}: {e.strerror or e}; make room or name another folder') from e
+    except (OSError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and 'inline_container' not in str(e): raise  # that is how torch says that a disk is full
+        why = getattr(e, 'strerror', None) or str(e).splitlines()[0]
+        raise OSError(f'cannot write {file}: {why}; make room or name another folder') from e
+
+
+def clear_leftovers(
+    folder,  # Where nobody else writes now; it need not be there
+):
+    "Removes what `aside` left in a folder when its process was killed"
+    for left in Path(folder).glob('.*.part'): left.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ def magnifier_train(
     seed:int=0,             # Seed of weights, batches, augmentation and occlusions
     workers:int=None,       # Loader processes; fastai's choice where not given
     rerank:bool=False,      # Adds rows after k-reciprocal re-ranking
+    fast:bool=False,        # bfloat16 where the hardware has it, channels last, and a compiled network (minutes at the start)
     resume:bool=False,      # Goes on with a run that was ended, given the same arguments
     debug:bool=False,       # Shows the traceback of an error
 ):
@@ -34,7 +35,7 @@ def magnifier_train(
     Ctrl-C · `torchrun --nproc_per_node 4 --no-python magnifier_train ...` (four GPUs, or processes) ·
     `magnifier_train dukemtmc /data/DukeMTMC-reID --recipe baseline --branches all`"""
     given = dict(data=data, path=path, recipe=recipe, out=out, epochs=epochs, arch=arch, weights=weights, branches=branches, size=size, bs=bs, cache=cache, masks=masks,
-                 seed=seed, workers=workers, rerank=rerank)
+                 seed=seed, workers=workers, rerank=rerank, fast=fast)
     loading, model = _loading(size, bs, cache), _model(arch, weights, branches)
     from pathlib import Path
     from fastai.vision.all import rank_distrib
@@ -46,7 +47,7 @@ def magnifier_train(
     out = Path(out or (f'runs/{recipe}' if data == EMBEDDED else f'runs/{data}-{recipe}'))
     join_ranks()
     with rank0_first(): catalog = read_catalog(data, path, masks)  # of several processes one draws or unpacks, the others find it
-    try: run = train_run(catalog, recipe, out, epochs=epochs, seed=seed, workers=workers, loading=loading, model=model, rerank=rerank, resume=resume,
+    try: run = train_run(catalog, recipe, out, epochs=epochs, seed=seed, workers=workers, loading=loading, model=model, rerank=rerank, fast=fast, resume=resume,
                          then=lambda learn: _pictures(learn, out, seed), say=say)
     except KeyboardInterrupt as e:
         say(f'magnifier_train: {e or "stopped by the keyboard"}; go on with: {_again(given)}')
@@ -59,6 +60,7 @@ def _loading(size, bs, cache):
     "Arguments of the loaders that are not the recipe's"
     import re
     if size and not re.fullmatch(r'\d+x\d+', size): raise ValueError(f'size {size!r}: give height x width in pixels, as 256x128')
+    if bs is not None and bs < 1: raise ValueError(f'bs {bs}: give 1 or more images a batch')
     if cache and cache not in CACHES: raise ValueError(f'unknown cache {cache!r}: use one of {", ".join(CACHES)}')
     return {**({'size': tuple(map(int, size.split('x')))} if size else {}), **({'bs': bs} if bs else {}), **({'cache': CACHES[cache]} if cache else {})}
 
@@ -74,7 +76,7 @@ def _again(given):
     "The command that goes on"
     import shlex
     positional = [given['data'], *([given['path']] if given['path'] else [])]
-    defaults = dict(data=None, path=None, recipe='quick', seed=0, rerank=False)
+    defaults = dict(data=None, path=None, recipe='quick', seed=0, rerank=False, fast=False)
     for name, value in given.items():
         if name in ('data', 'path') or value == defaults.get(name): continue
         positional += [f'--{name}'] + ([] if value is True else [str(value)])

@@ -83,16 +83,22 @@ def load_weights(
     file: str | Path,  # See `read_weights`: of a MagnifierNet, of a plain backbone, or of reid-strong-baseline
 ) -> WeightsReport:  # Also logged: as a warning where the backbone is incomplete
     """Fills in what fits by name and shape, whatever prefix the backbone has in the file, and leaves the rest as it is. A ValueError
-    where nothing fits"""
+    where nothing fits, or where the backbone has tensors of other shapes, as of another arch"""
     tensors, own = read_weights(file), model.state_dict()
     pairs = {name: source for name, source in _sources(model, tensors).items() if name in own and source in tensors}
     loaded = [name for name, source in pairs.items() if tensors[source].shape == own[name].shape]
     if not any(own[name].ndim for name in loaded):
         raise ValueError(f'{file}: none of its {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...) fits the model '
                          f'({", ".join(list(own)[:3])}, ...); is it of another arch?')
+    reshaped = [name for name in pairs if name not in loaded]
+    # a ViT's position embeddings follow the image's size; any other shape is another network's
+    foreign = next((name for name in reshaped if name.startswith('backbone.') and 'pos_embed' not in name), None)
+    if foreign:
+        raise ValueError(f'{file}: {pairs[foreign]} is {tuple(tensors[pairs[foreign]].shape)} there and {tuple(own[foreign].shape)} in this backbone; '
+                         'it is of another arch: name the arch it was trained with')
     model.load_state_dict({name: tensors[pairs[name]] for name in loaded}, strict=False)
     used = {pairs[name] for name in loaded}
-    report = WeightsReport(str(file), loaded, [name for name in pairs if name not in loaded], [name for name in own if name not in pairs],
+    report = WeightsReport(str(file), loaded, reshaped, [name for name in own if name not in pairs],
                            [k for k in tensors if k not in used])
     whole = all(name in loaded for name in own if name.startswith('backbone.') and own[name].ndim)
     logger.log(logging.INFO if whole else logging.WARNING, '%s', report)

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import pandas as pd
 from fastai.vision.all import save_model
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.files import aside
+from magnifier.files import aside, clear_leftovers
 from magnifier.train.generators import seeded
 from magnifier.train.learner import ReIDLearner, magnifier_learner
 from magnifier.train.recipes import recipe as named
-from magnifier.train.records import differing, read_json, write_json
+from magnifier.train.records import describe_data, differing, environment, read_json, write_json
 
 __all__ = ['FIGURES', 'PAPER', 'STUDIES', 'Setting', 'SETTINGS', 'settings_of', 'ablate', 'setting_learner', 'read_runs', 'summary']
 
@@ -92,7 +92,10 @@ def ablate(
     where it was; one made otherwise (other recipe, epochs, data) is refused."""
     plan, out = named(recipe), Path(out)
     epochs = plan.epochs if epochs is None else epochs
-    made = dict(recipe=recipe, epochs=epochs, arch=arch or plan.model['arch'], **{split: int(n) for split, n in catalog.split.value_counts().items()})
+    if epochs < 1: raise ValueError(f'epochs={epochs}: train one or more')
+    made = dict(recipe=recipe, epochs=epochs, arch=arch or plan.model['arch'], **{split: int(n) for split, n in catalog.split.value_counts().items()},
+                data=describe_data(catalog)['digest'])
+    for folder in ('runs', 'models'): clear_leftovers(out/folder)
     wanted = [(seed, _known(name)) for seed in seeds for name in (settings or settings_of(studies))]
     for i, (seed, name) in enumerate(wanted):
         file = out/'runs'/f'{_stem(name, seed)}.json'
@@ -105,7 +108,7 @@ def ablate(
             run = _run(learn, plan, SETTINGS[name], epochs)
         if weights:
             with aside(_weights(out, name, seed)) as part: save_model(part, learn.model, None, with_opt=False)
-        write_json(file, dict(setting=name, seed=seed, **made, **run))
+        write_json(file, dict(setting=name, seed=seed, **made, **run, **environment()))
         del learn
         gc.collect()  # a learner refers to itself: without this, dozens of them wait for the next collection
     return read_runs(out)
@@ -164,7 +167,7 @@ def read_runs(
     out, # Folder that `ablate` wrote
 ) -> pd.DataFrame: # A row a run: setting, seed, recipe, epochs, arch, images a split, R1 R5 R10 mAP mINP in [0,1], seconds
     "Runs that are finished, in the order of `SETTINGS` and of the seeds"
-    runs = [read_json(f) for f in sorted((Path(out)/'runs').glob('*.json'))]
+    runs = [{k: v for k, v in read_json(f).items() if not isinstance(v, dict)} for f in sorted((Path(out)/'runs').glob('*.json'))]
     if not runs: raise ValueError(f'{out}: no finished run there; `magnifier_ablate --out {out}` makes them')
     order = {name: i for i, name in enumerate(SETTINGS)}
     return pd.DataFrame(sorted(runs, key=lambda r: (order[r['setting']], r['seed'])))

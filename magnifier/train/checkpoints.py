@@ -1,4 +1,5 @@
 "A training's whole state, stored at the end of each epoch and taken up again: killed and resumed, it ends as if it had not been"
+import errno
 import time
 import warnings
 import zipfile
@@ -9,7 +10,7 @@ import torch
 from fastai.callback.schedule import ParamScheduler
 from fastai.vision.all import CancelEpochException, L, get_model, num_distrib, rank_distrib, to_device
 from magnifier.data.batches import IdentityBatches
-from magnifier.files import aside
+from magnifier.files import aside, clear_leftovers
 from magnifier.train.generators import (generator_state, global_states, learner_generators, plain_loaders, set_generator_state,
                                         set_global_states)
 
@@ -127,31 +128,35 @@ def write_checkpoint(
 
 def read_checkpoint(
     folder, # Of the checkpoints
-):          # The newest whole state, its tensors where they were; None where there is none
+):          # The newest whole state, its tensors on the CPU; None where there is none
     "Reads the newest checkpoint; one that is damaged is removed with a warning, and the one before it taken"
     for file in checkpoint_files(folder):
-        problem = _problem(file)
-        if problem:
-            warnings.warn(f'{file} is damaged ({problem}) and was removed: going on from the checkpoint before it, if there is one')
-            file.unlink()
+        try:
+            with open(file, 'rb') as f: state = _whole(f)
+        except FileNotFoundError: continue  # another process found it damaged first
+        except _Damaged as e:
+            warnings.warn(f'{file} is damaged ({e}) and was removed: going on from the checkpoint before it, if there is one')
+            file.unlink(missing_ok=True)
             continue
-        state = torch.load(file, map_location=_where, weights_only=True)
         if state.get('version') != VERSION: raise ValueError(f'{file} was written by another version of magnifier: train anew, in another folder')
         return state
     return None
 
 
-def _where(storage, location):
-    "What was on a GPU comes to this process's, where it has one"
-    return storage.cuda() if location.startswith('cuda') and torch.cuda.is_available() else storage
+class _Damaged(Exception): pass
 
 
-def _problem(file):
-    "What is wrong with a file that torch wrote; None where nothing is. torch itself would read wrong bytes without a word"
+def _whole(f):
+    "The state in a file that torch wrote. torch itself would read wrong bytes without a word; a wrong byte in its index may raise anything"
     try:
-        with zipfile.ZipFile(file) as z: bad = z.testzip()
-    except zipfile.BadZipFile as e: return str(e)
-    return f'wrong bytes in {bad}' if bad else None
+        with zipfile.ZipFile(f) as z: bad = z.testzip()
+        if bad: raise _Damaged(f'wrong bytes in {bad}')
+        f.seek(0)
+        return dict(torch.load(f, map_location='cpu', weights_only=True))
+    except (_Damaged, MemoryError): raise
+    except Exception as e:
+        if isinstance(e, OSError) and e.errno != errno.EINVAL: raise  # the disk's own; a wrong offset is "invalid argument"
+        raise _Damaged(str(e).splitlines()[0] if str(e) else type(e).__name__) from e
 
 
 class Checkpoints:
@@ -172,7 +177,7 @@ class Checkpoints:
         if state is not None: self.done, self.rows, self.seconds = state['done'], state['rows'], state['seconds']
 
     def __enter__(self):
-        for left in self.folder.glob('.*.part'): left.unlink()  # of a run that was killed while it wrote
+        if not rank_distrib(): clear_leftovers(self.folder)
         self.learn._do_fit = self._epochs  # fastai's loop always starts at epoch 0
         self.began = time.monotonic() - self.seconds
         return self

@@ -6,6 +6,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from fastai.vision.all import L, Learner, ProgressCallback, num_distrib, rank_distrib
+from torch.nn.modules.batchnorm import _BatchNorm
 from magnifier.data.transforms import OwnGenerator
 
 __all__ = ['n_ranks', 'join_ranks', 'rank0_first', 'on_all_ranks', 'gather_rows', 'gather_own', 'mean_over_ranks', 'same_state', 'Share',
@@ -135,7 +136,8 @@ def distributed(
     timeout:float=60.,        # Seconds that a rank waits for the others in one exchange; what the processes first met with holds
     **kwargs                  # Passed to fastai's distrib_ctx, as cpu
 ):
-    "fastai's distrib_ctx with its broadcast mended, rank 0's weights for all, other augmentation on other ranks, and the learner as it was afterwards"
+    """fastai's distrib_ctx with its broadcast mended and rank 0's weights for all; batches are augmented otherwise on other ranks; the learner
+    is as it was afterwards"""
     if num_distrib() <= 1:
         yield learn
         return
@@ -145,12 +147,26 @@ def distributed(
     join_ranks(timeout, cpu=cpu)
     same_state(learn.model)
     _draw_apart(learn.dls.train)
+    norms = _norms(learn.model)
     try:
         with Learner.distrib_ctx(learn, not cpu if sync_bn is None else sync_bn, **kwargs): yield learn
     finally:
-        learn.logger, learn.model = logger, getattr(learn.model, 'module', learn.model)
+        learn.logger, learn.model = logger, _with_norms(getattr(learn.model, 'module', learn.model), norms)
         learn.dls.loaders = [getattr(dl, 'dl', dl) for dl in learn.dls.loaders]  # an error in a fit leaves fastai's wrappers behind
         if silent: learn.remove_cb(ProgressCallback)
+
+
+def _norms(model): return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+
+
+def _with_norms(model, norms):
+    "The model with its own batch norms again, trained, in place of synchronised ones, which only processes on GPUs can train and nothing folds"
+    for name, norm in norms.items():
+        now = model.get_submodule(name)
+        if now is norm: continue
+        norm._parameters, norm._buffers, norm.training = now._parameters, now._buffers, now.training
+        model.set_submodule(name, norm)
+    return model
 
 
 @contextmanager

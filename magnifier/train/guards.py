@@ -62,7 +62,8 @@ class StopAtNonFinite(Callback):
         bad = [name for name, value in seen['parts'].items() if not torch.isfinite(value)]
         weights = next((name for name, p in self.learn.model.named_parameters() if not torch.isfinite(p).all()), None)
         which = f' (in {", ".join(bad)})' if bad else ''
-        cause = f'the weights are not finite either, first of all {weights}: an earlier step was too large. ' if weights else ''
+        step = 'an earlier step' if isinstance(done, _Here) else 'an earlier step, or this one,'  # which a GPU has done by now
+        cause = f'the weights are not finite either, first of all {weights}: {step} was too large. ' if weights else ''
         raise NonFiniteLoss(f'the loss is {float(seen["loss"].mean())}{which} in epoch {seen["epoch"]}, batch {seen["step"]}, counted from 0; {cause}'
                             f'That batch is in {self.file} (torch.load). Look at its images and masks, and try a lower rate, a longer warm-up, or float32')
 

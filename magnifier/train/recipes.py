@@ -28,7 +28,7 @@ def fit_quick(
 ):
     "The CPU demonstration: one cycle from random weights, in bfloat16 where that pays, ranked every fifth epoch"
     learn.model.to(memory_format=torch.channels_last)
-    cbs = [ValidateEvery(5), *([CPUBfloat16()] if _on_cpu(learn) and bfloat16_pays() else [])]
+    cbs = [ValidateEvery(5), *([CPUBfloat16()] if _on_cpu(learn) and bfloat16_pays() and not hasattr(learn, 'cpu_bfloat16') else [])]
     learn.fit_one_cycle(epochs, 3e-3, cbs=cbs + _second_phase(learn, epochs - epochs//5, diversity))
 
 

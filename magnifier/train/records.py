@@ -62,12 +62,22 @@ def describe_data(
     catalog:pd.DataFrame, # One row an image: `path`, `mask`, `pid`, `camid`, `split`
 ) -> dict:                # Counts, and a digest of which images these are, wherever their folder lies
     "What a run trains and is evaluated on"
-    train, paths = catalog[catalog.split == 'train'], catalog['path'].astype(str)
-    root = os.path.commonpath(list(paths.map(os.path.dirname))) if len(paths) else ''
-    rows = zip(paths.map(lambda p: os.path.relpath(p, root)), catalog['mask'].notna(), catalog['pid'], catalog['camid'], catalog['split'])
-    digest = hashlib.sha256(json.dumps([[p, bool(m), int(pid), int(cam), s] for p, m, pid, cam, s in rows]).encode()).hexdigest()[:16]
+    train, masks = catalog[catalog.split == 'train'], [m if isinstance(m, str) else None for m in catalog['mask']]
+    rows = zip(_below(catalog['path']), _below(masks), map(_size, masks), catalog['pid'], catalog['camid'], catalog['split'])
+    digest = hashlib.sha256(json.dumps([[*files, int(pid), int(cam), s] for *files, pid, cam, s in rows]).encode()).hexdigest()[:16]
     return dict(images=len(train), identities=int(train['pid'].nunique()), masks=int(train['mask'].notna().sum()),
                 queries=int((catalog.split == 'query').sum()), gallery=int((catalog.split == 'gallery').sum()), digest=digest)
+
+
+def _below(paths):
+    "Paths from the folder that they share; None stays"
+    folders = [os.path.dirname(p) for p in paths if p is not None]
+    root = os.path.commonpath(folders) if folders else ''
+    return [None if p is None else os.path.relpath(p, root) for p in paths]
+
+def _size(path):
+    "Bytes of a mask, which tell masks of one kind from another's"
+    return None if path is None or not os.path.exists(path) else os.path.getsize(path)
 
 
 def environment() -> dict:  # versions, commit (None outside a clone), hardware
@@ -98,7 +108,8 @@ def _cpu():
 def as_json(
     value, # Anything: of what JSON does not know, functions are named and partials written out
 ):         # What reading it back from JSON gives
-    "Plain lists, dicts, strings and numbers"
+    """Plain lists, dicts, strings and numbers. A ValueError for what has no name that a later process would know it by: a lambda, or an
+    object that tells its address alone"""
     if isinstance(value, dict): return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [as_json(v) for v in value]
     if isinstance(value, partial):
@@ -106,7 +117,11 @@ def as_json(
         return f'{as_json(value.func)}({", ".join(given)})'
     if hasattr(value, 'item') and not isinstance(value, torch.Tensor): value = value.item()
     if value is None or isinstance(value, (bool, int, float)): return value
-    return value.__name__ if hasattr(value, '__name__') else str(value)
+    name = value.__name__ if hasattr(value, '__name__') else str(value)
+    if name == '<lambda>' or ' at 0x' in name:
+        raise ValueError(f'{name} cannot be recorded, so that no later run could be compared with this one: give a named function, a class, or a '
+                         'functools.partial of either')
+    return name
 
 
 def differing(

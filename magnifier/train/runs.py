@@ -1,6 +1,7 @@
 "A training as a run: a recipe over a catalog, into a folder that tells what was done, and that a killed run is taken up from"
 import logging
 import shutil
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,10 @@ import pandas as pd
 from fastai.vision.all import noop, num_distrib, rank_distrib
 from magnifier.data.catalog import validate_catalog
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.files import aside
+from magnifier.files import aside, clear_leftovers
 from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint
-from magnifier.train.distributed import join_ranks, on_all_ranks
+from magnifier.train.fast import fast_training
+from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
 from magnifier.train.generators import seeded
 from magnifier.train.guards import StopAtNonFinite, StopByKeyboard
 from magnifier.train.learner import magnifier_learner
@@ -47,6 +49,7 @@ def train_run(
     model:dict|None=None,   # Arguments of `magnifier_learner` beside or instead of the recipe's, as arch, sab, keep
     fitting:dict|None=None, # Further arguments of the recipe's fit function, as diversity
     rerank:bool=False,      # Adds rows after k-reciprocal re-ranking
+    fast:bool=False,        # Trains in bfloat16, channels last and compiled (`fast_training`)
     resume:bool=False,      # Goes on where a run with the same arguments was ended; from the beginning where there was none
     cbs=None,               # Further callbacks
     then=None,              # Called with the learner before the run counts as finished, as what draws its pictures
@@ -63,7 +66,7 @@ def train_run(
     epochs = plan.epochs if epochs is None else epochs
     if epochs < 1: raise ValueError(f'epochs={epochs}: train one or more')
     loading, model, fitting = {**plan.loading, **(loading or {})}, {**plan.model, 'seed': seed, **(model or {})}, fitting or {}
-    asked = as_json(dict(recipe=recipe, epochs=epochs, seed=seed, loading=loading, model=model, fitting=fitting, data=describe_data(catalog)))
+    asked = as_json(dict(recipe=recipe, epochs=epochs, seed=seed, loading=loading, model=model, fitting=fitting, rerank=rerank, fast=fast, data=describe_data(catalog)))
     state, record = _found(out, asked, resume, say)
     if record is not None:
         say(f'{out}: this run was finished on {record["finished"]}; nothing is left to do')
@@ -71,14 +74,14 @@ def train_run(
     join_ranks()  # of several processes each has its GPU from here on
     if rank_distrib(): say = noop
     with seeded(seed):
-        dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **loading)
+        with rank0_first(): dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **loading)  # one decodes what all read
         learn = magnifier_learner(dls, **model)
         learn.add_cbs(cbs)
         asked.update(workers=dls.train.fake_l.num_workers, processes=max(1, num_distrib()))
         fit = partial(plan.fit, epochs=epochs, **fitting)
         with on_all_ranks(learn):
             record = _begin(out, plan, learn, fit, asked, state=state, rerank=rerank, say=say)
-            _fit(out, learn, fit, record, state, say)
+            with fast_training(learn) if fast else nullcontext(): _fit(out, learn, fit, record, state, say)
             record['figures'] |= _figures(learn, 'after', rerank)
         return _finish(out, learn, record, then)
 
@@ -110,6 +113,7 @@ def _check_same(out, before, now):
 def _begin(out, plan, learn, fit, asked, *, state, rerank, say):
     "The record of a run that starts, or that is taken up; says what will be done"
     now = environment()
+    if not rank_distrib(): clear_leftovers(out)
     if state is None:
         shutil.rmtree(out/'checkpoints', ignore_errors=True)  # of a run that was finished
         record = dict(recipe=asked['recipe'], says=plan.says, arguments=asked, data=asked['data'], device=str(learn.dls.device),
@@ -124,6 +128,9 @@ def _begin(out, plan, learn, fit, asked, *, state, rerank, say):
     stages = planned_stages(learn, fit)
     record['stages'] = [dict(zip(s._fields, s)) for s in stages]
     say('\n'.join(_plan(record, learn.dls.train, stages)))
+    report = getattr(getattr(learn.model, 'module', learn.model), 'weights_report', None)
+    if report: say(f'weights: {report}')
+    record['weights'] = report and str(report)
     if state is not None: say(f'going on after epoch {state["done"]} of {sum(s.epochs for s in stages)}')
     else: record['figures'] = _figures(learn, 'before', rerank)
     _write(out, record)

@@ -136,3 +136,12 @@ def test_a_file_of_timms_network(tmp_path, arch, prefix):
 def test_a_pickled_model_says_what_to_save(tmp_path):
     torch.save(torchvision.models.resnet18(), tmp_path/'resnet50_model_120.pth')  # as reid-strong-baseline writes: the module, not its tensors
     with pytest.raises(ValueError, match='no file of plain tensors: save a state dict'): build(weights=tmp_path/'resnet50_model_120.pth')
+
+
+def test_a_backbone_of_another_arch_is_refused(tmp_path):
+    other, model = create_magnifier('resnet34', 5, False, hidden=16), create_magnifier('resnet50', 5, False, hidden=16)
+    torch.save(other.backbone.state_dict(), tmp_path/'other.pth')
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r'other.pth: layer1.0.conv1.weight is \(64, 64, 3, 3\) there and \(64, 64, 1, 1\) in this backbone; it is of another arch'):
+        load_weights(model, tmp_path/'other.pth')
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -7,6 +7,7 @@ from multiprocessing import get_context
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from magnifier.files import aside
 from magnifier.train import ablation, recipes
 from magnifier.train.ablation import FIGURES, PAPER, SETTINGS, STUDIES, ablate, read_runs, setting_learner, settings_of, summary
@@ -119,3 +120,19 @@ def test_summary_is_the_mean_and_the_spread_of_the_seeds():
     assert alone['± R1'].isna().all() and alone.runs.eq(1).all()  # nothing is known about it
     part = summary(runs[runs.setting.isin(['G', 'G+M'])])
     assert list(part.index) == [('Table 2', 'G'), ('Table 2', 'G+M')]
+
+
+def test_other_data_of_the_same_size_are_refused(catalog, tmp_path):
+    write_json(tmp_path/'runs'/'G-0.json', dict(setting='G', seed=0, recipe='quick', epochs=1, arch='resnet18', data='of others',
+                                                **{s: int(n) for s, n in catalog.split.value_counts().items()}))
+    with pytest.raises(ValueError, match='was made with data=of others'): ablate(catalog, tmp_path, settings=['G'], epochs=1)
+
+
+def test_no_epochs_are_no_ablation(catalog, tmp_path):
+    with pytest.raises(ValueError, match='epochs=0: train one or more'): ablate(catalog, tmp_path, epochs=0)
+
+
+def test_an_ablation_leaves_the_generators_alone(tiny, catalog, tmp_path):
+    before = torch.get_rng_state()
+    ablate(catalog, tmp_path, settings=['G'], epochs=1, workers=0)
+    assert torch.equal(torch.get_rng_state(), before)

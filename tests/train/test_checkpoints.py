@@ -1,5 +1,6 @@
 "Checkpoints as files: whole or not there, two at most; a learner's state, read and put back"
 import os
+import resource
 
 import pytest
 import torch
@@ -152,3 +153,32 @@ def test_torchs_own_optimisers_are_stored_too(small, how, tmp_path):
     finally: Checkpoints._keep = keep
     resumed = train_run(small, 'baseline', tmp_path/'run', resume=True, **kwargs).learn
     for a, b in zip(straight.model.parameters(), resumed.model.parameters()): assert torch.equal(a, b)
+
+
+def test_any_wrong_byte_of_the_index_is_damage_or_harmless(tmp_path, recwarn):
+    write_checkpoint(tmp_path, 1, dict(weights=torch.arange(3.)))
+    data = (tmp_path/'00001.pth').read_bytes()
+    index = data.index(b'PK\x01\x02')  # the directory of the zip file, and its end
+    for place in range(index, len(data)):
+        for bit in (1, 128):
+            (tmp_path/'00001.pth').write_bytes(data[:place] + bytes([data[place] ^ bit]) + data[place + 1:])
+            state = read_checkpoint(tmp_path)
+            assert state is None or torch.equal(state['weights'], torch.arange(3.)), place
+    assert sum('is damaged' in str(w.message) for w in recwarn) > 100
+
+
+def test_a_checkpoint_that_another_process_removed_is_none(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, 1, dict(n=1))
+    listed = checkpoint_files(tmp_path)
+    monkeypatch.setattr(checkpoints, 'checkpoint_files', lambda folder: [tmp_path/'00002.pth', *listed])
+    assert read_checkpoint(tmp_path)['n'] == 1
+
+
+def test_a_full_disk_is_told(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_checkpoint(tmp_path, 1, dict(n=1))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(OSError, match='cannot write .*00002.pth: .*make room'): write_checkpoint(tmp_path, 2, dict(w=torch.zeros(100_000)))
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == ['00001.pth']

@@ -185,3 +185,16 @@ def test_occlusions_differ_between_ranks_only_where_asked(monkeypatch):
     monkeypatch.setenv('RANK', '1')
     second = [draws(alike) for alike in (True, False)]
     assert first[0] == first[1] == second[0] != second[1]
+
+
+def test_synchronised_norms_become_plain_again(learn):
+    from magnifier.train.distributed import _norms, _with_norms
+    norms = _norms(learn.model)
+    synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in synced.modules())
+    for t in synced.state_dict().values(): t.add_(1)  # trained on
+    synced.eval()
+    trained = {k: v.clone() for k, v in synced.state_dict().items()}
+    plain = _with_norms(synced, norms)
+    assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in plain.modules()) and not any(m.training for m in plain.modules())
+    assert plain.state_dict().keys() == trained.keys() and all(torch.equal(v, trained[k]) for k, v in plain.state_dict().items())

@@ -2,6 +2,7 @@
 import json
 import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -49,3 +50,25 @@ def test_json_is_read_as_it_was_written(tmp_path):
     assert read_json(tmp_path/'a/run.json') == {'a': [1, 2.5, None, 'ä']} and read_json(tmp_path/'none.json') is None
     (tmp_path/'bad.json').write_text('{"a": ')
     with pytest.raises(ValueError, match='bad.json: not the record of a run .* remove it'): read_json(tmp_path/'bad.json')
+
+
+def test_masks_of_another_kind_are_other_data(catalog, tmp_path):
+    import shutil
+    own = catalog.assign(mask=[str(tmp_path/'a'/f'{i}.png') for i in range(len(catalog))])
+    for place, mask in zip(own['mask'], catalog['mask']):
+        Path(place).parent.mkdir(exist_ok=True)
+        shutil.copy(mask, place)
+    moved = own.assign(mask=own['mask'].str.replace('/a/', '/b/'))
+    shutil.copytree(tmp_path/'a', tmp_path/'b')
+    assert describe_data(moved) == describe_data(own)  # where they lie does not matter
+    with open(moved['mask'][3], 'ab') as f: f.write(b'another')
+    assert describe_data(moved)['digest'] != describe_data(own)['digest']
+    assert describe_data(own.assign(mask=None))['digest'] != describe_data(own)['digest']
+
+
+class Nameless: pass
+
+
+@pytest.mark.parametrize('value', [lambda x: x, Nameless(), dict(model=dict(loss_func=Nameless()))])
+def test_what_has_no_name_cannot_be_recorded(value):
+    with pytest.raises(ValueError, match='cannot be recorded.*functools.partial'): as_json(value)

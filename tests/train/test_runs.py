@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import traceback
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -59,7 +58,7 @@ def dying_in(where):
     def half(state, part):
         n[0] += 1
         if n[0] < 3: return save(state, part)
-        Path(part).write_bytes(b'PK' + bytes(1000))
+        part.write_bytes(b'PK' + bytes(1000))
         die()
     def last(part, file):
         n[0] += 'checkpoints' in str(file)
@@ -198,7 +197,7 @@ def unfinished(small, how, tmp_path_factory):
 @pytest.mark.parametrize('change, message', [
     (dict(epochs=5), 'epochs=4, and now it is 5'), (dict(seed=1), 'seed=0, and now it is 1'), (dict(workers=1), 'workers=0, and now it is 1'),
     (dict(model=dict(hidden=8)), 'model.hidden=16, and now it is 8'), (dict(loading=dict(bs=8)), 'loading.bs=4, and now it is 8'),
-    (dict(fitting=dict(diversity=False)), 'fitting.diversity=None, and now it is False'), (dict(recipe='baseline'), "recipe='paper', and now it is 'baseline'")])
+    (dict(fitting=dict(diversity=False)), 'fitting.diversity=None, and now it is False'), (dict(rerank=True), 'rerank=False, and now it is True'), (dict(recipe='baseline'), "recipe='paper', and now it is 'baseline'")])
 def test_a_changed_argument_is_refused_by_name(unfinished, small, how, change, message):
     kwargs = {'recipe': 'paper', 'epochs': 4, **how, **change, **{k: {**how[k], **change[k]} for k in ('model', 'loading') if k in change}}
     with pytest.raises(ValueError, match=message + ', which would give another result'): train_run(small, out=unfinished, resume=True, **kwargs)
