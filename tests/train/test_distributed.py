@@ -71,6 +71,13 @@ def test_an_epoch_is_the_one_processs_batches_and_the_first_once_more(ranks, alo
     assert found[0]['kept'] == found[1]['kept'] == alone['epoch']['kept'][:len(found[0]['kept'])], 'occlusions are alike'
 
 
+def test_a_broken_run_of_two_ranks_ends_as_if_it_had_not_been(ranks):
+    for found in ranks[0]:
+        (straight, figures, never), (weights, again, once) = found['resumed']
+        assert (never, once) == (0, 1) and (figures == again).all()
+        assert straight.keys() == weights.keys() and all(torch.equal(v, weights[k]) for k, v in straight.items())
+
+
 def test_ranks_end_an_epoch_with_the_same_figures_and_model(ranks):
     (first, second), *_ = ranks
     assert first['epoch']['row'] == second['epoch']['row'] and first['epoch']['losses'] == second['epoch']['losses'] == len(first['epoch']['batches'])

@@ -52,6 +52,22 @@ class Die(Callback):
     def after_batch(self): os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Break(Callback):
+    "An error on every rank in the second epoch"
+    def before_batch(self):
+        if self.training and self.epoch == 1: raise KeyError('broken')
+
+
+def broken_and_resumed(catalog, out):
+    "A run of both of the paper's stages that nothing happened to, and one that was broken and taken up again: their weights and figures"
+    how = dict(epochs=3, workers=0, loading={**{k: LOADING[k] for k in ('bs', 'n_per_id', 'device')}, 'size': (32, 16), 'cache': None, 'erase': .5},
+               model=dict(arch='resnet18', pretrained=False, hidden=16))
+    runs = [train_run(catalog, 'paper', out/'straight', **how)]
+    try: train_run(catalog, 'paper', out/'broken', cbs=[Break()], **how)
+    except KeyError: runs.append(train_run(catalog, 'paper', out/'broken', resume=True, **how))
+    return [(run.learn.model.state_dict(), run.table.to_numpy(float), len(run.record['resumed'])) for run in runs]
+
+
 def tables(learn, catalog):
     "Embeddings and figures, to compare with one process"
     rows = catalog[catalog.split != 'train']
@@ -133,6 +149,7 @@ def main(root, out):
         run = train_run(catalog, 'quick', out/'run', epochs=1, say=said.append, then=lambda learn: (out/'run'/f'pictures{rank}').touch(), workers=0,
                         loading={k: LOADING[k] for k in ('size', 'bs', 'n_per_id', 'device')} | dict(cache=None), model=dict(hidden=32))
         found['run'] = run.table.to_numpy(float), bool(said), type(run.learn.model).__name__
+        found['resumed'] = broken_and_resumed(catalog, out)
         torch.save(found, out/f'{rank}.pt')
         # The end: one rank dies, which ends the other's work, and torchrun the run
         with learn.distrib_ctx(cpu=True), learn.no_logging():
