@@ -19,15 +19,18 @@ NO_MASK = 255
 
 
 def region_indices(
-    regions,  # Names (`'foot'`) or indices (0..7), one or several; None for all eight
+    regions,  # Names (`'foot'`) or indices (0..7), one or several, each once; None for all eight
 ) -> list[int]:  # Their indices, in the order given
-    "Indices of `regions`; a ValueError for an unknown name or index lists the known ones"
+    "Indices of `regions`; a ValueError for an unknown name or index lists the known ones, and for a repeat says which"
     if regions is None: return list(range(N_REGIONS))
     if isinstance(regions, (str, int)): regions = [regions]
     known = {**{r: i for i, r in enumerate(REGIONS)}, **{i: i for i in range(N_REGIONS)}}
     unknown = [r for r in regions if r not in known]
     if unknown: raise ValueError(f'unknown region {unknown[0]!r}: use names {", ".join(REGIONS)} or indices 0 to {N_REGIONS-1}')
-    return [known[r] for r in regions]
+    indices = [known[r] for r in regions]
+    repeated = [i for at, i in enumerate(indices) if i in indices[:at]]
+    if repeated: raise ValueError(f'region {REGIONS[repeated[0]]!r} is named twice: name different regions')
+    return indices
 
 
 class LimbSplit(NamedTuple):
@@ -108,4 +111,4 @@ def label_table(
     if isinstance(labels, str):
         if labels not in LABEL_TABLES: raise ValueError(f'unknown labels {labels!r}: use one of {", ".join(LABEL_TABLES)}')
         return LABEL_TABLES[labels]
-    return LabelTable(tuple(region_indices(list(labels))), (), 'given by the caller')
+    return LabelTable(tuple(i for region in labels for i in region_indices([region])), (), 'given by the caller')

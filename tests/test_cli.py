@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -100,6 +101,42 @@ def test_evaluation_repeats_the_figures_of_the_training(run, people, capsys):
     assert 'mINP' in capsys.readouterr().out
 
 
+@pytest.fixture
+def with_a_bar(dls):
+    "A learner's file, its batches small, as whoever trains in a notebook exports it"
+    from magnifier.train.learner import magnifier_learner
+    learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32)
+    learn.export('bar.pkl')
+    return str(learn.path/'bar.pkl')
+
+
+def test_json_of_many_batches_is_json_alone(with_a_bar, people, capsys):
+    cli.magnifier_eval(with_a_bar, 'walkers', str(people))
+    assert '\r' in capsys.readouterr().out  # there is a bar to leave out
+    cli.magnifier_eval(with_a_bar, 'walkers', str(people), json=True)
+    assert json.loads(capsys.readouterr().out)['plain']['mAP'] > 0
+
+
+def test_what_is_no_learner_is_one_sentence(with_a_bar, tmp_path):
+    import pickle
+    import torch
+    from fastai.vision.all import Learner, load_learner
+    learner = load_learner(with_a_bar)
+    (tmp_path/'README.md').write_text('# people\n')
+    (tmp_path/'empty.pkl').touch()
+    (tmp_path/'people.onnx').write_text('no model')
+    (tmp_path/'people.db').mkdir()
+    (tmp_path/'cut.pkl').write_bytes(Path(with_a_bar).read_bytes()[:100_000])
+    (tmp_path/'plain.pkl').write_bytes(pickle.dumps(dict(a=1)))
+    torch.save(learner.model.state_dict(), tmp_path/'weights.pth')
+    Learner(learner.dls, torch.nn.Linear(2, 2), loss_func=torch.nn.MSELoss(), path=tmp_path).export('other.pkl')
+    for name, message in (('README.md', 'cannot be read as a learner'), ('empty.pkl', 'EOFError'), ('cut.pkl', 'cannot be read'), ('plain.pkl', 'cannot be read'),
+                          ('weights.pth', "no attribute 'dls'"), ('other.pkl', 'holds a Learner'), ('people.onnx', 'is an .onnx file')):
+        for call in (lambda f: cli.magnifier_eval(f), lambda f: cli.magnifier_export(f), lambda f: cli.magnifier_app(str(tmp_path/'people.db'), f)):
+            with pytest.raises(SystemExit, match=message) as e: call(str(tmp_path/name))
+            assert '\n' not in str(e.value) and 'give the learner.pkl of `magnifier_train`' in str(e.value)
+
+
 def test_walkers_prints_where_they_are(people, capsys):
     with pytest.raises(SystemExit, match='magnifier_walkers'): cli.magnifier_walkers(str(people), n_train=3)  # another set is there
     new = people.with_name('more')
@@ -127,17 +164,31 @@ def test_debug_shows_where_it_arose():
     with pytest.raises(ValueError, match='unknown data set'): cli.magnifier_train('marked', 'x', debug=True)
 
 
-def test_the_keyboard_stops_a_command(monkeypatch):
+def test_the_keyboard_stops_a_command(monkeypatch, capsys):
     monkeypatch.setattr('magnifier.data.walkers.walkers', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
-    with pytest.raises(SystemExit, match='stopped'): cli.magnifier_walkers(n_train=3)
+    with pytest.raises(SystemExit) as e: cli.magnifier_walkers(n_train=3)
+    assert e.value.code == 130 and capsys.readouterr().err == 'magnifier_walkers: stopped by the keyboard\n'
 
 
-@pytest.mark.parametrize('name', cli.__all__)
-def test_help_teaches_by_example(name):
-    code = f'import sys; sys.argv = ["{name}", "--help"]\nfrom fastcore.script import anno_parser\nfrom magnifier.cli import all as cli\n' \
-           f'anno_parser(cli.{name}.__wrapped__.__wrapped__, "{name}").print_help()'
-    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
-    assert 'Example' in said and '--debug' in said
+HELP = """import sys
+from magnifier.cli import all as cli
+for name in cli.__all__:
+    sys.argv = [name, '--help']
+    try: getattr(cli, name)()
+    except SystemExit as e: assert not e.code, e.code
+    else: sys.exit(f'{name} ran')
+    heavy = {'torch', 'fastai', 'pandas', 'matplotlib'} & set(sys.modules)
+    assert not heavy, (name, heavy)
+"""
+
+
+def test_help_teaches_by_example_and_imports_nothing_heavy(tmp_path):
+    "Every command's own --help, one after the other in one process"
+    (tmp_path/'help.py').write_text(HELP)
+    told = subprocess.run([sys.executable, tmp_path/'help.py'], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    told = told.stdout.split('usage: ')[1:]
+    assert [t.split()[0] for t in told] == cli.__all__ and all('Example' in t and '--debug' in t for t in told)
 
 
 def test_recipes_by_name():

@@ -42,6 +42,7 @@ def test_index_search_delete(exported, crops, tmp_path, capsys):
     assert len({p['pid'] for p in people}) == len(people) and sum(p['images'] for p in people) == 12
     assert 'similarity' in told(cli.magnifier_search, image, learner=exported, rerank=True)
     assert 'images deleted' in told(cli.magnifier_delete, pids=str(pid))
+    with pytest.raises(SystemExit, match=f'no image of {db} fits what was named'): told(cli.magnifier_delete, pids=str(pid))
     assert pid not in {h['pid'] for h in json.loads(told(cli.magnifier_search, image, learner=exported, k=12, json=True))}
 
 
@@ -63,7 +64,8 @@ def test_mistakes_in_a_search(exported, crops, tmp_path):
     db, image = str(tmp_path/'people.db'), str(sorted(crops.iterdir())[0])
     cli.magnifier_index(str(crops), gallery=db, learner=exported)
     for kwargs, message in ((dict(not_camera='three'), '--not-camera three: whole numbers'), (dict(regions='foot'), 'keeps no regions'),
-                            (dict(since='soon'), "time 'soon'"), (dict(k=0), 'k=0')):
+                            (dict(since='soon'), "time 'soon'"), (dict(k=0), 'k=0'),
+                            (dict(regions='foot,foot'), "region 'foot' is named twice")):
         with pytest.raises(SystemExit, match=message): cli.magnifier_search(image, gallery=db, learner=exported, **kwargs)
     with pytest.raises(SystemExit, match='name what to delete'): cli.magnifier_delete(db)
 
@@ -76,7 +78,33 @@ def test_the_keyboard_leaves_a_gallery_whole(exported, crops, tmp_path, monkeypa
         if len(calls) == 3: raise KeyboardInterrupt
         write(self, *args)
     monkeypatch.setattr(Gallery, '_write', stopped)
-    with pytest.raises(SystemExit, match='stopped by the keyboard'): cli.magnifier_index(str(crops), gallery=db, learner=exported, bs=4)
+    with pytest.raises(SystemExit) as e: cli.magnifier_index(str(crops), gallery=db, learner=exported, bs=4)
+    assert e.value.code == 130 and 'stopped by the keyboard' in capsys.readouterr().err
     monkeypatch.undo()
     cli.magnifier_index(str(crops), gallery=db, learner=exported)
     assert '4 images added, 8 known' in capsys.readouterr().out
+
+
+def test_a_delete_that_was_stopped_is_ended_by_the_next(exported, crops, tmp_path, monkeypatch):
+    from magnifier.retrieval.gallery import Gallery
+    db, gone = tmp_path/'people.db', sorted(crops.iterdir())[0]
+    holds = lambda: any(gone.name.encode() in f.read_bytes() for f in db.rglob('*') if f.is_file())
+    cli.magnifier_index(str(crops), gallery=str(db), learner=exported)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as e:
+        patch.setattr(Gallery, 'compact', lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+        cli.magnifier_delete(str(db), paths=str(gone))
+    assert e.value.code == 130 and holds()
+    with pytest.raises(SystemExit, match='nothing was deleted, and it holds 11'): cli.magnifier_delete(str(db), paths=str(gone))
+    assert not holds()
+
+
+def test_files_are_deleted_by_their_names_as_typed(exported, crops, tmp_path, monkeypatch, capsys):
+    db, names = str(tmp_path/'people.db'), sorted(p.name for p in crops.iterdir())
+    cli.magnifier_index(str(crops), gallery=db, learner=exported)
+    monkeypatch.chdir(tmp_path)
+    cli.magnifier_delete(db, paths=f'crops/{names[0]}, {crops/names[1]}')
+    assert '2 images deleted; it holds 10' in capsys.readouterr().out
+    with pytest.raises(SystemExit, match='no image of .* fits what was named') as e: cli.magnifier_delete(db, paths='crops/nobody.jpg')
+    assert e.value.code != 0
+    cli.magnifier_delete(db, until='1999-01-01')  # nothing is as old as that: no mistake, since nobody was named
+    assert '0 images deleted; it holds 10' in capsys.readouterr().out

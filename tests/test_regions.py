@@ -23,6 +23,11 @@ def test_unknown_region_lists_the_known(regions):
     with pytest.raises(ValueError, match='unknown region .*background, head, .*0 to 7'): region_indices(regions)
 
 
+@pytest.mark.parametrize('regions', [['foot', 'foot'], [2, 7, 'foot'], [7, 7]])
+def test_a_region_named_twice_is_refused(regions):
+    with pytest.raises(ValueError, match="region 'foot' is named twice: name different regions"): region_indices(regions)
+
+
 # Oracle: the lists of METHOD.md, written out once more, label by label
 COARSE = [0, 2, 4, 4, 7, 7, 5, 5, 6, 6, 3, 3, 4, 4, 1]
 FINE = [0, 2, 2, 4, 4, 7, 7, 5, 5, 5, 5, 6, 6, 6, 6, 3, 3, 3, 3, 4, 4, 4, 4, 1, 1]
@@ -66,7 +71,7 @@ def test_every_table_has_its_source_and_reaches_the_body(name):
 
 def test_label_table():
     assert label_table('lip') is LABEL_TABLES['lip'] and label_table(LABEL_TABLES['atr']) is LABEL_TABLES['atr']
-    assert label_table([0, 7, 'head']).regions == (0, 7, 1)
+    assert label_table([0, 7, 'head']).regions == (0, 7, 1) and label_table([0, 'foot', 7]).regions == (0, 7, 7)
     assert label_table(np.array([0, 2])).regions == (0, 2)
     with pytest.raises(ValueError, match="unknown labels 'coco'.*densepose14.*lip.*sapiens"): label_table('coco')
     with pytest.raises(ValueError, match='unknown region 9'): label_table([0, 9])

@@ -8,12 +8,13 @@ from fastcore.script import call_parse
 __all__ = ['EMBEDDED', 'command', 'say', 'read_catalog', 'percent', 'quietly', 'check_gallery', 'open_learner', 'open_embedder']
 
 EMBEDDED = 'walkers'
+LEARNERS = 'give the learner.pkl of `magnifier_train`, or a folder of `learn.save_pretrained`'
 
 
 def command(
     *positional # Names of the arguments that may be given without their names
 ):
-    "A command of `call_parse` whose user's mistakes are one line and exit code 1; `--debug` shows where they arose"
+    "A command of `call_parse` whose user's mistakes are one line and exit code 1, and Ctrl-C 130; `--debug` shows where mistakes arose"
     def decorate(func):
         @wraps(func)
         def guarded(*args, **kwargs):
@@ -23,7 +24,9 @@ def command(
             except (ValueError, TypeError, OSError, ImportError) as e:
                 if kwargs.get('debug'): raise
                 raise SystemExit(f'{func.__name__}: {e}') from None
-            except KeyboardInterrupt: raise SystemExit(f'{func.__name__}: stopped by the keyboard') from None
+            except KeyboardInterrupt:
+                print(f'{func.__name__}: stopped by the keyboard', file=sys.stderr, flush=True)
+                raise SystemExit(130) from None  # what a shell expects of a command that SIGINT ended
         return call_parse(guarded, pos=list(positional))
     return decorate
 
@@ -80,18 +83,29 @@ def check_gallery(
 
 
 def open_learner(
-    learner:str # A learner's file (a pickle: load only what you trust), or a folder of `learn.save_pretrained`
-):              # The ReIDLearner, able to do what the other modules add to it
-    "A trained learner; FileNotFoundError says how to make one"
+    learner:str,    # A learner's file (a pickle: load only what you trust), or a folder of `learn.save_pretrained`
+    bar:bool=True,  # Whether it shows its progress, on standard output
+):                  # The ReIDLearner, able to do what the other modules add to it
+    "A trained learner; FileNotFoundError says how to make one, ValueError that this is none"
     from pathlib import Path
     if not Path(learner).exists(): raise FileNotFoundError(f'{learner}: no such learner; train one with `magnifier_train`, or name one with --learner')
-    from fastai.vision.all import load_learner
+    if learner.endswith('.onnx'): raise ValueError(f'{learner} is an .onnx file, which embeds and does no more: {LEARNERS}')
     import magnifier.train.export  # noqa: F401, what galleries and exports ask of a learner
     from magnifier.train.learner import ReIDLearner
-    if Path(learner).is_dir(): return ReIDLearner.from_pretrained(learner)
+    learn = ReIDLearner.from_pretrained(learner) if Path(learner).is_dir() else _unpickled(learner)
+    if not isinstance(learn, ReIDLearner): raise ValueError(f'{learner} holds a {type(learn).__name__}, which is no learner of people: {LEARNERS}')
+    if not bar and hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
+    return learn
+
+
+def _unpickled(learner):
+    from fastai.vision.all import load_learner
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # said in the commands' own words
-        return load_learner(learner)
+        try: return load_learner(learner)
+        except Exception as e:  # a file that is no pickle, or another's, may raise anything
+            why = ' '.join(f'{type(e).__name__}: {e}'.split())[:120]
+            raise ValueError(f'{learner} cannot be read as a learner ({why}): {LEARNERS}') from e
 
 
 def open_embedder(
@@ -101,6 +115,4 @@ def open_embedder(
     if learner.endswith('.onnx'):
         from magnifier.model.embedder import Embedder
         return Embedder(learner)
-    learn = open_learner(learner)
-    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
-    return learn
+    return open_learner(learner, bar=False)

@@ -17,7 +17,7 @@ def magnifier_eval(
     """Evaluates an exported learner: R1, R5, R10, mAP and mINP, queries against gallery.
 
     Example: `magnifier_eval runs/quick/learner.pkl market1501 /data/Market-1501 --rerank`"""
-    learn = open_learner(learner)
+    learn = open_learner(learner, bar=not json)
     catalog = read_catalog(data, path, None) if not json else quietly(read_catalog, data, path, None)
     table = learn.evaluate(catalog[catalog.split != 'train'], rerank=rerank, flip_test=flip_test)
     say(table.to_json(orient='index') if json else f'query against gallery, in %:\n{percent([table])}')

@@ -76,22 +76,30 @@ def magnifier_search(
 def magnifier_delete(
     gallery:str='people.db',       # The gallery
     pids:str=None,                 # Identities whose images go: 7 or 7,12
-    paths:str=None,                # Files, as they were added: one, or several with commas between
+    paths:str=None,                # Files that were added: one, or several with commas between
     until:str=None,                # Everything up to this time, in UTC
     debug:bool=False,              # Shows the traceback of an error
 ):
     """Deletes people from a gallery, and rewrites a local one so that nothing of them is left in its files. The pictures themselves stay.
+    Run again after it was stopped, it ends what it began. Exit code 1 where no image is of the people or files that were named.
 
     Examples: `magnifier_delete people.db --pids 7` · `magnifier_delete people.db --until 2026-01-01`"""
     from magnifier.retrieval.gallery import Gallery
     check_gallery(gallery)
     with Gallery(gallery) as g:
-        n = g.delete(pids=_numbers(pids, 'pids'), paths=None if paths is None else _names(paths), until=until)
-        if n: g.compact()
+        n = g.delete(pids=_numbers(pids, 'pids'), paths=None if paths is None else _paths(paths), until=until)
+        g.compact()  # always: an earlier call may have been stopped between the two
+        if not n and (pids, paths) != (None, None): raise ValueError(f'no image of {gallery} fits what was named: nothing was deleted, and it holds {len(g)}')
         say(f'{gallery}: {n} images deleted; it holds {len(g)}')
 
 
 def _names(text): return [t.strip() for t in text.split(',') if t.strip()]
+
+
+def _paths(text):
+    "As typed, and as `magnifier_index` adds them"
+    from pathlib import Path
+    return [p for name in _names(text) for p in (name, str(Path(name).expanduser().absolute()))]
 
 
 def _numbers(text, name):

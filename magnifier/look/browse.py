@@ -45,10 +45,11 @@ class Browser:
     def picture(self,
         regions=(), # Names of regions to search by; none for the whole embedding
         save=None,  # Where to write the picture
+        show:bool=True, # Whether a notebook shows it at once
     ):  # Picture
         "The query that is shown now, with its hits"
         return draw_rankings([self.learn], [self.searched(regions)], np.array([self.step(0)]), k=self.k, saliency=self.saliency,
-                             regions=list(regions) or None, save=save)
+                             regions=list(regions) or None, save=save, show=show)
 
     def widget(self):  # An ipywidgets box
         "Buttons, regions to tick, and the picture; an ImportError says what to install"
@@ -60,7 +61,7 @@ class Browser:
         def draw(*_):
             regions = [REGIONS[k] for k, tick in enumerate(ticks, 1) if tick.value]
             where.value = f'query {self.at + 1} of {len(self.order)}' + (f', by {", ".join(regions)} alone' if regions else '')
-            out.value = self.picture(regions).png()
+            out.value = self.picture(regions, show=False).png()
         back.on_click(lambda _: (self.step(-1), draw()))
         on.on_click(lambda _: (self.step(1), draw()))
         for tick in ticks: tick.observe(draw, names='value')

@@ -166,7 +166,8 @@ class ReIDInterpretation:
         "Queries with a match, R1 and mAP of some queries against some of the gallery"
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='none of .* queries has a true match')  # a camera's pair with itself
-            r = rank(self.searched.embeddings[q], self.searched.embeddings[g], *(self._ids(rows, column) for column in (1, 2) for rows in (q, g)))
+            r = rank(self.searched.embeddings[q], self.searched.embeddings[g], *(self._ids(rows, column) for column in (1, 2) for rows in (q, g)),
+                     ap=self.ranking.ap_form, no_match=self.ranking.no_match, separate_cameras=self.ranking.labels.separate_cameras)
         return dict(queries=int((r.n_matches > 0).sum()), R1=r.cmc(1), mAP=r.mAP)
 
     def by(self,

@@ -105,8 +105,8 @@ def _wire_gallery(gr, desk, tab, tabs, c, search):
     tab.select(desk.browse, asked, answer, **QUIET)
     gr.on([c['only'].input, c['page'].submit, c['page'].blur], desk.browse, asked, answer, **QUIET)
     c['by'].input(lambda by: (gr.Dropdown(group_choices(desk.finder.images, by), value=EVERYTHING), *desk.browse(by)), c['by'], [c['only'], *answer], **QUIET)
-    c['back'].click(lambda by, only, page: desk.browse(by, only, page - 1), asked, answer, **QUIET)
-    c['on'].click(lambda by, only, page: desk.browse(by, only, page + 1), asked, answer, **QUIET)
+    c['back'].click(lambda by, only, page: desk.browse(by, only, page, -1), asked, answer, **QUIET)
+    c['on'].click(lambda by, only, page: desk.browse(by, only, page, 1), asked, answer, **QUIET)
     c['shown'].select(picked, None, [tabs, search['query'], search['not_camera'], search['drop']], **QUIET).success(
         desk.search, [search[n] for n in ('query', 'cameras', 'not_camera', 'since', 'until', 'regions', 'threshold', 'masks')],
         [search[n] for n in ('found', 'match', 'status', 'hits', 'rates', 'why')], **QUIET)

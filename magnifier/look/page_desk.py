@@ -1,4 +1,5 @@
 "What each event of the page answers: values in, pieces of HTML and states out. Knows no browser and no Gradio"
+import pandas as pd
 from magnifier.look.page_gallery import EVERYTHING, gallery_html
 from magnifier.look.page_html import hits_html, match_html, query_html, rates_html, said, status_html, strip_html
 from magnifier.look.page_search import Finder, Query, shrunk
@@ -69,7 +70,7 @@ class Desk:
         try: query = self.finder.pick(str(key))
         except ValueError as e: return None, None, self.drop(wrong=_sentence(e))
         own = query.row['camid']
-        return query, int(own) if own in self.finder.cameras else None, self.drop(query)
+        return query, None if pd.isna(own) or own not in self.finder.cameras else int(own), self.drop(query)
 
     def forget(self) -> tuple:  # None, None, HTML
         "The query is let go of"
@@ -129,10 +130,11 @@ class Desk:
     def browse(self,
         by:str='identity',   # Or camera
         only:str=EVERYTHING, # A group
-        page=1,              # From 1
+        page=1,              # From 1; None, a field that was emptied, is the first
+        turn:int=0,          # Pages on from there, or back
     ) -> tuple:  # HTML, page
         "The gallery's tab"
-        html, page, pages = gallery_html(self.finder, by, only or EVERYTHING, page or 1)
+        html, page, pages = gallery_html(self.finder, by, only or EVERYTHING, (page or 1) + turn)
         return f'<p class="mg-small" role="status">Page {page} of {pages}. Choose a picture to search for that person.</p>{html}', page
 
 

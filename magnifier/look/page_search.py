@@ -142,7 +142,15 @@ class Finder:
         row = found.hits[place - 1]
         image = self.pick(row['key']).image
         with self.lock: sight, score, table, heats = explained(self.learn, found.query.image, image)
-        return Match(row, place, match_words(table, score), table, (shrunk(found.query.image), shrunk(image)), tuple(sight.seen), tuple(heats))
+        words = self._asked(found.hits.regions, row['similarity']) + match_words(table, score)
+        return Match(row, place, words, table, (shrunk(found.query.image), shrunk(image)), tuple(sight.seen), tuple(heats))
+
+    def _asked(self, regions, similarity):
+        "A sentence, where hits are ranked by another score than the one that is explained"
+        if regions is not None: by, other = ', '.join(regions).replace('_', ' ') + ' alone, as far as both show them', 'the whole person'
+        elif self.gallery.width: by, other = f'embeddings narrowed to {self.gallery.width} dimensions', 'whole ones'
+        else: return ''
+        return f'Found with {similarity:.2f} by {by}; what follows is of {other}. '
 
     def rates(self,
         regions=(), # Regions that are compared

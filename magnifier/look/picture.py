@@ -50,12 +50,13 @@ def _cell():
 def finish(
     picture:Picture, # What was drawn
     save=None,       # A path, whose ending says the format; its folder is made if it is not there
+    show:bool=True,  # Whether a notebook shows it at once; not where it goes into a widget
 ) -> Picture:  # The same
     "Last line of whatever draws: writes the file, and shows the picture where it is a notebook's"
     if save is not None:
         Path(save).parent.mkdir(parents=True, exist_ok=True)
         picture.savefig(save)
-    if _cell() is not None: picture.show()
+    if show and _cell() is not None: picture.show()
     return picture
 
 

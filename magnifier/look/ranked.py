@@ -71,6 +71,7 @@ def draw_ranking(
     masks:bool=False,   # Whether part masks were painted
     title=None,         # Heading
     save=None,          # Where to write the picture
+    show:bool=True,     # Whether a notebook shows it at once
 ):
     "Rows of a query and its hits; frames tell right from wrong by colour, line and mark"
     aspect = rows[0].pictures[0].shape[0]/rows[0].pictures[0].shape[1]
@@ -84,7 +85,7 @@ def draw_ranking(
     for name, line in zip(names or (), axes):
         line[0].text(-.12, .5, name, transform=line[0].transAxes, rotation=90, ha='right', va='center', fontsize=9, weight='bold')
     region_legend(picture, regions=masks, frames=frames, heat=HEAT_MEANS if heat else None)
-    return finish(picture, save)
+    return finish(picture, save, show)
 
 
 def _draw_row(row, line):
@@ -103,6 +104,7 @@ def draw_rankings(
     *,
     names=None, # Names of the learners, where there are two
     save=None,  # Where to write the picture
+    show:bool=True, # Whether a notebook shows it at once
     **kwargs    # Passed to `ranked_row`: k, saliency, show_removed, regions
 ):
     "Each query under each learner, one row below the other"
@@ -110,4 +112,4 @@ def draw_rankings(
     rows = [(ranked_row(learn, s, int(q), **kwargs), name) for q in chosen for learn, s, name in pairs]
     saliency, longest = kwargs.get('saliency', True), max(len(row.hits) for row, _ in rows)
     return draw_ranking([row for row, _ in rows], k=max(1, longest), names=[name for _, name in rows] if names else None,
-                        heat=saliency is True and kwargs.get('regions') is None, masks=saliency == 'masks', save=save)
+                        heat=saliency is True and kwargs.get('regions') is None, masks=saliency == 'masks', save=save, show=show)

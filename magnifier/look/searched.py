@@ -11,7 +11,7 @@ from magnifier.retrieval.ranking import Ranking
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.metrics import rank_by_role
 
-__all__ = ['Searched', 'CHOICES', 'identity_of']
+__all__ = ['Searched', 'CHOICES']
 
 CHOICES = ('random', 'worst', 'best')
 NOTHING_TO_RANK = 'nothing to rank: the catalog needs rows of split "query" and of split "gallery"'
@@ -53,7 +53,7 @@ class Searched:
 
     def choose(self,
         queries=None, # None or 'random', 'worst', 'best'; or identities (ints) and file names (strings), one or several
-        n:int=4,      # How many
+        n:int=4,      # How many; of several named in turns, and at least one of each
         seed:int=0,   # Seed of the random choice
     ) -> np.ndarray:  # Indices of queries, as the ranking counts them
         "Queries by name or by how well they did; a ValueError for one that is not there"
@@ -61,7 +61,9 @@ class Searched:
         if queries is None or isinstance(queries, str) and queries in CHOICES: return self._by_success(queries or 'random', n, seed)
         wanted = [queries] if isinstance(queries, (str, Path, int, np.integer)) else list(queries)
         if not wanted: raise ValueError(f'no queries named: give identities, file names, or one of {", ".join(CHOICES)}')
-        return np.concatenate([self._named(q, n) for q in wanted])[:max(n, len(wanted))]
+        found = [self._named(q, n) for q in wanted]
+        turns = dict.fromkeys(at[i] for i in range(n) for at in found if i < len(at))  # the first of each, then the second of each
+        return np.array(list(turns))[:max(n, len(wanted))]
 
     def _by_success(self, how, n, seed):
         found = np.flatnonzero(self.ranking.n_matches > 0)
@@ -89,15 +91,6 @@ class Searched:
     ) -> pd.DataFrame:  # Catalog rows: the query's, then its hits'
         "What to load to show them"
         return self.items.iloc[[self.query_rows[query], *self.gallery_rows[hits['item'].to_numpy()]]]
-
-
-def identity_of(
-    learn,             # The learner, for its classes
-    items:pd.DataFrame,# Rows with pid, camid and split
-) -> np.ndarray:  # (n,4) class, pid, camid, role, as a batch has them
-    "Identities of rows, without loading a picture"
-    classes = {int(pid): i for i, pid in enumerate(learn.dls.vocab)}
-    return np.array([[classes.get(int(r.pid), -1), int(r.pid), int(r.camid), ROLES.index(r.split)] for r in items.itertuples()]).reshape(-1, 4)
 
 
 def _loader(learn, catalog):

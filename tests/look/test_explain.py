@@ -68,8 +68,14 @@ def table_of(similarity, seen_query, seen_hit, share):
 def test_words():
     nan = float('nan')
     words = match_words(table_of([.2, .9, .5, nan, .4, nan, nan], [.1]*5 + [0, 0], [.1, .1, .1, 0, .1, .1, 0], [.1, .2, .3, 0, 0, 0, 0]), .63)
-    assert words == ('Similarity 0.63. Best match: chest (0.90, +0.20 of the score). Least alike: head (0.20, +0.10). Most of the score: upper arm (+0.30). '
+    assert words == ('Similarity 0.63. Best match: chest (0.90, +0.20 of the score). Least alike: head (0.20, +0.10). Largest share: upper arm (+0.30). '
                      'Not seen: foot in either; lower leg in the query; lower arm in the hit.')
+    leading = table_of([.2, .9] + [nan]*5, [.1]*7, [.1]*7, [.1, .2] + [0]*5)
+    leading.loc['background', 'share'] = .3
+    assert 'Largest share: background (+0.30).' in match_words(leading, .63)
+    assert 'Largest' not in match_words(leading.drop(index='background'), .3) and 'Most of' not in words  # the best match, said before
+    leading.loc[REST, 'share'] = .4
+    assert 'Largest share: average person (+0.40).' in match_words(leading, 1.)
     assert 'No region of the body' in match_words(table_of([nan]*7, [0]*7, [0]*7, [0]*7), .1)
     assert 'Least' not in match_words(table_of([.2] + [nan]*6, [.1] + [0]*6, [.1]*7, [.1] + [0]*6), .1)
 

@@ -72,6 +72,20 @@ def test_camera_pairs_against_the_hits(interp):
         assert len(right) == row.queries and np.mean(right) == pytest.approx(row.R1)
 
 
+@pytest.mark.parametrize('kwargs', [dict(ap='trapezoid'), dict(no_match='zero'), dict(separate_cameras=True)])
+def test_camera_pairs_keep_the_settings_of_the_ranking(seer, interp, kwargs):
+    from magnifier.retrieval.ranking import rank
+    own = ReIDInterpretation.from_learner(seer, **kwargs)
+    table, s, ids = own.plot_camera_pairs(), own.searched, own.searched.identity
+    for row in table.itertuples():
+        q, g = (r[ids[r, 2] == cam] for r, cam in ((s.query_rows, row.query_cam), (s.gallery_rows, row.gallery_cam)))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # a camera's pair with itself has no match
+            want = rank(s.embeddings[q], s.embeddings[g], ids[q, 1], ids[g, 1], ids[q, 2], ids[g, 2], **kwargs)
+        assert (row.R1, row.mAP) == pytest.approx((want.cmc(1), want.mAP), nan_ok=True)
+    if kwargs != dict(separate_cameras=True): assert not table.equals(interp.plot_camera_pairs())  # a pair's own camera leaves nothing either way
+
+
 def test_by_groups(interp):
     table = interp.by('camid')
     for cam, row in table.iterrows():
@@ -198,6 +212,19 @@ def test_browser_widget(seer, blind):
     bar.children[0].click()
     assert bar.children[2].value.startswith('query 1 of')
     assert not Browser(blind, k=1, saliency=False).widget().children[1].children
+
+
+def test_a_widget_shows_its_picture_once(seer, monkeypatch, tmp_path):
+    import IPython.display
+    from types import SimpleNamespace
+    pytest.importorskip('ipywidgets')
+    shown = []
+    monkeypatch.setattr(IPython, 'get_ipython', lambda: SimpleNamespace(kernel=True, execution_count=1))
+    monkeypatch.setattr(IPython.display, 'publish_display_data', lambda *args, **kwargs: shown.append(args))
+    box = seer.browse(k=1, saliency=False)
+    box.children[0].children[1].click()
+    assert bytes(box.children[2].value[:4]) == b'\x89PNG' and not shown
+    assert seer.browse(k=1, saliency=False, save=tmp_path/'b.png') and len(shown) == 1
 
 
 def test_browse_in_a_notebook_and_without_widgets(seer, monkeypatch):

@@ -179,6 +179,9 @@ def test_a_visit(app, visit, few, tmp_path):
     page.wait_for_selector('#mg-gallery button')
     assert page.locator('#mg-gallery button').count() == len(few)
     fits(page)
+    page.locator('#mg-page input').fill('')  # an emptied field is the first page
+    page.click('#mg-on')
+    page.wait_for_function("document.querySelector('#mg-page input').value == '1'")
     page.locator('#mg-by').get_by_label('By camera').check()
     shows(page, '#mg-gallery h3', 'camera 1')
     page.locator('#mg-gallery button').first.focus()

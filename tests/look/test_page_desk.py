@@ -2,6 +2,7 @@
 import base64
 from io import BytesIO
 
+import pandas as pd
 import pytest
 from magnifier.look.page_desk import Desk
 from magnifier.look.page_upload import MAX_BYTES
@@ -36,6 +37,15 @@ def test_a_visit(desk):
     status, hits, rates = desk.narrow(found, threshold - 1e-6, False, [])
     assert hits.count('<button') == 2 and '2 hits' in status and 'False accepts' in rates
     assert desk.forget()[:2] == (None, None) and 'mg-query' not in desk.forget()[2]
+
+
+def test_a_person_without_a_camera_among_others_with_one(desk, monkeypatch):
+    key, nowhere = desk.finder.images['key'].iloc[0], desk.finder._rows.copy()
+    nowhere.loc[key, 'camid'] = pd.NA
+    monkeypatch.setattr(desk.finder, '_rows', nowhere)
+    query, own, html = desk.pick(key)
+    assert own is None and query.row['key'] == key and 'camera' not in html and len(ask(desk, query, not_camera=own)[0].hits)
+    assert desk.pick(desk.finder.images['key'].iloc[1])[1] == desk.finder.images['camid'].iloc[1]
 
 
 def test_an_upload_is_searched(desk):
@@ -84,4 +94,11 @@ def test_cameras_and_times(desk):
 def test_browse(desk):
     html, page = desk.browse()
     assert 'Page 1 of 1' in html and html.count('<button') == len(desk.finder.images) and page == 1
-    assert desk.browse('camera', None, None)[1] == 1 and desk.browse('identity', 'everybody', -7)[1] == 1 == desk.browse(page=1e9)[1]
+    assert desk.browse('camera', None, None)[1] == 1 == desk.browse('camera', None, None, -1)[1] == desk.browse('camera', None, None, 1)[1] and desk.browse('identity', 'everybody', -7)[1] == 1 == desk.browse(page=1e9)[1]
+
+
+def test_pages_are_turned(desk, monkeypatch):
+    monkeypatch.setattr('magnifier.look.page_gallery.PER_PAGE', 5)
+    last = -(-len(desk.finder.images)//5)
+    turned = [desk.browse('identity', None, page, turn)[1] for page, turn in ((1, 1), (2, -1), (1, -1), (last, 1), (None, 1), (None, -1))]
+    assert turned == [2, 1, 1, last, 2, 1]

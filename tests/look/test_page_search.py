@@ -1,4 +1,6 @@
 "What the page asks of gallery and model"
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from magnifier.look.explain import match_words
@@ -92,6 +94,20 @@ def test_a_match_is_the_learners_own_explanation(finder, seer):
     assert match.place == 2 and match.table['share'].sum() == pytest.approx(match.row['similarity'], abs=1e-4)
     for place in (0, 99, -1, 'first', None):
         with pytest.raises(ValueError, match='there is no such hit any more'): finder.match(finder.find(query), place)
+
+
+def test_an_explanation_says_what_else_a_hit_was_found_by(finder):
+    query = finder.pick(finder.images['key'].iloc[0])
+    found = finder.find(query, regions=['head', 'chest', 'upper_leg'])
+    match = finder.match(found, 1)
+    alike = match.table['similarity'][['head', 'chest', 'upper_leg']]
+    assert match.row['similarity'] == pytest.approx(alike.mean(), abs=1e-4) and match.row['shared'] == alike.notna().sum()
+    start = f'Found with {match.row["similarity"]:.2f} by head, chest, upper leg alone, as far as both show them; what follows is of the whole person. '
+    assert match.words == start + match_words(match.table, match.table['share'].sum())
+    found = finder.find(query)
+    finder.gallery = SimpleNamespace(width=3)  # as of a gallery that keeps fewer dimensions
+    match = finder.match(found, 2)
+    assert match.words.startswith(f'Found with {match.row["similarity"]:.2f} by embeddings narrowed to 3 dimensions; what follows is of whole ones. Similarity ')
 
 
 def test_a_model_without_parts(blind, few, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from magnifier.train.parts import region_masks
+from magnifier.look.explain import REST, explain_pair
 from magnifier.look.saliency import Sight, activation_map, branch_embeddings, contributions, decode_pictures, similarity_maps
 from magnifier.model.branches import AdversarialBranch, FusionBranch, GlobalBranch, RecurrentFusion
 from magnifier.model.heads import SegmentationHead
@@ -50,22 +51,39 @@ def test_branch_embeddings_make_the_embedding_and_contributions_the_score(name):
     assert torch.allclose(mine, e, atol=1e-5)
     made = contributions(model, a, b)
     assert torch.allclose(made.score, (e*f).sum(1), atol=1e-5)
-    assert torch.allclose(made.shares().sum(1) + made.rest, made.score, atol=1e-5)
-    assert torch.allclose(made.map().sum((1, 2)) + made.rest, made.score, atol=1e-4)
+    assert torch.allclose(made.map().sum((1, 2)), made.shares().sum(1), atol=1e-4)
     k = 1 if name == 'G' else N_REGIONS
     assert made.shares().shape == (3, k) and all(p.shape[:2] == (3, k) for p in made.parts.values())
 
 
-@pytest.mark.parametrize('name', ['SFB', 'AB', 'lstm'])
-def test_rest_is_what_an_average_person_earns(name):
-    model = untrained(**SETTINGS[name])
-    (_, a), (_, b) = maps_of(model), maps_of(model, seed=2)
-    made = contributions(model, a, b)
+def of_an_average_person(model, a, b):
+    "(n,) what the average person earns in SFB; nothing where there is none, so that all of the score is shared out"
+    if model.sfb is None: return torch.zeros(len(a['global']))
     z, e = (torch.cat(list(branch_embeddings(model, m).values()), 1) for m in (a, b))
     average = model.sfb.region_necks.bn.running_mean.view(1, N_REGIONS, -1)
     with torch.no_grad(): f = model.sfb.neck.bn(model.sfb.fuse(average))
-    sfb = torch.nn.functional.normalize(e)[:, -f.shape[1]:]
-    assert torch.allclose(made.rest, (f*sfb).sum(1)/z.norm(dim=1), atol=1e-5)
+    return (f*torch.nn.functional.normalize(e)[:, -f.shape[1]:]).sum(1)/z.norm(dim=1)
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_what_is_not_shared_out_is_what_an_average_person_earns(name):
+    model = untrained(**SETTINGS[name])
+    (_, a), (_, b) = maps_of(model), maps_of(model, seed=2)
+    want, back = of_an_average_person(model, a, b), of_an_average_person(model, b, a)
+    assert torch.allclose(contributions(model, a, b).rest, want, atol=1e-5)
+    masks = [torch.rand(3, N_REGIONS, *m['global'].shape[-2:]).softmax(1) for m in (a, b)]
+    for i in range(3):  # the last row of the table is the same, of both sides
+        one = lambda maps: {k: o[i:i+1] for k, o in maps.items()}
+        score, table, _ = explain_pair(model, one(a), one(b), [m[i:i+1] for m in masks] if name == 'G' else None)
+        assert table.share[REST] == pytest.approx((want[i] + back[i]).item()/2, abs=1e-5) and table.share.sum() == pytest.approx(score, abs=1e-9)
+
+
+def test_shares_are_counted_in_float32_whatever_the_learner_runs_in():
+    model = untrained()
+    (_, a), (_, b) = maps_of(model), maps_of(model, seed=2)
+    want = contributions(model, a, b)
+    with torch.autocast('cpu', torch.bfloat16): got = contributions(model, a, b)
+    assert torch.allclose(got.shares(), want.shares(), atol=1e-6) and torch.allclose(got.rest, want.rest, atol=1e-6)
 
 
 def test_global_and_sab_against_loops():
