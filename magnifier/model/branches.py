@@ -131,7 +131,7 @@ class FusionBranch(nn.Module):
         n_regions: int = N_REGIONS,  # k
         bottleneck: bool = True,  # See `branch_map`
     ):
-        "The region necks serve training alone"
+        "Logits of the region necks serve training alone; their norms also describe regions one by one"
         super().__init__()
         self.width, self.map, self.fuse = hidden, branch_map(width, bottleneck), fuse
         self.neck, self.region_necks = BNNeck(hidden, n_classes), RegionNecks(width, n_classes, n_regions)

@@ -9,7 +9,7 @@ from torch import nn
 __all__ = ['fingerprint']
 
 # What trains and evaluates but never reaches an embedding: another number of identities makes no other model of it
-UNUSED = ('.neck.classifier.', '.region_necks.', 'num_batches_tracked')
+UNUSED = ('.neck.classifier.', '.region_necks.weight', 'num_batches_tracked')
 
 
 def fingerprint(

@@ -48,6 +48,9 @@ def row_norms(
 ) -> Tensor:  # (n,) Euclidean norms, float64
     "Norms of the rows; a ValueError that names the first NaN or infinite row"
     norms = squared_sums(feats).sqrt_()
+    far = (~((norms > 1e-150) & (norms < 1e150))).nonzero()[:, 0]  # zero, NaN, or of squares that float64 cannot hold
+    largest = feats[far].double().abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny)
+    norms[far] = largest * (feats[far].double() / largest[:, None]).norm(dim=1)
     bad = (~norms.isfinite()).nonzero()
     if len(bad):
         raise ValueError(f'{name}: {len(bad)} of {len(feats)} rows hold NaN or infinite values, the first is row {int(bad[0])}. '
@@ -68,6 +71,9 @@ def direction_norms(
     return norms
 
 
+def handy(norms: Tensor) -> bool: return bool(norms.min() > 1e-18 and norms.max() < 1e18)  # squares and inverses are numbers in float32 too
+
+
 def unit_rows(
     feats: Tensor,  # (n, d) features
     norms: Tensor,  # (n,) their norms
@@ -75,7 +81,8 @@ def unit_rows(
 ) -> Tensor:  # (n, d) new tensor, rows of length 1
     "L2-normalised copy, block by block"
     unit = torch.empty(feats.shape, dtype=dtype, device=feats.device)
-    for rows in row_slices(len(feats), ROW_BLOCK): torch.div(feats[rows], norms[rows, None].to(dtype), out=unit[rows])
+    if handy(norms): norms = norms.to(dtype)  # a division by float64 is a slow one
+    for rows in row_slices(len(feats), ROW_BLOCK): torch.div(feats[rows], norms[rows, None], out=unit[rows])
     return unit
 
 
@@ -133,7 +140,7 @@ class Cosine:
 
     def __init__(self, gallery: Tensor, dtype: torch.dtype):
         norms = direction_norms(gallery, 'gallery_feats')
-        plain = gallery.dtype == dtype and norms.min() > 1e-18 and norms.max() < 1e18  # neither rounds to 0 nor overflows
+        plain = gallery.dtype == dtype and handy(norms)
         self.gallery = gallery if plain else unit_rows(gallery, norms, dtype)
         self.scale = (1 / norms if plain else torch.ones_like(norms)).to(dtype)
 
@@ -227,8 +234,7 @@ class FeatureDistances:
             with full_precision(query.device): band = metric.band(query[rows], memory[:rows.stop - rows.start])
             yield rows, band
 
-    def row(
-        self,
+    def row(self,
         query: int,  # Index of a query
     ) -> np.ndarray:  # (g,) distances
         "One query's distances, computed anew: they may differ from the band's by float rounding"
@@ -254,8 +260,7 @@ class MatrixDistances:
         "Yields (slice of the queries, their (b, g) distances), as views of the caller's matrix"
         for rows in band_slices(*self.shape, self.dist.element_size()): yield rows, self.dist[rows]
 
-    def row(
-        self,
+    def row(self,
         query: int,  # Index of a query
     ) -> np.ndarray:  # (g,) distances
         "One query's distances"

@@ -31,15 +31,16 @@ class Hits:
 
     def __repr__(self): return self.table.drop(columns='key').to_string() if len(self) else 'no hits'
 
-    def by_identity(self) -> pd.DataFrame:  # pid, similarity, images, cameras, first, last, path, key; the most similar identity first
+    def by_identity(self) -> pd.DataFrame:  # pid, similarity, images, cameras, first, last, path, key; in the order of the hits
         """One row an identity: its best similarity and image, how many of its images were hit, by which cameras, and from when to
         when. Hits without an identity stay one row each"""
         t = self.table
         group = t['pid'].astype(object).where(t['pid'].notna(), t['key'])
-        rows = [dict(pid=g['pid'].iat[0], similarity=g['similarity'].iat[0], images=len(g),
-                     cameras=sorted(g['camid'].dropna().astype(int).unique().tolist()), first=g['time'].min(), last=g['time'].max(),
-                     path=g['path'].iat[0], key=g['key'].iat[0]) for _, g in t.groupby(group, sort=False)]
-        return pd.DataFrame(rows, columns=['pid', 'similarity', 'images', 'cameras', 'first', 'last', 'path', 'key']).astype({'pid': 'Int64'})
+        rows = [dict(pid=g['pid'].iat[0], similarity=best.similarity, images=len(g), cameras=sorted(g['camid'].dropna().astype(int).unique().tolist()),
+                     first=g['time'].min(), last=g['time'].max(), path=best.path, key=best.key)
+                for _, g in t.groupby(group, sort=False) for best in [g.loc[g['similarity'].idxmax()]]]
+        columns = ['pid', 'similarity', 'images', 'cameras', 'first', 'last', 'path', 'key']
+        return pd.DataFrame(rows, columns=columns, dtype=object).astype({'pid': 'Int64', 'similarity': 'float64', 'images': 'int64'})
 
 
 def as_table(
@@ -47,7 +48,7 @@ def as_table(
     more: tuple = (),  # Names of figures that a search adds
 ) -> pd.DataFrame:  # Columns path, pid, camid, time, `more`, key
     "Rows as a table with the right types: identities and cameras may be missing, times are UTC"
-    t = pd.DataFrame([[row.get(c) for c in (*FIELDS, *more, 'key')] for row in rows], columns=[*FIELDS, *more, 'key'])
+    t = pd.DataFrame([[row.get(c) for c in (*FIELDS, *more, 'key')] for row in rows], columns=[*FIELDS, *more, 'key'], dtype=object)
     t = t.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', **{c: 'Int64' if c == 'shared' else 'float64' for c in more}})
     paths = pd.Series([p or None for p in t['path']], index=t.index, dtype=object)
     return t.assign(path=paths, time=pd.to_datetime(t['time'], unit='s', utc=True))

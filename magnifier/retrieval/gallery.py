@@ -8,7 +8,7 @@ import pandas as pd
 from magnifier.regions import REGIONS, region_indices
 from magnifier.retrieval.clusters import identity_clusters
 from magnifier.retrieval.found import Hits, as_table
-from magnifier.retrieval.gallery_input import entries, expression, fingerprint_of, number, pictures, read_entry, read_part, unit_rows
+from magnifier.retrieval.gallery_input import entries, expression, fingerprint_of, identity, is_count, pictures, read_entry, read_part, unit_rows
 from magnifier.retrieval.gallery_regions import described, nearest_by_regions
 from magnifier.retrieval.gallery_store import INDEXES, LIMIT, MilvusStore
 from magnifier.retrieval.narrow import narrowed, principal_axes
@@ -48,12 +48,29 @@ class Gallery:
         index_past: int = 1_000_000,  # Images past which `add` builds an approximate index (IVF); up to there search is exact
         token: str = '',  # 'user:password' or an API key, for servers that want one
     ):
-        self.uri, self.regions, self.width, self.index_past = str(uri), regions, width, index_past
+        if width is not None and not is_count(width): raise ValueError(f'width={width}: a whole number of axes from 1 wanted, or None for whole embeddings')
+        self.uri, self._asked, self.index_past = str(uri), (bool(regions), width and int(width)), index_past
         self.store, self._axes, self._table = MilvusStore(self.uri, name, token), None, None
-        if about := self.store.about: self.regions, self.width = about['regions'] > 0, about['width']
-        if width not in (None, self.width): raise ValueError(f'{self.uri} keeps {self._kept()}: width={width} is for a new gallery')
+        try: self._check_asked()
+        except ValueError:
+            self.close()
+            raise
 
-    def _kept(self): return 'whole embeddings' if self.width is None else f'{self.width} axes'
+    @property
+    def regions(self) -> bool:
+        "Whether each region's embedding is kept: as the gallery was made, or as it was asked for where it is still empty"
+        return about['regions'] > 0 if (about := self.store.about) else self._asked[0]
+
+    @property
+    def width(self) -> int | None:
+        "Axes of a narrower gallery; None for whole embeddings"
+        return about['width'] if (about := self.store.about) else self._asked[1]
+
+    def _check_asked(self):
+        regions, width = self._asked
+        if width not in (None, self.width):
+            raise ValueError(f'{self.uri} keeps {"whole embeddings" if self.width is None else f"{self.width} axes"}: width={width} is for a new gallery')
+        if regions and not self.regions: raise ValueError(f'{self.uri} keeps no regions: regions=True is for a new gallery; make it anew, or leave it out')
 
     def __enter__(self): return self
 
@@ -82,6 +99,7 @@ class Gallery:
         after a crash, nothing is added twice, and what is known keeps its labels (see `label`). Files that are no pictures are left out,
         with a `GalleryWarning` that names the first. ValueError where all are, and where another model made the gallery"""
         if bs < 1: raise ValueError(f'bs={bs}: at least one image at once')
+        self._check_asked()  # another handle may have made the gallery since
         table, added, known, skipped = entries(images, pids=pids, camids=camids, times=times, paths=paths), 0, 0, []
         self._check_model(embedder)
         with ThreadPoolExecutor(4) as pool:
@@ -111,8 +129,7 @@ class Gallery:
         if len(x) < 2*self.width or self.width >= x.shape[1]:
             raise ValueError(f'width={self.width}: axes are learned from the first images, and of {x.shape[1]} dimensions, of which they must be '
                              f'fewer; {len(x)} readable images were given, at least {2*self.width} are needed. Add more at once, or leave width out')
-        self._axes = principal_axes(x[::2], self.width)
-        kept = float(np.square(x[1::2] @ self._axes.T).sum(1).mean())  # of pictures that the axes were not learned from
+        kept = float(np.square(x[1::2] @ principal_axes(x[::2], self.width).T).sum(1).mean())  # of pictures that the axes were not learned from
         if kept < KEPT:
             raise ValueError(f'width={self.width}: that many axes keep {kept:.0%} of these embeddings, and under {KEPT:.0%} searches suffer: '
                              'take a larger width, or leave it out')
@@ -135,7 +152,6 @@ class Gallery:
         for i, row in enumerate(rows):
             row.update(vector=vectors[i], path=row['path'] or '', **(dict(regions=more[0][i], visible=int(more[1][i])) if more else {}))
         self.store.upsert(rows)
-        self._table = None
 
     def _vectors(self, embedder, images):
         "Embeddings as this gallery keeps them"
@@ -162,7 +178,7 @@ class Gallery:
     ) -> Hits:  # Most similar first; fewer than k where there are no more
         """Who is this, and where else were they seen? A picture that is in the gallery is its own first hit. ValueError for an empty
         gallery, another model's embedder, regions that the gallery does not keep, a file that is no picture"""
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= LIMIT: raise ValueError(f'k={k}: a whole number from 1 to {LIMIT} wanted')
+        if not is_count(k) or k > LIMIT: raise ValueError(f'k={k}: a whole number from 1 to {LIMIT} wanted')
         if threshold is not None and not -1 <= threshold <= 1: raise ValueError(f'threshold={threshold}: a cosine similarity from -1 to 1 wanted')
         if rerank and regions is not None: raise ValueError('re-ranking compares whole persons: leave out rerank or regions')
         if not self.store.about: raise ValueError(f'{self.uri} is empty: add images first, with `add(learn, catalog)`')
@@ -204,7 +220,6 @@ class Gallery:
         found = self.store.rows(where, ['key']) if where else self.store.get(sorted(named), ['key'])
         gone = [r['key'] for r in found if named is None or r['key'] in named]
         self.store.delete(gone)
-        self._table = None
         return len(gone)
 
     def compact(self):
@@ -214,16 +229,15 @@ class Gallery:
 
     def label(self,
         keys,  # Keys, as tables of hits, images and clusters have them
-        pids,  # Identities, one a key; None takes one away
+        pids,  # Identities, one a key; None takes one away, and so does -1, which is nobody
     ) -> int:  # Images labelled
         "Names people: after `cluster` and a look. A ValueError for keys that the gallery does not have"
-        keys, pids = list(keys), [number(p, 'pids') for p in pids]
+        keys, pids = list(keys), [identity(p) for p in pids]
         if len(keys) != len(pids): raise ValueError(f'{len(pids)} identities for {len(keys)} keys; one a key is needed')
         missing = set(keys) - self.store.known(keys)
         if missing: raise ValueError(f'{len(missing)} of {len(keys)} keys are not in {self.uri} (one is {min(missing)!r}): take them from `images()`')
         self.store.update([dict(key=key, pid=pid) for key, pid in zip(keys, pids)])
         self.store.settle()
-        self._table = None
         return len(keys)
 
     def cluster(self,
@@ -255,9 +269,10 @@ class Gallery:
     ) -> pd.DataFrame:  # path, pid, camid, time, key; by identity, camera, time and path
         "What is in the gallery, without embeddings"
         where = expression(pids=pids, cameras=cameras, since=since, until=until)
-        if not where and self._table is not None: return self._table.copy()
+        state = self.store.state
+        if not where and self._table is not None and self._table[0] is state: return self._table[1].copy()
         table = as_table(self.store.rows(where)).sort_values(['pid', 'camid', 'time', 'path'], ignore_index=True, na_position='last')
-        if not where and self.store.local: self._table = table.copy()  # nobody else can write to it
+        if not where and self.store.local: self._table = state, table.copy()  # only this process can write to it
         return table
 
     def info(self) -> dict:  # uri, images, identities, unlabelled, cameras, first, last, model, dimensions, regions, index

@@ -1,6 +1,5 @@
 "What comes into a gallery: pictures with their labels in one table, keys from content, times and filters in one form"
 import hashlib
-import warnings
 from collections.abc import Iterable
 from datetime import datetime
 from io import BytesIO
@@ -11,7 +10,7 @@ import pandas as pd
 import torch
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ['entries', 'read_entry', 'ReadImage', 'read_part', 'pictures', 'timestamp', 'expression', 'number', 'fingerprint_of', 'unit_rows']
+__all__ = ['entries', 'read_entry', 'ReadImage', 'read_part', 'pictures', 'timestamp', 'expression', 'number', 'identity', 'is_count', 'fingerprint_of', 'unit_rows']
 
 
 class ReadImage(NamedTuple):
@@ -35,7 +34,7 @@ def entries(
     if not len(table): raise ValueError('no images: give at least one path, picture or catalog row')
     own = [str(i) if isinstance(i, (str, Path)) else None for i in table['item']]
     table['path'] = pd.Series([str(p) if p is not None else o for p, o in zip(table['path'], own)], dtype=object)
-    table['pid'] = pd.Series([_known(number(p, 'pids')) for p in table['pid']], dtype=object)
+    table['pid'] = pd.Series([identity(p) for p in table['pid']], dtype=object)
     table['camid'] = pd.Series([number(c, 'camids') for c in table['camid']], dtype=object)
     table['time'] = pd.Series([timestamp(t) for t in table['time']], dtype=object)
     return table
@@ -60,9 +59,6 @@ def _one_each(values, n, name):
 def _missing(x): return x is None or x is pd.NaT or x is pd.NA or isinstance(x, (float, np.floating)) and np.isnan(x)
 
 
-def _known(pid): return None if pid == -1 else pid  # junk: a person that nobody named
-
-
 def number(
     x,  # An id
     name: str,  # What to call it in an error
@@ -72,6 +68,20 @@ def number(
     if isinstance(x, (int, np.integer)) and not isinstance(x, bool): return int(x)
     if isinstance(x, (float, np.floating)) and x == int(x): return int(x)  # pandas makes floats of integers beside a missing one
     raise TypeError(f'{name}: whole numbers wanted, got {x!r}. Number names first: `codes, names = pd.factorize(names)`')
+
+
+def identity(
+    pid,  # An identity, or -1 for junk: a person that nobody named
+) -> int | None:  # None where it is junk or missing
+    "An identity as a gallery keeps it; a TypeError for what is no whole number"
+    return None if (pid := number(pid, 'pids')) == -1 else pid
+
+
+def is_count(
+    n,  # Anything
+) -> bool:
+    "Whether this is a whole number from 1"
+    return isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
 
 
 def timestamp(
@@ -99,7 +109,8 @@ def read_entry(
                 return ReadImage('', None, f'array of shape {item.shape} and type {item.dtype}: an image is (h,w,3) uint8, in RGB order')
             item = Image.fromarray(item)
         if isinstance(item, Image.Image):
-            return ReadImage(_key(f'{item.mode} {item.size}'.encode(), item.tobytes()), item)
+            palette = item.getpalette() or () if item.mode in ('P', 'PA') else ()
+            return ReadImage(_key(f'{item.mode} {item.size}'.encode(), bytes(palette), item.tobytes()), item)
         data = Path(item).read_bytes()
         return ReadImage(_key(data), _decoded(data))
     except UnidentifiedImageError: return ReadImage('', None, 'not an image')
@@ -125,10 +136,10 @@ def pictures(
 
 
 def _decoded(data):
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', Image.DecompressionBombWarning)
-        image = Image.open(BytesIO(data))
-        image.load()
+    image = Image.open(BytesIO(data))
+    if Image.MAX_IMAGE_PIXELS and image.width*image.height > Image.MAX_IMAGE_PIXELS:  # of which Pillow warns; filters of warnings are all threads'
+        raise Image.DecompressionBombError(f'{image.width} x {image.height} pixels, and Pillow allows {Image.MAX_IMAGE_PIXELS}')
+    image.load()
     return image
 
 

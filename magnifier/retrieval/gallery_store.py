@@ -15,6 +15,8 @@ CHUNK = 2_000    # Rows asked for at once where all are wanted
 MANY = 512       # Rows written to a local gallery that are worth a segment
 LARGE = 5_000    # Images from which a local gallery searches through faiss
 OPEN = Counter() # Local galleries of this process: the last to close lets go of the folder
+STATES = {}      # Of each gallery: another object after every write of this process, by whichever handle; what one remembers holds until then
+OWN = ('_fresh', '_old', '_axes') # Ends of the names of collections that a gallery keeps beside its own
 NO_CLIENT = "a gallery needs pymilvus: pip install 'magnifier-reid[gallery]'"
 # kind -> (type, what it is built with, what a search is told)
 INDEXES = {'exact': ('FLAT', {}, {}), 'ivf': ('IVF_FLAT', {'nlist': 256}, {'nprobe': 32}), 'hnsw': ('HNSW', {'M': 16, 'efConstruction': 200}, {'ef': 256})}
@@ -31,17 +33,23 @@ class MilvusStore:
         token: str = '',  # 'user:password' or an API key, for servers that want one
     ):
         if not re.fullmatch('[A-Za-z_][A-Za-z0-9_]{0,200}', name): raise ValueError(f'name={name!r}: letters, digits and underscores wanted')
+        if name.endswith(OWN): raise ValueError(f'name={name!r}: names that end in {", ".join(OWN)} are a gallery\'s own; take another end')
         self.uri, self.name, self.local = uri, name, '://' not in uri
+        self.path = Path(uri).resolve() if self.local else uri  # wherever the process goes
         self.client = _connect(uri, token)
-        self._about, self._kind, self._closed, self._written = None, None, False, 0
-        if self.local: OPEN[Path(uri).resolve()] += 1
-        self._recover()
-        if self.about: self.client.load_collection(name)
+        self._about, self._kind, self._closed, self._written = {}, None, False, 0
+        if self.local: OPEN[self.path] += 1
+        try:
+            self._recover()
+            if self.about: self.client.load_collection(name)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def about(self) -> dict:  # Empty where nothing was added yet
         "What the gallery remembers"
-        if self._about is None:
+        if not self._about:  # another handle may have added since
             there = self.client.has_collection(self.name)
             told = self.client.describe_collection(self.name) if there else {}
             text = (told.get('properties') or {}).get('magnifier') or told.get('description') or ('' if there else '{}')
@@ -58,6 +66,16 @@ class MilvusStore:
         if axes is not None: self._save_axes(axes)
         self._make(self.name, about)
         self._about = about
+        self._wrote()
+
+    @property
+    def state(self):  # Another object after each write of this process
+        "Stands for the rows and the index as they are"
+        return STATES.get((self.path, self.name))
+
+    def _wrote(self, rows=0):
+        STATES[self.path, self.name] = object()
+        self._written += rows
 
     def _make(self, name, about):
         from pymilvus import DataType, MilvusClient
@@ -100,14 +118,14 @@ class MilvusStore:
     ):
         "Writes rows: a key that is there is replaced. When this returns they outlive the process"
         self.client.upsert(self.name, rows)
-        self._written += len(rows)
+        self._wrote(len(rows))
 
     def update(self,
         rows: list,  # Dicts of 'key', which must be there, and the fields that change
     ):
         "Writes some fields of rows"
         for i in range(0, len(rows), CHUNK): self.client.upsert(self.name, rows[i:i+CHUNK], partial_update=True)
-        self._written += len(rows)
+        self._wrote(len(rows))
 
     def settle(self):
         """Turns what was written lately from a log into segments, which are searched more quickly. A few rows wait for more, and a local
@@ -179,11 +197,12 @@ class MilvusStore:
     @property
     def kind(self) -> str:  # A name in `INDEXES`
         "How vectors are searched"
-        if self._kind is None:
+        state = self.state
+        if self._kind is None or self._kind[0] is not state:
             told = self.client.describe_index(self.name, 'vector')
             type_, lists = told['index_type'], int((told.get('params') or told).get('nlist', 1))
-            self._kind = 'hnsw' if type_ == 'HNSW' else 'ivf' if type_ == 'IVF_FLAT' and lists > 1 else 'exact'
-        return self._kind
+            self._kind = state, 'hnsw' if type_ == 'HNSW' else 'ivf' if type_ == 'IVF_FLAT' and lists > 1 else 'exact'
+        return self._kind[1]
 
     def index(self,
         kind: str,  # 'exact', 'ivf' or 'hnsw'
@@ -194,7 +213,7 @@ class MilvusStore:
         self.client.drop_index(self.name, 'vector')
         self.client.create_index(self.name, self._index_params('vector', kind, large=large))
         self.client.load_collection(self.name)
-        self._kind = kind
+        self._wrote()
 
     def _index_params(self, field, kind, params=None, large=False):
         """Index of a field, added to `params`. The local engine reads build parameters one level deeper than its client writes them; and
@@ -211,6 +230,7 @@ class MilvusStore:
     ):
         "Takes rows out of every answer; from a local gallery's files with `rewrite`"
         for i in range(0, len(keys), CHUNK): self.client.delete(self.name, ids=list(keys[i:i+CHUNK]))
+        self._wrote()
 
     def rewrite(self):
         """Writes what is there anew and drops the rest for good. Killed on the way, the next opening finds the one or the other whole;
@@ -231,9 +251,9 @@ class MilvusStore:
         "Ends what a kill cut short in `rewrite`"
         if not self.local: return
         fresh, old, there = self.name + '_fresh', self.name + '_old', self.client.has_collection
-        if there(old) and not there(self.name): self.client.rename_collection(fresh, self.name)  # `fresh` was whole, or `old` would have its name
+        if there(old) and there(fresh) and not there(self.name): self.client.rename_collection(fresh, self.name)  # it was whole, or `old` had its name
         for name in (fresh, old):
-            if there(name): self.client.drop_collection(name)
+            if there(name) and there(self.name): self.client.drop_collection(name)  # alone it is nothing that `rewrite` leaves
 
     def close(self):
         "Lets go of the files or the connection"
@@ -241,10 +261,10 @@ class MilvusStore:
         self._closed = True
         self.client.close()
         if not self.local: return
-        OPEN[Path(self.uri).resolve()] -= 1
-        if not OPEN[Path(self.uri).resolve()]:
+        OPEN[self.path] -= 1
+        if not OPEN[self.path]:
             from milvus_lite.server_manager import server_manager_instance
-            server_manager_instance.release_server(self.uri)
+            server_manager_instance.release_server(str(self.path))
 
 
 def _connect(uri, token):
@@ -258,12 +278,13 @@ def _connect(uri, token):
     if Path(uri).is_file(): raise ValueError(f'{uri} is a file; a local gallery is a folder: give another name')
     try: from milvus_lite.server_manager import server_manager_instance as servers
     except ImportError as e: raise ImportError(NO_CLIENT) from e
-    Path(uri).parent.mkdir(parents=True, exist_ok=True)
-    with _quiet('milvus_lite'): started = servers.start_and_get_uri(uri)
+    path = str(Path(uri).resolve())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with _quiet('milvus_lite'): started = servers.start_and_get_uri(path)
     if started is None:
         raise OSError(f'{uri} cannot be opened: another process holds it (one at a time; for several run '
                       f'`milvus-lite server --data-dir {uri}` and give its address), or it is no gallery')
-    return MilvusClient(uri, grpc_options={'grpc.keepalive_time_ms': 2**31 - 1, 'grpc.keepalive_permit_without_calls': 0})  # or the local
+    return MilvusClient(path, grpc_options={'grpc.keepalive_time_ms': 2**31 - 1, 'grpc.keepalive_permit_without_calls': 0})  # or the local
     # engine, which does not expect to be asked whether it lives, hangs up on a gallery that nobody used for a minute
 
 

@@ -5,7 +5,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['as_features', 'as_matrix', 'as_ids', 'check_pair']
+__all__ = ['as_features', 'as_matrix', 'as_ids', 'check_pair', 'choose']
+
+
+def choose(
+    value: str,  # What the caller gave
+    allowed,  # What there is
+    name: str,  # The argument's name
+):
+    "A ValueError that lists the choices, where `value` is none of them"
+    if value not in allowed: raise ValueError(f'{name}={value!r}: use one of {", ".join(allowed)}')
 
 
 def as_tensor(

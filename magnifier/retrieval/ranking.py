@@ -11,7 +11,8 @@ from magnifier.files import aside
 from magnifier.retrieval.counting import Labels, Matches, count_matches
 from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, find_metric
 from magnifier.retrieval.hits import SavedHits, first_k
-from magnifier.retrieval.inputs import as_matrix, check_pair
+from magnifier.retrieval.inputs import as_matrix, check_pair, choose
+from magnifier.retrieval.region_distance import by_region
 
 __all__ = ['Ranking', 'rank', 'evaluate_distances', 'AP_FORMS', 'NO_MATCH']
 
@@ -36,15 +37,6 @@ def trapezoid_terms(
 AP_FORMS = {'step': step_terms, 'trapezoid': trapezoid_terms}
 NO_MATCH = ('skip', 'zero')
 FORMAT = 1  # Of saved files
-
-
-def choose(
-    value: str,  # What the caller gave
-    allowed,  # What there is
-    name: str,  # The argument's name
-):
-    "A ValueError that lists the choices, where `value` is none of them"
-    if value not in allowed: raise ValueError(f'{name}={value!r}: use one of {", ".join(allowed)}')
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -166,7 +158,7 @@ class Ranking:
         query: int,  # Index of a query
         k: int = 10,  # How many, from 1; fewer come back where the gallery holds fewer
         *,
-        removed: bool = False,  # Also show what the protocol removes for this query; it has rank 0
+        removed: bool = False,  # Also show what the protocol removes for this query; it has rank 0. No file holds it
     ) -> pd.DataFrame:  # Nearest first: `item` (gallery index), `rank`, `distance`, `pid`, `camid`, `match`, `removed`
         """The first k gallery images of one query. Its row of distances is computed anew from the features that were given,
         which are kept by reference"""
@@ -177,9 +169,9 @@ class Ranking:
         out = np.zeros(len(row), bool)
         out[gone] = True
         items = first_k(row, k, among=slice(None) if removed else ~out)
-        if np.isinf(row[items]).any():
+        if np.isinf(row[items]).any() or removed and len(gone) and isinstance(self.distances, SavedHits):
             raise ValueError(f'hits(k={k}, removed={removed}): the file that this Ranking came from holds the first {np.isfinite(row).sum()} hits '
-                             f'of query {i} and no removed ones. Ask for less, save with more, or rank again')
+                             f'of query {i} and no removed ones. Ask for less, and not for removed ones; save with more; or rank again')
         return pd.DataFrame(dict(item=items, rank=np.where(out[items], 0, np.cumsum(~out[items])), distance=row[items],
                                  pid=self.labels.g_pids[items], camid=self.labels.g_camids[items],
                                  match=np.isin(items, matches), removed=out[items]))
@@ -201,16 +193,17 @@ class Ranking:
     def load(cls,
         path: str | Path,  # File that `.save` wrote
     ) -> 'Ranking':  # Equal in all its figures; `.hits` reaches as far as was saved
-        "Read a saved Ranking. A ValueError where the file is something else"
-        try:
-            with np.load(path, allow_pickle=False) as f: d = dict(f)
-            if int(d['format']) != FORMAT: raise KeyError('format')
-        except (ValueError, KeyError, AttributeError, TypeError, EOFError) as e:
-            raise ValueError(f'{path}: no Ranking in format {FORMAT}. Files come from `Ranking.save`') from e
-        ids = [d[n] for n in ('q_pids', 'g_pids', 'q_camids', 'g_camids')]
-        labels = Labels(*ids, (len(ids[0]), len(ids[1])), bool(d['separate_cameras']))
-        return cls(labels, Matches(d['offsets'], d['ranks'], d['items']), str(d['ap_form']), str(d['no_match']),
-                   SavedHits(d['hit_items'], d['hit_dist'], len(ids[1])))
+        "Read a saved Ranking. A ValueError where the file is damaged or something else"
+        with open(path, 'rb') as file:
+            try:
+                with np.load(file, allow_pickle=False) as f: d = dict(f)
+                if int(d['format']) != FORMAT: raise KeyError('format')
+                ids = [d[n] for n in ('q_pids', 'g_pids', 'q_camids', 'g_camids')]
+                labels = Labels(*ids, (len(ids[0]), len(ids[1])), bool(d['separate_cameras']))
+                return cls(labels, Matches(d['offsets'], d['ranks'], d['items']), str(d['ap_form']), str(d['no_match']),
+                           SavedHits(d['hit_items'], d['hit_dist'], len(ids[1])))
+            except Exception as e:  # zip and zlib have a class of error for each kind of damage
+                raise ValueError(f'{path}: no Ranking in format {FORMAT}, or a damaged one ({e}). Files come from `Ranking.save`') from e
 
     def _query(self, query):
         q = self.shape[0]
@@ -259,8 +252,8 @@ def ranking_of(
 
 
 def rank(
-    query_feats,  # (q, d) features, array or tensor, any float precision, on any device
-    gallery_feats,  # (g, d) features of the same model, on the same device
+    query_feats,  # (q, d) features, array or tensor, any float precision, on any device; or (q, k, c), of k regions
+    gallery_feats,  # (g, d) or (g, k, c) features of the same model, on the same device
     q_pids,  # (q,) identities of the queries, integers
     g_pids,  # (g,) identities of the gallery; -1 is junk and never counts, identities no query has are distractors
     q_camids,  # (q,) cameras of the queries, integers
@@ -270,13 +263,19 @@ def rank(
     ap: str = 'step',  # 'step' as most code does, 'trapezoid' as Market-1501's MATLAB code does
     no_match: str = 'skip',  # Queries without a match left: 'skip' reports and leaves out, 'zero' counts as 0
     separate_cameras: bool = False,  # Remove all gallery images of the query's camera, not its identity there alone
+    regions=None,  # Of features by region: names or indices of those to compare; None for all k
+    q_visible=None,  # (q, k) booleans, which regions of the queries can be seen; None for all
+    g_visible=None,  # (g, k) booleans of the gallery
 ) -> Ranking:  # CMC, AP, mAP, mINP and hits
     """Rank a gallery for each query by the protocol of Market-1501 (Zheng et al., 2015), computed in float32 a band of queries
-    at a time. A query's own identity in its own camera is removed, ties go to the earlier gallery image; ValueError or
-    TypeError for features or ids that cannot be ranked"""
-    q, g = check_pair(query_feats, gallery_feats)
+    at a time; features by region by `region_distance`. A query's own identity in its own camera is removed, ties go to the earlier
+    gallery image; ValueError or TypeError for features or ids that cannot be ranked"""
     find_metric(metric)
-    distances = FeatureDistances(q, g, metric, torch.float32)
+    if np.ndim(query_feats) == 3: distances = by_region(query_feats, gallery_feats, q_visible, g_visible, regions, metric)
+    elif any(o is not None for o in (regions, q_visible, g_visible)):
+        raise ValueError('regions, q_visible and g_visible go with features by region, of shape (images, regions, channels); '
+                         f'query_feats have shape {tuple(np.shape(query_feats))}')
+    else: distances = FeatureDistances(*check_pair(query_feats, gallery_feats), metric, torch.float32)
     return ranking_of(distances, (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)
 
 

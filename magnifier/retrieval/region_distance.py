@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from magnifier.regions import region_indices
-from magnifier.retrieval.distance import band_slices, full_precision, like, squared_sums, working_dtype
-from magnifier.retrieval.inputs import as_tensor
+from magnifier.retrieval.distance import MatrixDistances, band_slices, full_precision, handy, like, squared_sums, working_dtype
+from magnifier.retrieval.inputs import as_matrix, as_tensor, choose
 
 __all__ = ['region_distance', 'NOTHING_SHARED']
 
@@ -41,6 +41,20 @@ def region_distance(
             similarity = (q[rows] @ g.T).div_(shared.clamp(min=1))
             dist[rows] = (1 - similarity).masked_fill_(shared == 0, NOTHING_SHARED)
     return like(dist, query_regions, gallery_regions)
+
+
+def by_region(
+    query_regions,  # (q, k, c) features of each region of the queries
+    gallery_regions,  # (g, k, c) the same of the gallery
+    query_visible,  # (q, k) booleans; None where all can be seen
+    gallery_visible,  # (g, k) booleans, or None
+    regions,  # As in `region_distance`
+    metric: str,  # 'cosine'; a ValueError for another
+) -> MatrixDistances:  # (q, g)
+    "`region_distance` as `rank` takes distances"
+    choose(metric, ('cosine',), 'metric of features by region')
+    seen = [np.ones(np.shape(x)[:2], bool) if v is None else v for x, v in ((query_regions, query_visible), (gallery_regions, gallery_visible))]
+    return MatrixDistances(as_matrix(region_distance(query_regions, gallery_regions, *seen, regions=regions)))
 
 
 def as_regions(
@@ -81,7 +95,8 @@ def unit_regions(
     bad = (~norms.isfinite()).nonzero()
     if len(bad):
         raise ValueError(f'{name}: region {int(bad[0, 1])} of image {int(bad[0, 0])} is visible and holds NaN or infinite values')
-    norms = norms.masked_fill_(norms == 0, 1).to(feats.dtype)
+    norms = norms.masked_fill_(norms == 0, 1)
+    if handy(norms): norms = norms.to(feats.dtype)
     return feats.div_(norms[..., None]).reshape(n, k * c), visible.to(feats.dtype)
 
 

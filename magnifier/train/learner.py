@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import (Adam, DataLoader, L, Learner, delegates, detuplify, progress_bar, rank_distrib, resnet50, to_device, tuplify)
+from fastai.vision.all import (Adam, AMPMode, DataLoader, L, Learner, delegates, detuplify, progress_bar, rank_distrib, resnet50, to_device, tuplify)
 from PIL import Image
 from torch.nn.functional import interpolate
 from magnifier.data.images import read_image
 from magnifier.data.masks import mask_targets, write_mask
+from magnifier.files import aside
 from magnifier.model.embedding import EmbeddingNet
 from magnifier.model.net import MagnifierNet, create_magnifier, model_splitter
 from magnifier.retrieval.distance import normalise
@@ -30,11 +31,11 @@ class ReIDLearner(Learner):
     def loader(self,
         images, # A path, PIL image or (h,w,3) uint8 array, a list of these, a catalog, or a DataLoader (returned as it is)
         *,
-        bs:int|None=None,  # Images a batch; None for the validation loader's
+        bs:int|None=None,  # Images a batch; None for the validation loader's, or the loader's that is given
         num_workers:int|None=None, # Loader processes; None for one's own process where there are few images
     ) -> DataLoader:  # Loader with the validation transforms, in the order given; a catalog's has its masks and identities too
         "Loader over anything that holds pictures"
-        if isinstance(images, DataLoader): return images
+        if isinstance(images, DataLoader): return images if bs in (None, images.bs) else images.new(bs=bs)
         table = images if isinstance(images, pd.DataFrame) else pd.DataFrame({'path': pd.Series(_as_list(images), dtype=object)})
         if not len(table): raise ValueError('no images: give at least one path, picture or catalog row')
         if num_workers is None and len(table) < 256: num_workers = 0
@@ -50,12 +51,17 @@ class ReIDLearner(Learner):
     @contextmanager
     def evaluating(self):
         "Gives (model, its device): the model in evaluation mode, without gradients, in the learner's precision; then as it was"
-        was, half = self.model.training, hasattr(self, 'mixed_precision')
-        device = next(self.model.parameters()).device
+        was, device = self.model.training, next(self.model.parameters()).device
         try:
             model = getattr(self.model, 'module', self.model)  # in a distributed fit: without the wrapper, which waits for other ranks
-            with torch.no_grad(), torch.autocast(device.type, enabled=half): yield model.eval(), device
+            with torch.no_grad(), self._precision(device.type): yield model.eval(), device
         finally: self.model.train(was)
+
+    def _precision(self, device):
+        "What the learner's callbacks train in: fastai's own knows GPUs alone"
+        if device == 'cpu': return torch.autocast('cpu', torch.bfloat16, enabled=hasattr(self, 'cpu_bfloat16'))
+        half = getattr(self, 'mixed_precision', None)
+        return torch.autocast(device, torch.bfloat16 if half and half.amp_mode == AMPMode.BF16 else torch.float16, enabled=half is not None)
 
     def with_progress(self,
         dl,  # A DataLoader, or anything with a length
@@ -95,8 +101,14 @@ class ReIDLearner(Learner):
         fname='export.pkl', # File below `path`
         **kwargs            # As in fastai
     ):
-        "fastai's; in `distrib_ctx` rank 0 writes it, without what belongs to the processes"
-        with self._alone(): super().export(fname, **kwargs)
+        "fastai's, whole or not at all; in `distrib_ctx` rank 0 writes it, without what belongs to the processes"
+        if rank_distrib(): return
+        dls, opt = self.dls, self.opt
+        try:
+            with self._alone(), aside(self.path/fname) as part: super().export(part.absolute(), **kwargs)
+        except BaseException:
+            self.dls, self.opt = dls, opt  # fastai's empties the learner while it writes
+            raise
 
     def _alone(self): return self.removed_cbs(L(cb for cb in self.cbs if cb.name == 'distributed_trainer'))
 
@@ -157,7 +169,8 @@ class ReIDLearner(Learner):
         catalog=None,          # Catalog or DataLoader with queries and gallery; None for the validation set
         *,
         distance:str='cosine', # Of the embeddings; 'regions': of the regions that both pictures show, each by itself
-        regions=None,          # With 'regions': names or indices of those to compare; None for all eight
+        regions=None,          # With 'regions': names or indices of those to compare; None for the body's, without the background
+        given_masks:bool=False,# With 'regions': what is seen is by the catalog's part masks, not by the model's own
         rerank:bool=False,     # Adds a row re-ranked by k-reciprocal encoding; it uses the other test images
         flip_test:bool=False,  # Adds the embedding of the mirrored picture; not with 'regions'
         bs:int|None=None,      # Images a batch
@@ -169,10 +182,10 @@ class ReIDLearner(Learner):
         "Table of retrieval figures (PROTOCOLS: CMC, mAP, mINP)"
         if distance not in ('cosine', 'regions'): raise ValueError(f'unknown distance {distance!r}: use cosine or regions')
         if flip_test and distance == 'regions': raise ValueError('flip_test adds embeddings up, and distance="regions" has none: leave one out')
-        if regions is not None and distance == 'cosine': raise ValueError('regions are compared with distance="regions"')
+        if (regions is not None or given_masks) and distance == 'cosine': raise ValueError('regions and given_masks go with distance="regions"')
         again = dict(k1=k1, k2=k2, lambda_value=lambda_value) if rerank else None
         dl = self.loader(self.dls.valid if catalog is None else catalog, bs=bs)
-        if distance == 'regions': rows = rank_parts(embed_parts(self, dl, regions), again, **kwargs)
+        if distance == 'regions': rows = rank_parts(embed_parts(self, dl, regions, given_masks=given_masks), again, **kwargs)
         else: rows = rank_embeddings(*self.embed(dl, flip_test=flip_test, with_identity=True), again, **kwargs)
         if not rows: raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"')
         return pd.concat([r.table().set_axis([name]) for name, r in rows.items()])

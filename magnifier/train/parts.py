@@ -7,8 +7,8 @@ from fastai.vision.all import to_device, tuplify
 from torch import Tensor
 from torch.nn.functional import normalize
 from magnifier.model.pooling import region_max_pool
-from magnifier.model.resize import predicted_masks, resize_masks
-from magnifier.regions import NO_MASK, N_REGIONS, region_indices
+from magnifier.model.resize import labels_to_masks, predicted_masks, resize_masks
+from magnifier.regions import BODY_REGIONS, NO_MASK, N_REGIONS, REGIONS, region_indices
 from magnifier.retrieval.ranking import evaluate_distances
 from magnifier.retrieval.region_distance import region_distance
 from magnifier.retrieval.rerank import rerank_distances
@@ -25,14 +25,14 @@ class Parts(NamedTuple):
     embeddings: Tensor # (n,k,c) L2-normalised, on the CPU
     areas: np.ndarray  # (n,k) share of the picture that each covers
     identity: Tensor|None = None # (n,4) class, pid, camid, role, where the loader has them
+    regions: tuple|None = None # Names of the k that were chosen; None where nobody chose, and they are all eight
 
     @property
     def visible(self) -> np.ndarray: return self.areas >= VISIBLE  # (n,k)
 
 
 def region_masks(
-    maps:dict,   # Of `feature_maps`
-    labels=None, # n x H x W labels for a model without a mask module
+    maps:dict, # Of `feature_maps`
 ) -> Tensor|None:  # n x k x h x w that sum to 1 over k, at the global map's size; None where nobody knows the regions
     "Region masks as the ranking used them"
     size = maps['global'].shape[-2:]
@@ -66,6 +66,8 @@ def region_embeddings(
 
 NO_REGIONS = ('nobody knows the regions here: the model has no mask module, and no part masks were given. Build the learner with mask=True, '
               'or pass rows of a catalog that has masks')
+NO_OWN_REGIONS = ('nobody knows the regions here: the model has no mask module. Build the learner with mask=True, or pass a catalog that has masks, '
+                  'and given_masks=True')
 
 
 def region_areas(
@@ -75,6 +77,13 @@ def region_areas(
     "How much of each region is seen, by the model's own parsing or else by the data's"
     if 'mask_logits' in maps: labels = maps['mask_logits'].argmax(1)
     if labels is None or (labels == NO_MASK).any(): raise ValueError(NO_REGIONS)
+    return label_areas(labels)
+
+
+def label_areas(
+    labels:Tensor, # n x H x W part labels
+) -> np.ndarray:   # (n,k) share of each picture that a region covers
+    "How much of each region is seen"
     counts = torch.stack([(labels == k).flatten(1).float().mean(1) for k in range(N_REGIONS)], 1)
     return counts.cpu().numpy()
 
@@ -83,21 +92,35 @@ def embed_parts(
     learn,             # A ReIDLearner, whose model describes
     images,            # Whatever `learn.loader` takes
     regions=None,      # Names or indices of the regions to keep; None for all eight
+    *,
+    given_masks:bool=False, # Areas are those of the part masks that the pictures come with, not of the model's parsing; that still pools, where there is one
 ) -> Parts:  # Of all of them; no picture is held
-    "Region embeddings and areas of a whole set; a ValueError for a model that knows no regions"
-    if learn.model.segmentation is None: raise ValueError(NO_REGIONS)
+    "Region embeddings and areas of a whole set; a ValueError for a model that knows no regions, and for pictures without the masks asked for"
+    if learn.model.segmentation is None and not given_masks: raise ValueError(NO_OWN_REGIONS)
     wanted = region_indices(regions)
     if not wanted: raise ValueError('regions=[]: name one or more regions')
     share, embeddings, areas, identities = Share(learn, learn.loader(images)), [], [], []
     with learn.evaluating() as (model, device):
         for batch in learn.with_progress(share.dl):
             x, *targets = tuplify(to_device(batch, device))
+            labels = _given(targets) if given_masks else None
             maps = {name: o.float() for name, o in model.feature_maps(x).items()}
+            masks = region_masks(maps) if model.segmentation is not None else labels_to_masks(labels, maps['global'].shape[-2:])
             identities += [t.cpu().as_subclass(Tensor) for t in targets[-1:]]
-            embeddings.append(region_embeddings(model, maps)[:, wanted].cpu())
-            areas.append(region_areas(maps)[:, wanted])
+            embeddings.append(region_embeddings(model, maps, masks)[:, wanted].cpu())
+            areas.append((label_areas(labels) if given_masks else region_areas(maps))[:, wanted])
     areas = share.whole(torch.from_numpy(np.concatenate(areas))).numpy()
-    return Parts(share.whole(torch.cat(embeddings)), areas, share.whole(torch.cat(identities)) if identities else None)
+    names = None if regions is None else tuple(REGIONS[r] for r in wanted)
+    return Parts(share.whole(torch.cat(embeddings)), areas, share.whole(torch.cat(identities)) if identities else None, names)
+
+
+def _given(targets):
+    "Part masks of a batch; a ValueError where one is missing"
+    if len(targets) < 2: raise ValueError('given_masks=True: these pictures come without part masks. Pass a catalog with path, mask, pid, camid and split')
+    labels = targets[0].as_subclass(Tensor)
+    missing = int((labels == NO_MASK).flatten(1).any(1).sum())
+    if missing: raise ValueError(f'given_masks=True: {missing} of {len(labels)} pictures of a batch have no part mask. Give each one, or leave given_masks out')
+    return labels
 
 
 def rank_parts(
@@ -105,11 +128,13 @@ def rank_parts(
     rerank=None,    # Arguments of `rerank_distances` for a second ranking; None for none
     **kwargs        # Passed to `evaluate_distances`: ap, no_match, separate_cameras
 ) -> dict:  # 'regions' and, if asked for, 're-ranked' -> Ranking; empty where there is no query or no gallery
-    "Ranks by the mean similarity of the regions that both pictures show, so that an occluded query is compared where it can be seen"
+    """Ranks by the mean similarity of the regions that both pictures show, so that an occluded query is compared where it can be seen: of the
+    body's, or of those that the parts were cut to. Background belongs to a place, and what hides a person counts as background"""
     sides = by_role(parts.identity)
     if sides is None: return {}
     query, gallery, ids = sides
-    of = lambda a, b: region_distance(parts.embeddings[a], parts.embeddings[b], parts.visible[a.numpy()], parts.visible[b.numpy()])
+    regions = BODY_REGIONS if parts.regions is None else None
+    of = lambda a, b: region_distance(parts.embeddings[a], parts.embeddings[b], parts.visible[a.numpy()], parts.visible[b.numpy()], regions=regions)
     found = {'regions': evaluate_distances(of(query, gallery), *ids, **kwargs)}
     if rerank is not None:  # squared Euclidean is twice the cosine distance
         distances = rerank_distances(*(2*of(a, b) for a, b in ((query, gallery), (query, query), (gallery, gallery))), **rerank)

@@ -7,6 +7,8 @@ from hypothesis import given, settings, strategies as st
 from scipy.spatial.distance import cdist
 from magnifier.retrieval import distance as module
 from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, cosine_distances, euclidean_distances, normalise
+from magnifier.retrieval.ranking import rank
+from magnifier.retrieval.region_distance import region_distance
 
 rng = np.random.default_rng(0)
 q, g = rng.normal(size=(7, 12)), rng.normal(size=(23, 12))
@@ -95,3 +97,23 @@ def test_rows_without_a_direction_are_named(x, message):
 
 def test_unknown_metric():
     with pytest.raises(ValueError, match="unknown metric 'l1': use one of cosine, euclidean, sqeuclidean"): next(FeatureDistances(torch.eye(2), torch.eye(2), 'l1').bands())
+
+
+@pytest.mark.parametrize('scale', [1e-300, 1e-160, 1e-50, 1e-30, 1e30, 1e50, 1e160, 1e300])
+def test_lengths_beyond_float32_and_squares_beyond_float64_keep_their_directions(scale):
+    ids = np.arange(7) % 4, np.arange(23) % 4, np.zeros(7, int), np.ones(23, int)
+    assert np.abs(normalise(q * scale) - normalise(q)).max() < 1e-12
+    assert np.abs(cosine_distances(q * scale, g) - cosine_distances(q, g)).max() < 1e-12
+    assert np.abs(cosine_distances(q, g * scale) - cosine_distances(q, g)).max() < 1e-12
+    assert rank(q * scale, g * scale, *ids).matches.ranks.tolist() == rank(q, g, *ids).matches.ranks.tolist()
+    assert rank(q, g * np.where(np.arange(23) % 2, 1, scale)[:, None], *ids).matches.ranks.tolist() == rank(q, g, *ids).matches.ranks.tolist()
+
+
+def test_float32_to_its_last_number():
+    x = np.full((2, 200), 3e38, np.float32) * np.sign(rng.normal(size=(2, 200))).astype(np.float32)
+    assert normalise(x).dtype == np.float32 and np.abs(np.linalg.norm(normalise(x), axis=1) - 1).max() < 1e-6
+    assert np.abs(cosine_distances(x, x[:1]) - cosine_distances(np.sign(x), np.sign(x[:1]))).max() < 1e-6
+    seen = np.ones((1, 2), bool)
+    assert np.abs(region_distance(x[None, :, :], x[None, ::-1], seen, seen) - cosine_distances(x[:1], x[1:])).max() < 1e-6
+    for bad, message in ((np.inf, 'NaN or infinite'), (np.nan, 'NaN or infinite'), (0, 'rows are zero')):
+        with pytest.raises(ValueError, match=message): normalise(np.full((1, 3), bad))

@@ -26,3 +26,15 @@ def test_identities_once_each():
     assert t['pid'].fillna(-1).tolist() == [3, -1, -1] and t['images'].tolist() == [2, 1, 1] and t['cameras'].tolist() == [[0, 1], [], [2]]
     assert t['similarity'].tolist() == [.9, .8, .6] and t['first'][0] == pd.Timestamp(0, unit='s', tz='UTC') and t['last'][0] == pd.Timestamp(60, unit='s', tz='UTC')
     assert len(Hits(as_table([], ('similarity',))).by_identity()) == 0
+
+
+def test_the_best_of_an_identity_is_its_most_similar_hit_whatever_the_order():
+    t = Hits(as_table([ROWS[2], ROWS[1], ROWS[0]], ('similarity',))).by_identity()  # as re-ranking may leave them
+    assert t['pid'].fillna(-1).tolist() == [3, -1] and t['similarity'].tolist() == [.9, .8] and t['path'][0] == 'a.png' and t['key'][0] == 'a'
+    assert [str(d) for d in t[['pid', 'similarity', 'images']].dtypes] == ['Int64', 'float64', 'int64']
+
+
+def test_large_identities_stay_what_they_are():
+    large = 2**60 + 1
+    hits = Hits(as_table([{**ROWS[0], 'pid': large, 'camid': large}, ROWS[1]], ('similarity',)))
+    assert hits.table['pid'][0] == hits.table['camid'][0] == hits.by_identity()['pid'][0] == large

@@ -1,4 +1,5 @@
 "Labels, times, conditions and pictures on their way into a gallery"
+import warnings
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -6,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from magnifier.retrieval.gallery_input import entries, expression, number, read_entry, timestamp
+from magnifier.retrieval.gallery_input import entries, expression, identity, number, read_entry, timestamp
 
 T = 1_769_863_500.0  # 2026-01-31 12:45:00 UTC
 
@@ -33,6 +34,7 @@ def test_seconds_stay_what_they_are(t): assert timestamp(t) == t
 
 def test_numbers():
     assert [number(x, 'pids') for x in (3, np.int32(3), 3., None, float('nan'), pd.NA)] == [3, 3, 3, None, None, None]
+    assert [identity(x) for x in (3, 0, -1, -1., None, pd.NA)] == [3, 0, None, None, None, None]
     for x in ('3', 'ann', 2.5, True, [1]):
         with pytest.raises(TypeError, match='pids: whole numbers wanted'): number(x, 'pids')
 
@@ -82,3 +84,18 @@ def test_decompression_bombs_are_no_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 3000)
     read = read_entry(tmp_path/'bomb.png')
     assert read.image is None and 'Decompression' in read.problem
+    def fail(*args, **kwargs): raise AssertionError('filters of warnings belong to all threads')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with monkeypatch.context() as m:
+            for name in ('catch_warnings', 'simplefilter', 'filterwarnings'): m.setattr(warnings, name, fail)
+            read = read_entry(tmp_path/'bomb.png')
+            m.setattr(Image, 'MAX_IMAGE_PIXELS', 64*64)
+            largest = read_entry(tmp_path/'bomb.png')
+    assert read.image is None and '64 x 64 pixels, and Pillow allows 3000' in read.problem and largest.image.size == (64, 64)
+
+
+def test_palette_pictures_have_the_key_of_their_colours():
+    red, blue = (Image.new('RGB', (8, 16), colour).quantize(4) for colour in ((200, 0, 0), (0, 0, 200)))
+    assert red.mode == 'P' and red.tobytes() == blue.tobytes() and read_entry(red).key != read_entry(blue).key == read_entry(blue.copy()).key
+    assert read_entry(Image.new('P', (2, 2))).image is not None

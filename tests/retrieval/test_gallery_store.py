@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gallery_stub import Colours, people, person
 from magnifier.retrieval.gallery import Gallery
-from magnifier.retrieval.gallery_store import MilvusStore
+from magnifier.retrieval.gallery_store import OPEN, OWN, MilvusStore
 
 pymilvus = pytest.importorskip('pymilvus')
 
@@ -88,6 +88,30 @@ def test_addresses(tmp_path):
     for uri, message in ((tmp_path/'people', 'name ends in .db; a server is http'), (tmp_path/'file.db', 'is a file')):
         with pytest.raises(ValueError, match=message): Gallery(uri)
     with pytest.raises(ValueError, match="name='a b'"): Gallery(tmp_path/'people.db', name='a b')
+    for end in OWN:
+        with pytest.raises(ValueError, match=f"name='people{end}': names that end in _fresh, _old, _axes are a gallery's own"):
+            Gallery(tmp_path/'people.db', name='people' + end)
+    assert not (tmp_path/'people.db').exists()
+
+
+def test_what_lies_beside_a_gallery_under_such_a_name_is_left_alone(tmp_path):
+    for name in ('people_old', 'people_fresh'):
+        uri = tmp_path/f'{name}.db'
+        with Gallery(uri, name='cars') as g: g.store._make(name, dict(d=4, regions=0))
+        for _ in range(2):
+            with Gallery(uri) as g: assert len(g) == 0 and g.store.client.list_collections() == [name]
+
+
+def test_a_folder_is_let_go_wherever_the_process_has_gone(tmp_path, monkeypatch):
+    (tmp_path/'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path)
+    g = Gallery('people.db')
+    g.add(Colours(), people(2))
+    monkeypatch.chdir('elsewhere')
+    with Gallery('../people.db') as second: assert len(second) == len(g) == 2
+    g.close()
+    assert {path: n for path, n in OPEN.items() if tmp_path in path.parents} == {tmp_path/'people.db': 0}
+    with Gallery('../people.db') as g: assert len(g) == 2
 
 
 def test_two_galleries_in_one_folder_and_a_stranger(tmp_path):
@@ -98,6 +122,7 @@ def test_two_galleries_in_one_folder_and_a_stranger(tmp_path):
         a.store.client.create_collection('strange', dimension=4)
         a.store.client.load_collection('strange')
         with pytest.raises(ValueError, match="'strange' that is no gallery of magnifier"): Gallery(tmp_path/'people.db', name='strange')
+        assert OPEN[tmp_path/'people.db'] == 2
     a.close()  # a second time is nothing
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from magnifier.retrieval.counting import Labels, Matches, band_ranks, row_ranks
-from magnifier.retrieval.distance import MatrixDistances, cosine_distances, euclidean_distances
+from magnifier.retrieval.distance import Cosine, MatrixDistances, cosine_distances, euclidean_distances
+from magnifier.retrieval.region_distance import region_distance
 from magnifier.retrieval.ranking import AP_FORMS, NO_MATCH, Ranking, evaluate_distances, rank
 
 spec = importlib.util.spec_from_file_location('retrieval_slow', Path(__file__).with_name('slow.py'))
@@ -156,7 +157,9 @@ def test_read_only_memory_maps_are_read_without_a_copy_or_a_warning(tmp_path):
     case = features()
     np.save(tmp_path / 'g.npy', case[1])
     gallery = np.load(tmp_path / 'g.npy', mmap_mode='r')
-    assert rank(case[0], gallery, *case[2:]).mAP == rank(*case).mAP
+    r = rank(case[0], gallery, *case[2:])
+    assert r.mAP == rank(*case).mAP
+    assert np.shares_memory(r.distances.gallery.numpy(), gallery) and np.shares_memory(Cosine(r.distances.gallery, torch.float32).gallery.numpy(), gallery)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
@@ -215,6 +218,49 @@ def test_a_file_that_is_no_ranking(tmp_path):
     (tmp_path / 'c.npz').write_text('text')
     for name in ('a.npz', 'b.npy', 'c.npz'):
         with pytest.raises(ValueError, match='no Ranking in format 1'): Ranking.load(tmp_path / name)
+
+
+def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path):
+    wanted = worked()
+    good = wanted.save(tmp_path / 'r.npz').read_bytes()
+    cut = [good[:n] for n in range(0, len(good), 97)]
+    flipped = [good[:i] + bytes([good[i] ^ 255]) + good[i+1:] for i in range(0, len(good), 7)]
+    for data in cut + flipped:
+        (tmp_path / 'bad.npz').write_bytes(data)
+        try: back = Ranking.load(tmp_path / 'bad.npz')
+        except ValueError as e: assert 'no Ranking in format 1, or a damaged one' in str(e)
+        else: assert back.mAP == wanted.mAP and back.hits(0, 5).equals(wanted.hits(0, 5))
+    with pytest.raises(FileNotFoundError): Ranking.load(tmp_path / 'gone.npz')
+
+
+def test_a_file_does_not_know_what_was_removed(tmp_path):
+    r = evaluate_distances([[0., 1, 2, 3, 4], [0, 1, 2, 3, 4]], [1, 2], [1, 1, 2, 3, 1], [0, 0], [0, 1, 1, 1, 1])
+    back = Ranking.load(r.save(tmp_path / 'r.npz'))
+    assert r.hits(0, 3, removed=True)['item'].tolist() == [0, 1, 2]
+    for k in (1, 3, 5):
+        with pytest.raises(ValueError, match=r'of query 0 and no removed ones'): back.hits(0, k, removed=True)
+    assert back.hits(1, 5, removed=True).equals(r.hits(1, 5, removed=True))  # nothing is removed for this one
+
+
+@pytest.mark.parametrize('convert', [np.asarray, torch.from_numpy])
+def test_features_by_region_are_ranked_by_region_distance(convert):
+    rng = np.random.default_rng(0)
+    q, g, q_seen, g_seen = rng.normal(size=(5, 8, 3)), rng.normal(size=(30, 8, 3)), rng.random((5, 8)) < .7, rng.random((30, 8)) < .7
+    ids = features()[2:]
+    for regions in (None, 'foot', ['head', 2]):
+        r = rank(*map(convert, (q, g)), *ids, regions=regions, q_visible=q_seen, g_visible=g_seen, ap='trapezoid')
+        wanted = evaluate_distances(region_distance(q, g, q_seen, g_seen, regions=regions), *ids, ap='trapezoid')
+        assert r.ap.tolist() == wanted.ap.tolist() and r.hits(2, 30).equals(wanted.hits(2, 30))
+    assert rank(q, g, *ids).ap.tolist() == rank(q / np.linalg.norm(q, axis=2, keepdims=True), g, *ids, q_visible=np.ones((5, 8))).ap.tolist()
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(regions='foot'), r'go with features by region, of shape \(images, regions, channels\); query_feats have shape \(2, 3\)'),
+    (dict(q_visible=np.ones((2, 8))), 'go with features by region')])
+def test_regions_of_whole_features_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message): rank(q, g, *ids, **kwargs)
+    with pytest.raises(ValueError, match="metric of features by region='euclidean': use one of cosine"):
+        rank(np.ones((2, 8, 3)), np.ones((3, 8, 3)), *ids, metric='euclidean')
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,16 +1,18 @@
 "The learner as a fastai user expects it, and what re-identification adds"
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import SaveModelCallback, load_learner
+from fastai.vision.all import MixedPrecision, SaveModelCallback, load_learner
 from PIL import Image
 from magnifier.data.block import ROLES, TensorIdentity, TensorPartMask
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.model.net import MagnifierNet
 from magnifier.model.output import MagnifierOutput
 from magnifier.retrieval.ranking import rank
-from magnifier.train.callbacks import RegionOcclusion, TeacherMasks
+from magnifier.train.callbacks import CPUBfloat16, RegionOcclusion, TeacherMasks
 from magnifier.train.learner import ReIDLearner, magnifier_learner
 
 TINY = dict(pretrained=False, hidden=32)
@@ -159,11 +161,12 @@ def test_re_ranking_adds_a_row(learn):
 def test_evaluation_by_regions_is_region_distance(learn, catalog):
     from magnifier.retrieval.ranking import evaluate_distances
     from magnifier.retrieval.region_distance import region_distance
+    from magnifier.regions import BODY_REGIONS
     from magnifier.train.parts import embed_parts
     rows = catalog[catalog.split != 'train']
     q, g = rows[rows.split == 'query'], rows[rows.split == 'gallery']
     a, b = embed_parts(learn, q), embed_parts(learn, g)
-    expected = evaluate_distances(region_distance(a.embeddings, b.embeddings, a.visible, b.visible), q.pid.to_numpy(), g.pid.to_numpy(), q.camid.to_numpy(), g.camid.to_numpy())
+    expected = evaluate_distances(region_distance(a.embeddings, b.embeddings, a.visible, b.visible, regions=BODY_REGIONS), q.pid.to_numpy(), g.pid.to_numpy(), q.camid.to_numpy(), g.camid.to_numpy())
     table = learn.evaluate(distance='regions', rerank=True, k1=5, k2=2, lambda_value=1.)
     assert list(table.index) == ['regions', 're-ranked']
     np.testing.assert_allclose(table.loc['regions'], expected.table().iloc[0][table.columns].to_numpy(float), atol=1e-6)
@@ -260,3 +263,46 @@ def test_a_bigger_picture_is_a_bigger_batch_and_gives_one_embedding(learn):
 
 
 def test_roles_are_as_the_protocol_names_them(): assert ROLES == ('train', 'query', 'gallery')
+
+
+def precisions(learn, monkeypatch, device):
+    "What `evaluating` asks torch for on a device"
+    asked = []
+    monkeypatch.setattr(torch, 'autocast', lambda kind, dtype=None, enabled=True: asked.append((kind, dtype, enabled)))
+    learn._precision(device)
+    return asked[0]
+
+
+@pytest.mark.parametrize('mode, dtype', [('bf16', torch.bfloat16), ('fp16', torch.float16)])
+def test_evaluation_has_the_trainings_precision(learn, monkeypatch, mode, dtype):
+    assert precisions(learn, monkeypatch, 'cuda')[2] is False
+    with learn.added_cbs([MixedPrecision(mode)]):
+        assert precisions(learn, monkeypatch, 'cuda') == ('cuda', dtype, True)
+        assert precisions(learn, monkeypatch, 'cpu')[2] is False  # fastai's callback trains in float32 there
+
+
+def test_cpu_bfloat16_is_asked_for_by_its_callback(learn, paths):
+    whole = learn.embed(paths)
+    with learn.added_cbs([MixedPrecision('bf16')]): assert torch.equal(learn.embed(paths), whole)
+    with learn.added_cbs([CPUBfloat16()]): half = learn.embed(paths)
+    assert half.dtype == torch.float32 and not torch.equal(half, whole) and (half*whole).sum(1).min() > .98
+
+
+def test_a_given_loaders_batches_are_as_large_as_asked_for(learn, catalog):
+    dl = learn.dls.valid
+    assert learn.loader(dl) is dl and learn.loader(dl, bs=dl.bs) is dl
+    small = learn.loader(dl, bs=3)
+    assert small.bs == 3 and {len(x) for x, *_ in small} <= {3, len(dl.dataset)%3} and dl.bs != 3
+    assert torch.allclose(learn.embed(dl, bs=3), learn.embed(dl), atol=1e-5)
+
+
+def test_an_export_that_fails_leaves_file_and_learner_as_they_were(learn, paths, monkeypatch):
+    learn.export('model.pkl')
+    there, before, dls = (learn.path/'model.pkl').read_bytes(), learn.embed(paths), learn.dls
+    def full(obj, f, **kwargs):
+        Path(f).write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(OSError, match='cannot write .*model.pkl: No space left'): learn.export('model.pkl')
+    assert (learn.path/'model.pkl').read_bytes() == there and learn.dls is dls and torch.equal(learn.embed(paths), before)
+    assert not list(learn.path.glob('.*.part'))
