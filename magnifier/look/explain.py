@@ -45,7 +45,8 @@ def explain_pair(
     ranking used. A region may earn without being seen: that neither picture shows feet is something they have in common. `seen_query`
     and `seen_hit` are shares of the picture's area, left to the caller.
 
-    That other shoes lower the foot's similarity most is held by `test_other_shoes_lower_the_foot_most` in tests/look/test_explain.py."""
+    Other shoes lower the foot's similarity furthest of the eight in 94 of 100 walkers, and in 71 of 100 seen anew by another camera in another
+    pose (nbs/interpretation.ipynb)"""
     masks = masks or (None, None)
     sides = contributions(model, query, hit, masks[0]), contributions(model, hit, query, masks[1])
     shares = {b: sum(_column(s.parts[b]) for s in sides)/2 for b in sides[0].parts}
