@@ -16,8 +16,13 @@ def magnifier_eval(
 ):
     """Evaluates an exported learner: R1, R5, R10, mAP and mINP, queries against gallery.
 
-    Example: `magnifier_eval runs/quick/learner.pkl market1501 /data/Market-1501 --rerank`"""
+    Examples: `magnifier_eval runs/quick/learner.pkl market1501 /data/Market-1501 --rerank` ·
+    `torchrun --nproc_per_node 4 --no-python magnifier_eval ...` (embedding shared by four GPUs, or processes)"""
     learn = open_learner(learner, bar=not json)
-    catalog = read_catalog(data, path, None) if not json else quietly(read_catalog, data, path, None)
-    table = learn.evaluate(catalog[catalog.split != 'train'], rerank=rerank, flip_test=flip_test)
+    from fastai.vision.all import rank_distrib
+    from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
+    join_ranks()
+    with rank0_first(): catalog = read_catalog(data, path, None) if not json else quietly(read_catalog, data, path, None)
+    with on_all_ranks(learn): table = learn.evaluate(catalog[catalog.split != 'train'], rerank=rerank, flip_test=flip_test)
+    if rank_distrib(): return
     say(table.to_json(orient='index') if json else f'query against gallery, in %:\n{percent([table])}')

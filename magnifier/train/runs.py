@@ -83,7 +83,7 @@ def train_run(
             record = _begin(out, plan, learn, fit, asked, state=state, rerank=rerank, say=say)
             with fast_training(learn) if fast else nullcontext(): _fit(out, learn, fit, record, state, say)
             record['figures'] |= _figures(learn, 'after', rerank)
-        return _finish(out, learn, record, then)
+        with rank0_first(): return _finish(out, learn, record, then)  # where a run has ended on one rank, its files are there
 
 
 def _found(out, asked, resume, say):

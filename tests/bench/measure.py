@@ -2,7 +2,6 @@
 
 import csv
 import datetime
-import platform
 import re
 import statistics
 import sys
@@ -73,7 +72,8 @@ def hardware(
 ) -> str:  # One line
     "What the figures were measured on"
     if device == 'cuda': return f'{torch.cuda.get_device_name()}, torch {torch.__version__}'
-    return f'{platform.processor() or platform.machine()} x {torch.get_num_threads()} threads, torch {torch.__version__}'
+    from magnifier.train.records import environment
+    return f'{environment()["hardware"]["cpu"]} x {torch.get_num_threads()} threads, torch {torch.__version__}'
 
 
 def write_csv(

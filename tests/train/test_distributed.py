@@ -1,5 +1,6 @@
 "Two processes against one: the same data, figures and gradients; what happens when one dies; nothing at all in a single process"
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -69,6 +70,12 @@ def test_an_epoch_is_the_one_processs_batches_and_the_first_once_more(ranks, alo
     assert set(seen) == {key(b) for b in want}
     assert sorted(set(seen), key=seen.index) == [key(b) for b in want], 'the order is kept'
     assert found[0]['kept'] == found[1]['kept'] == alone['epoch']['kept'][:len(found[0]['kept'])], 'occlusions are alike'
+
+
+def test_the_command_shares_the_evaluation_and_prints_one_table(ranks):
+    (first, second), *_ = ranks
+    table = first['run'][0]  # rows before and after
+    assert list(json.loads(first['printed'])['plain'].values()) == pytest.approx(table[-1].tolist(), abs=1e-6) and second['printed'] == ''
 
 
 def test_a_broken_run_of_two_ranks_ends_as_if_it_had_not_been(ranks):

@@ -5,12 +5,15 @@ import signal
 import sys
 import time
 import warnings
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 warnings.filterwarnings('ignore', category=FutureWarning)
 import torch
 import torch.distributed as dist
 from fastai.vision.all import Callback, num_distrib
+from magnifier.cli.evaluate import magnifier_eval
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.data.readers import market1501
 from magnifier.data.transforms import RandomErasing
@@ -149,6 +152,8 @@ def main(root, out):
         run = train_run(catalog, 'quick', out/'run', epochs=1, say=said.append, then=lambda learn: (out/'run'/f'pictures{rank}').touch(), workers=0,
                         loading={k: LOADING[k] for k in ('size', 'bs', 'n_per_id', 'device')} | dict(cache=None), model=dict(hidden=32))
         found['run'] = run.table.to_numpy(float), bool(said), type(run.learn.model).__name__
+        with redirect_stdout(StringIO()) as printed: magnifier_eval(str(out/'run'/'learner.pkl'), 'market1501', str(root), json=True, debug=True)
+        found['printed'] = printed.getvalue()
         found['resumed'] = broken_and_resumed(catalog, out)
         torch.save(found, out/f'{rank}.pt')
         # The end: one rank dies, which ends the other's work, and torchrun the run
