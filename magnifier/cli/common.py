@@ -102,10 +102,15 @@ def _unpickled(learner):
     from fastai.vision.all import load_learner
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # said in the commands' own words
-        try: return load_learner(learner)
+        try: learn = load_learner(learner)
         except Exception as e:  # a file that is no pickle, or another's, may raise anything
             why = ' '.join(f'{type(e).__name__}: {e}'.split())[:120]
             raise ValueError(f'{learner} cannot be read as a learner ({why}): {LEARNERS}') from e
+    import torch
+    if torch.cuda.is_available() and hasattr(learn, 'dls'):  # fastai leaves it on the CPU
+        learn.model.cuda()
+        learn.dls.cuda()
+    return learn
 
 
 def open_embedder(

@@ -18,10 +18,10 @@ def magnifier_eval(
 
     Examples: `magnifier_eval runs/quick/learner.pkl market1501 /data/Market-1501 --rerank` ·
     `torchrun --nproc_per_node 4 --no-python magnifier_eval ...` (embedding shared by four GPUs, or processes)"""
-    learn = open_learner(learner, bar=not json)
     from fastai.vision.all import rank_distrib
     from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
-    join_ranks()
+    join_ranks()  # of several processes each has its GPU from here on
+    learn = open_learner(learner, bar=not json)
     with rank0_first(): catalog = read_catalog(data, path, None) if not json else quietly(read_catalog, data, path, None)
     with on_all_ranks(learn): table = learn.evaluate(catalog[catalog.split != 'train'], rerank=rerank, flip_test=flip_test)
     if rank_distrib(): return

@@ -81,7 +81,7 @@ def magnifier_delete(
     debug:bool=False,              # Shows the traceback of an error
 ):
     """Deletes people from a gallery, and rewrites a local one so that nothing of them is left in its files. The pictures themselves stay.
-    Run again after it was stopped, it ends what it began. Exit code 1 where no image is of the people or files that were named.
+    That takes a minute for some ten thousand images. Run again after it was stopped, it ends what it began. Exit code 1 where no image is of the people or files that were named.
 
     Examples: `magnifier_delete people.db --pids 7` · `magnifier_delete people.db --until 2026-01-01`"""
     from magnifier.retrieval.gallery import Gallery
@@ -89,7 +89,8 @@ def magnifier_delete(
     with Gallery(gallery) as g:
         n = g.delete(pids=_numbers(pids, 'pids'), paths=None if paths is None else _paths(paths), until=until)
         g.compact()  # always: an earlier call may have been stopped between the two
-        if not n and (pids, paths) != (None, None): raise ValueError(f'no image of {gallery} fits what was named: nothing was deleted, and it holds {len(g)}')
+        if not n and (pids, paths) != (None, None): raise ValueError(
+            f'no image of {gallery} is of what was named, or none any more; what earlier calls deleted is gone from its files too. It holds {len(g)}')
         say(f'{gallery}: {n} images deleted; it holds {len(g)}')
 
 

@@ -78,6 +78,13 @@ def _bare(name):
     return name.removeprefix('net.').removeprefix('model.').replace('_', '.')
 
 
+def _as_patches(kernel, shape):
+    # A ViT made for patches of 14 runs here with patches of 16, whose strides fit the others'
+    if kernel.shape[:2] != shape[:2] or kernel.shape == shape: return kernel
+    from timm.layers import resample_patch_embed
+    return resample_patch_embed(kernel, list(shape[2:]))
+
+
 def load_weights(
     model: nn.Module,  # A MagnifierNet
     file: str | Path,  # See `read_weights`: of a MagnifierNet, of a plain backbone, or of reid-strong-baseline
@@ -86,6 +93,8 @@ def load_weights(
     where nothing fits, or where the backbone has tensors of other shapes, as of another arch"""
     tensors, own = read_weights(file), model.state_dict()
     pairs = {name: source for name, source in _sources(model, tensors).items() if name in own and source in tensors}
+    for name, source in pairs.items():
+        if name.endswith('patch_embed.proj.weight'): tensors[source] = _as_patches(tensors[source], own[name].shape)
     loaded = [name for name, source in pairs.items() if tensors[source].shape == own[name].shape]
     if not any(own[name].ndim for name in loaded):
         raise ValueError(f'{file}: none of its {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...) fits the model '

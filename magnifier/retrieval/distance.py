@@ -42,15 +42,23 @@ def squared_sums(
         return torch.from_numpy(np.concatenate([np.einsum('nd,nd->n', f, f, dtype=np.float64) for f in blocks]))
 
 
+def any_norms(
+    feats: Tensor,  # (n, d) features
+) -> Tensor:  # (n,) Euclidean norms, float64; NaN or infinite where a row is
+    "Norms of rows of any size"
+    norms = squared_sums(feats).sqrt_()
+    far = (~((norms > 1e-150) & (norms < 1e150))).nonzero()[:, 0]  # zero, NaN, or of squares that float64 cannot hold
+    largest = feats[far].double().abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny)
+    norms[far] = largest * (feats[far].double() / largest[:, None]).norm(dim=1)
+    return norms
+
+
 def row_norms(
     feats: Tensor,  # (n, d) features
     name: str,  # What to call them in an error
 ) -> Tensor:  # (n,) Euclidean norms, float64
     "Norms of the rows; a ValueError that names the first NaN or infinite row"
-    norms = squared_sums(feats).sqrt_()
-    far = (~((norms > 1e-150) & (norms < 1e150))).nonzero()[:, 0]  # zero, NaN, or of squares that float64 cannot hold
-    largest = feats[far].double().abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny)
-    norms[far] = largest * (feats[far].double() / largest[:, None]).norm(dim=1)
+    norms = any_norms(feats)
     bad = (~norms.isfinite()).nonzero()
     if len(bad):
         raise ValueError(f'{name}: {len(bad)} of {len(feats)} rows hold NaN or infinite values, the first is row {int(bad[0])}. '

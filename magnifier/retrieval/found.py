@@ -40,7 +40,8 @@ class Hits:
                      first=g['time'].min(), last=g['time'].max(), path=best.path, key=best.key)
                 for _, g in t.groupby(group, sort=False) for best in [g.loc[g['similarity'].idxmax()]]]
         columns = ['pid', 'similarity', 'images', 'cameras', 'first', 'last', 'path', 'key']
-        return pd.DataFrame(rows, columns=columns, dtype=object).astype({'pid': 'Int64', 'similarity': 'float64', 'images': 'int64'})
+        return pd.DataFrame(rows, columns=columns, dtype=object).astype(
+            {'pid': 'Int64', 'similarity': 'float64', 'images': 'int64', 'first': t['time'].dtype, 'last': t['time'].dtype})
 
 
 def as_table(

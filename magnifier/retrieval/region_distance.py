@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from magnifier.regions import region_indices
-from magnifier.retrieval.distance import MatrixDistances, band_slices, full_precision, handy, like, squared_sums, working_dtype
+from magnifier.retrieval.distance import MatrixDistances, band_slices, full_precision, handy, like, any_norms, working_dtype
 from magnifier.retrieval.inputs import as_matrix, as_tensor, choose
 
 __all__ = ['region_distance', 'NOTHING_SHARED']
@@ -91,7 +91,7 @@ def unit_regions(
     "Regions laid side by side, so that one product sums the cosines of those that both images show"
     n, k, c = feats.shape
     feats = feats.masked_fill(~visible[..., None], 0)
-    norms = squared_sums(feats.reshape(n * k, c)).sqrt().view(n, k)
+    norms = any_norms(feats.reshape(n * k, c)).view(n, k)
     bad = (~norms.isfinite()).nonzero()
     if len(bad):
         raise ValueError(f'{name}: region {int(bad[0, 1])} of image {int(bad[0, 0])} is visible and holds NaN or infinite values')

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 from fastai.vision.all import save_model
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.files import aside, clear_leftovers
+from magnifier.files import aside
 from magnifier.train.generators import seeded
 from magnifier.train.learner import ReIDLearner, magnifier_learner
 from magnifier.train.recipes import recipe as named
@@ -95,7 +95,6 @@ def ablate(
     if epochs < 1: raise ValueError(f'epochs={epochs}: train one or more')
     made = dict(recipe=recipe, epochs=epochs, arch=arch or plan.model['arch'], **{split: int(n) for split, n in catalog.split.value_counts().items()},
                 data=describe_data(catalog)['digest'])
-    for folder in ('runs', 'models'): clear_leftovers(out/folder)
     wanted = [(seed, _known(name)) for seed in seeds for name in (settings or settings_of(studies))]
     for i, (seed, name) in enumerate(wanted):
         file = out/'runs'/f'{_stem(name, seed)}.json'
@@ -165,7 +164,7 @@ def _check_same(file, made):
 
 def read_runs(
     out, # Folder that `ablate` wrote
-) -> pd.DataFrame: # A row a run: setting, seed, recipe, epochs, arch, images a split, R1 R5 R10 mAP mINP in [0,1], seconds
+) -> pd.DataFrame: # A row a run: setting, seed, recipe, epochs, arch, images a split, digest of the data, R1 R5 R10 mAP mINP in [0,1], seconds, commit
     "Runs that are finished, in the order of `SETTINGS` and of the seeds"
     runs = [{k: v for k, v in read_json(f).items() if not isinstance(v, dict)} for f in sorted((Path(out)/'runs').glob('*.json'))]
     if not runs: raise ValueError(f'{out}: no finished run there; `magnifier_ablate --out {out}` makes them')

@@ -1,5 +1,6 @@
 "A training's whole state, stored at the end of each epoch and taken up again: killed and resumed, it ends as if it had not been"
 import errno
+import os
 import time
 import warnings
 import zipfile
@@ -129,14 +130,14 @@ def write_checkpoint(
 def read_checkpoint(
     folder, # Of the checkpoints
 ):          # The newest whole state, its tensors on the CPU; None where there is none
-    "Reads the newest checkpoint; one that is damaged is removed with a warning, and the one before it taken"
+    "Reads the newest checkpoint; one that is damaged is set aside with a warning, and the one before it taken"
     for file in checkpoint_files(folder):
         try:
             with open(file, 'rb') as f: state = _whole(f)
-        except FileNotFoundError: continue  # another process found it damaged first
+        except FileNotFoundError: continue  # the first process set it aside
         except _Damaged as e:
-            warnings.warn(f'{file} is damaged ({e}) and was removed: going on from the checkpoint before it, if there is one')
-            file.unlink(missing_ok=True)
+            warnings.warn(f'{file} is damaged ({e}) and was set aside as {file.name}.damaged: going on from the checkpoint before it, if there is one')
+            if file.exists() and not rank_distrib(): os.replace(file, file.with_name(file.name + '.damaged'))
             continue
         if state.get('version') != VERSION: raise ValueError(f'{file} was written by another version of magnifier: train anew, in another folder')
         return state
@@ -156,6 +157,7 @@ def _whole(f):
     except (_Damaged, MemoryError): raise
     except Exception as e:
         if isinstance(e, OSError) and e.errno != errno.EINVAL: raise  # the disk's own; a wrong offset is "invalid argument"
+        if 'allocate memory' in str(e): raise  # torch's way to say that memory is short
         raise _Damaged(str(e).splitlines()[0] if str(e) else type(e).__name__) from e
 
 

@@ -44,9 +44,10 @@ def rank0_first(
         return
     gate = dist.new_group(backend='gloo', timeout=timedelta(seconds=timeout))  # making a data set may take longer than an exchange ever should
     if rank_distrib(): dist.barrier(gate)
-    yield
-    if not rank_distrib(): dist.barrier(gate)
-    dist.destroy_process_group(gate)
+    try: yield
+    finally:
+        if not rank_distrib(): dist.barrier(gate)
+        dist.destroy_process_group(gate)
 
 
 def _device(): return torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')

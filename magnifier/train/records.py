@@ -62,7 +62,7 @@ def describe_data(
     catalog:pd.DataFrame, # One row an image: `path`, `mask`, `pid`, `camid`, `split`
 ) -> dict:                # Counts, and a digest of which images these are, wherever their folder lies
     "What a run trains and is evaluated on"
-    train, masks = catalog[catalog.split == 'train'], [m if isinstance(m, str) else None for m in catalog['mask']]
+    train, masks = catalog[catalog.split == 'train'], [None if pd.isna(m) else os.fspath(m) for m in catalog['mask']]
     rows = zip(_below(catalog['path']), _below(masks), map(_size, masks), catalog['pid'], catalog['camid'], catalog['split'])
     digest = hashlib.sha256(json.dumps([[*files, int(pid), int(cam), s] for *files, pid, cam, s in rows]).encode()).hexdigest()[:16]
     return dict(images=len(train), identities=int(train['pid'].nunique()), masks=int(train['mask'].notna().sum()),

@@ -74,7 +74,8 @@ def train_run(
     join_ranks()  # of several processes each has its GPU from here on
     if rank_distrib(): say = noop
     with seeded(seed):
-        with rank0_first(): dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **loading)  # one decodes what all read
+        on_disk = loading.get('cache') not in (None, 'ram')  # one rank decodes what all of them read
+        with rank0_first() if on_disk else nullcontext(): dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **loading)
         learn = magnifier_learner(dls, **model)
         learn.add_cbs(cbs)
         asked.update(workers=dls.train.fake_l.num_workers, processes=max(1, num_distrib()))

@@ -133,6 +133,19 @@ def test_a_file_of_timms_network(tmp_path, arch, prefix):
     for name in filled: assert torch.equal(filled[name], values[name.removeprefix('net.').removeprefix('model.').replace('_', '.')])
 
 
+def test_a_file_of_patches_of_14(tmp_path):
+    timm = pytest.importorskip('timm')
+    arch = 'vit_small_patch14_dinov2'
+    net = timm.create_model(arch, num_classes=0, img_size=(56, 28))
+    torch.save(net.state_dict(), tmp_path/'dino.pth')
+    model = create_magnifier(arch, 5, False, hidden=16, weights=tmp_path/'dino.pth')
+    kernel = dict(model.backbone.named_parameters())[next(n for n, _ in model.backbone.named_parameters() if n.endswith('patch_embed.proj.weight'))]
+    flat = torch.ones(1, 3, 14, 14), torch.ones(1, 3, 16, 16)  # one colour is one token, whatever the patch's size
+    sums = [torch.nn.functional.conv2d(x, w).flatten() for x, w in zip(flat, (net.patch_embed.proj.weight, kernel))]
+    assert kernel.shape[-2:] == (16, 16) and torch.allclose(*sums, atol=1e-4)
+    assert not [n for n in model.weights_report.reshaped if 'patch_embed' in n]
+
+
 def test_a_pickled_model_says_what_to_save(tmp_path):
     torch.save(torchvision.models.resnet18(), tmp_path/'resnet50_model_120.pth')  # as reid-strong-baseline writes: the module, not its tensors
     with pytest.raises(ValueError, match='no file of plain tensors: save a state dict'): build(weights=tmp_path/'resnet50_model_120.pth')

@@ -31,7 +31,7 @@ def test_identities_once_each():
 def test_the_best_of_an_identity_is_its_most_similar_hit_whatever_the_order():
     t = Hits(as_table([ROWS[2], ROWS[1], ROWS[0]], ('similarity',))).by_identity()  # as re-ranking may leave them
     assert t['pid'].fillna(-1).tolist() == [3, -1] and t['similarity'].tolist() == [.9, .8] and t['path'][0] == 'a.png' and t['key'][0] == 'a'
-    assert [str(d) for d in t[['pid', 'similarity', 'images']].dtypes] == ['Int64', 'float64', 'int64']
+    assert [str(d) for d in t[['pid', 'similarity', 'images']].dtypes] == ['Int64', 'float64', 'int64'] and str(t['first'].dt.tz) == str(t['last'].dt.tz) == 'UTC'
 
 
 def test_large_identities_stay_what_they_are():

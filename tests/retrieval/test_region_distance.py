@@ -77,3 +77,11 @@ def test_what_does_not_fit(change, message):
 @pytest.mark.parametrize('regions, message', [([8], 'different regions of 0 to 7 wanted'), ([], 'different regions'), ([1, 1], 'different regions'), ('hat', "unknown region 'hat'"), ([-1], 'different regions')])
 def test_unknown_regions(regions, message):
     with pytest.raises(ValueError, match=message): region_distance(*case(), regions=regions)
+
+
+@pytest.mark.parametrize('scale', [1e-170, 1e-30, 1e30, 1e170])
+def test_the_size_of_features_does_not_matter(scale):
+    rng = np.random.default_rng(5)
+    q, g = rng.normal(size=(3, 8, 6)), rng.normal(size=(4, 8, 6))
+    seen = np.ones((3, 8), bool), np.ones((4, 8), bool)
+    np.testing.assert_allclose(region_distance(q*scale, g*scale, *seen), region_distance(q, g, *seen), atol=1e-6)

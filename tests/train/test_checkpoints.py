@@ -29,8 +29,8 @@ def test_any_truncation_is_noticed(tmp_path, share):
     for n in (1, 2): write_checkpoint(tmp_path, n, dict(n=n, weights=torch.rand(1000)))
     data = (tmp_path/'00002.pth').read_bytes()
     (tmp_path/'00002.pth').write_bytes(data[:int(share*len(data))])
-    with pytest.warns(UserWarning, match='00002.pth is damaged .* and was removed'): assert read_checkpoint(tmp_path)['n'] == 1
-    assert names(tmp_path) == ['00001.pth']
+    with pytest.warns(UserWarning, match='00002.pth is damaged .* and was set aside'): assert read_checkpoint(tmp_path)['n'] == 1
+    assert names(tmp_path) == ['00001.pth', '00002.pth.damaged']
 
 
 def test_any_wrong_byte_of_the_weights_is_noticed(tmp_path):
@@ -41,7 +41,7 @@ def test_any_wrong_byte_of_the_weights_is_noticed(tmp_path):
     (tmp_path/'00001.pth').write_bytes(data)
     torch.load(tmp_path/'00001.pth')  # torch does not notice
     with pytest.warns(UserWarning, match='wrong bytes in'): assert read_checkpoint(tmp_path) is None
-    assert names(tmp_path) == []
+    assert names(tmp_path) == ['00001.pth.damaged']
 
 
 def test_no_checkpoint_is_none(tmp_path):
@@ -181,4 +181,12 @@ def test_a_full_disk_is_told(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         with pytest.raises(OSError, match='cannot write .*00002.pth: .*make room'): write_checkpoint(tmp_path, 2, dict(w=torch.zeros(100_000)))
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == ['00001.pth']
+
+
+def test_short_memory_is_no_damage(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, 1, dict(n=1))
+    def short(*args, **kwargs): raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 97 bytes")
+    monkeypatch.setattr(torch, 'load', short)
+    with pytest.raises(RuntimeError, match='allocate memory'): read_checkpoint(tmp_path)
     assert names(tmp_path) == ['00001.pth']

@@ -61,6 +61,7 @@ def test_masks_of_another_kind_are_other_data(catalog, tmp_path):
     moved = own.assign(mask=own['mask'].str.replace('/a/', '/b/'))
     shutil.copytree(tmp_path/'a', tmp_path/'b')
     assert describe_data(moved) == describe_data(own)  # where they lie does not matter
+    assert describe_data(own.assign(mask=own['mask'].map(Path))) == describe_data(own)
     with open(moved['mask'][3], 'ab') as f: f.write(b'another')
     assert describe_data(moved)['digest'] != describe_data(own)['digest']
     assert describe_data(own.assign(mask=None))['digest'] != describe_data(own)['digest']

@@ -181,8 +181,9 @@ def test_a_finished_run_is_finished(straight, small, how):
 def test_nothing_to_resume_is_a_beginning(straight, small, how, tmp_path):
     said, out = [], tmp_path/'run'
     killed(lambda: train_run(small, 'paper', out, epochs=4, cbs=[DoAt(die)], **how))
+    (out/'.run.json-1.part').write_text('half')
     train_run(small, 'paper', out, epochs=4, resume=True, say=said.append, **how)
-    assert 'no finished epoch to resume from, starting from the beginning' in said[0]
+    assert 'no finished epoch to resume from, starting from the beginning' in said[0] and not list(out.glob('.*.part'))
     assert_same(out, straight[0])
 
 
