@@ -3,9 +3,10 @@ import warnings
 import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
-from magnifier.retrieval.distance import full_precision, normalise, working_dtype
+from magnifier.retrieval.distance import full_precision, normalise
 from magnifier.retrieval.inputs import as_features
 from magnifier.retrieval.neighbours import FeaturePairs
+from magnifier.retrieval.norms import working_dtype
 from magnifier.retrieval.rerank import check_settings, encode, jaccard_similarity
 
 __all__ = ['identity_clusters', 'jaccard_neighbours']

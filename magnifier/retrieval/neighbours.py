@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
-from magnifier.retrieval.distance import (FeatureDistances, MatrixDistances, centred, row_norms, row_slices, squared_distances, squared_sums,
-                                          working_dtype)
+from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, centred, squared_distances
+from magnifier.retrieval.norms import row_norms, row_slices, squared_sums, working_dtype
 
 __all__ = ['Neighbours', 'FeaturePairs', 'MatrixPairs']
 

@@ -5,9 +5,10 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
-from magnifier.retrieval.distance import full_precision, like, working_dtype
+from magnifier.retrieval.distance import full_precision, like
 from magnifier.retrieval.inputs import as_matrix, check_pair
 from magnifier.retrieval.neighbours import FeaturePairs, MatrixPairs, Neighbours
+from magnifier.retrieval.norms import working_dtype
 
 __all__ = ['rerank', 'rerank_distances', 'Reranked']
 

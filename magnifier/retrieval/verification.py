@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import torch
 from magnifier.retrieval.counting import Labels, JUNK
-from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, to_numpy, unit, working_dtype
+from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, to_numpy
 from magnifier.retrieval.inputs import as_matrix, as_tensor, check_pair
+from magnifier.retrieval.norms import unit, working_dtype
 
 __all__ = ['VerificationPairs', 'verification_pairs', 'roc', 'verification_table', 'Comparison', 'compare']
 

@@ -74,17 +74,22 @@ def train_run(
     join_ranks()  # of several processes each has its GPU from here on
     if rank_distrib(): say = noop
     with seeded(seed):
-        on_disk = loading.get('cache') not in (None, 'ram')  # one rank decodes what all of them read
-        with rank0_first() if on_disk else nullcontext(): dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **loading)
-        learn = magnifier_learner(dls, **model)
+        learn = _learner(catalog, loading, model, path=out, seed=seed, num_workers=workers)
         learn.add_cbs(cbs)
-        asked.update(workers=dls.train.fake_l.num_workers, processes=max(1, num_distrib()))
+        asked.update(workers=learn.dls.train.fake_l.num_workers, processes=max(1, num_distrib()))
         fit = partial(plan.fit, epochs=epochs, **fitting)
         with on_all_ranks(learn):
             record = _begin(out, plan, learn, fit, asked, state=state, rerank=rerank, say=say)
             with fast_training(learn) if fast else nullcontext(): _fit(out, learn, fit, record, state, say)
             record['figures'] |= _figures(learn, 'after', rerank)
         with rank0_first(): return _finish(out, learn, record, then)  # where a run has ended on one rank, its files are there
+
+
+def _learner(catalog, loading, model, **kwargs):
+    "A learner that nothing was trained of; what is cached on a disk is decoded by one process, and read by all"
+    on_disk = loading.get('cache') not in (None, 'ram')
+    with rank0_first() if on_disk else nullcontext(): dls = ReIDDataLoaders.from_df(catalog, **kwargs, **loading)
+    return magnifier_learner(dls, **model)
 
 
 def _found(out, asked, resume, say):
