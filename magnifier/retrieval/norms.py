@@ -30,6 +30,7 @@ def any_norms(
 ) -> Tensor:  # (n,) Euclidean norms, float64; NaN or infinite where a row is
     "Norms of rows of any size"
     norms = squared_sums(feats).sqrt_()
+    if feats.dtype != torch.float64: return norms  # squares of anything shorter are numbers in float64
     far = (~((norms > 1e-150) & (norms < 1e150))).nonzero()[:, 0]  # zero, NaN, or of squares that float64 cannot hold
     largest = feats[far].double().abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny)
     norms[far] = largest * (feats[far].double() / largest[:, None]).norm(dim=1)

@@ -137,7 +137,7 @@ def read_checkpoint(
         except FileNotFoundError: continue  # the first process set it aside
         except _Damaged as e:
             warnings.warn(f'{file} is damaged ({e}) and was set aside as {file.name}.damaged: going on from the checkpoint before it, if there is one')
-            if file.exists() and not rank_distrib(): os.replace(file, file.with_name(file.name + '.damaged'))
+            if not rank_distrib(): os.replace(file, file.with_name(file.name + '.damaged'))
             continue
         if state.get('version') != VERSION: raise ValueError(f'{file} was written by another version of magnifier: train anew, in another folder')
         return state

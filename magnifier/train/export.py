@@ -1,8 +1,6 @@
 "The embedding model as an ONNX file, checked before it is there"
 
 import json
-import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import magnifier
+from magnifier.files import aside
 from magnifier.model.embedder import ONNX_KEY
 from magnifier.model.embedding import EmbeddingNet
 from magnifier.train.learner import ReIDLearner
@@ -36,14 +35,11 @@ def export_onnx(
     except ImportError as e: raise ImportError(f"no {e.name}: pip install 'magnifier-reid[onnx]' to export") from e
     about = dict(version=magnifier.__version__, fingerprint=learn.fingerprint, preprocessing=describe_preprocessing(learn.dls))
     net, file = EmbeddingNet(learn.model, masks=masks).cpu(), Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{file.name}-', dir=file.parent) as aside:
-        written = Path(aside)/file.name
+    with aside(file) as part:
         program = _to_onnx(net, about['preprocessing']['size'])
         program.model.metadata_props[ONNX_KEY] = json.dumps(about)
-        program.save(written, external_data=False)
-        _check(net, written, about['preprocessing']['size'])
-        os.replace(written, file)
+        program.save(part, external_data=False)
+        _check(net, part, about['preprocessing']['size'])
     return file
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from fastai.vision.all import Callback
+from magnifier.files import aside
 from magnifier.train.callbacks import LossParts
 
 __all__ = ['NonFiniteLoss', 'StopAtNonFinite', 'StopByKeyboard']
@@ -72,8 +73,8 @@ class StopAtNonFinite(Callback):
         plain = lambda o: o.detach().cpu().as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o
         inputs = dict(zip(('images', 'given_masks', 'kept'), map(plain, seen['xb'])))
         targets = dict(zip(('identities', 'masks'), map(plain, seen['yb'][::-1])))
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({**inputs, **targets, 'parts': {k: float(v) for k, v in seen['parts'].items()}, 'epoch': seen['epoch'], 'step': seen['step']}, self.file)
+        parts = {k: float(v) for k, v in seen['parts'].items()}
+        with aside(self.file) as part: torch.save({**inputs, **targets, 'parts': parts, 'epoch': seen['epoch'], 'step': seen['step']}, part)
 
 
 class _Here:

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 from fastai.callback.schedule import ParamScheduler
 from fastai.vision.all import L
-from magnifier.train.callbacks import CPUBfloat16, SemanticDiversityPhase, ValidateEvery
 from magnifier.files import aside
+from magnifier.train.callbacks import CPUBfloat16, SemanticDiversityPhase, ValidateEvery
 from magnifier.train.schedules import WarmupMilestones
 
 __all__ = ['Stage', 'planned_stages', 'describe_data', 'environment', 'as_json', 'differing', 'write_json', 'read_json']

@@ -13,8 +13,8 @@ from magnifier.data.catalog import validate_catalog
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.files import aside, clear_leftovers
 from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint
-from magnifier.train.fast import fast_training
 from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
+from magnifier.train.fast import fast_training
 from magnifier.train.generators import seeded
 from magnifier.train.guards import StopAtNonFinite, StopByKeyboard
 from magnifier.train.learner import magnifier_learner
