@@ -27,7 +27,7 @@ def _one_thread():
 @pytest.fixture(scope='session')
 def walkers_root(tmp_path_factory):
     "A small embedded data set, drawn once"
-    from magnifier.data.walkers import walkers
+    from magnifier.walkers.dataset import walkers
     return walkers(tmp_path_factory.mktemp('walkers')/'market', n_train=8, n_test=6, seed=0)
 
 

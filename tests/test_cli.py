@@ -13,7 +13,7 @@ from magnifier.train.recipes import RECIPES, recipe
 @pytest.fixture(scope='module')
 def people(tmp_path_factory):
     "A set just large enough for a batch of the quick recipe"
-    from magnifier.data.walkers import walkers
+    from magnifier.walkers.dataset import walkers
     return walkers(tmp_path_factory.mktemp('cli')/'people', n_train=16, n_test=4, n_images=4, n_gallery=3)
 
 
@@ -165,7 +165,7 @@ def test_debug_shows_where_it_arose():
 
 
 def test_the_keyboard_stops_a_command(monkeypatch, capsys):
-    monkeypatch.setattr('magnifier.data.walkers.walkers', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr('magnifier.walkers.dataset.walkers', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(SystemExit) as e: cli.magnifier_walkers(n_train=3)
     assert e.value.code == 130 and capsys.readouterr().err == 'magnifier_walkers: stopped by the keyboard\n'
 

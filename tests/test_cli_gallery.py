@@ -71,7 +71,7 @@ def test_mistakes_in_a_search(exported, crops, tmp_path):
 
 
 def test_the_keyboard_leaves_a_gallery_whole(exported, crops, tmp_path, monkeypatch, capsys):
-    from magnifier.retrieval.gallery import Gallery
+    from magnifier.gallery.gallery import Gallery
     db, write, calls = str(tmp_path/'people.db'), Gallery._write, []
     def stopped(self, *args):
         calls.append(1)
@@ -86,7 +86,7 @@ def test_the_keyboard_leaves_a_gallery_whole(exported, crops, tmp_path, monkeypa
 
 
 def test_a_delete_that_was_stopped_is_ended_by_the_next(exported, crops, tmp_path, monkeypatch):
-    from magnifier.retrieval.gallery import Gallery
+    from magnifier.gallery.gallery import Gallery
     db, gone = tmp_path/'people.db', sorted(crops.iterdir())[0]
     holds = lambda: any(gone.name.encode() in f.read_bytes() for f in db.rglob('*') if f.is_file())
     cli.magnifier_index(str(crops), gallery=str(db), learner=exported)

@@ -20,8 +20,8 @@ def magnifier_app(
     import signal
     from threading import Event
     check_gallery(gallery)
-    from magnifier.look.page_server import is_local, serve_page
-    from magnifier.retrieval.gallery import Gallery
+    from magnifier.app.server import is_local, serve_page
+    from magnifier.gallery.gallery import Gallery
     learn = open_learner(learner)
     if not is_local(host): say(f'warning: whoever reaches {host} can search this gallery and see its pictures; nobody is asked for a password')
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is as clean as Ctrl-C

@@ -46,7 +46,7 @@ def read_catalog(
     "Catalog of a data set named on the command line"
     from pathlib import Path
     from magnifier.data import readers
-    from magnifier.data.walkers import walkers
+    from magnifier.walkers.dataset import walkers
     if data == EMBEDDED:
         drawn = path is not None and (Path(path)/'walkers.json').exists()  # taken as it is, whatever its size
         root = Path(path) if drawn else walkers(path)

@@ -18,7 +18,7 @@ def magnifier_walkers(
     """Draws the embedded data set, walkers, in Market-1501's layout with part masks, and prints where it is.
 
     Example: `magnifier_walkers /data/walkers --n-train 200`"""
-    from magnifier.data.walkers import walkers
+    from magnifier.walkers.dataset import walkers
     say(walkers(path, n_train=n_train, n_test=n_test, seed=seed, mask_noise=mask_noise))
 
 

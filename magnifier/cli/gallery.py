@@ -24,8 +24,8 @@ def magnifier_index(
     Examples: `magnifier_index crops --gallery people.db` · `magnifier_index crops.csv --learner model.onnx` ·
     `magnifier_index crops --pattern 'cam(?P<camid>\\d+)/t(?P<time>\\d+)'`"""
     from pathlib import Path
-    from magnifier.data.crops import CROP_PATTERN, crops_csv, crops_folder
-    from magnifier.retrieval.gallery import Gallery, GalleryWarning
+    from magnifier.gallery.crops import CROP_PATTERN, crops_csv, crops_folder
+    from magnifier.gallery.gallery import Gallery, GalleryWarning
     table = crops_csv(src) if Path(src).suffix.lower() == '.csv' else crops_folder(src, pattern or CROP_PATTERN)
     embedder = open_embedder(learner)
     with Gallery(gallery, regions=regions, width=width) as g, warnings.catch_warnings():
@@ -59,7 +59,7 @@ def magnifier_search(
 
     Examples: `magnifier_search person.jpg --not-camera 3 --save hits.png` ·
     `magnifier_search person.jpg --since 2026-01-31T13:00 --regions foot --json`"""
-    from magnifier.retrieval.gallery import Gallery
+    from magnifier.gallery.gallery import Gallery
     check_gallery(gallery)
     with Gallery(gallery) as g:
         hits = g.search(open_embedder(learner), image, k=k, not_camera=_numbers(not_camera, 'not-camera'), cameras=_numbers(cameras, 'cameras'),
@@ -84,7 +84,7 @@ def magnifier_delete(
     That takes a minute for some ten thousand images. Run again after it was stopped, it ends what it began. Exit code 1 where no image is of the people or files that were named.
 
     Examples: `magnifier_delete people.db --pids 7` · `magnifier_delete people.db --until 2026-01-01`"""
-    from magnifier.retrieval.gallery import Gallery
+    from magnifier.gallery.gallery import Gallery
     check_gallery(gallery)
     with Gallery(gallery) as g:
         n = g.delete(pids=_numbers(pids, 'pids'), paths=None if paths is None else _paths(paths), until=until)

@@ -5,7 +5,7 @@ from fastcore.basics import patch
 from magnifier.data.images import read_image
 from magnifier.look.drawing import put_note, put_picture
 from magnifier.look.picture import finish, tiles
-from magnifier.retrieval.found import Hits
+from magnifier.gallery.hits import Hits
 
 __all__ = []
 

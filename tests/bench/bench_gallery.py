@@ -58,7 +58,7 @@ def flat(folder, queries):
 
 def add(folder):
     "The gallery of a folder, filled through its store: what embedding costs comes on top"
-    from magnifier.retrieval.gallery_store import MilvusStore
+    from magnifier.gallery.store import MilvusStore
     g = np.load(folder/'gallery.npy', mmap_mode='r')
     start, start_cpu = time.perf_counter(), time.process_time()
     s = MilvusStore(str(folder/'people.db'), 'people')
@@ -72,7 +72,7 @@ def add(folder):
 
 
 def gallery(folder, queries, kind='exact'):
-    from magnifier.retrieval.gallery_store import MilvusStore
+    from magnifier.gallery.store import MilvusStore
     start = time.perf_counter()
     s = MilvusStore(str(folder/'people.db'), 'people')
     row = dict(open_s=time.perf_counter() - start)
@@ -104,7 +104,7 @@ def run(case, folder):
 
 def make(folder, images, dim, width):
     "Clustered features of `retrieval_bench`, narrowed where asked for; with what that costs in mAP"
-    from magnifier.retrieval.narrow import narrowed, principal_axes
+    from magnifier.gallery.narrow import narrowed, principal_axes
     from magnifier.retrieval.ranking import rank
     retrieval_bench.DIM, retrieval_bench.SIZES['gallery'] = dim, (500, images)
     (q, g), ids = retrieval_bench.features('gallery')

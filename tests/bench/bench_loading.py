@@ -18,7 +18,7 @@ from measure import write_csv
 
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.data.readers import market1501
-from magnifier.data.walkers import walkers
+from magnifier.walkers.dataset import walkers
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.recipes import recipe
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 from magnifier.data.readers import market1501
-from magnifier.data.walkers import walkers
+from magnifier.walkers.dataset import walkers
 from magnifier.retrieval.ranking import rank
 
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from magnifier.data.appearance import random_appearance
-from magnifier.data.canvas import stream
-from magnifier.data.figure import random_box, random_pose
+from magnifier.walkers.appearance import random_appearance
+from magnifier.walkers.canvas import stream
+from magnifier.walkers.figure import random_box, random_pose
 from magnifier.data.joints import regions_from_joints, stripe_masks
-from magnifier.data.pedestrian import OCCLUDERS, draw_walker
+from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
 from magnifier.regions import BODY_REGIONS
 
 # Somebody who stands and faces us, 100 pixels tall

@@ -53,7 +53,7 @@ def people(seer, few, tmp_path_factory):
     "A gallery of the dozen, an hour apart, made by the full model"
     pytest.importorskip('pymilvus')
     import magnifier.train.pretrained  # noqa: F401, what a gallery asks of a learner
-    from magnifier.retrieval.gallery import Gallery
+    from magnifier.gallery.gallery import Gallery
     with Gallery(tmp_path_factory.mktemp('people')/'people.db', regions=True) as gallery:
         gallery.add(seer, few.assign(time=[1_760_000_000 + 3600*i for i in range(len(few))]), progress=False)
         yield gallery
@@ -62,5 +62,5 @@ def people(seer, few, tmp_path_factory):
 @pytest.fixture
 def finder(seer, people):
     "What a page asks"
-    from magnifier.look.page_search import Finder
+    from magnifier.app.search import Finder
     return Finder(seer, people)

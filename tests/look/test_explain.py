@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from magnifier.data.appearance import COLOURS, random_appearance
-from magnifier.data.figure import random_pose
-from magnifier.data.pedestrian import draw_walker
+from magnifier.walkers.appearance import COLOURS, random_appearance
+from magnifier.walkers.figure import random_pose
+from magnifier.walkers.pedestrian import draw_walker
 from magnifier.look.explain import REST, explain_pair, match_words
 from magnifier.train.parts import embed_parts, region_areas
 from magnifier.look.picture import Picture

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from magnifier.look import found  # noqa: F401
-from magnifier.retrieval.found import Hits, as_table
+from magnifier.gallery.hits import Hits, as_table
 
 
 def rows(folder, n, **kwargs):

@@ -1,0 +1,153 @@
+"Who is in the embedded data set, which pictures are taken of them, and what is true of each"
+
+from dataclasses import asdict, dataclass
+import numpy as np
+from magnifier.regions import region_indices
+from magnifier.walkers.appearance import Appearance, differing_fields, family, random_appearance
+from magnifier.walkers.cameras import CAMERAS
+from magnifier.walkers.canvas import stream
+from magnifier.walkers.figure import Box, random_box, random_pose
+from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
+from magnifier.walkers.resample import enlarge
+
+__all__ = ['Identity', 'Shot', 'FOLDERS', 'identities', 'plan', 'take', 'noisy_mask']
+
+FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')
+LIMBS = ('upper_arm', 'lower_arm', 'upper_leg', 'lower_leg', 'foot')
+
+
+@dataclass(frozen=True)
+class Identity:
+    "Somebody in the data set"
+    pid: int
+    appearance: Appearance
+    family: int  # Four identities share it
+    detail: str  # The field of the appearance in which they differ
+
+
+@dataclass(frozen=True)
+class Shot:
+    "One image to draw"
+    split: str
+    pid: int     # -1 junk, 0 distractor
+    camid: int
+    name: str    # File name without its ending
+    who: Identity = None  # None for distractors
+
+    @property
+    def file(self) -> str:  # Path below the root, without its ending
+        "Where the image lies"
+        return f'{FOLDERS[self.split]}/{self.name}'
+
+
+def identities(
+    n: int,  # How many
+    seed: int,  # Of the set
+) -> list[Identity]:  # With pids from 1
+    "People in families of four, the last one perhaps smaller"
+    people = []
+    for f in range((n + 3) // 4):
+        four = family(stream(seed, 'family', f))
+        people += [Identity(4 * f + i + 1, a, f, differing_fields(four)[0]) for i, a in enumerate(four)]
+    return people[:n]
+
+
+def _shots(split, pid, camids, rng, who, start=0):
+    "Names in Market-1501's manner: identity, camera, sequence, frame, box"
+    pre = '-1' if pid < 0 else f'{pid:04d}'
+    for i, (camid, someone) in enumerate(zip(camids, who), start):
+        name = f'{pre}_c{camid}s{i % 3 + 1}_{125 * i + int(rng.integers(1, 120)):06d}_{int(rng.integers(1, 5)):02d}'
+        yield Shot(split, pid, camid, name, someone)
+
+
+def plan(
+    people: list,  # From `identities`
+    *,
+    n_train: int,  # The first so many are for training
+    n_images: int,  # Images of each of them
+    n_gallery: int,  # Gallery images of each of the others
+    n_distractors: int,  # Gallery images of nobody
+    n_junk: int,  # Junk boxes, of test identities
+    seed: int,  # Of the set
+) -> list[Shot]:  # In order
+    "Every image of the set; both queries of an identity find a match in another camera from the first gallery image on"
+    shots = []
+    for who in people:
+        rng = stream(seed, 'plan', who.pid)
+        cams = [int(c) + 1 for c in rng.permutation(len(CAMERAS))[:4 + int(rng.integers(3))]]
+        if who.pid <= n_train:
+            shots += _shots('train', who.pid, [cams[i % len(cams)] for i in range(n_images)], rng, [who] * n_images)
+        else:
+            shots += _shots('query', who.pid, cams[:2], rng, [who] * 2)
+            shots += _shots('gallery', who.pid, [cams[(i + 2) % 4] for i in range(n_gallery)], rng, [who] * n_gallery, start=2)
+    for pid, n in ((0, n_distractors), (-1, n_junk)):
+        for i in range(n):
+            rng = stream(seed, 'plan', pid, i)
+            who = people[int(rng.integers(n_train, len(people)))] if pid < 0 else None
+            shots += _shots('gallery', pid, [int(rng.integers(len(CAMERAS))) + 1], rng, [who], start=i)
+    return shots
+
+
+def _junk_box(rng):
+    "A box that caught a piece of somebody"
+    zoom = 1.7 + .9 * float(rng.random())
+    return Box(zoom, .9 * (float(rng.random()) - .5), (float(rng.random()) - .5) * zoom)
+
+
+def take(
+    shot: Shot,  # From `plan`
+    seed: int,  # Of the set
+    occluded: float,  # Share of images with an occluder
+) -> tuple:  # WalkerPicture, and its row of the table of truths
+    "Draw one image of the plan"
+    rng = stream(seed, 'image', shot.name)
+    pose, box, hides = random_pose(rng), random_box(rng), rng.random() < occluded
+    occluder = OCCLUDERS[int(rng.integers(len(OCCLUDERS)))] if hides else None
+    appearance = shot.who.appearance if shot.who else random_appearance(rng) if rng.random() < .6 else None
+    if shot.pid < 0: box = _junk_box(rng)
+    if appearance is None and occluder == 'walker': occluder = 'pole'
+    picture = draw_walker(appearance, pose, camera=shot.camid, seed=rng, occluder=occluder, box=box)
+    return picture, _truth(shot, picture, pose if appearance else None, box, occluder)
+
+
+def _truth(shot, picture, pose, box, occluder):
+    "A row of the table of truths"
+    who = shot.who
+    value = getattr(who.appearance, who.detail) if who else ''
+    joints = ' '.join(f'{x:.2f},{y:.2f},{int(v)}' for (x, y), v in zip(picture.joints, picture.visible)) if pose else ''
+    return dict(
+        file=f'{shot.file}.jpg', split=shot.split, pid=shot.pid, camid=shot.camid, person=who.pid if who else '',
+        **{name: getattr(pose, name) if pose else '' for name in ('view', 'yaw', 'phase', 'arms')},
+        **{name: round(value, 3) for name, value in asdict(box).items()}, occluder=occluder or '', occluded=round(picture.occluded, 4),
+        family=who.family if who else '', detail=who.detail if who else '', joints=joints,
+        value='#%02x%02x%02x' % value if isinstance(value, tuple) else value)
+
+
+def noisy_mask(
+    mask,  # (h, w) uint8 regions
+    strength: float,  # 0 leaves the mask as it is; 1 moves boundaries by up to 5 pixels of 128 and loses a limb in most images
+    rng,  # numpy Generator
+) -> np.ndarray:  # (h, w) uint8 regions
+    "The mask as a real parser would give it: wobbly boundaries, and now and then a limb on one side is lost to what surrounds it"
+    if not strength: return mask
+    h, w = mask.shape
+    reach = max(1, round(10 * strength * h / 128))
+    shift = []
+    for _ in range(2):
+        smooth = enlarge(rng.integers(0, 256, (h // 12 + 2, w // 12 + 2)), (h, w))
+        shift.append((smooth * reach + 128) // 256 - reach // 2)
+    y, x = np.arange(h)[:, None] + shift[0], np.arange(w)[None] + shift[1]
+    out = mask[np.clip(y, 0, h - 1), np.clip(x, 0, w - 1)]
+    for region in region_indices(LIMBS):
+        lost, side = rng.random() < .25 * strength, rng.random() < .5
+        if lost: out = _without(out, region, side)
+    return out
+
+
+def _without(mask, region, right):
+    "The mask without one side of a region, which becomes background"
+    columns = np.nonzero(mask == region)[1]
+    if not len(columns): return mask
+    middle = (int(columns.min()) + int(columns.max())) // 2
+    at = np.arange(mask.shape[1])[None] > middle
+    return np.where((mask == region) & (at if right else ~at), np.uint8(0), mask)

@@ -1,0 +1,180 @@
+"How a drawn pedestrian stands: pose, jointed skeleton, and its projection into a box"
+
+import math
+from dataclasses import dataclass
+from magnifier.walkers.appearance import Appearance
+
+__all__ = ['Pose', 'random_pose', 'skeleton', 'Projection', 'Box', 'random_box', 'fit', 'COCO_JOINTS', 'VIEWS', 'ARMS']
+
+COCO_JOINTS = ('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear', 'left_shoulder', 'right_shoulder', 'left_elbow', 'right_elbow',
+               'left_wrist', 'right_wrist', 'left_hip', 'right_hip', 'left_knee', 'right_knee', 'left_ankle', 'right_ankle')
+VIEWS = dict(front=0, left=90, back=180, right=270)  # Degrees of turn from facing the viewer towards the picture's right
+ARMS = ('swing', 'phone', 'pockets', 'folded')
+_SIDES = (('left', 1), ('right', -1))
+_FAR = 7.  # Distance of the camera in body heights
+
+
+@dataclass(frozen=True)
+class Pose:
+    "A moment of walking"
+    yaw: float = 0.       # Degrees from facing the viewer, turning towards the picture's right
+    phase: float = .25    # Of the gait, 0 to 1
+    stride: float = 1.    # 0 stands still, 1 walks
+    arms: str = 'swing'   # One of ARMS
+
+    @property
+    def view(self) -> str:  # One of VIEWS
+        "The nearest of the four views"
+        return tuple(VIEWS)[round(self.yaw / 90) % 4]
+
+
+@dataclass(frozen=True)
+class Box:
+    "How a detector cut the figure out"
+    zoom: float = 1.  # Size of the figure; 1 fills 0.9 of the height
+    dx: float = 0.    # Shift to the right, share of the box's width
+    dy: float = 0.    # Shift down, share of the box's height
+
+
+def _between(rng, low, high): return low + (high - low) * float(rng.random())
+
+
+def random_pose(
+    rng,  # numpy Generator to draw from
+) -> Pose:  # A moment of walking, seen from anywhere
+    "Front, back and both sides alike, up to 25 degrees off; one in four stands still; arms mostly swing"
+    yaw = tuple(VIEWS.values())[int(rng.integers(4))] + _between(rng, -25, 25)
+    stride = _between(rng, .55, 1.1) if rng.random() < .75 else _between(rng, 0, .25)
+    phase, arms = float(rng.random()), ARMS[max(0, int(rng.integers(-3, len(ARMS))))]
+    return Pose(round(yaw % 360, 2), round(phase, 3), round(stride, 3), arms)
+
+
+def random_box(
+    rng,  # numpy Generator to draw from
+    bad: float = .25,  # Share of boxes that are cut badly: too near, too far or shifted
+) -> Box:  # Where the figure lies in its box
+    "A detector's box: usually nearly right, sometimes not"
+    if rng.random() >= bad: return Box(_between(rng, .95, 1.07), _between(rng, -.05, .05), _between(rng, -.02, .02))
+    if rng.random() < .35: return Box(_between(rng, .7, .85), _between(rng, -.15, .15), _between(rng, -.06, .06))
+    zoom = _between(rng, 1.12, 1.36)
+    return Box(zoom, _between(rng, -.16, .16), _between(rng, -.5, .5) * (zoom - .95))
+
+
+def _limb(start, length, forward, outward):
+    "End of a limb that hangs from `start`, raised by `forward` and `outward` degrees"
+    f, o = math.radians(forward), math.radians(outward)
+    x, y, z = math.sin(o) * math.cos(f), -math.cos(f) * math.cos(o), math.sin(f)
+    return start[0] + length * x, start[1] + length * y, start[2] + length * z
+
+
+def _leg(joints, side, sign, a, pose):
+    swing = 2 * math.pi * (pose.phase + (0 if sign > 0 else .5))
+    thigh = 3 + 25 * pose.stride * math.sin(swing)
+    bend = 5 + 48 * pose.stride * max(0., math.cos(swing)) ** 2
+    hip = joints[f'{side}_hip'] = (.054 * sign * a.girth, .525 * a.legs, 0.)
+    knee = joints[f'{side}_knee'] = _limb(hip, .24 * a.legs, thigh, 1.5 * sign)
+    ankle = joints[f'{side}_ankle'] = _limb(knee, .24 * a.legs, thigh - bend, 0.)
+    pitch = math.radians((thigh - bend) * .55)
+    toe = (ankle[0] + .014 * sign, ankle[1] - .026 * math.cos(pitch) + .1 * math.sin(pitch), ankle[2] + .1 * math.cos(pitch))
+    joints[f'{side}_toe'] = toe
+    joints[f'{side}_heel'] = (ankle[0], ankle[1] - .022 * math.cos(pitch), ankle[2] - .022)
+
+
+def _arm(joints, side, sign, a, pose):
+    swing = 2 * math.pi * (pose.phase + (.5 if sign > 0 else 0))
+    shoulder = joints[f'{side}_shoulder'] = (.118 * sign * a.shoulders, .525 * a.legs + .277, 0.)
+    upper, out, bend, turn = 26 * pose.stride * math.sin(swing), 8 * sign, 16 + 14 * pose.stride * (1 + math.sin(swing)) / 2, 0.
+    if pose.arms == 'phone' and sign < 0: upper, out, bend, turn = 22, 10 * sign, 118, -6 * sign
+    if pose.arms == 'pockets': upper, out, bend, turn = -16, 17 * sign, 34, -20 * sign
+    if pose.arms == 'folded': upper, out, bend, turn = 12, 12 * sign, 82, -58 * sign
+    elbow = joints[f'{side}_elbow'] = _limb(shoulder, .168, upper, out)
+    if pose.arms == 'folded':
+        wrist = (elbow[0] - .12 * sign, elbow[1] + .02 + .012 * sign, elbow[2] + .085)
+    else: wrist = _limb(elbow, .142, upper + bend, out * .4 + turn)
+    joints[f'{side}_wrist'] = wrist
+    joints[f'{side}_hand'] = tuple(w + .3 * (w - e) for w, e in zip(wrist, elbow))
+
+
+def skeleton(
+    appearance: Appearance,  # Whose proportions
+    pose: Pose,  # And how they stand
+) -> dict:  # Name -> (x to the body's left, y up, z forward) in body heights, ground at 0; COCO joints and a few more
+    "Forward kinematics of a walking body"
+    if pose.arms not in ARMS: raise ValueError(f'unknown arms {pose.arms!r}: use one of {", ".join(ARMS)}')
+    a, joints = appearance, {}
+    for side, sign in _SIDES:
+        _leg(joints, side, sign, a, pose)
+        _arm(joints, side, sign, a, pose)
+    hip, head = .525 * a.legs, a.head
+    joints['pelvis'], joints['neck'] = (0., hip, 0.), (0., hip + .318, .004)
+    chin = hip + .36
+    joints['chin'], joints['crown'] = (0., chin, .016), (0., chin + .134 * head, .012)
+    joints['nose'] = (0., chin + .05 * head, .07 * head)
+    for side, sign in _SIDES:
+        joints[f'{side}_eye'] = (.021 * sign * head, chin + .068 * head, .06 * head)
+        joints[f'{side}_ear'] = (.053 * sign * head, chin + .056 * head, .012)
+    ground = min(joints[f'{s}_{p}'][1] for s, _ in _SIDES for p in ('toe', 'heel')) - .024
+    return {name: (x, y - ground, z) for name, (x, y, z) in joints.items()}
+
+
+class Projection:
+    "From body coordinates to canvas pixels: the body's turn, the camera's pitch and roll, and a little perspective"
+    def __init__(self,
+        yaw:float=0.,  # Degrees the body turns from facing the viewer
+        pitch:float=0.,  # Degrees the camera looks down
+        roll:float=0.,  # Degrees the picture is turned clockwise
+        scale:float=1.,  # Canvas pixels per body height
+        centre=(0., 0.),  # Canvas position of the body's middle, half-way up: x, y
+    ):
+        "Angles in degrees"
+        self.yaw, self.scale, self.centre = math.radians(yaw), scale, centre
+        self.pitch, self.roll = math.radians(pitch), math.radians(roll)
+
+    def _camera(self, point):
+        x, y, z = point[0], point[1] - .5, point[2]
+        x, z = x * math.cos(self.yaw) + z * math.sin(self.yaw), z * math.cos(self.yaw) - x * math.sin(self.yaw)
+        y, z = y * math.cos(self.pitch) - z * math.sin(self.pitch), z * math.cos(self.pitch) + y * math.sin(self.pitch)
+        return x, y, z, _FAR / (_FAR - z)
+
+    def __call__(self,
+        point,  # x to the body's left, y up, z forward, in body heights
+    ) -> tuple:  # x right, y down, z towards the viewer, in canvas pixels
+        "Project a point"
+        x, y, z, near = self._camera(point)
+        x, y = x * near, -y * near
+        x, y = x * math.cos(self.roll) - y * math.sin(self.roll), y * math.cos(self.roll) + x * math.sin(self.roll)
+        return self.centre[0] + x * self.scale, self.centre[1] + y * self.scale, z * self.scale
+
+    def size(self,
+        radius,  # In body heights
+        point=(0., .5, 0.),  # Where
+    ) -> float:  # In canvas pixels
+        "Projected length of a radius"
+        return radius * self.scale * self._camera(point)[3]
+
+    def span(self,
+        wide,  # Half-width of the body there, in body heights
+        deep,  # Half-depth
+    ) -> float:  # Half-width seen from this side, in canvas pixels
+        "Projected half-width of an elliptical trunk"
+        return self.scale * math.hypot(wide * math.cos(self.yaw), deep * math.sin(self.yaw))
+
+
+def fit(
+    joints,  # From `skeleton`
+    pose: Pose,  # For the body's turn
+    box: Box,  # Where the figure shall lie
+    size,  # Canvas height and width
+    *,
+    pitch=0.,  # Degrees the camera looks down
+    roll=0.,  # Degrees the picture is turned
+) -> Projection:  # That puts the figure there
+    "The projection for which crown and soles fill 0.9 of the box, then zoomed and shifted"
+    height, width = size
+    unit = Projection(pose.yaw, pitch, roll)
+    points = [unit(p) for p in joints.values()]
+    left, right = min(p[0] for p in points), max(p[0] for p in points)
+    top, bottom = min(p[1] for p in points) - .03, max(p[1] for p in points) + .028
+    scale = .98 * height / (bottom - top) * box.zoom
+    centre = (width * (.5 + box.dx) - scale * (left + right) / 2, height * (.5 + box.dy) - scale * (top + bottom) / 2)
+    return Projection(pose.yaw, pitch, roll, scale, centre)

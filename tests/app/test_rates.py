@@ -1,0 +1,90 @@
+"What thresholds stand for, against pairs counted one by one"
+import numpy as np
+import pandas as pd
+import pytest
+from magnifier.app.rates import PER_IDENTITY, SAMPLE, PairRates, pair_rates, sample_keys
+from magnifier.regions import N_REGIONS, REGIONS
+
+
+class Shelf:
+    "As much of a gallery as the rates ask for"
+
+    def __init__(self, pids, cameras, seed=0, d=6):
+        rng = np.random.default_rng(seed)
+        visible = rng.integers(0, 256, len(pids))
+        parts = rng.normal(size=(len(pids), N_REGIONS, 3)).astype(np.float32)
+        parts /= np.linalg.norm(parts, axis=2, keepdims=True)
+        parts *= (visible[:, None] >> np.arange(N_REGIONS) & 1)[..., None]
+        self.rows = [dict(key=f'k{i}', pid=p, camid=c, vector=rng.normal(size=d).astype(np.float32), regions=parts[i].ravel(), visible=int(visible[i]))
+                     for i, (p, c) in enumerate(zip(pids, cameras))]
+        self.store = self
+
+    def images(self): return pd.DataFrame(self.rows)[['key', 'pid', 'camid']].astype({'pid': 'Int64', 'camid': 'Int64'})
+
+    def get(self, keys, fields): return [{f: r[f] for f in fields} for r in self.rows if r['key'] in set(keys)]
+
+
+PIDS, CAMERAS = [1, 1, 1, 2, 2, 3, None, 0, 0, 3], [1, 2, 2, 1, None, 1, 1, 1, 2, 1]
+
+
+def slow(shelf, similarity):
+    "Pairs of people with names, one by one"
+    impostor, genuine = [], []
+    rows = [r for r in shelf.rows if r['pid']]
+    for i, a in enumerate(rows):
+        for b in rows[i + 1:]:
+            s = similarity(a, b)
+            if s is None: continue
+            if a['pid'] != b['pid']: impostor.append(s)
+            elif a['camid'] is None or b['camid'] is None or a['camid'] != b['camid']: genuine.append(s)
+    return sorted(impostor), sorted(genuine)
+
+
+def cosine(a, b): return float(a['vector'] @ b['vector']/np.linalg.norm(a['vector'])/np.linalg.norm(b['vector']))
+
+
+def by_regions(wanted):
+    def similarity(a, b):
+        both = [k for k in map(REGIONS.index, wanted) if a['visible'] & b['visible'] >> k << k & 1 << k]
+        if not both: return None
+        x, y = a['regions'].reshape(N_REGIONS, -1), b['regions'].reshape(N_REGIONS, -1)
+        return float(np.mean([x[k] @ y[k] for k in both]))
+    return similarity
+
+
+@pytest.mark.parametrize('regions', [(), ('foot',), ('head', 'chest', 'foot')])
+def test_pairs_are_those_counted_one_by_one(regions):
+    shelf = Shelf(PIDS, CAMERAS)
+    rates = pair_rates(shelf, regions)
+    impostor, genuine = slow(shelf, by_regions(regions) if regions else cosine)
+    np.testing.assert_allclose(rates.impostor, impostor, atol=1e-5)
+    np.testing.assert_allclose(rates.genuine, genuine, atol=1e-5)
+    for threshold in (-1, 0., .2, .5, 1.01):
+        assert rates.false_accept(threshold) == pytest.approx(np.mean(np.array(impostor) >= threshold))
+        if genuine: assert rates.misses(threshold) == pytest.approx(np.mean(np.array(genuine) < threshold))
+
+
+def test_a_pair_at_the_threshold_is_accepted():
+    rates = PairRates(np.array([.1, .5, .5, .9]), np.array([.5]))
+    assert rates.false_accept(.5) == .75 and rates.misses(.5) == 0 and rates.false_accept(.91) == 0 and rates.misses(.6) == 1
+
+
+def test_nobody_seen_by_two_cameras_leaves_misses_open():
+    rates = pair_rates(Shelf([1, 2, 3], [1, 1, 1]))
+    assert len(rates.impostor) == 3 and rates.misses(.5) is None
+
+
+@pytest.mark.parametrize('pids', [[None, None, None], [1, 1, 1], [0, 0, 1], [1, None, 0]])
+def test_unknown_without_two_people(pids): assert pair_rates(Shelf(pids, [1, 2, 3])) is None
+
+
+def test_one_person_with_many_pictures_is_not_many_people():
+    keys = sample_keys(Shelf([7]*500 + list(range(10, 30)), [1]*520).images())
+    assert len(keys) == PER_IDENTITY + 20 and len(set(keys)) == len(keys)
+
+
+def test_a_sample_holds_whole_identities_and_is_the_same_again():
+    images = Shelf(np.repeat(np.arange(1, 601), 4).tolist(), [1, 2, 3, 4]*600).images()
+    keys = sample_keys(images)
+    sizes = images[images['key'].isin(keys)]['pid'].value_counts()
+    assert len(keys) == SAMPLE and (sizes == 4).all() and keys == sample_keys(images) != sample_keys(images, seed=1)

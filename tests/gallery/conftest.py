@@ -1,0 +1,5 @@
+"The stub's names, wherever the tests are started from"
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
