@@ -1,37 +1,202 @@
-"Files that are there whole or not at all"
+"Files and folders that are there whole or not at all, and folders that one process keeps for itself while it works"
+
+import errno
+import glob
 import os
-from contextlib import contextmanager
+import secrets
+import shutil
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ['aside', 'clear_leftovers']
+try: import fcntl
+except ImportError: import msvcrt
+
+__all__ = ['aside', 'aside_folder', 'clear_leftovers', 'locked']
+
+WINDOWS = os.name == 'nt'
+FAR = 1 << 40  # Windows locks bytes against everybody: one that no file reaches
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # How a file system says that it has no locks
+FILLED = (errno.ENOTEMPTY, errno.EEXIST)  # How a folder that holds something says so
+
+_held = set()  # Open files whose locks are ours
 
 
 @contextmanager
 def aside(
     file,  # What is to be written; its folder is made
     *,
-    synced: bool = True,  # Wait for the disk, so that a power cut cannot leave the name on old blocks; False for thousands of small files
-):  # Path to write to, hidden, in the same folder and this process's own
-    """A file beside `file` that takes its place once it is whole and on the disk; where writing fails or is killed, `file` stays as it
-    was. An OSError that names `file` where it cannot be written"""
+    synced: bool = True,  # Wait for the disk, as a power cut asks for; False for thousands of small files
+):  # Path to write to, hidden, in the same folder and of this call alone
+    """A file beside `file` that takes its place once it is written; where writing fails or is killed, `file` stays as it was.
+    An OSError that names `file` where it cannot be written"""
     file = Path(file)
-    part = file.with_name(f'.{file.name}-{os.getpid()}.part')
-    try:
+    part = _part_of(file)
+    with _named(file, part):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        lock = _new_lock(part)
+    try:
+        with _named(file, part):
             yield part
             if synced:
                 with open(part, 'rb+') as f: os.fsync(f.fileno())
+            if WINDOWS: _release(lock)  # it renames no open file
             os.replace(part, file)
-        finally: part.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and 'inline_container' not in str(e): raise  # that is how torch says that a disk is full
-        why = getattr(e, 'strerror', None) or str(e).splitlines()[0]
-        raise OSError(f'cannot write {file}: {why}; make room or name another folder') from e
+    finally: _drop(lock, part)
+
+
+@contextmanager
+def aside_folder(
+    folder,  # What is to be filled; its parent is made
+    *,
+    exist_ok: bool = False,  # The files join a folder that is there, and replace those of their names one by one
+):  # Path to an empty hidden folder, beside `folder` and of this call alone
+    """A folder that takes the place of `folder` once it is filled; where filling it fails or is killed, nothing changes. What
+    killed processes left beside `folder` is removed. A FileExistsError where `folder` holds anything (an empty one is
+    replaced), and an OSError that names `folder` where it cannot be written"""
+    folder = Path(folder)
+    part = _part_of(folder)
+    whole = part/'whole'
+    if not exist_ok: _refuse_filled(folder)
+    with _named(folder, part):
+        whole.mkdir(parents=True)
+        lock = _new_lock(part/'lock')
+    try:
+        clear_leftovers(folder.parent, folder.name)
+        with _named(folder, part):
+            yield whole
+            _settle(whole, folder, exist_ok)
+    finally: _drop(lock, part)
 
 
 def clear_leftovers(
-    folder,  # Where nobody else writes now; it need not be there
+    folder,  # Where to look; it need not be there
+    name: str = None,  # Of the file or folder that was written; None for all
 ):
-    "Removes what `aside` left in a folder when its process was killed"
-    for left in Path(folder).glob('.*.part'): left.unlink(missing_ok=True)
+    "Removes what `aside` and `aside_folder` left when their process was killed; what a living process is writing stays"
+    for part in Path(folder).glob(f'.{"*" if name is None else glob.escape(name)}-*.part'):
+        lock_file = part/'lock' if part.is_dir() else part
+        with suppress(FileNotFoundError):  # another process clears as well
+            lock = _take_lock(lock_file, without=False) if lock_file.exists() else None
+            if lock: _drop(lock, part)
+
+
+@contextmanager
+def locked(
+    folder,  # Made where it is not there
+):
+    """Keeps `folder` for this process until the block or the process ends, however it ends. A BlockingIOError where another
+    process, or another thread of this one, keeps it"""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder/'.lock'
+    lock = _take_lock(file, without=True)
+    if not lock:
+        raise BlockingIOError(f'{folder}: another process is at work in this folder. Wait until it ends, or name another folder')
+    try: yield
+    finally: _drop(lock, file)
+
+
+def _part_of(path): return path.with_name(f'.{path.name}-{secrets.randbelow(10**9)}.part')
+
+
+def _refuse_filled(folder):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f'{folder} is there and not empty: name another folder, or remove it')
+
+
+def _settle(whole, folder, exist_ok):
+    "Puts a filled folder in its place, or its files into the folder that is there"
+    if exist_ok and folder.is_dir():
+        for file in sorted(whole.iterdir()): os.replace(file, folder/file.name)
+        return
+    try:
+        if folder.is_dir(): folder.rmdir()
+        os.rename(whole, folder)
+    except OSError as error:
+        if error.errno not in FILLED: raise
+        _refuse_filled(folder)  # another process was first
+        raise
+
+
+@contextmanager
+def _named(path, part):
+    "Errors of writing `part` become an OSError that names `path`; errors about other files pass"
+    try: yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else _refusal(part)
+        if cause is None or not _concerns(cause, part): raise
+        raise OSError(f'cannot write {path}: {cause.strerror}; make room or name another folder') from error
+
+
+def _refusal(part):
+    "What the disk says to one more megabyte, or None: torch has no error of its own for a full disk"
+    if not part.is_file(): return None
+    try:
+        with open(part, 'ab') as f: f.write(bytes(1 << 20))
+    except OSError as error: return error
+
+
+def _concerns(error, part):
+    "Whether the system raised this error for `part`, for something in it, or for a folder on the way to it"
+    if error.strerror is None: return False
+    if not isinstance(error.filename, (str, os.PathLike)): return True
+    there, here = Path(os.path.abspath(error.filename)), Path(os.path.abspath(part))
+    return there.is_relative_to(here) or here.is_relative_to(there)
+
+
+def _new_lock(file):
+    "The lock of a file that nobody else knows; a process that clears leftovers may still be quicker"
+    lock = None
+    while not lock: lock = _take_lock(file, without=True)
+    return lock
+
+
+def _take_lock(file, without):
+    "An open file that holds the lock of `file`, or None where another does; `without` is the answer where there are no locks"
+    handle = open(file, 'ab', buffering=0)
+    if _lock(handle, without) and _is_at(file, handle):
+        _held.add(handle)
+        return handle
+    handle.close()
+    return None
+
+
+def _lock(handle, without):
+    try:
+        if WINDOWS:
+            os.lseek(handle.fileno(), FAR, os.SEEK_SET)
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        else: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError): return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS: raise
+        return without
+    return True
+
+
+def _is_at(file, handle):
+    "Whether `file` is still what was opened: its last holder may have removed it in between"
+    try: return os.path.samestat(os.stat(file), os.fstat(handle.fileno()))
+    except FileNotFoundError: return False
+
+
+def _release(lock):
+    _held.discard(lock)
+    lock.close()
+
+
+def _drop(lock, path):
+    "Removes `path`, file or folder, and gives up its lock: in this order, so that nobody takes a lock that is about to go"
+    if WINDOWS: _release(lock)  # it removes no open file
+    if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(PermissionError): path.unlink(missing_ok=True)  # Windows: another has just opened it
+    _release(lock)
+
+
+def _release_all():
+    for lock in tuple(_held): _release(lock)
+
+
+# A child shares the locks of its parent and would keep them after the parent's death
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_release_all)
