@@ -1,0 +1,108 @@
+"""People across cameras: tracklets joined by what they look like and by what is possible.
+
+A tracklet is one person as one camera followed them, from one time to another. Two tracklets can be one person if they look alike and
+nobody would have to be at two places at once."""
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+__all__ = ['join_tracklets', 'impossible_pairs', 'unlabelled_threshold', 'certainty']
+
+NEVER = 1e6  # Distance of a pair that cannot be one person: its share of any mean of distances is above every threshold
+FEWEST_PAIRS = 10  # Pairs of different people that a threshold without labels rests on, at least
+
+
+def impossible_pairs(
+    camids,  # (t,) cameras of the tracklets
+    starts,  # (t,) seconds at which they begin
+    ends,  # (t,) seconds at which they end
+    *,
+    travel: Mapping | None = None,  # (camera, camera) -> least seconds between leaving the one and reaching the other, in either order
+) -> np.ndarray:  # (t, t) booleans, symmetric, False on the diagonal
+    "Pairs of tracklets that are two people: at one time in one camera, or further apart than one can walk in the time between"
+    camids, starts, ends = np.asarray(camids), np.asarray(starts, float), np.asarray(ends, float)
+    if (ends < starts).any(): raise ValueError(f'tracklet {int((ends < starts).argmax())} ends before it begins')
+    gap = np.maximum(starts[:, None] - ends, starts - ends[:, None])  # (t, t) seconds between; 0 or less where they overlap
+    never = (camids[:, None] == camids) & (gap <= 0)
+    for pair, seconds in (travel or {}).items():
+        if not seconds >= 0: raise ValueError(f'travel between cameras {pair}: {seconds} seconds; 0 or more are wanted')
+        a, b = pair
+        between = (camids[:, None] == a) & (camids == b)
+        never |= (between | between.T) & (gap < seconds)
+    np.fill_diagonal(never, False)
+    return never
+
+
+def join_tracklets(
+    distances,  # (t, t) distances between tracklets, symmetric, 0 or more
+    never,  # (t, t) booleans: pairs that cannot be one person (`impossible_pairs`)
+    threshold: float,  # People are joined while the mean distance between their tracklets is at most this
+    *,
+    known=None,  # (t,) people that are known already, -1 where a tracklet is new: they stay as they are, and stay apart
+) -> np.ndarray:  # (t,) people from 0; known ones keep their numbers, new ones follow
+    """Average-linkage clustering (Sokal and Michener 1958) in which the impossible never happens. Tracklets that are one person by
+    `known` are joined first, whatever lies between them; new tracklets join known people or become new ones"""
+    distances = np.array(distances, dtype=float)
+    t = len(distances)
+    known = np.full(t, -1) if known is None else np.asarray(known)
+    if t < 2: return _renumbered(np.zeros(t, int), known)
+    distances[np.asarray(never, bool)] = NEVER
+    named = (known >= 0)[:, None] & (known >= 0)
+    same = known[:, None] == known
+    distances[named & same] = 0
+    distances[named & ~same] = NEVER
+    np.fill_diagonal(distances, 0)
+    merges = linkage(squareform(distances, checks=False), 'average')
+    return _renumbered(fcluster(merges, threshold, 'distance'), known)
+
+
+def _renumbered(groups, known):
+    "Known people keep their numbers; new people are numbered after them, in the order of their first tracklet"
+    people, following = np.empty(len(groups), int), int(known.max(initial=-1)) + 1
+    for group in pd.unique(groups):
+        members = groups == group
+        number = int(known[members].max())
+        if number < 0:
+            number = following
+            following += 1
+        people[members] = number
+    return people
+
+
+def unlabelled_threshold(
+    distances,  # (t, t) distances between tracklets
+    never,  # (t, t) booleans: pairs that are two people (`impossible_pairs`)
+    *,
+    far: float = .01,  # Share of the pairs of two people that may lie under the threshold
+) -> float:  # A distance for `join_tracklets`
+    """A threshold without a single label: two tracklets at one time in one camera are two people, so their distances say how alike
+    strangers look. A ValueError where there are too few of them to say so"""
+    strangers = np.asarray(distances)[np.triu(np.asarray(never, bool), 1)]
+    if len(strangers) < FEWEST_PAIRS:
+        raise ValueError(f'{len(strangers)} pairs of tracklets are at one time in one camera, and {FEWEST_PAIRS} are needed to tell how alike '
+                         'strangers look: give a threshold, as `learn.threshold` finds one on labelled images')
+    if not 0 < far < 1: raise ValueError(f'far={far}: a share above 0 and below 1 is wanted')
+    return float(np.quantile(strangers, far))
+
+
+def certainty(
+    distances,  # (t, t) distances between tracklets
+    people,  # (t,) person of each
+) -> np.ndarray:  # (t,) from -1 to 1: 1 is sure, 0 could be either, below 0 looks more like somebody else; NaN where nobody else is there
+    """How much nearer a tracklet is to its own person than to the nearest other: the silhouette (Rousseeuw 1987).
+    A person of one tracklet is as certain as the next person is far, which is taken as 0 as there"""
+    distances, people = np.asarray(distances, float), np.asarray(people)
+    numbers, group = np.unique(people, return_inverse=True)
+    if len(numbers) < 2: return np.full(len(people), np.nan)
+    member = np.eye(len(numbers))[group]  # (t, people)
+    counts = member.sum(0)
+    sums = distances @ member
+    own = sums[np.arange(len(people)), group] / np.maximum(counts[group] - 1, 1)
+    means = sums / counts
+    means[np.arange(len(people)), group] = np.inf
+    other = means.min(1)
+    value = (other - own) / np.maximum(np.maximum(own, other), 1e-12)
+    return np.where(counts[group] == 1, 0., value)

@@ -1,0 +1,146 @@
+"Frames of a camera, read once and in order, and the people cut out of them"
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from magnifier.data.images import read_image
+
+__all__ = ['Video', 'Crop', 'cut_boxes', 'read_frame']
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+LEAST_VISIBLE = .1  # Share of a box that must lie in its frame
+
+
+class Crop(NamedTuple):
+    "One box cut out of its frame"
+    row: int  # Its row in the table of boxes, from 0
+    frame: int  # Its frame, from 1
+    image: Image.Image  # RGB, the part of the box that lies in the frame
+
+
+class Video:
+    """A video file (PyAV decodes it), or a folder of frames whose names end in their number, as 000001.jpg.
+
+    FileNotFoundError where neither is there; ValueError for a folder without numbered frames, or a file that is no video;
+    ImportError where a file needs PyAV and it is missing"""
+
+    def __init__(
+        self,
+        source: str | Path,  # Video file, or folder of frames
+        *,
+        fps: float | None = None,  # Frames a second; None takes a video file's own, and is refused for a folder
+    ):
+        self.source = Path(source)
+        if not self.source.exists(): raise FileNotFoundError(f'{source}: no such video, and no such folder of frames')
+        self.files = _numbered(self.source) if self.source.is_dir() else None
+        if self.files is not None and fps is None:
+            raise ValueError(f'{source} is a folder of frames, which does not say how many there are a second: give fps')
+        self.fps = float(fps) if fps is not None else _video_fps(self.source)
+        if not 0 < self.fps <= 1000: raise ValueError(f'fps={self.fps:g}: frames a second, above 0 and up to 1000, are wanted')
+
+    def frames(
+        self,
+        wanted: Iterable[int] | None = None,  # Frame numbers to give, from 1; None gives all
+    ) -> Iterator[tuple[int, np.ndarray]]:  # (number, H x W x 3 uint8 RGB), by rising number
+        "Frames in order. A number that the video does not have is passed over: what ends early gives fewer"
+        wanted = None if wanted is None else set(wanted)
+        last = None if wanted is None else max(wanted, default=0)
+        for number, decode in self._sources():
+            if last is not None and number > last: return
+            if wanted is None or number in wanted: yield number, decode()
+
+    def _sources(self):
+        "Numbers, each with what decodes it"
+        if self.files is not None:
+            for number, file in self.files.items():
+                yield number, lambda file=file: np.asarray(read_image(file))
+        else: yield from _decoded(self.source)
+
+
+def _numbered(folder):
+    "Number -> file, by rising number"
+    found = {}
+    for file in sorted(folder.iterdir()):
+        number = re.search(r'(\d+)$', file.stem)
+        if number and file.suffix.lower() in IMAGE_SUFFIXES: found[int(number[1])] = file
+    if not found: raise ValueError(f'{folder} holds no frames: images whose names end in their number, as 000001.jpg, are wanted')
+    return dict(sorted(found.items()))
+
+
+def _av():
+    try: import av
+    except ImportError as e: raise ImportError("video files need PyAV: pip install 'magnifier-reid[video]', or give a folder of frames") from e
+    return av
+
+
+def _opened(file):
+    av = _av()
+    try: container = av.open(str(file))
+    except av.FFmpegError as e: raise ValueError(f'{file}: not a video that can be read ({e.strerror})') from e
+    if not container.streams.video:
+        container.close()
+        raise ValueError(f'{file} holds no video stream')
+    return container
+
+
+def _video_fps(file):
+    with _opened(file) as container: rate = container.streams.video[0].average_rate
+    if not rate: raise ValueError(f'{file} does not say how many frames it has a second: give fps')
+    return float(rate)
+
+
+def _decoded(file):
+    "Decodes in order; damage in the middle ends the video there"
+    av = _av()
+    with _opened(file) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = 'AUTO'
+        number = 0
+        try:
+            for frame in container.decode(stream):
+                number += 1
+                yield number, lambda frame=frame: frame.to_ndarray(format='rgb24')
+        except av.FFmpegError: return
+
+
+def cut_boxes(
+    video: Video,  # Where the frames come from
+    boxes: pd.DataFrame,  # Columns frame, left, top, width, height (pixels from 0), as `read_mot` gives them
+) -> Iterator[Crop]:  # By frame; boxes whose frame is missing, or that lie outside it, are left out
+    "The people in the boxes, each frame being decoded once"
+    by_frame = boxes.groupby('frame').indices  # frame -> positions
+    corners = _corners(boxes)
+    for number, frame in video.frames(by_frame):
+        for row in by_frame[number]:
+            image = _cut(frame, corners[row])
+            if image is not None: yield Crop(int(row), number, image)
+
+
+def _corners(boxes):  # (n, 4): left, top, right, bottom
+    left, top = boxes['left'].to_numpy(float), boxes['top'].to_numpy(float)
+    return np.stack([left, top, left + boxes['width'].to_numpy(float), top + boxes['height'].to_numpy(float)], 1)
+
+
+def _cut(frame, corners):
+    "The part of a box inside its frame, or None where too little of it is inside"
+    height, width = frame.shape[:2]
+    left, right = np.clip(corners[[0, 2]], 0, width).round().astype(int)
+    top, bottom = np.clip(corners[[1, 3]], 0, height).round().astype(int)
+    inside = (right - left) * (bottom - top)
+    whole = (corners[2] - corners[0]) * (corners[3] - corners[1])
+    if inside < max(1, LEAST_VISIBLE * whole): return None
+    return Image.fromarray(frame[top:bottom, left:right])
+
+
+def read_frame(
+    source: str | Path,  # Video file or folder of frames
+    number: int,  # Frame, from 1
+) -> Image.Image:  # RGB
+    "One frame; a ValueError where the video does not have it"
+    for _, frame in Video(source, fps=1).frames([number]): return Image.fromarray(frame)
+    raise ValueError(f'{source} has no frame {number}')

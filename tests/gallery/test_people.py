@@ -1,0 +1,104 @@
+"Tracklets joined to people: against a slow loop, and against what cannot be"
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from magnifier.gallery.people import certainty, impossible_pairs, join_tracklets, unlabelled_threshold
+
+
+def slow_join(distances, never, threshold):
+    "Joins the nearest pair of groups that may be joined, until none is near enough"
+    groups = [[i] for i in range(len(distances))]
+    while True:
+        pairs = [(np.mean([distances[i][j] for i in a for j in b]), x, y) for x, a in enumerate(groups) for y, b in enumerate(groups)
+                 if x < y and not any(never[i][j] for i in a for j in b)]
+        if not pairs or min(pairs)[0] > threshold: return {frozenset(g) for g in groups}
+        _, x, y = min(pairs)
+        groups[x] += groups.pop(y)
+
+
+def as_sets(people): return {frozenset(np.flatnonzero(people == p).tolist()) for p in set(people.tolist())}
+
+
+def drawn(seed, t):
+    rng = np.random.default_rng(seed)
+    d = rng.random((t, t))
+    d = (d + d.T) / 2
+    np.fill_diagonal(d, 0)
+    never = rng.random((t, t)) < .3
+    never = never | never.T
+    np.fill_diagonal(never, False)
+    return d, never
+
+
+@given(st.integers(0, 10_000), st.integers(1, 9), st.floats(.1, .9))
+@settings(max_examples=60, deadline=None)
+def test_as_the_slow_loop(seed, t, threshold):
+    distances, never = drawn(seed, t)
+    assert as_sets(join_tracklets(distances, never, threshold)) == slow_join(distances, never, threshold)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 12))
+@settings(max_examples=40, deadline=None)
+def test_the_impossible_never_happens(seed, t):
+    distances, never = drawn(seed, t)
+    people = join_tracklets(distances, never, 1.)
+    assert not ((people[:, None] == people) & never).any()
+
+
+def test_known_people_stay_and_new_tracklets_join_them():
+    line = np.array([0., .1, 1., 1.1, 1.2, 3.])
+    distances = np.abs(line[:, None] - line)
+    never = np.zeros((6, 6), bool)
+    people = join_tracklets(distances, never, .3, known=[4, -1, 2, -1, 2, -1])
+    assert people.tolist() == [4, 4, 2, 2, 2, 5]
+
+
+def test_two_known_people_are_never_joined():
+    assert join_tracklets(np.zeros((2, 2)), np.zeros((2, 2), bool), 1., known=[0, 1]).tolist() == [0, 1]
+
+
+def test_people_are_numbered_by_their_first_tracklet():
+    distances = 1 - np.eye(3)
+    assert join_tracklets(distances, np.zeros((3, 3), bool), .5).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize('t', [0, 1])
+def test_few_tracklets(t): assert join_tracklets(np.zeros((t, t)), np.zeros((t, t), bool), .5).tolist() == list(range(t))
+
+
+def test_one_camera_at_one_time_is_two_people():
+    never = impossible_pairs([1, 1, 1, 2], [0, 5, 20, 5], [10, 15, 30, 15])
+    assert never.tolist() == [[False, True, False, False], [True, False, False, False], [False]*4, [False]*4]
+
+
+def test_travel_takes_time_in_either_order():
+    never = impossible_pairs([1, 2, 2], [0, 12, 40], [10, 20, 50], travel={(2, 1): 5})
+    assert never[0].tolist() == [False, True, False]
+    assert (never == never.T).all()
+
+
+def test_bad_times_and_travel_are_refused():
+    with pytest.raises(ValueError, match='tracklet 1 ends before'): impossible_pairs([1, 1], [0, 5], [1, 4])
+    with pytest.raises(ValueError, match='-1 seconds'): impossible_pairs([1, 2], [0, 0], [1, 1], travel={(1, 2): -1})
+
+
+def test_a_threshold_without_labels_lies_among_the_strangers():
+    distances = np.full((12, 12), .2)
+    never = np.zeros((12, 12), bool)
+    never[:6, 6:] = never[6:, :6] = True
+    strangers = np.linspace(.5, .9, 36).reshape(6, 6)
+    distances[:6, 6:] = strangers
+    distances[6:, :6] = strangers.T
+    assert unlabelled_threshold(distances, never, far=.1) == pytest.approx(np.quantile(strangers, .1))
+    with pytest.raises(ValueError, match='0 pairs of tracklets'): unlabelled_threshold(distances, np.zeros_like(never))
+
+
+def test_certainty_is_scikit_learns_silhouette():
+    metrics = pytest.importorskip('sklearn.metrics')
+    distances, _ = drawn(3, 12)
+    people = np.array([0, 0, 1, 1, 1, 2, 2, 3, 4, 4, 4, 4])
+    assert np.allclose(certainty(distances, people), metrics.silhouette_samples(distances, people, metric='precomputed'))
+
+
+def test_alone_nobody_is_certain(): assert np.isnan(certainty(np.zeros((2, 2)), [0, 0])).all()

@@ -1,0 +1,104 @@
+"Frames from files and folders, and people cut out of them"
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from magnifier.gallery.video import Video, cut_boxes, read_frame
+
+
+def frame(number, size=(48, 64)):
+    "A frame whose grey tells its number"
+    return np.full((*size, 3), 20 * number, np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in (1, 2, 4): Image.fromarray(frame(number)).save(tmp_path/f'{number:06d}.png')
+    (tmp_path/'notes.txt').write_text('no frame')
+    return tmp_path
+
+
+@pytest.fixture(scope='module')
+def film(tmp_path_factory):
+    "Ten frames as an MP4, one shade each"
+    av = pytest.importorskip('av')
+    file = tmp_path_factory.mktemp('film')/'cam1.mp4'
+    with av.open(str(file), 'w') as container:
+        stream = container.add_stream('mpeg4', rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
+        for number in range(1, 11):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame(number), format='rgb24')): container.mux(packet)
+        for packet in stream.encode(): container.mux(packet)
+    return file
+
+
+def boxes(rows): return pd.DataFrame(rows, columns=['frame', 'left', 'top', 'width', 'height'])
+
+
+def test_a_folder_gives_its_frames_by_number(folder):
+    found = list(Video(folder, fps=5).frames())
+    assert [number for number, _ in found] == [1, 2, 4]
+    assert all((image == 20 * number).all() for number, image in found)
+
+
+def test_only_the_wanted_frames(folder):
+    assert [number for number, _ in Video(folder, fps=5).frames([2, 3, 9])] == [2]
+
+
+def test_a_film_gives_its_frames_and_its_rate(film):
+    video = Video(film)
+    assert video.fps == 5
+    shades = [(number, int(image.mean())) for number, image in video.frames()]
+    assert [number for number, _ in shades] == list(range(1, 11))
+    assert all(abs(shade - 20 * number) < 6 for number, shade in shades)
+
+
+def test_a_film_that_ends_in_the_middle_gives_what_it_has(film, tmp_path):
+    cut = tmp_path/'cut.avi'
+    av = pytest.importorskip('av')
+    with av.open(str(cut), 'w') as container:  # a container that is read without its end
+        stream = container.add_stream('mpeg4', rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
+        noise = np.random.default_rng(0)
+        for _ in range(30):
+            picture = noise.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')): container.mux(packet)
+        for packet in stream.encode(): container.mux(packet)
+    whole = len(list(Video(cut).frames()))
+    data = cut.read_bytes()
+    cut.write_bytes(data[:len(data) // 2])
+    assert 0 < len(list(Video(cut).frames())) < whole == 30
+
+
+def test_boxes_are_cut_where_they_are(folder):
+    table = boxes([(1, 2, 3, 10, 20), (2, 0, 0, 5, 5), (4, 1, 1, 4, 4)])
+    crops = list(cut_boxes(Video(folder, fps=5), table))
+    assert [(c.row, c.frame, c.image.size) for c in crops] == [(0, 1, (10, 20)), (1, 2, (5, 5)), (2, 4, (4, 4))]
+
+
+def test_a_box_is_cut_at_the_frames_edge(folder):
+    crop, = cut_boxes(Video(folder, fps=5), boxes([(1, -5, 40, 20, 20)]))
+    assert crop.image.size == (15, 8)
+
+
+@pytest.mark.parametrize('box', [(1, 70, 0, 9, 9), (1, -9, 0, 9, 9), (1, 0, -100, 9, 101), (3, 0, 0, 9, 9)])
+def test_boxes_outside_the_frame_and_missing_frames_are_left_out(folder, box):
+    assert list(cut_boxes(Video(folder, fps=5), boxes([box]))) == []
+
+
+def test_one_frame(folder):
+    assert read_frame(folder, 2).getpixel((0, 0)) == (40, 40, 40)
+    with pytest.raises(ValueError, match='no frame 3'): read_frame(folder, 3)
+
+
+def test_what_is_no_video_is_refused_by_name(tmp_path, folder):
+    text = tmp_path/'cam.mp4'
+    text.write_text('nothing')
+    empty = tmp_path/'empty'
+    empty.mkdir()
+    with pytest.raises(ValueError, match='cam.mp4: not a video'): Video(text)
+    with pytest.raises(ValueError, match='holds no frames'): Video(empty, fps=5)
+    with pytest.raises(ValueError, match='give fps'): Video(folder)
+    with pytest.raises(ValueError, match='fps=0'): Video(folder, fps=0)
+    with pytest.raises(FileNotFoundError, match='nowhere.mp4'): Video(tmp_path/'nowhere.mp4')
