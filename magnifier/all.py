@@ -25,6 +25,7 @@ from magnifier.data.joints import *
 from magnifier.data.keypoint_masks import *
 from magnifier.data.cache import *
 from magnifier.data.block import *
+from magnifier.data.preprocess import *
 from magnifier.data.transforms import *
 from magnifier.data.batches import *
 from magnifier.data.batch_resample import *
@@ -40,7 +41,6 @@ from magnifier.model.weights import *
 from magnifier.model.net import *
 from magnifier.model.fingerprint import *
 from magnifier.model.embedding import *
-from magnifier.model.preprocess import *
 from magnifier.model.saved import *
 from magnifier.model.embedder import *
 from magnifier.train.distributed import *

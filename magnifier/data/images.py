@@ -1,30 +1,122 @@
-"Reads a picture as every other part expects it: RGB, upright, and named in the error where it does not decode"
+"Whatever holds an image, read in one way everywhere: RGB, upright, 8 bits, or an error that names it"
+
+import os
+import stat
+from collections.abc import Iterable
+from io import BytesIO
+
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ['read_image']
+__all__ = ['IMAGE_ENDINGS', 'UnreadableImage', 'read_image', 'as_images', 'image_name']
+
+# File names that count as images, wherever a folder is searched
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.avif')
+WANTED = 'an image is a path, the bytes of a file, a binary file, a PIL image or an (h,w,3) uint8 array'
+DEPTHS = (8, 12, 16)  # Bits that scanners and cameras write into 16- and 32-bit files
+
+
+class UnreadableImage(ValueError):
+    "Something that should be an image and cannot be read as one; the message names it"
 
 
 def read_image(
-    source,  # A path, a PIL image of any mode, or an (h,w,3) uint8 array in RGB order
-) -> Image.Image:  # The picture in mode RGB, turned upright where EXIF says how it was held
-    "Picture as RGB; a ValueError names the file that is missing, truncated or no image"
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise ValueError(f'array of shape {source.shape} and type {source.dtype}: an image is (h,w,3) uint8, in RGB order')
-        return Image.fromarray(source)
-    if isinstance(source, Image.Image): return _upright(source)
+    source,  # A path, the bytes of a file, a binary file, a PIL image of any mode, or an (h,w,3) uint8 array
+    *,
+    bgr: bool = False,  # Arrays are in OpenCV's order, blue first; files and PIL images know their own
+) -> Image.Image:  # Mode RGB, turned upright where EXIF says how the camera was held
+    """The image as RGB.
+
+    UnreadableImage, a ValueError, names what does not decode, has no area, is no regular file or has too many pixels;
+    FileNotFoundError names a file that is not there; TypeError says what else may be given.
+    """
+    name = image_name(source)
     try:
-        with open(source, 'rb') as file, Image.open(file) as image: return _upright(image)
-    except FileNotFoundError as e: raise FileNotFoundError(f'{source}: no such image file') from e
-    except (OSError, UnidentifiedImageError, SyntaxError) as e:
-        raise ValueError(f'{source}: not a readable image ({e}); mend or remove it (`check_catalog(catalog)` lists all such files)') from e
+        if isinstance(source, np.ndarray): return _from_array(source, bgr)
+        if isinstance(source, Image.Image): return _as_rgb(source)
+        file = _opened(source)
+    except (OSError, ValueError, SyntaxError) as e:
+        if isinstance(e, FileNotFoundError): raise FileNotFoundError(f'{name}: no such image file') from e
+        raise UnreadableImage(f'{name}: {getattr(e, "strerror", None) or e}') from e
+    try:
+        with file, Image.open(file) as image: return _as_rgb(image)
+    except MemoryError: raise  # the machine's state, not the file's
+    except Exception as e:  # decoders raise whatever they like on damaged bytes
+        why = 'of no format that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
+        raise UnreadableImage(f'{name}: not a readable image ({why}); mend or remove it '
+                              '(`check_catalog(catalog)` lists all such files)') from e
 
 
-def _upright(image): return _eight_bit(ImageOps.exif_transpose(image)).convert('RGB')
+def as_images(
+    images,  # One image as `read_image` takes it, a list, array or generator of them, or a catalog
+) -> Iterable:  # Images, one by one
+    "One image or many, as many; a TypeError for what is neither"
+    if hasattr(images, 'columns'):
+        if 'path' not in images:
+            raise ValueError(f'the table has no column path, only {", ".join(map(str, images.columns))}')
+        return images['path'].tolist()
+    if _is_one(images): return [images]
+    if not isinstance(images, Iterable): raise TypeError(f'{type(images).__name__} given: {WANTED}, or a list of these')
+    return images
 
 
-def _eight_bit(image):
-    "16-bit greys scaled to 8 bits: PIL's own conversion clips them to white"
-    if not image.mode.startswith('I'): return image
-    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+def image_name(
+    source,  # As `read_image` takes it
+) -> str:  # Its path, or what it is; always printable
+    "What to call an image in a message: bytes of a name that are no UTF-8 are escaped"
+    if isinstance(source, np.ndarray): return f'array of shape {source.shape} and type {source.dtype}'
+    if isinstance(source, Image.Image): return f'image of {source.width} x {source.height} pixels'
+    if isinstance(source, (str, os.PathLike)): return os.fspath(source).encode(errors='backslashreplace').decode()
+    return f'image in {type(source).__name__}'
+
+
+def _is_one(source):
+    if isinstance(source, np.ndarray): return source.ndim in (0, 2, 3)  # else a stack of images, or an array of paths
+    return isinstance(source, (str, os.PathLike, bytes, bytearray, Image.Image)) or hasattr(source, 'read')
+
+
+def _from_array(array, bgr):
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError('an image is (h,w,3) uint8, 0 to 255, in RGB order')
+    if not array.size: raise ValueError('a crop with an area is wanted')
+    return Image.fromarray(array[..., ::-1] if bgr else array)
+
+
+def _opened(source):
+    "A binary file that is ours to close; other than regular files are never opened, for a pipe or a device may have no end"
+    if isinstance(source, (bytes, bytearray)): return BytesIO(source)
+    if isinstance(source, (str, os.PathLike)):
+        if not stat.S_ISREG(os.stat(source).st_mode): raise ValueError('no regular file')
+        return open(source, 'rb')
+    content = source.read() if hasattr(source, 'read') else None
+    if not isinstance(content, bytes): raise TypeError(f'{type(source).__name__} given: {WANTED}')
+    return BytesIO(content)
+
+
+def _as_rgb(image):
+    w, h = image.size
+    if not w*h: raise ValueError('an image with an area is wanted')
+    if Image.MAX_IMAGE_PIXELS and w*h > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f'{w} x {h} pixels, and Pillow is set to read {Image.MAX_IMAGE_PIXELS:,}: shrink it')
+    deep = any(';16' in str(tile[3]) for tile in getattr(image, 'tile', ()))  # asked before it is decoded
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == 'F': upright = _from_floats(np.asarray(upright))
+    elif upright.mode.startswith('I'): upright = _from_integers(np.asarray(upright))
+    elif deep and upright.mode.startswith('RGB') and max(high for _, high in upright.getextrema()[:3]) < 16:
+        raise ValueError('16 bits a channel, of which at most 12 are used, and it would be read as black: scale it to 8 bits')
+    return upright.convert('RGB')
+
+
+def _from_integers(values):
+    "Greys of 8, 12 or 16 bits, whichever the largest value needs, as 8 bits; Pillow itself would clip them to white"
+    low, high = int(values.min()), int(values.max())
+    bits = next((b for b in DEPTHS if high < 2**b), None)
+    if low < 0 or bits is None: raise ValueError(f'greys from {low} to {high}: scale them to 0 to 255')
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+
+
+def _from_floats(values):
+    "Greys from 0 to 1, or from 0 to 255, as 8 bits"
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high <= 255: raise ValueError(f'greys from {low:g} to {high:g}: scale them to 0 to 255')
+    return Image.fromarray((values*(255 if high <= 1 else 1)).round().astype(np.uint8))

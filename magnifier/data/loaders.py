@@ -1,18 +1,23 @@
 "ReIDDataLoaders: from a catalog, or straight from a data set's folder, to (image, mask, identity) batches"
 import inspect
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import DataLoaders, listify
+from fastai.vision.all import AddMaskCodes, DataLoaders, IntToFloatTensor, ToTensor, listify
 from magnifier.data import readers
 from magnifier.data.batches import IdentityBatches
-from magnifier.data.block import ReIDDataBlock
+from magnifier.data.block import ReIDDataBlock, SameSize
 from magnifier.data.cache import cache_pixels
 from magnifier.data.catalog import validate_catalog
-from magnifier.data.pixel_batches import PixelBatches, ResizeBatch
-from magnifier.data.transforms import batch_transforms, checked_size, item_transforms
+from magnifier.data.pixel_batches import FitBatch, PixelBatches
+from magnifier.data.preprocess import Preprocessing
+from magnifier.data.transforms import FitImage, NormalizeInPlace, batch_transforms, item_transforms
 
-__all__ = ['ReIDDataLoaders']
+__all__ = ['ReIDDataLoaders', 'preprocessing_of']
+
+NEUTRAL = (AddMaskCodes, SameSize, ToTensor, IntToFloatTensor)  # change a type, or a mask: no step of `Preprocessing`
 
 
 class ReIDDataLoaders(DataLoaders):
@@ -27,7 +32,8 @@ class ReIDDataLoaders(DataLoaders):
         bs:int=64,              # Images a training batch: P = bs // n_per_id identities
         n_per_id:int=4,         # M: images of an identity in a batch
         val_bs:int|None=None,   # Images a validation batch; None for 2 x bs
-        pad:int=10,             # Pixels of random shift; the baseline's
+        fit:str='squish',       # 'squish' to the size, or 'pad' to it: the aspect ratio is kept, on black
+        pad:int|None=None,      # Pixels of random shift; None for the baseline's 10, and less where images are narrower than 128
         flip:float=0.5,         # Probability of a flip
         erase:float=0.5,        # Probability of random erasing, per image
         cache=None,             # 'ram', 'disk' or a folder (Path): originals decoded once, and whole batches augmented on `device`
@@ -45,24 +51,64 @@ class ReIDDataLoaders(DataLoaders):
         catalog = validate_catalog(catalog, ('train',)).reset_index(drop=True)
         if not (catalog.split != 'train').any():
             raise ValueError('the catalog has no query and gallery: nothing to evaluate on; give some identities those splits')
-        batch_tfms = batch_transforms(erase, seed) if batch_tfms is None else listify(batch_tfms)
+        preprocessing = Preprocessing(_checked_size(size), fit)
+        if pad is None: pad = min(10, round(10*size[1]/128))
+        batch_tfms = batch_transforms(preprocessing, erase, seed) if batch_tfms is None else listify(batch_tfms)
         kwargs = dict(path=path, bs=bs, val_bs=val_bs or 2*bs, device=None if device is None else torch.device(device))
         each = [dict(n_per_id=n_per_id, seed=seed), dict(n_per_id=None)]
         if cache is None:
-            block = ReIDDataBlock(item_transforms(size, pad, flip) if item_tfms is None else item_tfms, batch_tfms, vocab, IdentityBatches)
+            block = ReIDDataBlock(item_transforms(preprocessing, pad, flip) if item_tfms is None else item_tfms, batch_tfms, vocab, IdentityBatches)
             dls = block.dataloaders(catalog, num_workers=num_workers, dl_kwargs=each, **kwargs)
         else:
             if item_tfms is not None: raise ValueError('item_tfms change one picture at a time, and a cache makes whole batches: leave out '
                                                        'the cache, or write them as batch_tfms')
-            resize = ResizeBatch(checked_size(size), pad, flip, seed)
-            dls = _from_pixels(catalog, cache, vocab, [resize, *batch_tfms], each, num_workers=num_workers or 0, **kwargs)
+            dls = _from_pixels(catalog, cache, vocab, [FitBatch(preprocessing, pad, flip, seed), *batch_tfms], each, num_workers=num_workers or 0, **kwargs)
         return cls(*dls.loaders, path=path, device=dls.device)
+
+    @classmethod
+    def without_images(cls,
+        preprocessing: Preprocessing,  # What is done to the images that come later
+        classes: list,  # Training identities in class order
+    ):  # Empty loaders, as fastai's `load_learner` has them, whose `test_dl` prepares images
+        "Loaders of a model whose data are elsewhere"
+        blank = np.zeros((16, 16, 3), np.uint8)  # fastai looks at one item to know what a batch is
+        catalog = pd.DataFrame(dict(path=[blank, blank], pid=classes[0], camid=0, split=['train', 'query']))
+        block = ReIDDataBlock(item_transforms(preprocessing, pad=0, flip=0), batch_transforms(preprocessing, erase=0), vocab=classes)
+        return cls(*block.dataloaders(catalog, bs=64).loaders).new_empty()
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        "What is done to an image in validation; see `preprocessing_of`"
+        return preprocessing_of(self)
 
     @property
     def masks_found(self) -> float:
-        "Share of the training images that have a part mask, 0 to 1"
+        "Share of the training images that have a part mask, 0 to 1; 1 where there are no images"
         items = self.train_ds.items
+        if not len(items): return 1.
         return float(items['mask'].notna().mean()) if 'mask' in items else 0.
+
+
+def preprocessing_of(
+    dls,  # Loaders, of this package's class or fastai's
+) -> Preprocessing:
+    "What loaders do to an image in validation; a ValueError names a step of one's own, which no file can describe"
+    fit = normalise = None
+    for tfm in [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]:
+        if tfm.split_idx == 0 or isinstance(tfm, NEUTRAL): continue  # 0: in training alone
+        if isinstance(tfm, (FitImage, FitBatch)): fit = tfm.preprocessing
+        elif isinstance(tfm, NormalizeInPlace): normalise = tfm.preprocessing
+        else: raise ValueError(f'{type(tfm).__name__} is no step that another program could repeat: build the loaders without '
+                               'item_tfms and batch_tfms of your own')
+    if not fit or not normalise: raise ValueError('the loaders do not resize and normalise: build them by ReIDDataLoaders')
+    return replace(fit, mean=normalise.mean, std=normalise.std)
+
+
+def _checked_size(size):
+    if len(size) != 2 or any(s <= 0 or s % 16 for s in size):
+        raise ValueError(f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature map, '
+                         'such as (384, 192)')
+    return tuple(size)
 
 
 def _from_pixels(catalog, cache, vocab, batch_tfms, each, **kwargs):

@@ -3,34 +3,40 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.vision.all import DisplayedTransform, IntToFloatTensor, TensorImage, delegates, first
+
 from magnifier.data.batches import IdentityBatches
 from magnifier.data.block import IdentityCategorize, TensorIdentity, TensorPartMask
 from magnifier.data.cache import decode_pixels
-from magnifier.data.batch_resample import output_positions, resample_images, resample_labels
+from magnifier.data.batch_resample import Axis, output_positions, resample_images, resample_labels
+from magnifier.data.preprocess import Preprocessing
 from magnifier.data.transforms import OwnGenerator
 
-__all__ = ['ResizeBatch', 'PixelBatches', 'on_one_canvas']
+__all__ = ['FitBatch', 'PixelBatches', 'on_one_canvas']
 
 
-class ResizeBatch(OwnGenerator, DisplayedTransform):
-    "Decoded originals to (image, part mask, ...): squished to `size`; in training also mirrored and shifted, image and mask alike"
+class FitBatch(OwnGenerator, DisplayedTransform):
+    "Decoded originals to (image, part mask, ...): resized; in training also mirrored and shifted, image and mask alike"
     order = -100  # first of all: it makes what the others change
     def __init__(self,
-        size:tuple=(384, 192), # Height and width in pixels
+        preprocessing: Preprocessing,  # Size and fit
         pad:int=10,            # Largest random shift on every side, in pixels; what comes in is black, and background in the mask
         flip:float=0.5,        # Probability of a horizontal flip
         seed:int=0,            # Seed of the generator that this transform holds
     ):
-        self.size, self.pad, self.flip = tuple(size), pad, flip
+        self.preprocessing, self.pad, self.flip = preprocessing, pad, flip
         self.seed_generator(seed)
 
     def __call__(self, b, split_idx=None, **kwargs):
         "(pixels, sizes) or (pixels, sizes, identity) to (image,) or (image, mask, identity)"
         pixels, sizes, *identity = b
-        rows, columns = (o.to(pixels.device) for o in self._draw(len(pixels), split_idx == 0))
-        image = TensorImage(resample_images(pixels[:, :3], sizes, rows, columns))
+        down, across = (o.to(pixels.device) for o in self._draw(len(pixels), split_idx == 0))
+        heights, widths = sizes.unbind(1)
+        fitted_heights, fitted_widths = self.preprocessing.fitted(heights, widths)
+        rows = Axis(heights, fitted_heights, down)
+        columns = Axis(widths, fitted_widths, across)
+        image = TensorImage(resample_images(pixels[:, :3], rows, columns))
         if not identity: return (image,)
-        return image, TensorPartMask(resample_labels(pixels[:, 3], sizes, rows, columns)), TensorIdentity(identity[0])
+        return image, TensorPartMask(resample_labels(pixels[:, 3], rows, columns)), TensorIdentity(identity[0])
 
     def _draw(self, n, training):
         "Positions of rows and columns; the same draws on every device"
@@ -38,7 +44,8 @@ class ResizeBatch(OwnGenerator, DisplayedTransform):
         if training:
             shift = torch.randint(-self.pad, self.pad + 1, (2, n), generator=self.generator)
             mirrored = torch.rand(n, generator=self.generator) < self.flip
-        return output_positions(self.size[0], shift[0]), output_positions(self.size[1], shift[1], mirrored)
+        height, width = self.preprocessing.size
+        return output_positions(height, shift[0]), output_positions(width, shift[1], mirrored)
 
     def decode(self, b, **kwargs):
         "The image in 0..255, as fastai's loaders give it"
@@ -50,7 +57,7 @@ class ResizeBatch(OwnGenerator, DisplayedTransform):
 class PixelBatches(IdentityBatches):
     """`IdentityBatches` that takes decoded originals instead of one item after the other.
 
-    Same batches of identities for the same seed, same types; `ResizeBatch` has to be among its `after_batch`. Pictures that are not in
+    Same batches of identities for the same seed, same types; `FitBatch` has to be among its `after_batch`. Pictures that are not in
     `pixels`, as those of `test_dl`, are decoded as they are needed and go the same way.
     """
     def __init__(self,

@@ -3,12 +3,14 @@ import math
 import random
 
 import torch
-from fastai.vision.all import FlipItem, Normalize, PILMask, RandTransform, Resize, ResizeMethod, TensorImage, imagenet_stats
+from fastai.vision.all import FlipItem, Normalize, PILMask, RandTransform, TensorImage, Transform, broadcast_vec
 from PIL import Image, ImageOps
+
+from magnifier.data.preprocess import Preprocessing
 from magnifier.regions import NO_MASK
 
-__all__ = ['OwnGenerator', 'RandomPadCrop', 'NormalizeInPlace', 'RandomErasing', 'erase_boxes', 'item_transforms', 'batch_transforms',
-           'checked_size']
+__all__ = ['OwnGenerator', 'FitImage', 'RandomPadCrop', 'NormalizeInPlace', 'EraseBoxes', 'erase_boxes', 'item_transforms',
+           'batch_transforms']
 
 
 class OwnGenerator:
@@ -27,9 +29,27 @@ class OwnGenerator:
         self.generator.set_state(state['generator'])
 
 
+class FitImage(Transform):
+    "Resizes image and mask alike, as `Preprocessing` says"
+    order = 1
+    def __init__(self,
+        preprocessing: Preprocessing,  # Size and fit
+    ):
+        super().__init__()
+        self.preprocessing = preprocessing
+
+    def encodes(self, x: Image.Image):
+        return type(x)(self.preprocessing.fit_image(x, labels=isinstance(x, PILMask), fill=_outside(x)))
+
+
+def _outside(image):
+    "What lies around an image: black; around a mask background, but a missing mask stays missing to its last pixel"
+    return NO_MASK if isinstance(image, PILMask) and image.getpixel((0, 0)) == NO_MASK else 0
+
+
 class RandomPadCrop(RandTransform):
-    "Pads image and mask alike, then cuts the original size out at one random place for both (METHOD: Training)"
-    order = 2  # after Resize (1): fastai sorts item transforms by order, not as they are listed
+    "Pads image and mask alike, then cuts the original size out at one random place for both"
+    order = 2  # after FitImage (1): fastai sorts item transforms by order, not as they are listed
     def __init__(self,
         pad:int=10,  # Pixels added on every side; the baseline's 10 at 384 x 192 and 256 x 128
         p:float=1.,  # Probability of moving an item at all
@@ -42,10 +62,8 @@ class RandomPadCrop(RandTransform):
         self.left, self.top = random.randint(0, 2*self.pad), random.randint(0, 2*self.pad)
 
     def encodes(self, x:Image.Image):
-        # black around an image, background around a mask; a missing mask stays missing to its last pixel
-        fill = NO_MASK if isinstance(x, PILMask) and x.getpixel((0, 0)) == NO_MASK else 0
         w, h = x.size
-        padded = ImageOps.expand(x, border=self.pad, fill=fill)
+        padded = ImageOps.expand(x, border=self.pad, fill=_outside(x))
         return type(x)(padded.crop((self.left, self.top, self.left + w, self.top + h)))
 
 
@@ -59,7 +77,7 @@ def erase_boxes(
     aspect:tuple=(0.3, 1/0.3),  # Height over width, drawn log-uniformly
     tries:int=10,               # Boxes drawn per image; the first that fits is taken, as the original draws until one does
 ) -> torch.Tensor:  # (n,4) integers top, bottom, left, right; all zero where nothing is erased
-    "One box per image for random erasing (Zhong et al. 2017; METHOD: Training)"
+    "One box per image for random erasing (Zhong et al. 2017)"
     h, w = size
     uniform = lambda lo, hi: torch.empty(n, tries).uniform_(lo, hi, generator=generator)
     share, ratio = uniform(*area), uniform(*map(math.log, aspect)).exp()
@@ -75,11 +93,17 @@ def erase_boxes(
 
 class NormalizeInPlace(Normalize):
     "fastai's Normalize without two copies of a batch that nobody else holds; on a CPU those take as long as resizing does"
+    def __init__(self,
+        preprocessing: Preprocessing,  # Mean and standard deviation
+    ):
+        super().__init__(*broadcast_vec(1, 4, preprocessing.mean, preprocessing.std))
+        self.preprocessing = preprocessing
+
     def encodes(self, x:TensorImage): return x.sub_(self.mean).div_(self.std)
 
 
-class RandomErasing(OwnGenerator, RandTransform):
-    "Erases one box per image; the mask stays, for the body part is still there (METHOD: Training)"
+class EraseBoxes(OwnGenerator, RandTransform):
+    "Erases one box per image; the mask stays, for the body part is still there"
     order, split_idx = 100, 0  # after Normalize (99): zero is then the ImageNet mean
     def __init__(self,
         p:float=0.5,                # Probability per image
@@ -112,27 +136,23 @@ def _erase_at_once(x, boxes):
 
 
 def item_transforms(
-    size:tuple=(384, 192),  # Height and width in pixels, multiples of 16 (METHOD's size by default)
-    pad:int=10,             # Pixels of random shift on every side; 0 for none
-    flip:float=0.5,         # Probability of a horizontal flip
+    preprocessing: Preprocessing,  # Size and fit
+    pad: int = 10,  # Pixels of random shift on every side; 0 for none
+    flip: float = 0.5,  # Probability of a horizontal flip
 ) -> list:  # Transforms of one (image, mask, identity)
-    "Squish to `size`, pad and crop, flip: image bilinear, mask nearest, both moved alike"
-    shift = [RandomPadCrop(pad)] if pad else []
-    return [Resize(checked_size(size), method=ResizeMethod.Squish), *shift, *([FlipItem(flip)] if flip else [])]
+    "Resize, pad and crop, flip: image bilinear, mask nearest, both moved alike"
+    tfms = [FitImage(preprocessing)]
+    if pad: tfms.append(RandomPadCrop(pad))
+    if flip: tfms.append(FlipItem(flip))
+    return tfms
 
 
 def batch_transforms(
-    erase:float=0.5,  # Probability that an image loses a box
-    seed:int=0,       # Seed of the erasing
+    preprocessing: Preprocessing,  # Mean and standard deviation
+    erase: float = 0.5,  # Probability that an image loses a box
+    seed: int = 0,  # Seed of the erasing
 ) -> list:  # Transforms of a batch, on its device
-    "ImageNet normalisation, then random erasing"
-    return [NormalizeInPlace.from_stats(*imagenet_stats), *([RandomErasing(erase, seed=seed)] if erase else [])]
-
-
-def checked_size(
-    size, # Height and width in pixels
-) -> tuple:  # The same two numbers
-    "Height and width; a ValueError for what the model's stride does not divide"
-    if len(size) != 2 or any(s <= 0 or s % 16 for s in size):
-        raise ValueError(f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature map, such as (384, 192)')
-    return tuple(size)
+    "Normalisation, then random erasing"
+    tfms = [NormalizeInPlace(preprocessing)]
+    if erase: tfms.append(EraseBoxes(erase, seed=seed))
+    return tfms

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from magnifier.model.preprocess import as_pictures, check_preprocessing, prepare
+from magnifier.data.images import as_images
+from magnifier.data.preprocess import Preprocessing
 
 __all__ = ['Embedder', 'ONNX_KEY']
 
@@ -36,8 +37,8 @@ class Embedder:
         bgr: bool = False,  # Arrays are BGR, as OpenCV reads and trackers cut them; files and PIL images know their own order
     ) -> np.ndarray:  # n x d float32, L2-normalised; 0 x d for an empty list
         "Embeddings, in the order given. A ValueError for what is no picture"
-        parts, crops = [], iter(as_pictures(crops))
-        while batch := list(islice(crops, self.bs)): parts.append(self._run(prepare(batch, self.preprocessing, bgr=bgr)))
+        parts, crops = [], iter(as_images(crops))
+        while batch := list(islice(crops, self.bs)): parts.append(self._run(self.preprocessing(batch, bgr=bgr)))
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
     embed = __call__  # as a learner's
@@ -45,7 +46,7 @@ class Embedder:
     @property
     def size(self) -> tuple[int, int]:  # Height and width in pixels
         "What crops are resized to"
-        return tuple(self.preprocessing['size'])
+        return self.preprocessing.size
 
     def __repr__(self): return f'Embedder({self.source!r}): {self.dim} dimensions, {self.size[0]} x {self.size[1]} pixels, {self.fingerprint}'
 
@@ -65,7 +66,7 @@ def _open_onnx(source, device, threads):
     if about is None: raise ValueError(f'{source} says nothing of its preprocessing: a file of learn.export_onnx is wanted')
     about = json.loads(about)
     run = lambda images: session.run(['embedding'], {'images': images})[0]
-    return run, about['fingerprint'], check_preprocessing(about['preprocessing']), session.get_outputs()[0].shape[1]
+    return run, about['fingerprint'], Preprocessing.from_json(about['preprocessing']), session.get_outputs()[0].shape[1]
 
 
 def _open_folder(source, device, threads):
@@ -77,4 +78,4 @@ def _open_folder(source, device, threads):
 
     @torch.inference_mode()
     def run(images): return net(torch.from_numpy(images).to(device)).cpu().numpy()
-    return run, config['fingerprint'], config['preprocessing'], model.embedding_dim
+    return run, config['fingerprint'], Preprocessing.from_json(config['preprocessing']), model.embedding_dim

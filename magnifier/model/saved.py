@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import magnifier
+from magnifier.data.preprocess import Preprocessing
 from magnifier.model.backbone import backbone_names
 from magnifier.model.fingerprint import fingerprint
 from magnifier.model.net import MagnifierNet, create_magnifier
-from magnifier.model.preprocess import check_preprocessing
 
 __all__ = ['write_model', 'read_model', 'model_folder', 'MODEL_FILES']
 
@@ -27,7 +27,7 @@ MODEL_FILES = WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 def write_model(
     model: nn.Module,  # Made by `create_magnifier`
     folder: str | Path,  # Made where it is not there; files of the same names in it are replaced
-    preprocessing: dict,  # See `check_preprocessing`
+    preprocessing: dict,  # Of `Preprocessing.to_json`
     classes: list,  # Training identities in class order, numbers or words
 ) -> Path:  # The folder
     """Weights and arguments, written aside and then renamed: a new folder is there whole or not at all, and one whose weights were
@@ -37,7 +37,8 @@ def write_model(
         raise ValueError('only a network that can be built again by its arguments can be saved so: use create_magnifier with an arch of '
                          "torchvision's or timm's, or learn.export, which pickles it")
     folder = Path(folder)
-    config = dict(format=FORMAT, version=magnifier.__version__, fingerprint=fingerprint(model, check_preprocessing(preprocessing)),
+    Preprocessing.from_json(preprocessing)  # refuses what cannot be read again
+    config = dict(format=FORMAT, version=magnifier.__version__, fingerprint=fingerprint(model, preprocessing),
                   model=model.arguments, preprocessing=preprocessing, classes=[c if isinstance(c, str) else int(c) for c in classes])
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
@@ -114,7 +115,7 @@ def _read_config(file):
         value = config['model'][key]
         if type(value) is not type(default) and not (key == 'sfb' and value == 'ab'):
             raise ValueError(f'{file}: model: {key} is {value!r}; {type(default).__name__} is wanted')
-    check_preprocessing(config['preprocessing'])
+    Preprocessing.from_json(config['preprocessing'])
     if not isinstance(config['classes'], list) or len(config['classes']) != config['model']['n_classes']:
         raise ValueError(f'{file}: as many classes as n_classes={config["model"]["n_classes"]} are wanted')
     return config

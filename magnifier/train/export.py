@@ -8,11 +8,12 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import magnifier
+import magnifier.train.pretrained  # noqa: F401, gives learners their fingerprint
+from magnifier.data.loaders import preprocessing_of
 from magnifier.files import aside
 from magnifier.model.embedder import ONNX_KEY
 from magnifier.model.embedding import EmbeddingNet
 from magnifier.train.learner import ReIDLearner
-from magnifier.train.pretrained import describe_preprocessing
 
 __all__ = ['export_onnx']
 
@@ -33,7 +34,7 @@ def export_onnx(
     if Path(file).suffix != '.onnx': raise ValueError(f'{file}: a name that ends in .onnx is wanted')
     try: import onnx, onnxruntime, onnxscript  # noqa: E401, F401
     except ImportError as e: raise ImportError(f"no {e.name}: pip install 'magnifier-reid[onnx]' to export") from e
-    about = dict(version=magnifier.__version__, fingerprint=learn.fingerprint, preprocessing=describe_preprocessing(learn.dls))
+    about = dict(version=magnifier.__version__, fingerprint=learn.fingerprint, preprocessing=preprocessing_of(learn.dls).to_json())
     net, file = EmbeddingNet(learn.model, masks=masks).cpu(), Path(file)
     with aside(file) as part:
         program = _to_onnx(net, about['preprocessing']['size'])

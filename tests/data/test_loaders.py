@@ -40,6 +40,11 @@ def test_masks_found(dls, catalog):
     assert ReIDDataLoaders.from_df(bare.drop(columns='mask').assign(mask=None), **SMALL).one_batch()[1].unique().tolist() == [255]
 
 
+@pytest.mark.parametrize('size', [(100, 64), (64,), (0, 16), (-16, 16)])
+def test_sizes_off_the_grid_are_refused(catalog, size):
+    with pytest.raises(ValueError, match='multiples of 16'): ReIDDataLoaders.from_df(catalog, **{**SMALL, 'size': size})
+
+
 @pytest.mark.parametrize('splits, message', [(('query', 'gallery'), 'train'), (('train',), 'no query and gallery')])
 def test_catalogs_without_a_half_are_refused(catalog, splits, message):
     with pytest.raises(ValueError, match=message): ReIDDataLoaders.from_df(catalog[catalog.split.isin(splits)], **SMALL)

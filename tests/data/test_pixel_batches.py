@@ -12,7 +12,8 @@ from PIL import Image
 from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.data.images import read_image
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.data.pixel_batches import PixelBatches, ResizeBatch
+from magnifier.data.preprocess import Preprocessing
+from magnifier.data.pixel_batches import PixelBatches, FitBatch
 from magnifier.regions import NO_MASK
 
 SMALL = dict(size=(64, 32), bs=8, n_per_id=2, num_workers=0)
@@ -117,7 +118,7 @@ def test_draws_belong_to_the_seed_and_to_nobody_else(catalog):
         for set_seed in (random.seed, torch.manual_seed, np.random.seed): set_seed(elsewhere)
         state, numpy_state = random.getstate(), np.random.get_state()[1].copy()
         b = dls.train.do_batch(dls.train.get_idxs()[:8])
-        ResizeBatch((32, 16))(b, split_idx=0)
+        FitBatch(Preprocessing((32, 16)))(b, split_idx=0)
         assert (numpy_state == np.random.get_state()[1]).all() and state == random.getstate()
         identities, pixels = zip(*[(b[2], b[0]) for b in dls.train])
         streams.append((torch.cat(identities), torch.cat(pixels)))
@@ -128,7 +129,7 @@ def test_draws_belong_to_the_seed_and_to_nobody_else(catalog):
 
 
 def test_the_generators_state_travels():
-    resize = ResizeBatch((32, 16), pad=4, seed=5)
+    resize = FitBatch(Preprocessing((32, 16)), pad=4, seed=5)
     resize._draw(3, True)
     copies = resize, pickle.loads(pickle.dumps(resize)), deepcopy(resize)
     draws = [torch.cat(t._draw(8, True), 1) for t in copies]

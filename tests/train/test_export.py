@@ -13,7 +13,6 @@ from magnifier.model.embedder import Embedder
 from magnifier.train import export
 from magnifier.train.export import export_onnx
 from magnifier.train.learner import magnifier_learner
-from magnifier.train.pretrained import describe_preprocessing
 
 onnx, ort = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
@@ -46,7 +45,7 @@ def test_embeds_as_the_learner_does(learn, embedder, paths):
     expected, got = learn.embed(paths).numpy(), embedder(paths)
     assert got.shape == expected.shape == (len(paths), embedder.dim) and got.dtype == np.float32
     assert (got*expected).sum(1).min() > .9999 and np.abs(got - expected).max() < 1e-4
-    assert embedder.fingerprint == learn.fingerprint and embedder.preprocessing == describe_preprocessing(learn.dls) and embedder.size == (64, 32)
+    assert embedder.fingerprint == learn.fingerprint and embedder.preprocessing == learn.dls.preprocessing and embedder.size == (64, 32)
 
 
 def test_any_kind_of_picture(embedder, paths):

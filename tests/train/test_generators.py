@@ -62,4 +62,4 @@ def test_all_generators_of_a_training_are_found(small, how, tmp_path):
         learn = magnifier_learner(ReIDDataLoaders.from_df(small, path=tmp_path, num_workers=0, **{**how['loading'], 'cache': cache}), **how['model'])
         names = set(learner_generators(learn))
         assert {'callback region_occlusion.rng', 'loader 0.rng', 'loader 1.rng'} <= names
-        assert any('RandomErasing.generator' in n for n in names) and any('ResizeBatch.generator' in n for n in names) == (cache == 'ram')
+        assert any('EraseBoxes.generator' in n for n in names) and any('FitBatch.generator' in n for n in names) == (cache == 'ram')

@@ -5,12 +5,13 @@ import sys
 import pandas as pd
 import pytest
 import torch
+import magnifier.train.pretrained  # noqa: F401, gives learners what is tested
 from fastai.vision.all import Contrast, Resize, TensorImage, Transform, load_learner
 from magnifier.data.loaders import ReIDDataLoaders
+from magnifier.data.preprocess import Preprocessing
 from magnifier.data.transforms import batch_transforms
 from magnifier.model.embedder import Embedder
 from magnifier.train.learner import ReIDLearner, magnifier_learner
-from magnifier.train.pretrained import describe_preprocessing
 
 SMALL = dict(size=(64, 32), bs=8, n_per_id=2, num_workers=0)
 
@@ -29,21 +30,21 @@ def build(dls, seed=0, **kwargs):
 @pytest.mark.parametrize('cache', [None, 'ram'])
 def test_preprocessing_in_words(catalog, cache):
     dls = ReIDDataLoaders.from_df(catalog, cache=cache, **SMALL)
-    assert describe_preprocessing(dls) == dict(size=[64, 32], resize='squish', interpolation='bilinear', channels='RGB', scale=1/255,
+    assert dls.preprocessing.to_json() == dict(size=[64, 32], resize='squish', interpolation='bilinear', channels='RGB', scale=1/255,
                                                mean=[.485, .456, .406], std=[.229, .224, .225])
 
 
 def test_what_acts_in_training_alone_is_left_out(catalog):
-    dls = ReIDDataLoaders.from_df(catalog, batch_tfms=[*batch_transforms(), Contrast()], **SMALL)
-    assert describe_preprocessing(dls) == describe_preprocessing(ReIDDataLoaders.from_df(catalog, **SMALL))
+    dls = ReIDDataLoaders.from_df(catalog, batch_tfms=[*batch_transforms(Preprocessing((64, 32))), Contrast()], **SMALL)
+    assert dls.preprocessing == ReIDDataLoaders.from_df(catalog, **SMALL).preprocessing
 
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(item_tfms=Resize((64, 32))), 'Resize is no step that another program could repeat'),
-    (dict(batch_tfms=[]), 'do not resize'), (dict(batch_tfms=[*batch_transforms(), Grey()]), 'Grey is no step')])
+    (dict(batch_tfms=[]), 'do not resize'), (dict(batch_tfms=[*batch_transforms(Preprocessing((64, 32))), Grey()]), 'Grey is no step')])
 def test_preprocessing_without_words(catalog, kwargs, message):
     dls = ReIDDataLoaders.from_df(catalog, **SMALL, **kwargs)
-    with pytest.raises(ValueError, match=message): describe_preprocessing(dls)
+    with pytest.raises(ValueError, match=message): dls.preprocessing
     learn = build(dls)
     assert learn.fingerprint == learn.fingerprint and len(learn.fingerprint) == 16
 

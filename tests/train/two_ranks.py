@@ -16,7 +16,7 @@ from fastai.vision.all import Callback, num_distrib
 from magnifier.cli.evaluate import magnifier_eval
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.data.readers import market1501
-from magnifier.data.transforms import RandomErasing
+from magnifier.data.transforms import EraseBoxes
 from magnifier.train.callbacks import LossParts, RegionOcclusion
 from magnifier.train.distributed import Share, gather_rows, join_ranks, mean_over_ranks, n_ranks, on_all_ranks, rank0_first
 from magnifier.train.learner import magnifier_learner
@@ -144,7 +144,7 @@ def main(root, out):
         found['files'] = sorted(str(p.relative_to(mine)) for p in mine.rglob('*') if p.is_file())
         cached = learner(catalog, mine, MagnifierLoss(center_weight=5e-4), cache='ram', erase=.5)
         with cached.no_bar(), on_all_ranks(cached):
-            found['erasing'] = [t.generator.get_state() for t in cached.dls.train.after_batch.fs if isinstance(t, RandomErasing)][0]
+            found['erasing'] = [t.generator.get_state() for t in cached.dls.train.after_batch.fs if isinstance(t, EraseBoxes)][0]
             found['cached'] = epoch(cached, catalog)
         found['centers'] = {name: c.values for name, c in cached.loss_func.centers.items()}
         found['gradients'] = gradients(catalog, mine)
