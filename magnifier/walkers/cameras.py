@@ -7,7 +7,7 @@ import numpy as np
 from magnifier.walkers.canvas import stream
 from magnifier.walkers.resample import enlarge, shrink
 
-__all__ = ['Camera', 'CAMERAS', 'NEUTRAL', 'background', 'expose']
+__all__ = ['Camera', 'CAMERAS', 'NEUTRAL', 'background', 'blurred', 'noise', 'response', 'expose']
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def background(
     return np.minimum(plate[y:y+h, x:x+w].astype(np.int32) * int(rng.integers(78, 121)) // 100, 255).astype(np.uint8)
 
 
-def _blurred(image):
+def blurred(image):
     "One pass of 1-2-1 along both axes, edges repeated"
     wide = np.pad(image, ((1, 1), (0, 0), (0, 0)), mode='edge')
     image = (wide[:-2] + 2 * wide[1:-1] + wide[2:] + 2) >> 2
@@ -129,14 +129,14 @@ def _blurred(image):
     return (wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:] + 2) >> 2
 
 
-def _noise(rng, shape, spread):
+def noise(rng, shape, spread):
     "Bell-shaped integers: four bytes added, so that no library's logarithm has a say in it"
     n = math.prod(shape)
     four = np.frombuffer(rng.bytes(4 * n), np.uint8).reshape(4, *shape).astype(np.int32).sum(0)
     return ((four - 510) * round(spread * 1024 / 147.8) + 512) >> 10
 
 
-def _curve(camera, rng):
+def response(camera, rng):
     "What each channel's 256 levels become, (3, 256): the camera's colours, and the hour's"
     exposure = camera.exposure * (.82 + .36 * float(rng.random()))
     gains = [round(g * exposure * (.965 + .07 * float(rng.random())), 3) for g in camera.gains]
@@ -151,10 +151,10 @@ def expose(
 ) -> np.ndarray:  # (h, w, 3) uint8
     "The picture as this camera delivers it: colours, blur, resolution, noise"
     if not camera.camid: return image
-    curve = _curve(camera, rng)
+    curve = response(camera, rng)
     out = np.stack([curve[c][image[..., c]] for c in range(3)], -1)
-    for _ in range(camera.blur): out = _blurred(out)
+    for _ in range(camera.blur): out = blurred(out)
     if camera.resolution < 1:
         size = image.shape[:2]
         out = enlarge(shrink(out, [round(s * camera.resolution) for s in size]), size)
-    return np.clip(out + _noise(rng, out.shape, camera.noise), 0, 255).astype(np.uint8)
+    return np.clip(out + noise(rng, out.shape, camera.noise), 0, 255).astype(np.uint8)

@@ -66,10 +66,10 @@ def _person(canvas, ground, appearance, pose, box, camera):
     projection = fit(joints, pose, box, canvas.label.shape, pitch=camera.pitch, roll=camera.roll)
     Body(canvas, appearance, joints, projection).draw()
     points = np.array([projection(joints[name])[:2] for name in COCO_JOINTS], np.float32) / SUPERSAMPLE
-    return _shadowed(ground, projection, joints), points
+    return shadowed(ground, projection, joints), points
 
 
-def _shadowed(ground, projection, joints):
+def shadowed(ground, projection, joints):
     "The ground, darker in an ellipse under the feet (integers: 64ths of a pixel)"
     feet = [projection(joints[f'{s}_{p}']) for s in ('left', 'right') for p in ('toe', 'heel')]
     x, y = sum(f[0] for f in feet) / 4, (sum(f[1] for f in feet) / 4 + max(f[1] for f in feet)) / 2
