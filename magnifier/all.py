@@ -18,6 +18,7 @@ from magnifier.data.readers import *
 from magnifier.walkers.appearance import *
 from magnifier.walkers.pedestrian import *
 from magnifier.walkers.dataset import *
+from magnifier.walkers.streams import *
 from magnifier.data.masks import *
 from magnifier.gallery.crops import *
 from magnifier.data.checks import *

@@ -4,15 +4,13 @@ import csv
 import json
 import logging
 import math
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from PIL import Image
+from magnifier.files import aside_folder
 from magnifier.walkers.appearance import Appearance, random_appearance
 from magnifier.walkers.body import Body
 from magnifier.walkers.cameras import CAMERAS, background, blurred, noise, response
@@ -20,7 +18,8 @@ from magnifier.walkers.canvas import SUPERSAMPLE, Canvas, stream
 from magnifier.walkers.clothes import where
 from magnifier.walkers.figure import Pose, Projection, skeleton
 from magnifier.walkers.pedestrian import shadowed
-from magnifier.walkers.scene import Thing, View, things_of, visits_of
+from magnifier.walkers.scene import View, things_of, visits_of
+from magnifier.walkers.sets import cached, holds, mark, share, whole_number
 
 __all__ = ['walkers_streams']
 
@@ -33,7 +32,7 @@ SEEN = .3   # Share of a person that must be seen for a detection
 
 
 def walkers_streams(
-    path,  # Folder to write
+    path=None,  # Folder to write; None: among fastai's data (`FASTAI_HOME` or ~/.fastai), a folder per set of arguments
     people: int = 12,  # Persons who come and go, 1 to 999
     cameras: int = 3,  # 1 to 6
     minutes: float = 1.,  # Length of each stream
@@ -63,33 +62,45 @@ def walkers_streams(
     and renamed. Raises ValueError or TypeError for arguments out of range, ValueError for a path that holds anything else,
     ImportError for videos without `av`, OSError where nothing can be written.
     """
-    args = dict(people=people, cameras=cameras, minutes=minutes, fps=fps, seed=seed, size=list(size), start=start, video=video, masks=masks)
-    _check(args)
-    root, marker = Path(path).expanduser().absolute(), dict(version=VERSION, arguments=args)
-    if _holds(root, marker): return root
-    if video: import av  # noqa: F401, missing packages are told before anything is drawn
-    root.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', suffix='.part', dir=root.parent))
+    args = _checked(dict(
+        people=people, cameras=cameras, minutes=minutes, fps=fps, seed=seed, size=size, start=start, video=video, masks=masks))
+    root = Path(path).expanduser().absolute() if path is not None else cached('streams', VERSION, args)
+    marker = dict(version=VERSION, arguments=args, files=_files(args))
+    if holds(root, marker, MARKER): return root
+    if video: import av  # noqa: F401, a missing package is told before anything is drawn
+    log.info('drawing %d streams into %s', args['cameras'], root)
     try:
-        log.info('drawing %d streams into %s', cameras, root)
-        _draw(part/'root', args)
-        (part/'root'/MARKER).write_text(json.dumps(marker, indent=1), 'utf-8')
-        if root.exists(): root.rmdir()
-        os.rename(part/'root', root)
-    finally: shutil.rmtree(part, ignore_errors=True)
+        with aside_folder(root) as new:
+            _draw(new, args)
+            mark(new, marker, MARKER)
+    except FileExistsError:  # another process drew the same streams and was first
+        if not holds(root, marker, MARKER): raise
     return root
 
 
-def _check(args):
-    pass
+def _checked(args):
+    "The arguments, or an error that says what is allowed"
+    limits = dict(people=(1, 999), cameras=(1, len(CAMERAS)), fps=(1, 30), seed=(0, 2**63))
+    out = args | {name: whole_number(name, args[name], *limit) for name, limit in limits.items()}
+    out['minutes'] = share('minutes', args['minutes'], 24 * 60)
+    if out['minutes'] * 60 * out['fps'] < 1: raise ValueError(f'minutes={args["minutes"]}: too short for a frame at {out["fps"]} a second')
+    size = args['size']
+    if len(size) != 2 or min(size) < 64 or any(side % 2 for side in size):
+        raise ValueError(f'size={size}: use (height, width), even numbers, 64 or more each')
+    try: datetime.fromisoformat(args['start'])
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'start={args["start"]!r}: use a date and a time, as 2026-01-31T08:00:00') from e
+    return out | dict(size=list(size), video=bool(args['video']), masks=bool(args['masks']))
 
 
-def _holds(root, marker):
-    if not root.exists() or root.is_dir() and not any(root.iterdir()): return False
-    try: found = json.loads((root/MARKER).read_text('utf-8'))
-    except (OSError, ValueError): found = None
-    if found != marker: raise ValueError(f'{root} exists and holds something else than these streams: choose another path, or remove it')
-    return True
+def _frames(args): return max(1, round(args['minutes'] * 60 * args['fps']))
+
+
+def _files(args):
+    "Folders of the set, and how many files each has"
+    folders = [f'cam{c}_masks' for c in range(1, args['cameras'] + 1)] if args['masks'] else []
+    if not args['video']: folders += [f'cam{c}' for c in range(1, args['cameras'] + 1)]
+    return dict.fromkeys(folders, _frames(args))
 
 
 # ---- what is in a frame
@@ -242,7 +253,6 @@ class Tracker:
 
 def _draw(root, args):
     "All streams and tables into a new folder"
-    root.mkdir()
     seconds, fps, seed = args['minutes'] * 60, args['fps'], args['seed']
     view = View(*args['size'])
     people = [Person(n, random_appearance(stream(seed, 'somebody', n))) for n in range(1, args['people'] + 1)]
@@ -253,7 +263,7 @@ def _draw(root, args):
     cameras, truth = [], []
     for camera, offset in enumerate(offsets, 1):
         here = [v for v in visits if v.camera == camera]
-        n = round(seconds * fps)
+        n = _frames(args)
         tracker = Tracker(fps, stream(seed, 'tracker', camera))
         file = _stream(root, camera, Stage(camera, view, seed), people, here, [offset + i / fps for i in range(n)], tracker, args)
         first = begin + timedelta(seconds=offset)

@@ -1,0 +1,132 @@
+import csv
+import json
+from datetime import datetime
+import numpy as np
+import pytest
+from PIL import Image
+from magnifier.walkers.scene import View, Visit, things_of, visits_of
+from magnifier.walkers.streams import walkers_streams
+
+SMALL = dict(people=3, cameras=2, minutes=.1, fps=5, size=(144, 256))
+
+
+@pytest.fixture(scope='module')
+def streams(tmp_path_factory): return walkers_streams(tmp_path_factory.mktemp('streams')/'small', video=False, **SMALL)
+
+
+def rows(file):
+    with open(file, newline='') as f: return list(csv.DictReader(f))
+
+
+def lines(file): return [[float(v) for v in line.split(',')] for line in file.read_text().splitlines()]
+
+
+def test_the_layout(streams):
+    found = {p.name for p in streams.iterdir()}
+    assert found == {'cam1', 'cam2', 'cam1.gt.txt', 'cam2.gt.txt', 'cam1.txt', 'cam2.txt', 'cam1_masks', 'cam2_masks', 'cameras.csv', 'truth.csv',
+                     'people.json', 'streams.json'}
+    assert [row['file'] for row in rows(streams/'cameras.csv')] == ['cam1', 'cam2']
+    assert len(list((streams/'cam1').iterdir())) == len(list((streams/'cam1_masks').iterdir())) == 30
+    assert len(json.loads((streams/'people.json').read_text())) == 3
+
+
+@pytest.mark.parametrize('camera', [1, 2])
+def test_boxes_hold_what_is_seen_of_each_person(streams, camera):
+    "Against the masks: every pixel of a person lies in the box, which it touches on all sides where nothing hides it"
+    gt = lines(streams/f'cam{camera}.gt.txt')
+    assert gt
+    for frame in range(1, 31):
+        mask = np.array(Image.open(streams/f'cam{camera}_masks'/f'{frame:06d}.png'))
+        present = {int(line[1]): line for line in gt if line[0] == frame}
+        assert set(np.unique(mask >> 3)) - {0} <= set(present)
+        for person, (_, _, x, y, w, h, conf, kind, visibility) in present.items():
+            there = (mask >> 3) == person
+            assert (visibility > 0) == there.any()
+            rows, columns = np.nonzero(there)
+            if len(rows): assert x <= columns.min() and columns.max() < x + w and y <= rows.min() and rows.max() < y + h
+            if visibility == 1: assert (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1) == (x, y, w, h)
+            assert 0 <= x and x + w <= 256 and 0 <= y and y + h <= 144 and (conf, kind) == (1, 1)
+
+
+def test_truth_says_who_each_track_is(streams):
+    cameras = {row['camera']: row for row in rows(streams/'cameras.csv')}
+    truth = rows(streams/'truth.csv')
+    assert truth
+    for row in truth:
+        gt, tracks = lines(streams/f'cam{row["camera"]}.gt.txt'), lines(streams/f'cam{row["camera"]}.txt')
+        frames = [line for line in tracks if line[1] == int(row['track'])]
+        start = datetime.fromisoformat(cameras[row['camera']]['start'])
+        first, last = ((datetime.fromisoformat(row[k]) - start).total_seconds() * 5 + 1 for k in ('from', 'to'))
+        assert frames[0][0] == pytest.approx(first, abs=.01)
+        assert frames[-1][0] == pytest.approx(last, abs=.01)
+        for frame, _, x, y, w, h, *_ in frames:
+            whole = next(line for line in gt if line[:2] == [frame, float(row['person'])])
+            assert abs(x + w / 2 - whole[2] - whole[4] / 2) < whole[4]
+
+
+def test_nobody_is_at_two_cameras_at_once():
+    view = View(288, 512)
+    things = [things_of(view, c, 0) for c in range(1, 4)]
+    for person in range(1, 30):
+        visits = visits_of(view, person, things, 120., 0)
+        for a, b in zip(visits, visits[1:]):
+            assert b.start >= a.end + 3
+            assert a.camera != b.camera
+
+
+def test_people_walk_where_they_look():
+    visit = Visit(1, 1, 'swing', ((0., -2., 5.), (4., 2., 5.), (6., 2., 5.), (8., 2., 3.)))
+    assert (visit.start, visit.end) == (0, 8)
+    middle = visit.at(2.)
+    assert (middle.x, middle.d, middle.stride, middle.yaw) == (0, 5, 1, 90)   # to the right
+    stands = visit.at(5.)
+    assert (stands.x, stands.d, stands.stride) == (2, 5, 0)
+    assert stands.yaw > 90      # still looks to the right, seen from further left
+    near = visit.at(8.)
+    assert (near.x, near.d) == (2, 3)
+    assert near.yaw == pytest.approx(np.degrees(np.arctan2(2, 3)))
+
+
+def test_the_same_seed_gives_the_same_frames(streams, tmp_path):
+    again = walkers_streams(tmp_path/'again', video=False, **SMALL)
+    for file in sorted(p.relative_to(streams) for p in streams.rglob('*') if p.is_file()):
+        assert (again/file).read_bytes() == (streams/file).read_bytes(), file
+    other = walkers_streams(tmp_path/'other', video=False, masks=False, seed=1, **SMALL)
+    assert (other/'cam1'/'000001.jpg').read_bytes() != (streams/'cam1'/'000001.jpg').read_bytes()
+    assert not (other/'cam1_masks').exists()
+
+
+def test_a_second_call_finds_them(streams, monkeypatch):
+    monkeypatch.setattr('magnifier.walkers.streams._draw', None)
+    assert walkers_streams(str(streams), video=False, **SMALL) == streams
+    with pytest.raises(ValueError, match='holds walkers drawn with .*choose another path'): walkers_streams(streams, video=False, seed=5, **SMALL)
+
+
+def test_video_shows_the_frames(tmp_path):
+    av = pytest.importorskip('av')
+    root = walkers_streams(tmp_path/'video', people=3, cameras=1, minutes=.05, size=(144, 256), masks=False)
+    frames = walkers_streams(tmp_path/'frames', people=3, cameras=1, minutes=.05, size=(144, 256), masks=False, video=False)
+    with av.open(str(root/'cam1.mp4')) as video:
+        assert video.streams.video[0].average_rate == 5
+        images = [frame.to_ndarray(format='rgb24') for frame in video.decode(video=0)]
+    assert len(images) == 15
+    for number, image in enumerate(images, 1):
+        still = np.array(Image.open(frames/'cam1'/f'{number:06d}.jpg'), int)
+        assert np.abs(image.astype(int) - still).mean() < 6
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('magnifier.walkers.streams.Stage.frame', full)
+    with pytest.raises(OSError, match='No space left'): walkers_streams(tmp_path/'set', video=False, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('kwargs,error,message', [
+    (dict(people=0), ValueError, 'people=0: use 1 or more, at most 999'), (dict(cameras=7), ValueError, 'cameras=7: use 1 or more, at most 6'),
+    (dict(cameras=1.5), TypeError, 'cameras=1.5: use a whole number'), (dict(minutes=-1), ValueError, 'minutes=-1: use a number from 0'),
+    (dict(minutes=0), ValueError, 'minutes=0: too short for a frame'), (dict(fps=0), ValueError, 'fps=0'),
+    (dict(size=(100, 101)), ValueError, r'size=\(100, 101\): use \(height, width\), even'), (dict(start='noon'), ValueError, "start='noon': use a date")])
+def test_bad_arguments(tmp_path, kwargs, error, message):
+    with pytest.raises(error, match=message): walkers_streams(tmp_path/'set', **kwargs)
+    assert list(tmp_path.iterdir()) == []
