@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-import numpy as np
 from magnifier.walkers.canvas import stream
 from magnifier.walkers.figure import ARMS
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from magnifier.walkers import dataset as walkers as module
+from magnifier.walkers import dataset as module
 from magnifier.walkers.canvas import stream
 from magnifier.walkers.cast import FOLDERS, identities, noisy_mask, plan
 from magnifier.walkers.dataset import walkers, walkers_truth
@@ -181,7 +181,7 @@ def test_noisy_masks_move_boundaries_and_lose_limbs():
 
 CHILD = '''
 import os, signal, sys
-from magnifier.walkers import dataset as walkers as module
+from magnifier.walkers import dataset as module
 where, root = sys.argv[1:3]
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 def killing(function, nth):
