@@ -3,12 +3,13 @@
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ['IMAGE_ENDINGS', 'UnreadableImage', 'read_image', 'as_images', 'image_name']
+__all__ = ['IMAGE_ENDINGS', 'UnreadableImage', 'read_image', 'opened_image', 'as_images', 'image_name']
 
 # File names that count as images, wherever a folder is searched
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.avif')
@@ -30,21 +31,28 @@ def read_image(
     UnreadableImage, a ValueError, names what does not decode, has no area, is no regular file or has too many pixels;
     FileNotFoundError names a file that is not there; TypeError says what else may be given.
     """
+    if isinstance(source, np.ndarray): return _from_array(source, bgr)
+    with opened_image(source) as image: return _as_rgb(image)
+
+
+@contextmanager
+def opened_image(
+    source,  # As `read_image` takes it, but for arrays
+    what: str = 'image',  # What it should be, for the message
+):  # A PIL image, not decoded yet
+    "Opens an image; whatever goes wrong until it is closed again is an UnreadableImage that names it"
     name = image_name(source)
-    try:
-        if isinstance(source, np.ndarray): return _from_array(source, bgr)
-        if isinstance(source, Image.Image): return _as_rgb(source)
-        file = _opened(source)
-    except (OSError, ValueError, SyntaxError) as e:
-        if isinstance(e, FileNotFoundError): raise FileNotFoundError(f'{name}: no such image file') from e
-        raise UnreadableImage(f'{name}: {getattr(e, "strerror", None) or e}') from e
-    try:
-        with file, Image.open(file) as image: return _as_rgb(image)
-    except MemoryError: raise  # the machine's state, not the file's
-    except Exception as e:  # decoders raise whatever they like on damaged bytes
-        why = 'of no format that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
-        raise UnreadableImage(f'{name}: not a readable image ({why}); mend or remove it '
-                              '(`check_catalog(catalog)` lists all such files)') from e
+    file = None if isinstance(source, Image.Image) else _opened(source, name)
+    with file or nullcontext():
+        try:
+            image = Image.open(file) if file else source
+            _check_pixels(image)
+            yield image
+        except MemoryError: raise  # the machine's state, not the file's
+        except Exception as e:  # decoders raise whatever they like on damaged bytes
+            why = 'of no format that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
+            raise UnreadableImage(f'{name}: not a readable {what} ({why}); mend or remove it '
+                                  '(`check_catalog(catalog)` lists all such files)') from e
 
 
 def as_images(
@@ -77,27 +85,34 @@ def _is_one(source):
 
 def _from_array(array, bgr):
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError('an image is (h,w,3) uint8, 0 to 255, in RGB order')
-    if not array.size: raise ValueError('a crop with an area is wanted')
+        raise UnreadableImage(f'{image_name(array)}: an image is (h,w,3) uint8, 0 to 255, in RGB order')
+    if not array.size: raise UnreadableImage(f'{image_name(array)}: a crop with an area is wanted')
     return Image.fromarray(array[..., ::-1] if bgr else array)
 
 
-def _opened(source):
-    "A binary file that is ours to close; other than regular files are never opened, for a pipe or a device may have no end"
+def _opened(source, name):
+    "A binary file of our own; other than regular files are never opened, for a pipe or a device may have no end"
     if isinstance(source, (bytes, bytearray)): return BytesIO(source)
     if isinstance(source, (str, os.PathLike)):
-        if not stat.S_ISREG(os.stat(source).st_mode): raise ValueError('no regular file')
-        return open(source, 'rb')
+        try:
+            if stat.S_ISREG(os.stat(source).st_mode): return open(source, 'rb')
+        except FileNotFoundError as e: raise FileNotFoundError(f'{name}: no such image file') from e
+        except (OSError, ValueError) as e: raise UnreadableImage(f'{name}: {getattr(e, "strerror", None) or e}') from e
+        raise UnreadableImage(f'{name}: no regular file')
     content = source.read() if hasattr(source, 'read') else None
     if not isinstance(content, bytes): raise TypeError(f'{type(source).__name__} given: {WANTED}')
     return BytesIO(content)
 
 
-def _as_rgb(image):
+def _check_pixels(image):
+    "What the header says, before anything is decoded"
     w, h = image.size
     if not w*h: raise ValueError('an image with an area is wanted')
     if Image.MAX_IMAGE_PIXELS and w*h > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f'{w} x {h} pixels, and Pillow is set to read {Image.MAX_IMAGE_PIXELS:,}: shrink it')
+
+
+def _as_rgb(image):
     deep = any(';16' in str(tile[3]) for tile in getattr(image, 'tile', ()))  # asked before it is decoded
     upright = ImageOps.exif_transpose(image)
     if upright.mode == 'F': upright = _from_floats(np.asarray(upright))

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from magnifier.data.catalog import SPLITS, CatalogWarning
-from magnifier.data.images import read_image
+from magnifier.data.images import opened_image, read_image
 from magnifier.data.joints import stripe_masks
 from magnifier.data.layouts import existing, images as image_files, save_png
 from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS, label_table
@@ -62,10 +61,7 @@ def write_mask(
 
 def read_labels(path) -> np.ndarray:
     "Values of a one-channel image of any labelling: (h, w); a ValueError names a file with colours, or that does not decode"
-    try:
-        with Image.open(path) as image: labels, mode = np.asarray(image), image.mode
-    except FileNotFoundError: raise
-    except (OSError, SyntaxError) as e: raise ValueError(f'{path}: not a readable part mask ({e}); mend or remove it') from e
+    with opened_image(path, 'part mask') as image: labels, mode = np.asarray(image), image.mode
     if labels.ndim != 2 or labels.dtype.kind not in 'iub': raise ValueError(f'{path} is {mode}, and a label file is grey or palette')
     return labels
 
@@ -141,7 +137,7 @@ def _convert_file(path, target, table):
 def _parser_labels(path, table):
     "`read_labels`; of a DensePose IUV file the I, its first channel in OpenCV's order, which is the last of RGB"
     if 'DensePose' in table.source:
-        with Image.open(path) as image:
+        with opened_image(path, 'part mask') as image:
             if image.mode == 'RGB': return np.asarray(image)[..., 2]
     return read_labels(path)
 
