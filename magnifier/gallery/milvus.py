@@ -1,0 +1,191 @@
+"A gallery on a Milvus server or cluster, by its address"
+
+import json
+import re
+from contextlib import contextmanager
+
+import numpy as np
+
+from magnifier.gallery.store import COLUMNS, EVERYTHING, VECTORS, Store, joined
+
+__all__ = ['MilvusStore']
+
+NO_CLIENT = "a gallery on a server needs pymilvus: pip install 'magnifier-reid[milvus]'"
+AT_ONCE = {False: 2_000, True: 256}  # Rows in one message, without vectors and with them
+LONGEST = 4_096  # Bytes of a path
+NAMES = 64  # Other paths that a row remembers
+# kind -> what the index is built with, and what a search is told
+INDEXES = {
+    'exact': (dict(index_type='FLAT', params={}), {}),
+    'ivf': (dict(index_type='IVF_FLAT', params={'nlist': 1024}), {'nprobe': 64}),
+}
+
+
+class MilvusStore(Store):
+    """A gallery as a collection of a Milvus server. What the gallery remembers of itself are properties of the collection.
+    OSError for an address where no server answers, ImportError without pymilvus"""
+
+    version = None  # Others write too, and the server counts nothing
+
+    def __init__(self,
+        uri: str,  # http://host:19530
+        name: str,  # Of the collection
+        token: str = '',  # 'user:password' or an API key, for servers that want one
+    ):
+        self.uri, self.name = uri, name
+        self._about, self._kind = {}, None
+        try: from pymilvus import MilvusClient, MilvusException
+        except ImportError as e: raise ImportError(NO_CLIENT) from e
+        self._milvus_error = MilvusException
+        with self._told(): self.client = MilvusClient(uri, token=token)
+        if self.about:
+            with self._told(): self.client.load_collection(name)
+
+    @property
+    def about(self):
+        if not self._about:  # another may have added since
+            with self._told():
+                there = self.client.has_collection(self.name)
+                properties = self.client.describe_collection(self.name).get('properties') or {} if there else {}
+            if there and 'magnifier' not in properties:
+                raise ValueError(f'{self.uri} holds a collection {self.name!r} that is no gallery of magnifier: give another `name`')
+            self._about = json.loads(properties.get('magnifier', '{}'))
+        return self._about
+
+    @property
+    def kind(self):
+        if not self.about: return None
+        with self._told(): told = self.client.describe_index(self.name, 'vector')
+        return 'exact' if told['index_type'] == 'FLAT' else 'ivf'
+
+    def create(self, about):
+        if self.about: return
+        with self._told():
+            indexes = self._indexes('exact')
+            if about['regions']: indexes.add_index('regions', metric_type='IP', **INDEXES['exact'][0])
+            properties = {'magnifier': json.dumps(about)}
+            self.client.create_collection(self.name, schema=_schema(about), index_params=indexes, properties=properties)
+            self.client.load_collection(self.name)
+
+    def add(self, rows):
+        there = self.known(rows['key'])
+        new = [row for row in _as_rows(rows) if row['key'] not in there]
+        self._upsert(new)
+        return len(new)
+
+    def update(self, rows):
+        self._upsert(list(_as_rows(rows)), partial_update=True)
+
+    def _upsert(self, rows, **kwargs):
+        at_once = AT_ONCE['vector' in rows[0]] if rows else 1
+        with self._told():
+            for i in range(0, len(rows), at_once): self.client.upsert(self.name, rows[i:i+at_once], **kwargs)
+
+    def delete(self, where):
+        keys = self.read(where, ('key',))['key']
+        with self._told():
+            for i in range(0, len(keys), AT_ONCE[False]): self.client.delete(self.name, ids=keys[i:i+AT_ONCE[False]])
+        return len(keys)
+
+    def count(self):
+        if not self.about: return 0
+        with self._told(): return int(self.client.query(self.name, filter='', output_fields=['count(*)'])[0]['count(*)'])
+
+    def scan(self, where=EVERYTHING, columns=COLUMNS):
+        if not self.about: return
+        for part in _parts(where):
+            with self._told():
+                pages = self.client.query_iterator(self.name, batch_size=AT_ONCE[bool(set(VECTORS) & set(columns))],
+                                                   filter=_expression(part), output_fields=list(columns))
+                while rows := pages.next(): yield _as_columns(rows, columns)
+                pages.close()
+
+    def search(self, vector, k, where=EVERYTHING, *, field='vector', exact=False):
+        if not self.about: return joined([], (*COLUMNS, 'similarity'))
+        told = INDEXES[self.kind if field == 'vector' else 'exact'][1]
+        if exact and told: told = {'nprobe': INDEXES['ivf'][0]['params']['nlist']}  # every list
+        with self._told():
+            hits = self.client.search(self.name, data=[vector], anns_field=field, limit=k, filter=_expression(where),
+                                      output_fields=list(COLUMNS), search_params={'metric_type': 'IP', 'params': told})[0]
+        return _as_columns([{**h['entity'], 'key': h['key'], 'similarity': h['distance']} for h in hits], (*COLUMNS, 'similarity'))
+
+    def index(self, kind):
+        with self._told():
+            self.client.release_collection(self.name)
+            self.client.drop_index(self.name, 'vector')
+            self.client.create_index(self.name, self._indexes(kind))
+            self.client.load_collection(self.name)
+
+    def _indexes(self, kind):
+        indexes = self.client.prepare_index_params()
+        indexes.add_index('vector', metric_type='IP', **INDEXES[kind][0])
+        return indexes
+
+    def settle(self):
+        with self._told(): self.client.flush(self.name)
+
+    def compact(self):
+        if not self.about: return
+        with self._told():
+            self.client.flush(self.name)
+            self.client.compact(self.name)
+
+    def close(self):
+        self.client.close()
+
+    @contextmanager
+    def _told(self):
+        "What goes wrong on the server or on the way there as one sentence"
+        try: yield
+        except self._milvus_error as error:
+            said = (error.message or str(error)).splitlines()[0]
+            raise OSError(f'{self.uri}: the Milvus server does not answer, or refuses ({said})') from error
+
+
+def _schema(about):
+    from pymilvus import DataType, MilvusClient
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field('key', DataType.VARCHAR, is_primary=True, max_length=64)
+    schema.add_field('vector', DataType.FLOAT_VECTOR, dim=about['d'])
+    schema.add_field('path', DataType.VARCHAR, max_length=LONGEST)
+    schema.add_field('also', DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=NAMES, max_length=LONGEST)
+    for field in ('pid', 'camid'): schema.add_field(field, DataType.INT64, nullable=True)
+    schema.add_field('time', DataType.DOUBLE, nullable=True)
+    if about['regions']:
+        schema.add_field('regions', DataType.FLOAT_VECTOR, dim=about['regions'])
+        schema.add_field('visible', DataType.INT64)
+    return schema
+
+
+def _as_rows(columns):
+    for row in zip(*columns.values()): yield dict(zip(columns, row))
+
+
+def _as_columns(rows, names):
+    columns = {name: [row[name] for row in rows] for name in names}
+    return {name: np.array(values, np.float32) if name in VECTORS else values for name, values in columns.items()}
+
+
+def _parts(where):
+    "The same conditions with so few keys at once that they fit into a message"
+    from dataclasses import replace
+    if where.keys is None: return [where]
+    keys = list(where.keys)
+    return [replace(where, keys=tuple(keys[i:i+AT_ONCE[False]])) for i in range(0, len(keys), AT_ONCE[False])]
+
+
+def _expression(where):
+    "Conditions as the server reads them; empty for none"
+    parts = [f'{name} in {_list(values)}' for name, values in (
+        ('key', where.keys), ('pid', where.pids), ('camid', where.cameras), ('visible', where.visible)) if values is not None]
+    if where.paths is not None: parts.append(f'(path in {_list(where.paths)} or array_contains_any(also, {_list(where.paths)}))')
+    if where.not_cameras is not None: parts.append(f'(camid is null or camid not in {_list(where.not_cameras)})')
+    if where.since is not None: parts.append(f'time >= {where.since!r}')
+    if where.until is not None: parts.append(f'time <= {where.until!r}')
+    return ' and '.join(parts)
+
+
+def _list(values): return '[' + ', '.join(_quoted(v) if isinstance(v, str) else repr(v) for v in values) + ']'
+
+
+def _quoted(text): return '"' + re.sub(r'(["\\])', r'\\\1', text).replace('\n', '\\n') + '"'

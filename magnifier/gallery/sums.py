@@ -1,0 +1,97 @@
+"Damage to a gallery's files, noticed before they answer"
+
+import os
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from magnifier.files import aside
+
+__all__ = ['Sums', 'file_sum']
+
+MANIFEST = re.compile(r'_versions/\d+\.manifest')
+BLOCK = 1 << 20  # Bytes that are summed at once
+PASSING = ('_transactions', 'latest_version_hint.json')  # What no answer depends on
+
+
+class Sums:
+    """Sums of the files of a Lance table, in a text file beside it. The files of such a table never change once they are written, so each
+    process checks each of them once, before its first answer.
+
+    Noticed: files that were shortened, of which bytes or blocks changed, and a missing newest version. (A missing data file is noticed by
+    the engine.) Not noticed: words of eight bytes that changed places within one megabyte, damage to a file between its writing
+    and its summing, and the loss of the sums themselves."""
+
+    def __init__(self,
+        table: str | Path,  # Folder of the table
+    ):
+        self.table = Path(table)
+        self.file = self.table.with_suffix('.sums')
+        self._checked = {}  # name -> (sum, size), of files found whole
+
+    def check(self):
+        "An OSError that names a damaged file"
+        sums = self._read()
+        self._check_newest(sums)
+        for name, told in sums.items():
+            if self._checked.get(name) == told: continue
+            try: seen = file_sum(self.table/name)
+            except FileNotFoundError: continue  # of an old version; the engine says if it is needed
+            if seen != told: raise OSError(f'{self.table/name} is damaged: restore it from a copy, or make the gallery anew')
+            self._checked[name] = told
+
+    def record(self):
+        "Sums what was written since the last time; for the only writer"
+        known = self._read()
+        new = {name: file_sum(self.table/name) for name in self._files() if name not in known}
+        self._checked |= new
+        lines = ''.join(_line(name, told) for name, told in new.items())
+        with open(self.file, 'a', encoding='utf-8') as f: f.write('\n' + lines)  # whatever a kill cut short ends here
+
+    def forget_removed(self):
+        "Leaves out files that are gone; for the only writer"
+        there, known = set(self._files()), self._read()
+        with aside(self.file) as part:
+            part.write_text(''.join(_line(name, told) for name, told in known.items() if name in there), encoding='utf-8')
+
+    def _read(self):
+        "name -> (sum, size); a line that a kill cut short is left out"
+        try: text = self.file.read_text(encoding='utf-8', errors='replace')
+        except FileNotFoundError: return {}
+        lines = [line.split(' ', 2) for line in text.split('\n')[:-1]]
+        return {name: (crc, size) for crc, size, name in (line for line in lines if len(line) == 3)}
+
+    def _files(self):
+        for folder, folders, files in os.walk(self.table):
+            folders[:] = [f for f in folders if f not in PASSING]
+            for file in files:
+                if file not in PASSING: yield (Path(folder)/file).relative_to(self.table).as_posix()
+
+    def _check_newest(self, sums):
+        "Versions are numbered downwards, so that the newest is the least"
+        told = _newest(sums)
+        if told is None: return
+        there = _newest(self._files())
+        if there is None or there > told:
+            raise OSError(f'{self.table} lacks its newest version: restore it from a copy, or make the gallery anew')
+
+
+def file_sum(
+    file,  # Path
+) -> tuple[str, str]:  # Checksum and size
+    "CRC-32 of the sums of each megabyte's words: as quick as reading"
+    crc, size, block = 0, 0, np.zeros(BLOCK // 8, np.uint64)
+    with open(file, 'rb', buffering=0) as f:
+        while read := f.readinto(block):
+            block.view(np.uint8)[read:] = 0
+            crc = zlib.crc32(block.sum().tobytes(), crc)
+            size += read
+    return f'{crc:08x}', str(size)
+
+
+def _newest(names): return min((name for name in names if MANIFEST.fullmatch(name)), default=None)
+
+
+def _line(name, told): return f'{told[0]} {told[1]} {name}\n'
