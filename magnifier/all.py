@@ -8,7 +8,6 @@ from magnifier.retrieval.region_distance import *
 from magnifier.retrieval.single_shot import *
 from magnifier.retrieval.verification import *
 from magnifier.retrieval.expansion import *
-from magnifier.gallery.narrow import *
 from magnifier.gallery.clusters import *
 from magnifier.gallery.hits import *
 from magnifier.gallery.gallery import *

@@ -1,42 +1,45 @@
-"What comes into a gallery: pictures with their labels in one table, keys from content, times and filters in one form"
+"What goes into a gallery: images and their labels in one table, keys from content, times in one form"
+
 import hashlib
+import os
 from collections.abc import Iterable
 from datetime import datetime
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
-import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-__all__ = ['entries', 'read_entry', 'ReadImage', 'read_part', 'pictures', 'timestamp', 'expression', 'number', 'identity', 'is_count', 'fingerprint_of', 'unit_rows']
+from magnifier.data.images import as_images, image_name, read_image
+
+__all__ = ['entries', 'read_entry', 'ReadImage', 'content_key', 'problem', 'stored_image', 'timestamp', 'number', 'identity', 'is_count',
+           'fingerprint_of', 'as_array', 'unit_rows']
+
+LARGEST = 2**63 - 1  # Whole number that a store keeps
+LATEST = 1e11  # Seconds since 1970 that are taken for seconds: the year 5138
 
 
 class ReadImage(NamedTuple):
-    "A picture that was read"
-    key: str  # Of its content: the same bytes are the same picture, whatever the file is called
-    image: Image.Image | None  # Decoded; None where that failed
+    "An image that was read, or why it could not be"
+
+    key: str  # Of its content: the same bytes are the same image, whatever the file is called
+    image: Image.Image | None  # Decoded, mode RGB; None where that failed
     problem: str = ''  # Why it failed
 
 
 def entries(
-    images,  # Catalog; or a path, PIL image or (h,w,3) uint8 array, or several
-    **labels  # pids, camids, times, paths: one an image, or None
+    images,  # Catalog; or one image as `read_image` takes it, or several
+    **labels,  # pids, camids, times, paths: one an image, or None
 ) -> pd.DataFrame:  # Columns item, path, pid, camid, time; None where unknown
-    "Pictures and labels in one table; a ValueError where their numbers differ, a TypeError for labels that are no numbers"
-    if isinstance(images, pd.DataFrame): table = _of_catalog(images, labels)
-    else:
-        items = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
-        table = pd.DataFrame({'item': pd.Series(items, dtype=object)})
-        for name, column in (('paths', 'path'), ('pids', 'pid'), ('camids', 'camid'), ('times', 'time')):
-            table[column] = _one_each(labels.get(name), len(items), name)
-    if not len(table): raise ValueError('no images: give at least one path, picture or catalog row')
-    own = [str(i) if isinstance(i, (str, Path)) else None for i in table['item']]
-    table['path'] = pd.Series([str(p) if p is not None else o for p, o in zip(table['path'], own)], dtype=object)
-    table['pid'] = pd.Series([identity(p) for p in table['pid']], dtype=object)
-    table['camid'] = pd.Series([number(c, 'camids') for c in table['camid']], dtype=object)
-    table['time'] = pd.Series([timestamp(t) for t in table['time']], dtype=object)
+    "Images and labels in one table; a ValueError where their numbers differ, a TypeError for labels that are no numbers"
+    table = _of_catalog(images, labels) if isinstance(images, pd.DataFrame) else _of_items(images, labels)
+    if not len(table): raise ValueError('no images: give at least one path, image or catalog row')
+    forms = dict(pid=identity, camid=lambda c: number(c, 'camids'), time=timestamp)
+    for name, form in forms.items():
+        table[name] = pd.Series([form(value) for value in table[name]], dtype=object)
+    own = [os.fspath(item) if isinstance(item, (str, Path)) else None for item in table['item']]
+    table['path'] = pd.Series([file if path is None else str(path) for path, file in zip(table['path'], own)], dtype=object)
     return table
 
 
@@ -44,9 +47,17 @@ def _of_catalog(catalog, labels):
     given = [name for name, label in labels.items() if label is not None]
     if given: raise ValueError(f'{", ".join(given)} beside a catalog: put them into its columns pid, camid, time')
     if 'path' not in catalog: raise ValueError(f'the catalog has no column path, only {", ".join(map(str, catalog.columns))}')
-    column = lambda name: list(catalog[name]) if name in catalog else [None]*len(catalog)
-    return pd.DataFrame({name: pd.Series(column(of), dtype=object) for name, of in
-                         (('item', 'path'), ('path', 'path'), ('pid', 'pid'), ('camid', 'camid'), ('time', 'time'))})
+    columns = dict(item='path', path='path', pid='pid', camid='camid', time='time')
+    return pd.DataFrame({name: pd.Series(list(catalog[of]) if of in catalog else [None]*len(catalog), dtype=object)
+                         for name, of in columns.items()})
+
+
+def _of_items(images, labels):
+    items = list(as_images(images))
+    table = pd.DataFrame({'item': pd.Series(items, dtype=object)})
+    for name, column in dict(paths='path', pids='pid', camids='camid', times='time').items():
+        table[column] = _one_each(labels.get(name), len(items), name)
+    return table
 
 
 def _one_each(values, n, name):
@@ -63,18 +74,21 @@ def number(
     x,  # An id
     name: str,  # What to call it in an error
 ) -> int | None:  # None where it is missing
-    "A whole number, or a TypeError that says what to do"
+    "A whole number, or a TypeError that says what to do; a ValueError for one of more than 63 bits"
     if _missing(x): return None
-    if isinstance(x, (int, np.integer)) and not isinstance(x, bool): return int(x)
-    if isinstance(x, (float, np.floating)) and x == int(x): return int(x)  # pandas makes floats of integers beside a missing one
-    raise TypeError(f'{name}: whole numbers wanted, got {x!r}. Number names first: `codes, names = pd.factorize(names)`')
+    whole = isinstance(x, (int, np.integer)) and not isinstance(x, (bool, np.bool_))
+    if not whole and not (isinstance(x, (float, np.floating)) and float(x).is_integer()):
+        raise TypeError(f'{name}: whole numbers wanted, got {x!r}. Number names first: `codes, names = pd.factorize(names)`')
+    if abs(int(x)) > LARGEST: raise ValueError(f'{name}: {x} does not fit into 63 bits; number them first, by `pd.factorize`')
+    return int(x)  # pandas makes floats of integers beside a missing one
 
 
 def identity(
     pid,  # An identity, or -1 for junk: a person that nobody named
 ) -> int | None:  # None where it is junk or missing
     "An identity as a gallery keeps it; a TypeError for what is no whole number"
-    return None if (pid := number(pid, 'pids')) == -1 else pid
+    pid = number(pid, 'pids')
+    return None if pid == -1 else pid
 
 
 def is_count(
@@ -90,93 +104,65 @@ def timestamp(
     "A time in one form; a ValueError for what is none"
     if _missing(t): return None
     if isinstance(t, (int, float, np.integer, np.floating)) and not isinstance(t, bool):
-        if abs(t) < 1e11: return float(t)
+        if abs(t) < LATEST: return float(t)
         raise ValueError(f'time {t}: seconds since 1970 wanted, and these lie beyond the year 5000; divide milliseconds by 1000')
     if not isinstance(t, (str, datetime, np.datetime64)): raise TypeError(f'time {t!r}: seconds, an ISO text or a datetime wanted')
     try: t = pd.Timestamp(t)
-    except ValueError as e: raise ValueError(f'time {t!r}: not a date and time; write 2026-01-31T13:45:00 or 2026-01-31T13:45:00+01:00') from e
+    except ValueError as e:
+        raise ValueError(f'time {t!r}: not a date and time; write 2026-01-31T13:45:00 or 2026-01-31T13:45:00+01:00') from e
     if t is pd.NaT: return None
     return (t.tz_localize('UTC') if t.tzinfo is None else t).timestamp()
 
 
+def content_key(
+    item,  # An image as `read_image` takes it
+) -> str:  # 32 hexadecimal digits
+    "Of the bytes of a file, or of the pixels of an image in memory: the same content has the same key. Errors as of `read_image`"
+    if isinstance(item, (bytes, bytearray)): return _hashed([item])
+    if isinstance(item, (str, os.PathLike)):
+        if not os.path.isfile(item): read_image(item)  # says what it is instead
+        with open(item, 'rb') as file: return _hashed(iter(lambda: file.read(1 << 20), b''))
+    image = item if isinstance(item, Image.Image) else read_image(item)
+    palette = image.getpalette() or () if image.mode in ('P', 'PA') else ()
+    return _hashed([f'{image.mode} {image.size}'.encode(), bytes(palette), image.tobytes()])
+
+
+def _hashed(parts):
+    content = hashlib.sha256()
+    for part in parts: content.update(part)
+    return content.hexdigest()[:32]
+
+
 def read_entry(
-    item,  # A path, PIL image or (h,w,3) uint8 array
-) -> ReadImage:  # With the picture or with what is wrong with it
-    "Reads and decodes a picture once: its key comes from the same bytes"
+    item,  # An image as `read_image` takes it
+    key: str | None = None,  # Of its content, where that is known already
+) -> ReadImage:  # With the image or with what is wrong with it
+    "Reads and decodes an image"
+    if hasattr(item, 'read'): item = item.read()
     try:
-        if isinstance(item, np.ndarray):
-            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
-                return ReadImage('', None, f'array of shape {item.shape} and type {item.dtype}: an image is (h,w,3) uint8, in RGB order')
-            item = Image.fromarray(item)
-        if isinstance(item, Image.Image):
-            palette = item.getpalette() or () if item.mode in ('P', 'PA') else ()
-            return ReadImage(_key(f'{item.mode} {item.size}'.encode(), bytes(palette), item.tobytes()), item)
-        data = Path(item).read_bytes()
-        return ReadImage(_key(data), _decoded(data))
-    except UnidentifiedImageError: return ReadImage('', None, 'not an image')
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        return ReadImage('', None, f'{type(e).__name__}: {e}')
+        key = key or content_key(item)
+        return ReadImage(key, read_image(item))
+    except (OSError, ValueError, TypeError) as e: return ReadImage(key or '', None, problem(e, item))
 
 
-def read_part(
-    part: pd.DataFrame,  # Rows of `entries`
-    pool,  # An executor whose threads decode
-) -> tuple:  # The rows that are pictures, with a column picture; and (path, problem) of the others
-    "Reads the pictures of some rows"
-    part = part.assign(picture=pd.Series(list(pool.map(read_entry, part['item'])), index=part.index, dtype=object))
-    good = np.array([p.image is not None for p in part['picture']])
-    return part[good], [(str(r.path), r.picture.problem) for r in part[~good].itertuples()]
+def problem(
+    error,  # Raised by `content_key` or `read_image`
+    item,  # For this image
+) -> str:
+    "What is wrong with an image, without its name, which is told beside it"
+    return str(error).removeprefix(f'{image_name(item)}: ') or type(error).__name__
 
 
-def pictures(
-    part: pd.DataFrame,  # Rows of `read_part`
-) -> list:  # PIL images
-    "What to embed"
-    return [p.image for p in part['picture']]
-
-
-def _decoded(data):
-    image = Image.open(BytesIO(data))
-    if Image.MAX_IMAGE_PIXELS and image.width*image.height > Image.MAX_IMAGE_PIXELS:  # of which Pillow warns; filters of warnings are all threads'
-        raise Image.DecompressionBombError(f'{image.width} x {image.height} pixels, and Pillow allows {Image.MAX_IMAGE_PIXELS}')
-    image.load()
-    return image
-
-
-def _key(*parts): return hashlib.sha256(b''.join(parts)).hexdigest()[:32]
-
-
-def expression(
-    *,
-    not_camera=None,  # Camera or cameras whose images are left out; images of unknown cameras stay
-    cameras=None,  # Camera or cameras to search in
-    since=None,  # Earliest time; images without a time are left out
-    until=None,  # Latest time; the same
-    pids=None,  # Identity or identities
-    paths=None,  # Path or paths
-) -> str:  # A Milvus expression; empty where nothing is asked for
-    "Conditions of a search as the store reads them"
-    parts = []
-    if cameras is not None: parts.append(f'camid in {_several(cameras, "cameras")}')
-    if not_camera is not None: parts.append(f'(camid is null or camid not in {_several(not_camera, "not_camera")})')
-    if pids is not None: parts.append(f'pid in {_several(pids, "pids")}')
-    if paths is not None:
-        paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-        parts.append('path in [' + ', '.join(_quoted(str(p)) for p in paths) + ']')
-    since, until = timestamp(since), timestamp(until)
-    if since is not None and until is not None and since > until: raise ValueError(f'since={since} lies after until={until}: no time is both')
-    if since is not None: parts.append(f'time >= {since!r}')
-    if until is not None: parts.append(f'time <= {until!r}')
-    return ' and '.join(parts)
-
-
-def _several(x, name):
-    x = [number(i, name) for i in (x if isinstance(x, Iterable) and not isinstance(x, str) else [x])]
-    if not x or None in x: raise ValueError(f'{name}: at least one number wanted, and none of them missing')
-    return sorted(set(x))
-
-
-def _quoted(text): return '"' + text.replace('\\', '\\\\').replace('"', '\\"') + '"'
+def stored_image(
+    path: str | None,  # As a gallery has it
+    key: str,  # The key that it has for that path
+) -> Image.Image | None:  # Mode RGB; None where the file is gone, or is another by now
+    "The image that was added under a path, as long as its content is what it was"
+    if not path: return None
+    read = read_entry(path)
+    if read.image is None: return None
+    if key == read.key: return read.image
+    with Image.open(path) as image: return read.image if key == content_key(image) else None  # it was added as pixels, and its path told
 
 
 def fingerprint_of(
@@ -188,13 +174,20 @@ def fingerprint_of(
     return str(embedder.fingerprint)
 
 
+def as_array(
+    x,  # Array or tensor, of any device and precision
+) -> np.ndarray:  # float32
+    "Numbers as NumPy has them, without importing torch for those that are no tensors"
+    return np.asarray(x.detach().cpu().float() if hasattr(x, 'detach') else x, np.float32)
+
+
 def unit_rows(
     embeddings,  # What an embedder gave
     n: int,  # How many rows there must be
 ) -> np.ndarray:  # (n, d) float32, rows of length 1
     "Embeddings as a gallery takes them; a ValueError for those that have no direction"
-    x = torch.as_tensor(embeddings).detach().cpu().float().numpy()
+    x = as_array(embeddings)
     if x.ndim != 2 or len(x) != n: raise ValueError(f'{n} images gave embeddings of shape {x.shape}: ({n}, d) wanted')
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     if not (np.isfinite(norms) & (norms > 0)).all(): raise ValueError('the model gives embeddings that are zero, NaN or infinite')
-    return x/norms
+    return x / norms

@@ -1,57 +1,69 @@
-"A gallery of people: pictures embedded once, kept in Milvus, searched by picture, camera, time and region"
+"A gallery of people: images embedded once, and searched by image, camera, time and region"
+
 import logging
+import re
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
-from magnifier.regions import REGIONS, region_indices
-from magnifier.gallery.clusters import identity_clusters
+
+from magnifier.data.images import image_name
+from magnifier.gallery.entries import content_key, entries, fingerprint_of, identity, is_count, problem, read_entry, unit_rows
 from magnifier.gallery.hits import Hits, as_table
-from magnifier.gallery.entries import entries, expression, fingerprint_of, identity, is_count, pictures, read_entry, read_part, unit_rows
+from magnifier.gallery.lance import LanceStore
+from magnifier.gallery.milvus import MilvusStore
 from magnifier.gallery.region_search import described, nearest_by_regions
-from magnifier.gallery.store import INDEXES, LIMIT, MilvusStore
-from magnifier.gallery.narrow import narrowed, principal_axes
-from magnifier.retrieval.rerank import rerank as rerank_features
+from magnifier.gallery.store import MOST_NAMES, Where, joined, where
+from magnifier.regions import REGIONS, region_indices
 
 __all__ = ['Gallery', 'Added', 'GalleryWarning']
 
+LIMIT = 16_384  # Hits of one search, which is what a Milvus server gives
 RERANKED = 100  # Hits that re-ranking looks at
-KEPT = .9       # Least share of new pictures' squared length along the axes of a narrower gallery
+EXACT_UP_TO = 500_000_000  # Numbers in all vectors: 2 GB, whose product with a query takes a tenth of a second
+WRITTEN, SECONDS = 1 << 24, 5  # Embeddings are written once they have so many bytes, or have waited so long
+QUERIES = 50  # Images whose neighbours say what an index finds
+NAME = re.compile('[A-Za-z_][A-Za-z0-9_]{0,200}')
+SERVERS = ('http://', 'https://', 'tcp://', 'unix:')
 log = logging.getLogger(__name__)
 
 
 class GalleryWarning(UserWarning):
-    "Pictures that did not come into a gallery"
+    "Images that did not come into a gallery"
 
 
 class Added(NamedTuple):
-    "What became of pictures that were added"
+    "What became of images that were added"
+
     added: int  # New in the gallery
     known: int  # There already, or twice in the call: left as they were
-    skipped: pd.DataFrame  # path, problem: not readable as pictures
+    skipped: pd.DataFrame  # path, problem: not readable as images
 
 
 class Gallery:
-    """Pictures of people that can be searched: `g.add(learn, catalog)`, then `g.search(learn, image, k=10, not_camera=3)`.
+    """Images of people that can be searched: `g.add(learn, catalog)`, then `g.search(learn, image, k=10, not_camera=3)`.
 
-    A local gallery is a folder (Milvus Lite) that one process opens at a time; a server's address gives the same gallery in a
-    Milvus cluster. What is kept of a picture is its path, identity, camera, time (UTC) and embedding, never its pixels. ValueError for
-    an address that is neither, ImportError where pymilvus is missing, OSError for a gallery that another process holds."""
+    A local gallery is a folder (a LanceDB table), and so is one on object storage; a server's address gives the same gallery in a Milvus
+    cluster. Several processes may add, search and delete at once. What is kept of an image is its path, identity, camera, time
+    (UTC) and embedding, never its pixels. ValueError for a folder that holds something else, ImportError where the engine is
+    missing, OSError for damaged files and for an address where no server answers."""
 
     def __init__(self,
-        uri: str = 'people.db',  # A path that ends in .db, or the address of a server (http://host:19530)
+        uri: str = 'people',  # A folder, its address on object storage (s3://bucket/people), or a server's (http://host:19530)
         *,
-        name: str = 'people',  # Of the collection: one uri may hold several galleries
+        name: str = 'people',  # Of the table: one uri may hold several galleries
         regions: bool = False,  # Also keeps each region's embedding, so that `search(regions=...)` works
-        width: int | None = None,  # Narrows embeddings to so many principal axes, learned from the first images; None keeps them whole
-        index_past: int = 1_000_000,  # Images past which `add` builds an approximate index (IVF); up to there search is exact
+        exact_up_to: int = EXACT_UP_TO,  # Images times dimensions past which `add` builds an approximate index; up to there search is exact
         token: str = '',  # 'user:password' or an API key, for servers that want one
     ):
-        if width is not None and not is_count(width): raise ValueError(f'width={width}: a whole number of axes from 1 wanted, or None for whole embeddings')
-        self.uri, self._asked, self.index_past = str(uri), (bool(regions), width and int(width)), index_past
-        self.store, self._axes, self._table = MilvusStore(self.uri, name, token), None, None
-        try: self._check_asked()
+        if not NAME.fullmatch(name): raise ValueError(f'name={name!r}: letters, digits and underscores wanted')
+        self.uri, self.exact_up_to = str(uri), exact_up_to
+        self.store = MilvusStore(self.uri, name, token) if self.uri.startswith(SERVERS) else LanceStore(self.uri, name)
+        self._regions_asked, self._table = bool(regions), None
+        try: self._check_regions()
         except ValueError:
             self.close()
             raise
@@ -59,18 +71,12 @@ class Gallery:
     @property
     def regions(self) -> bool:
         "Whether each region's embedding is kept: as the gallery was made, or as it was asked for where it is still empty"
-        return about['regions'] > 0 if (about := self.store.about) else self._asked[0]
+        about = self.store.about
+        return about['regions'] > 0 if about else self._regions_asked
 
-    @property
-    def width(self) -> int | None:
-        "Axes of a narrower gallery; None for whole embeddings"
-        return about['width'] if (about := self.store.about) else self._asked[1]
-
-    def _check_asked(self):
-        regions, width = self._asked
-        if width not in (None, self.width):
-            raise ValueError(f'{self.uri} keeps {"whole embeddings" if self.width is None else f"{self.width} axes"}: width={width} is for a new gallery')
-        if regions and not self.regions: raise ValueError(f'{self.uri} keeps no regions: regions=True is for a new gallery; make it anew, or leave it out')
+    def _check_regions(self):
+        if self._regions_asked and not self.regions:
+            raise ValueError(f'{self.uri} keeps no regions: regions=True is for a new gallery; make it anew, or leave it out')
 
     def __enter__(self): return self
 
@@ -81,7 +87,7 @@ class Gallery:
     def __repr__(self): return f'Gallery({self.uri!r}): {len(self)} images'
 
     def close(self):
-        "Lets go of the folder, so that another process may open it"
+        "Lets go of memory, files or the connection"
         self.store.close()
 
     def add(self,
@@ -91,28 +97,27 @@ class Gallery:
         pids=None,  # Identities, one an image; None where unknown
         camids=None,  # Cameras
         times=None,  # Seconds since 1970 in UTC, ISO texts or datetimes
-        paths=None,  # Paths to remember, for pictures that are not given by path
-        bs: int = 64,  # Images embedded and written at once: what a crash may lose
+        paths=None,  # Paths to remember, for images that are not given by path
+        bs: int = 64,  # Images embedded at once
         progress: bool = True,  # Shows a bar
     ) -> Added:  # How many are new, how many were known, and what could not be read
-        """Embeds what the gallery does not have yet, and writes it batch by batch. A picture is known by its content: run again
-        after a crash, nothing is added twice, and what is known keeps its labels (see `label`). Files that are no pictures are left out,
-        with a `GalleryWarning` that names the first. ValueError where all are, and where another model made the gallery"""
-        if bs < 1: raise ValueError(f'bs={bs}: at least one image at once')
-        self._check_asked()  # another handle may have made the gallery since
-        table, added, known, skipped = entries(images, pids=pids, camids=camids, times=times, paths=paths), 0, 0, []
+        """Embeds what the gallery does not have yet, while the images after are decoded and those before are written. An image is known by
+        its content: run again after a crash, which may lose the last seconds, nothing is added twice; what is known keeps its labels (see
+        `label`), and remembers the other path. Files that are no images are left out, with a `GalleryWarning` that names the first.
+        ValueError where all are, and where another model made the gallery"""
+        if not is_count(bs): raise ValueError(f'bs={bs}: at least one image at once')
+        self._check_regions()  # another may have made the gallery since
         self._check_model(embedder)
-        with ThreadPoolExecutor(4) as pool:
-            if self.width and not self.store.about: self._learn_axes(embedder, table, pool, bs)
-            for start in _bar(range(0, len(table), bs), progress):
-                part, bad = read_part(table.iloc[start:start+bs], pool)
-                new = self._new(part)
-                if len(new): self._write(embedder, new)
-                added, known, skipped = added + len(new), known + len(part) - len(new), skipped + bad
-                log.info('%d of %d images: %d added, %d known, %d not readable', start + len(part) + len(bad), len(table), added, known, len(skipped))
-        if added: self.store.settle()
-        if added and self.store.kind == 'exact' and len(self) > self.index_past: self.index('ivf')
-        return _reported(added, known, skipped)
+        table = entries(images, pids=pids, camids=camids, times=times, paths=paths)
+        reading = Reading(self.store, table, bs)
+        with Writing(self.store) as writing:
+            for part in _bar(reading, len(table), bs, progress):
+                if len(part): writing.put(self._embedded(embedder, part))
+        self._remember_names(reading.names)
+        if writing.added:
+            self.store.settle()
+            if self.store.kind == 'exact' and len(self) * self.store.about['d'] > self.exact_up_to: self.index('ivf')
+        return _reported(writing.added, len(table) - writing.added - len(reading.skipped), reading.skipped)
 
     def _check_model(self, embedder):
         "An embedder whose embeddings can be compared with what is there"
@@ -121,47 +126,39 @@ class Gallery:
             raise ValueError(f'{self.uri} was made by the model {made_by}, and this one is {own}: their embeddings cannot be compared. '
                              'Use that model, or make another gallery with this one')
 
-    def _learn_axes(self, embedder, table, pool, bs):
-        "The axes of a new gallery, from pictures evenly spaced over the first call's"
-        wanted = np.unique(np.linspace(0, len(table) - 1, min(len(table), 4*self.width)).astype(int))
-        parts = [read_part(table.iloc[wanted[i:i+bs]], pool)[0] for i in range(0, len(wanted), bs)]
-        x = np.concatenate([unit_rows(embedder.embed(pictures(part)), len(part)) for part in parts if len(part)] or [np.zeros((0, 1))])
-        if len(x) < 2*self.width or self.width >= x.shape[1]:
-            raise ValueError(f'width={self.width}: axes are learned from the first images, and of {x.shape[1]} dimensions, of which they must be '
-                             f'fewer; {len(x)} readable images were given, at least {2*self.width} are needed. Add more at once, or leave width out')
-        kept = float(np.square(x[1::2] @ principal_axes(x[::2], self.width).T).sum(1).mean())  # of pictures that the axes were not learned from
-        if kept < KEPT:
-            raise ValueError(f'width={self.width}: that many axes keep {kept:.0%} of these embeddings, and under {KEPT:.0%} searches suffer: '
-                             'take a larger width, or leave it out')
-        self._axes = principal_axes(x, self.width)
-        self._create(embedder, self.width, 0 if not self.regions else described(embedder, pictures(parts[0])[:1])[0].shape[1])
+    def _embedded(self, embedder, part):
+        "Columns to write of new images"
+        images = list(part['image'])
+        rows = dict(key=list(part['key']), path=[path or '' for path in part['path']], also=[[] for _ in images])
+        rows |= {name: list(part[name]) for name in ('pid', 'camid', 'time')}
+        rows['vector'] = unit_rows(embedder.embed(images), len(images))
+        if self.regions:
+            rows['regions'], visible = described(embedder, images)
+            rows['visible'] = visible.tolist()
+        if not self.store.about: self._create(embedder, rows)
+        self._check_width(rows['vector'])
+        return rows
 
-    def _create(self, embedder, d, regions):
-        self.store.create(dict(fingerprint=fingerprint_of(embedder), d=d, regions=regions, width=self.width), self._axes)
+    def _create(self, embedder, rows):
+        regions = rows['regions'].shape[1] if 'regions' in rows else 0
+        self.store.create(dict(fingerprint=fingerprint_of(embedder), d=rows['vector'].shape[1], regions=regions))
+        self._check_model(embedder)  # another may have been first
+        self._check_regions()
 
-    def _new(self, part):
-        "Pictures that are not there yet, each once"
-        part = part.assign(key=[p.key for p in part['picture']]).drop_duplicates('key')
-        return part[~part['key'].isin(self.store.known(part['key'].tolist()))]
+    def _check_width(self, vectors):
+        d = self.store.about['d']
+        if vectors.shape[1] != d: raise ValueError(f'embeddings of {vectors.shape[1]} dimensions; those of {self.uri} have {d}')
 
-    def _write(self, embedder, part):
-        images = pictures(part)
-        vectors, more = self._vectors(embedder, images), described(embedder, images) if self.regions else None
-        if not self.store.about: self._create(embedder, vectors.shape[1], more[0].shape[1] if more else 0)
-        rows = part[['key', 'path', 'pid', 'camid', 'time']].to_dict('records')
-        for i, row in enumerate(rows):
-            row.update(vector=vectors[i], path=row['path'] or '', **(dict(regions=more[0][i], visible=int(more[1][i])) if more else {}))
-        self.store.upsert(rows)
-
-    def _vectors(self, embedder, images):
-        "Embeddings as this gallery keeps them"
-        x = unit_rows(embedder.embed(images), len(images))
-        if self.width:
-            if self._axes is None: self._axes = self.store.axes()
-            if x.shape[1] == self._axes.shape[1]: return narrowed(x, self._axes)
-        d = self._axes.shape[1] if self.width else self.store.about.get('d', x.shape[1])
-        if x.shape[1] != d: raise ValueError(f'embeddings of {x.shape[1]} dimensions; those of {self.uri} have {d}')
-        return x
+    def _remember_names(self, names):
+        "Other paths of content that is there: whoever is deleted by one of them is deleted"
+        known = self.store.known([key for key, _ in names])
+        changed = {}
+        for key, path in names:
+            paths = known.get(key, [path])
+            if path not in paths and len(paths) <= MOST_NAMES:
+                paths.append(path)
+                changed[key] = paths[1:]
+        if changed: self.store.update(dict(key=list(changed), also=list(changed.values())))
 
     def search(self,
         embedder,  # The model that made the gallery
@@ -176,29 +173,38 @@ class Gallery:
         rerank: bool = False,  # Re-orders the first hundred by k-reciprocal encoding
         threshold: float | None = None,  # Least similarity of a hit, -1 to 1; None for all
     ) -> Hits:  # Most similar first; fewer than k where there are no more
-        """Who is this, and where else were they seen? A picture that is in the gallery is its own first hit. ValueError for an empty
-        gallery, another model's embedder, regions that the gallery does not keep, a file that is no picture"""
-        if not is_count(k) or k > LIMIT: raise ValueError(f'k={k}: a whole number from 1 to {LIMIT} wanted')
-        if threshold is not None and not -1 <= threshold <= 1: raise ValueError(f'threshold={threshold}: a cosine similarity from -1 to 1 wanted')
-        if rerank and regions is not None: raise ValueError('re-ranking compares whole persons: leave out rerank or regions')
-        if not self.store.about: raise ValueError(f'{self.uri} is empty: add images first, with `add(learn, catalog)`')
+        """Who is this, and where else were they seen? An image that is in the gallery is its own first hit. ValueError for an empty
+        gallery, another model's embedder, regions that the gallery does not keep, a file that is no image"""
+        _check_search(k, threshold, rerank, regions)
+        self._check_filled()
         self._check_model(embedder)
         wanted = None if regions is None else region_indices(regions)
-        where = expression(not_camera=not_camera, cameras=cameras, since=since, until=until)
+        rows_meant = where(not_camera=not_camera, cameras=cameras, since=since, until=until)
         read = read_entry(image)
-        if read.image is None: raise ValueError(f'{image if isinstance(image, str) else "the query"} is not a readable image ({read.problem})')
-        if wanted is None: rows = self._nearest(self._vectors(embedder, [read.image])[0], k, where, rerank)
-        else: rows = self._nearest_by_regions(embedder, read.image, k, where, wanted)
-        rows = [row for row in rows if threshold is None or row['similarity'] >= threshold]
-        return Hits(as_table(rows, ('similarity',) + ('reranked',)*rerank + ('shared',)*(wanted is not None)), image,
-                    None if wanted is None else tuple(REGIONS[r] for r in wanted))
+        if read.image is None: raise ValueError(f'{image_name(image)} is not a readable image ({read.problem})')
+        if wanted is not None: rows = self._nearest_by_regions(embedder, read.image, int(k), rows_meant, wanted)
+        else: rows = self._nearest(embedder, read.image, int(k), rows_meant, rerank)
+        table = as_table(rows, tuple(name for name in ('similarity', 'reranked', 'shared') if name in rows))
+        if threshold is not None: table = table[table['similarity'] >= threshold].reset_index(drop=True)
+        return Hits(table, image, None if wanted is None else tuple(REGIONS[r] for r in wanted))
 
-    def _nearest(self, vector, k, where, rerank):
-        rows = self.store.search(vector, max(k, RERANKED) if rerank else k, filter=where)
-        if not rerank or not rows: return rows
-        first, rest = rows[:RERANKED], rows[RERANKED:]
-        distances = rerank_features(vector[None], self.store.vectors([row['key'] for row in first]))[0]
-        return ([{**first[i], 'reranked': float(distances[i])} for i in np.argsort(distances, kind='stable')] + rest)[:k]
+    def _nearest(self, embedder, image, k, where, rerank):
+        vectors = unit_rows(embedder.embed([image]), 1)
+        self._check_width(vectors)
+        if not rerank: return self.store.search(vectors[0], k, where)
+        rows = self.store.search(vectors[0], max(k, RERANKED), where)
+        first = len(rows['key'][:RERANKED])
+        if not first: return {**rows, 'reranked': []}
+        from magnifier.retrieval.rerank import rerank as rerank_features  # needs torch, which a plain search does without
+        distances = rerank_features(vectors, self._vectors(rows['key'][:first]))[0].astype(float)
+        order = [*np.argsort(distances, kind='stable'), *range(first, len(rows['key']))][:k]
+        rows['reranked'] = [*distances, *[None]*(len(rows['key']) - first)]
+        return {name: [values[i] for i in order] for name, values in rows.items()}
+
+    def _vectors(self, keys):  # (n, d) in the order of the keys
+        found = self.store.read(Where(keys=tuple(keys)), ('key', 'vector'))
+        place = {key: i for i, key in enumerate(found['key'])}
+        return found['vector'][[place[key] for key in keys]]
 
     def _nearest_by_regions(self, embedder, image, k, where, wanted):
         if not self.regions: raise ValueError(f'{self.uri} keeps no regions: make it anew with Gallery(..., regions=True)')
@@ -208,24 +214,20 @@ class Gallery:
     def delete(self,
         *,
         pids=None,  # Identities whose images go
-        paths=None,  # Paths, as they were added
+        paths=None,  # Paths, as they were added; content that was added under several goes by each
         keys=None,  # Keys, as tables of hits and images have them
         until=None,  # Everything up to this time
     ) -> int:  # Images deleted
         """Takes images out of every search: those that fit all that is named. What was written stays in a local gallery's files until
         `compact`. A ValueError where nothing is named"""
-        if pids is None and paths is None and keys is None and until is None: raise ValueError('name what to delete: pids, paths, keys or until')
-        where = expression(pids=pids, paths=paths, until=until)
-        named = None if keys is None else {keys} if isinstance(keys, str) else set(keys)
-        found = self.store.rows(where, ['key']) if where else self.store.get(sorted(named), ['key'])
-        gone = [r['key'] for r in found if named is None or r['key'] in named]
-        self.store.delete(gone)
-        return len(gone)
+        meant = where(pids=pids, paths=paths, keys=keys, until=until)
+        if not meant: raise ValueError('name what to delete: pids, paths, keys or until')
+        return self.store.delete(meant) if self.store.about else 0
 
     def compact(self):
-        """Writes the gallery anew without what was deleted, so that nothing of it is left on disk. It needs the room of both for a while,
-        and a minute for some ten thousand images. A server is told to do so and does it in its own time"""
-        if self.store.about: self.store.rewrite()
+        """Writes anew what holds deleted images, so that nothing of them is left on disk. A server is told to do so and does it in its own
+        time"""
+        self.store.compact()
 
     def label(self,
         keys,  # Keys, as tables of hits, images and clusters have them
@@ -234,31 +236,34 @@ class Gallery:
         "Names people: after `cluster` and a look. A ValueError for keys that the gallery does not have"
         keys, pids = list(keys), [identity(p) for p in pids]
         if len(keys) != len(pids): raise ValueError(f'{len(pids)} identities for {len(keys)} keys; one a key is needed')
-        missing = set(keys) - self.store.known(keys)
+        missing = set(keys) - set(self.store.known(keys))
         if missing: raise ValueError(f'{len(missing)} of {len(keys)} keys are not in {self.uri} (one is {min(missing)!r}): take them from `images()`')
-        self.store.update([dict(key=key, pid=pid) for key, pid in zip(keys, pids)])
-        self.store.settle()
+        if keys: self.store.update(dict(key=keys, pid=pids))
         return len(keys)
 
     def cluster(self,
         eps: float = .5,  # Largest Jaccard distance of neighbours, 0 to 1: lower splits people, higher merges them
         min_images: int = 2,  # Images that make a cluster
-        **kwargs  # Passed to `identity_clusters`: k1, k2
+        **kwargs,  # Passed to `identity_clusters`: k1, k2
     ) -> pd.DataFrame:  # As `images()`, with a column cluster: numbers from 0, the largest first; missing for images in none
         """Proposes identities for all images by DBSCAN on k-reciprocal distances: a starting point for labels, to be looked at before
         `g.label(t['key'], t['cluster'])`"""
+        self._check_filled()
+        from magnifier.gallery.clusters import identity_clusters  # needs torch, which a search does without
         table = self.images()
-        if not len(table): raise ValueError(f'{self.uri} is empty: add images first, with `add(learn, catalog)`')
-        labels = identity_clusters(self.store.vectors(table['key'].tolist()), eps, min_images, **kwargs)
+        labels = identity_clusters(self._vectors(table['key']), eps, min_images, **kwargs)
         return table.assign(cluster=pd.Series(labels).astype('Int64').mask(labels < 0))
 
     def index(self,
-        kind: str,  # 'exact', or an approximate one: 'ivf' (quick to build), 'hnsw' (slow to build, meant for servers)
+        kind: str,  # 'exact', or the approximate 'ivf'
     ):
         "Changes how vectors are searched; regions are always searched exactly. A ValueError for an unknown kind or an empty gallery"
-        if kind not in INDEXES: raise ValueError(f'unknown index {kind!r}: use one of {", ".join(INDEXES)}')
-        if not self.store.about: raise ValueError(f'{self.uri} is empty: add images first')
+        if kind not in ('exact', 'ivf'): raise ValueError(f'unknown index {kind!r}: use exact or ivf')
+        self._check_filled()
         self.store.index(kind)
+
+    def _check_filled(self):
+        if not self.store.count(): raise ValueError(f'{self.uri} is empty: add images first, with `add(learn, catalog)`')
 
     def images(self,
         *,
@@ -268,26 +273,140 @@ class Gallery:
         until=None,  # Latest time
     ) -> pd.DataFrame:  # path, pid, camid, time, key; by identity, camera, time and path
         "What is in the gallery, without embeddings"
-        where = expression(pids=pids, cameras=cameras, since=since, until=until)
-        state = self.store.state
-        if not where and self._table is not None and self._table[0] is state: return self._table[1].copy()
-        table = as_table(self.store.rows(where)).sort_values(['pid', 'camid', 'time', 'path'], ignore_index=True, na_position='last')
-        if not where and self.store.local: self._table = state, table.copy()  # only this process can write to it
+        meant, version = where(pids=pids, cameras=cameras, since=since, until=until), self.store.version
+        if not meant and self._table is not None and self._table[0] == version: return self._table[1].copy()
+        table = as_table(self.store.read(meant, ('key', 'path', 'pid', 'camid', 'time')))
+        table = table.sort_values(['pid', 'camid', 'time', 'path'], ignore_index=True, na_position='last')
+        if not meant and version is not None: self._table = version, table.copy()
         return table
 
-    def info(self) -> dict:  # uri, images, identities, unlabelled, cameras, first, last, model, dimensions, regions, index
-        "The gallery in figures"
-        about, t = self.store.about, self.images()
-        return dict(uri=self.uri, images=len(t), identities=t['pid'].nunique(), unlabelled=int(t['pid'].isna().sum()),
-                    cameras=sorted(t['camid'].dropna().astype(int).unique().tolist()), first=t['time'].min(), last=t['time'].max(),
-                    model=about.get('fingerprint'), dimensions=about.get('d'), regions=self.regions,
-                    index=self.store.kind if about else None)
+    def info(self) -> dict:  # uri, images, identities, unlabelled, cameras, first, last, model, dimensions, regions, index, recall
+        "The gallery in figures; recall is the share of the exact first ten hits that an approximate index finds, for some images of it"
+        about, t, kind = self.store.about, self.images(), self.store.kind
+        return dict(
+            uri=self.uri,
+            images=len(t),
+            identities=t['pid'].nunique(),
+            unlabelled=int(t['pid'].isna().sum()),
+            cameras=sorted(t['camid'].dropna().astype(int).unique().tolist()),
+            first=t['time'].min(),
+            last=t['time'].max(),
+            model=about.get('fingerprint'),
+            dimensions=about.get('d'),
+            regions=self.regions,
+            index=kind,
+            recall=self._recall(t['key']) if kind == 'ivf' else None,
+        )
+
+    def _recall(self, keys, k=10):
+        queries = keys.iloc[np.unique(np.linspace(0, len(keys) - 1, QUERIES).astype(int))]
+        found = 0
+        for vector in self._vectors(queries):
+            exact, indexed = (set(self.store.search(vector, k, exact=way)['key']) for way in (True, False))
+            found += len(exact & indexed) / len(exact)
+        return found / len(queries)
 
 
-def _bar(steps, progress):
-    if not progress or len(steps) < 2: return steps
+class Reading:
+    "Images of a table that a gallery does not have yet, in batches: decoded by threads, while the caller works on the batch before"
+
+    def __init__(self,
+        store,  # Of the gallery
+        table: pd.DataFrame,  # Of `entries`
+        bs: int,  # Images in a batch
+    ):
+        self.store, self.table, self.bs = store, table, bs
+        self.names = []  # (key, path) of content that was known
+        self.skipped = []  # (path, problem) of what is no image
+        self._seen = set()
+
+    def __iter__(self):
+        starts = range(0, len(self.table), self.bs)
+        with ThreadPoolExecutor(4) as threads, ThreadPoolExecutor(1) as ahead:
+            following = None
+            for start in starts:
+                batch = following or ahead.submit(self._read, start, threads)
+                following = ahead.submit(self._read, start + self.bs, threads) if start + self.bs < len(self.table) else None
+                yield batch.result()
+
+    def _read(self, start, threads):
+        "New images of a batch: rows of the table, with columns key and image"
+        part = self.table.iloc[start:start+self.bs]
+        part = part.assign(key=list(threads.map(_key_or_error, part['item'])))
+        broken = np.array([isinstance(key, Exception) for key in part['key']])
+        self.skipped += [(image_name(row.item), problem(row.key, row.item)) for row in part[broken].itertuples()]
+        part = part[~broken]
+        known = self.store.known(part['key'].tolist())
+        new = ~part['key'].isin(self._seen | set(known)) & ~part.duplicated('key')
+        self.names += [(row.key, row.path) for row in part[~new].itertuples() if row.path and row.path not in known.get(row.key, ())]
+        read = list(threads.map(read_entry, part.loc[new, 'item'], part.loc[new, 'key']))
+        part = part[new].assign(image=pd.Series([r.image for r in read], index=part.index[new], dtype=object))
+        for row, entry in zip(part.itertuples(), read):
+            if entry.image is None: self.skipped.append((image_name(row.item), entry.problem))
+        part = part[[r.image is not None for r in read]]
+        self._seen |= set(part['key'])
+        return part
+
+
+class Writing:
+    "Writes columns to a store in a thread of its own, many images at once, while the caller embeds the next"
+
+    def __init__(self,
+        store,  # Of the gallery
+    ):
+        self.store, self.added = store, 0
+        self._thread, self._last = ThreadPoolExecutor(1), None
+        self._waiting, self._since = [], time.monotonic()
+
+    def put(self,
+        rows: dict,  # Columns of new images
+    ):
+        "Takes rows; they are written once there are enough of them"
+        self._waiting.append(rows)
+        if len(self._waiting) * rows['vector'].nbytes >= WRITTEN or time.monotonic() - self._since > SECONDS: self._write()
+
+    def _write(self):
+        self._wait()
+        if not self._waiting: return
+        self._last = self._thread.submit(self.store.add, joined(self._waiting, self._waiting[0]))
+        self._waiting, self._since = [], time.monotonic()
+
+    def _wait(self):
+        last, self._last = self._last, None
+        if last is not None: self.added += last.result()
+
+    def __enter__(self): return self
+
+    def __exit__(self, *error):
+        "What was embedded is written, whatever ended the block"
+        try:
+            self._write()
+            self._wait()
+        finally: self._thread.shutdown()
+
+
+def _check_search(k, threshold, rerank, regions):
+    if not is_count(k) or k > LIMIT: raise ValueError(f'k={k}: a whole number from 1 to {LIMIT} wanted')
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise ValueError(f'threshold={threshold}: a cosine similarity from -1 to 1 wanted')
+    if rerank and regions is not None: raise ValueError('re-ranking compares whole persons: leave out rerank or regions')
+
+
+def _key_or_error(item):
+    try: return content_key(item)
+    except (OSError, ValueError, TypeError) as error: return error
+
+
+def _bar(batches, n, bs, progress):
+    "Batches with a bar that says how quickly they come and how many images are left"
+    if not progress or n <= bs: return batches
     from fastprogress.fastprogress import progress_bar
-    return progress_bar(steps, leave=False)
+    bar, start = progress_bar(batches, total=-(-n // bs), leave=False), time.monotonic()
+    def told():
+        for i, batch in enumerate(bar, 1):
+            bar.comment = f'{i*bs/(time.monotonic() - start):.0f} images/s, {max(0, n - i*bs)} left'
+            yield batch
+    return told()
 
 
 def _reported(added, known, skipped):

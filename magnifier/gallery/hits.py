@@ -1,5 +1,7 @@
 "What a search in a gallery found: a table of hits, by image or by identity"
+
 from dataclasses import dataclass
+
 import pandas as pd
 
 __all__ = ['Hits']
@@ -10,6 +12,7 @@ FIELDS = ('path', 'pid', 'camid', 'time')
 @dataclass(frozen=True, eq=False)
 class Hits:
     "Hits of one search, best first, and what was asked"
+
     table: pd.DataFrame  # path, pid, camid, time (UTC), similarity, key; `reranked` distance or number of `shared` regions where asked for
     query: object = None  # The image that was searched, as it was given
     regions: tuple | None = None  # Regions that were compared; None for the whole person
@@ -34,22 +37,35 @@ class Hits:
     def by_identity(self) -> pd.DataFrame:  # pid, similarity, images, cameras, first, last, path, key; in the order of the hits
         """One row an identity: its best similarity and image, how many of its images were hit, by which cameras, and from when to
         when. Hits without an identity stay one row each"""
-        t = self.table
-        group = t['pid'].astype(object).where(t['pid'].notna(), t['key'])
-        rows = [dict(pid=g['pid'].iat[0], similarity=best.similarity, images=len(g), cameras=sorted(g['camid'].dropna().astype(int).unique().tolist()),
-                     first=g['time'].min(), last=g['time'].max(), path=best.path, key=best.key)
-                for _, g in t.groupby(group, sort=False) for best in [g.loc[g['similarity'].idxmax()]]]
+        identities = self.table['pid'].astype(object).where(self.table['pid'].notna(), self.table['key'])
+        rows = [_of_identity(images) for _, images in self.table.groupby(identities, sort=False)]
         columns = ['pid', 'similarity', 'images', 'cameras', 'first', 'last', 'path', 'key']
-        return pd.DataFrame(rows, columns=columns, dtype=object).astype(
-            {'pid': 'Int64', 'similarity': 'float64', 'images': 'int64', 'first': t['time'].dtype, 'last': t['time'].dtype})
+        times = self.table['time'].dtype
+        types = {'pid': 'Int64', 'similarity': 'float64', 'images': 'int64', 'first': times, 'last': times}
+        return pd.DataFrame(rows, columns=columns, dtype=object).astype(types)
+
+
+def _of_identity(images):
+    best = images.loc[images['similarity'].idxmax()]
+    return dict(
+        pid=images['pid'].iat[0],
+        similarity=best.similarity,
+        images=len(images),
+        cameras=sorted(images['camid'].dropna().astype(int).unique().tolist()),
+        first=images['time'].min(),
+        last=images['time'].max(),
+        path=best.path,
+        key=best.key,
+    )
 
 
 def as_table(
-    rows: list,  # Dicts of a store
+    rows,  # Columns of a store, or a list of dicts
     more: tuple = (),  # Names of figures that a search adds
 ) -> pd.DataFrame:  # Columns path, pid, camid, time, `more`, key
     "Rows as a table with the right types: identities and cameras may be missing, times are UTC"
-    t = pd.DataFrame([[row.get(c) for c in (*FIELDS, *more, 'key')] for row in rows], columns=[*FIELDS, *more, 'key'], dtype=object)
-    t = t.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', **{c: 'Int64' if c == 'shared' else 'float64' for c in more}})
+    t = pd.DataFrame(rows, columns=[*FIELDS, *more, 'key'], dtype=object)
+    figures = {name: 'Int64' if name == 'shared' else 'float64' for name in more}
+    t = t.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', **figures})
     paths = pd.Series([p or None for p in t['path']], index=t.index, dtype=object)
     return t.assign(path=paths, time=pd.to_datetime(t['time'], unit='s', utc=True))

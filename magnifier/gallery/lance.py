@@ -112,7 +112,8 @@ class LanceStore(Store):
                 yield {name: _values(batch.column(name), name) for name in columns}
 
     def read(self, where=EVERYTHING, columns=COLUMNS):
-        def all_rows(table): return {name: _values(column, name) for name, column in _read(table, columns, _sql(where)).items()}
+        def all_rows(table):
+            return {name: _values(column, name) for name, column in _read(table, columns, _sql(where)).items()}
         return self._ask(all_rows, joined([], columns))
 
     def search(self, vector, k, where=EVERYTHING, *, field='vector', exact=False):
@@ -129,11 +130,7 @@ class LanceStore(Store):
             rows = slice(None) if allowed is None else np.flatnonzero(_among(batch_ids, allowed))
             new_ids, new = batch_ids[rows], _products(vectors, vector, rows)
             ids, similarity = _largest(np.concatenate([ids, new_ids]), np.concatenate([similarity, new]), k)
-        rows = _read(table, ('_rowid', *COLUMNS), _sql_in('_rowid', ids.tolist())) if len(ids) else {n: [] for n in COLUMNS}
-        place = {row: i for i, row in enumerate(_values(rows.pop('_rowid'), '_rowid'))} if len(ids) else {}
-        order = [place[i] for i in ids.tolist()]
-        found = {name: _values(column, name) for name, column in rows.items()}
-        return {**{name: [values[i] for i in order] for name, values in found.items()}, 'similarity': similarity.tolist()}
+        return {**_taken(table, ids.tolist()), 'similarity': similarity.tolist()}
 
     def _vectors(self, table, field):
         "(ids, vectors) of all rows: who searches twice gets them from memory, if they fit"
@@ -289,6 +286,14 @@ def _read(table, names, condition):
 
 
 def _column(table, name, condition): return _read(table, (name,), condition)[name].to_pylist()
+
+
+def _taken(table, ids):
+    "Columns of some rows, in the order of their ids"
+    if not ids: return joined([], COLUMNS)
+    found = {name: _values(column, name) for name, column in _read(table, ('_rowid', *COLUMNS), _sql_in('_rowid', ids)).items()}
+    place = {row: i for i, row in enumerate(found['_rowid'])}
+    return {name: [found[name][place[row]] for row in ids] for name in COLUMNS}
 
 
 def _bytes(table, field): return 4 * table.schema.field(field).type.list_size

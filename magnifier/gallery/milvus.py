@@ -6,14 +6,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from magnifier.gallery.store import COLUMNS, EVERYTHING, VECTORS, Store, joined
+from magnifier.gallery.store import COLUMNS, EVERYTHING, MOST_NAMES, VECTORS, Store, joined
 
 __all__ = ['MilvusStore']
 
 NO_CLIENT = "a gallery on a server needs pymilvus: pip install 'magnifier-reid[milvus]'"
 AT_ONCE = {False: 2_000, True: 256}  # Rows in one message, without vectors and with them
 LONGEST = 4_096  # Bytes of a path
-NAMES = 64  # Other paths that a row remembers
 # kind -> what the index is built with, and what a search is told
 INDEXES = {
     'exact': (dict(index_type='FLAT', params={}), {}),
@@ -148,7 +147,7 @@ def _schema(about):
     schema.add_field('key', DataType.VARCHAR, is_primary=True, max_length=64)
     schema.add_field('vector', DataType.FLOAT_VECTOR, dim=about['d'])
     schema.add_field('path', DataType.VARCHAR, max_length=LONGEST)
-    schema.add_field('also', DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=NAMES, max_length=LONGEST)
+    schema.add_field('also', DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=MOST_NAMES, max_length=LONGEST)
     for field in ('pid', 'camid'): schema.add_field(field, DataType.INT64, nullable=True)
     schema.add_field('time', DataType.DOUBLE, nullable=True)
     if about['regions']:

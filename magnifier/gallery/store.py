@@ -9,10 +9,11 @@ import numpy as np
 
 from magnifier.gallery.entries import number, timestamp
 
-__all__ = ['Store', 'Where', 'where', 'joined', 'COLUMNS', 'VECTORS', 'EVERYTHING']
+__all__ = ['Store', 'Where', 'where', 'joined', 'COLUMNS', 'VECTORS', 'EVERYTHING', 'MOST_NAMES']
 
 # Of a row: its content's key, the path it was added under, other paths of the same content, identity, camera, time in seconds
 COLUMNS = ('key', 'path', 'also', 'pid', 'camid', 'time')
+MOST_NAMES = 64  # Other paths that a row remembers
 VECTORS = ('vector', 'regions')  # Columns that are (n, d) arrays; all others are lists
 
 
