@@ -125,14 +125,14 @@ def test_what_is_no_learner_is_one_sentence(with_a_bar, tmp_path):
     (tmp_path/'README.md').write_text('# people\n')
     (tmp_path/'empty.pkl').touch()
     (tmp_path/'people.onnx').write_text('no model')
-    (tmp_path/'people.db').mkdir()
+    (tmp_path/'people').mkdir()
     (tmp_path/'cut.pkl').write_bytes(Path(with_a_bar).read_bytes()[:100_000])
     (tmp_path/'plain.pkl').write_bytes(pickle.dumps(dict(a=1)))
     torch.save(learner.model.state_dict(), tmp_path/'weights.pth')
     Learner(learner.dls, torch.nn.Linear(2, 2), loss_func=torch.nn.MSELoss(), path=tmp_path).export('other.pkl')
     for name, message in (('README.md', 'cannot be read as a learner'), ('empty.pkl', 'EOFError'), ('cut.pkl', 'cannot be read'), ('plain.pkl', 'cannot be read'),
                           ('weights.pth', "no attribute 'dls'"), ('other.pkl', 'holds a Learner'), ('people.onnx', 'is an .onnx file')):
-        for call in (lambda f: cli.magnifier_eval(f), lambda f: cli.magnifier_export(f), lambda f: cli.magnifier_app(str(tmp_path/'people.db'), f)):
+        for call in (lambda f: cli.magnifier_eval(f), lambda f: cli.magnifier_export(f), lambda f: cli.magnifier_app(str(tmp_path/'people'), f)):
             with pytest.raises(SystemExit, match=message) as e: call(str(tmp_path/name))
             assert '\n' not in str(e.value) and 'give the learner.pkl of `magnifier_train`' in str(e.value)
 

@@ -4,7 +4,7 @@ import json
 import pytest
 from magnifier.cli import all as cli
 
-pytest.importorskip('milvus_lite')
+pytest.importorskip('lance')
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def crops(catalog, tmp_path):
 
 
 def test_index_search_delete(exported, crops, tmp_path, capsys):
-    db, image = str(tmp_path/'people.db'), str(sorted(crops.iterdir())[4])
+    db, image = str(tmp_path/'people'), str(sorted(crops.iterdir())[4])
     def told(command, *args, **kwargs):
         command(*args, gallery=db, **kwargs) if command is not cli.magnifier_delete else command(db, *args, **kwargs)
         return capsys.readouterr().out
@@ -56,12 +56,12 @@ def test_index_search_delete(exported, crops, tmp_path, capsys):
     (lambda db, crops: cli.magnifier_index(crops, gallery=db, pattern='x'), 'named groups'),
 ])
 def test_mistakes_are_one_line_and_make_no_gallery(crops, tmp_path, call, message):
-    with pytest.raises(SystemExit, match=message) as e: call(str(tmp_path/'people.db'), str(crops))
-    assert str(e.value).startswith('magnifier_') and '\n' not in str(e.value) and not (tmp_path/'people.db').exists()
+    with pytest.raises(SystemExit, match=message) as e: call(str(tmp_path/'people'), str(crops))
+    assert str(e.value).startswith('magnifier_') and '\n' not in str(e.value) and not (tmp_path/'people').exists()
 
 
 def test_mistakes_in_a_search(exported, crops, tmp_path):
-    db, image = str(tmp_path/'people.db'), str(sorted(crops.iterdir())[0])
+    db, image = str(tmp_path/'people'), str(sorted(crops.iterdir())[0])
     cli.magnifier_index(str(crops), gallery=db, learner=exported)
     for kwargs, message in ((dict(not_camera='three'), '--not-camera three: whole numbers'), (dict(regions='foot'), 'keeps no regions'),
                             (dict(since='soon'), "time 'soon'"), (dict(k=0), 'k=0'),
@@ -72,12 +72,12 @@ def test_mistakes_in_a_search(exported, crops, tmp_path):
 
 def test_the_keyboard_leaves_a_gallery_whole(exported, crops, tmp_path, monkeypatch, capsys):
     from magnifier.gallery.gallery import Gallery
-    db, write, calls = str(tmp_path/'people.db'), Gallery._write, []
+    db, embedded, calls = str(tmp_path/'people'), Gallery._embedded, []
     def stopped(self, *args):
         calls.append(1)
         if len(calls) == 3: raise KeyboardInterrupt
-        write(self, *args)
-    monkeypatch.setattr(Gallery, '_write', stopped)
+        return embedded(self, *args)
+    monkeypatch.setattr(Gallery, '_embedded', stopped)
     with pytest.raises(SystemExit) as e: cli.magnifier_index(str(crops), gallery=db, learner=exported, bs=4)
     assert e.value.code == 130 and 'stopped by the keyboard' in capsys.readouterr().err
     monkeypatch.undo()
@@ -87,7 +87,7 @@ def test_the_keyboard_leaves_a_gallery_whole(exported, crops, tmp_path, monkeypa
 
 def test_a_delete_that_was_stopped_is_ended_by_the_next(exported, crops, tmp_path, monkeypatch):
     from magnifier.gallery.gallery import Gallery
-    db, gone = tmp_path/'people.db', sorted(crops.iterdir())[0]
+    db, gone = tmp_path/'people', sorted(crops.iterdir())[0]
     holds = lambda: any(gone.name.encode() in f.read_bytes() for f in db.rglob('*') if f.is_file())
     cli.magnifier_index(str(crops), gallery=str(db), learner=exported)
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as e:
@@ -99,7 +99,7 @@ def test_a_delete_that_was_stopped_is_ended_by_the_next(exported, crops, tmp_pat
 
 
 def test_files_are_deleted_by_their_names_as_typed(exported, crops, tmp_path, monkeypatch, capsys):
-    db, names = str(tmp_path/'people.db'), sorted(p.name for p in crops.iterdir())
+    db, names = str(tmp_path/'people'), sorted(p.name for p in crops.iterdir())
     cli.magnifier_index(str(crops), gallery=db, learner=exported)
     monkeypatch.chdir(tmp_path)
     cli.magnifier_delete(db, paths=f'crops/{names[0]}, {crops/names[1]}')

@@ -65,6 +65,8 @@ def documented(module):
             yield name, thing
             for key, method in vars(thing).items():
                 method = getattr(method, '__func__', method)
+                above = any(hasattr(base, key) for base in thing.__mro__[1:] if base.__module__.startswith('magnifier'))
+                if above and key != '__init__': continue  # documented where it is declared
                 if inspect.isfunction(method) and (not key.startswith('_') or key == '__init__') and method.__module__.startswith('magnifier'):
                     yield f'{name}.{key}', method
         elif inspect.isfunction(thing) and thing.__module__ == module: yield name, thing

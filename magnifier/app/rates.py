@@ -2,6 +2,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from magnifier.gallery.store import Where
 from magnifier.regions import N_REGIONS, region_indices
 from magnifier.retrieval.region_distance import region_distance
 
@@ -39,12 +40,11 @@ def pair_rates(
 ) -> PairRates|None:  # None where no two people have names
     "Similarities of pairs among a sample of the labelled images. Identity 0, which Market-like sets give to nobody, is left out"
     keys = sample_keys(gallery.images(), seed)
-    fields = ['key', 'pid', 'camid', *(('regions', 'visible') if len(regions) else ('vector',))]
-    rows = gallery.store.get(keys, fields) if keys else []
-    pids, cameras = np.array([r['pid'] for r in rows]), np.array([-1 if r['camid'] is None else r['camid'] for r in rows])
+    rows = gallery.store.read(Where(keys=tuple(keys)), ('pid', 'camid', *(('regions', 'visible') if len(regions) else ('vector',))))
+    pids, cameras = np.array(rows['pid']), np.array([-1 if c is None else c for c in rows['camid']])
     if len(np.unique(pids)) < 2: return None
     similar = _by_regions(rows, regions) if len(regions) else _whole(rows)
-    a, b = np.triu_indices(len(rows), 1)
+    a, b = np.triu_indices(len(pids), 1)
     known = similar[a, b] > -1  # -1: no region of the wanted is shown by both
     same, elsewhere = pids[a] == pids[b], (cameras[a] != cameras[b]) | (cameras[a] == -1)
     impostor, genuine = (np.sort(similar[a, b][known & which]) for which in (~same, same & elsewhere))
@@ -63,12 +63,10 @@ def sample_keys(
 
 
 def _whole(rows):
-    x = np.array([r['vector'] for r in rows], dtype=np.float32)
-    x /= np.linalg.norm(x, axis=1, keepdims=True).clip(min=1e-12)
-    return x @ x.T
+    return rows['vector'] @ rows['vector'].T
 
 
 def _by_regions(rows, regions):
-    x = np.array([r['regions'] for r in rows], dtype=np.float32).reshape(len(rows), N_REGIONS, -1)
-    seen = (np.array([r['visible'] for r in rows])[:, None] >> np.arange(N_REGIONS) & 1).astype(bool)
+    x = rows['regions'].reshape(len(rows['regions']), N_REGIONS, -1)
+    seen = (np.array(rows['visible'])[:, None] >> np.arange(N_REGIONS) & 1).astype(bool)
     return 1 - region_distance(x, x, seen, seen, regions=region_indices(list(regions)))

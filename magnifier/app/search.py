@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 import magnifier.train.pretrained  # noqa: F401, what a gallery asks of a learner
 from PIL import Image
-from magnifier.data.images import read_image
 from magnifier.look.explain import explained, match_words
 from magnifier.app.rates import PairRates, pair_rates
 from magnifier.look.saliency import Sight
 from magnifier.gallery.hits import Hits
-from magnifier.gallery.entries import read_entry
+from magnifier.gallery.entries import stored_image
 
 __all__ = ['Query', 'Found', 'Match', 'Finder']
 
@@ -88,10 +87,7 @@ class Finder:
         "A picture of the gallery"
         path = self._rows['path'].get(key)
         if path is None: return None
-        read = read_entry(path)
-        if read.image is None or key not in (read.key, read_entry(read.image).key): return None
-        try: return read_image(read.image)
-        except (OSError, ValueError, SyntaxError): return None
+        return stored_image(path, key)
 
     def pick(self,
         key:str, # Of an image of the gallery
@@ -147,10 +143,9 @@ class Finder:
 
     def _asked(self, regions, similarity):
         "A sentence, where hits are ranked by another score than the one that is explained"
-        if regions is not None: by, other = ', '.join(regions).replace('_', ' ') + ' alone, as far as both show them', 'the whole person'
-        elif self.gallery.width: by, other = f'embeddings narrowed to {self.gallery.width} dimensions', 'whole ones'
-        else: return ''
-        return f'Found with {similarity:.2f} by {by}; what follows is of {other}. '
+        if regions is None: return ''
+        names = ', '.join(regions).replace('_', ' ')
+        return f'Found with {similarity:.2f} by {names} alone, as far as both show them; what follows is of the whole person. '
 
     def rates(self,
         regions=(), # Regions that are compared

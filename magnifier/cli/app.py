@@ -6,7 +6,7 @@ __all__ = ['magnifier_app']
 
 @command()
 def magnifier_app(
-    gallery:str='people.db',                # The gallery: a folder that ends in .db, or a server's address
+    gallery:str='people',                   # The gallery: a folder, or a server's address
     learner:str='runs/quick/learner.pkl',   # The learner that made it: its file (a pickle: load only what you trust), or a saved folder
     name:str='people',                      # Of the gallery within that folder or server
     host:str='127.0.0.1',                   # Address to bind to: this machine alone. 0.0.0.0 lets the whole network in, without a password
@@ -16,7 +16,7 @@ def magnifier_app(
     """Serves a page on this machine to search a gallery: drop or pick a person, see where else they were seen, by which regions,
     and why. Nothing that is dropped is kept. Ctrl-C ends it.
 
-    Examples: `magnifier_app --gallery people.db --learner runs/quick/learner.pkl` · `magnifier_app --port 8000`"""
+    Examples: `magnifier_app --gallery people --learner runs/quick/learner.pkl` · `magnifier_app --port 8000`"""
     import signal
     from threading import Event
     check_gallery(gallery)

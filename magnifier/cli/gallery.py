@@ -1,4 +1,5 @@
 "A gallery from a shell: add people, look for one, delete one"
+
 import sys
 import warnings
 
@@ -9,51 +10,70 @@ __all__ = ['magnifier_index', 'magnifier_search', 'magnifier_delete']
 
 @command('src')
 def magnifier_index(
-    src:str,                       # Folder of crops, at any depth, or a CSV table with columns path, pid, camid, time
-    gallery:str='people.db',       # The gallery: a name that ends in .db, or a Milvus server's address (http://host:19530)
-    learner:str='runs/quick/learner.pkl', # What embeds: a learner's file (a pickle: load only what you trust), an .onnx file, or a saved folder
-    pattern:str=None,              # Regular expression for file names, with groups pid, camid, time; by default 0172_c4s3_.., cam4, 20260131_134500 are read
-    regions:bool=False,            # Keeps regions too, for magnifier_search --regions; for a new gallery
-    width:int=None,                # Narrows embeddings to so many dimensions; for a new gallery with twice as many images or more
-    bs:int=64,                     # Images embedded and written at once
-    json:bool=False,               # Prints JSON
-    debug:bool=False,              # Shows the traceback of an error
+    src: str = None,  # Folder of crops, at any depth, or a CSV table with columns path, pid, camid, time
+    gallery: str = 'people',  # The gallery: a folder, its address on object storage (s3://bucket/people), or a Milvus server's (http://host:19530)
+    learner: str = 'runs/quick/learner.pkl',  # What embeds: a learner's file (a pickle: load only what you trust), an .onnx file, or a saved folder
+    pattern: str = None,  # Regular expression for file names, with groups pid, camid, time; by default 0172_c4s3_.., cam4, 20260131_134500 are read
+    regions: bool = False,  # Keeps regions too, for magnifier_search --regions; for a new gallery
+    bs: int = 64,  # Images embedded at once
+    from_old: str = None,  # Brings a gallery of an earlier version over instead: OLD.db
+    json: bool = False,  # Prints JSON
+    debug: bool = False,  # Shows the traceback of an error
 ):
-    """Adds pictures of people to a gallery. Run again after it was stopped, it goes on where it was: a picture is known by its content.
+    """Adds images of people to a gallery. Run again after it was stopped, it goes on where it was: an image is known by its content.
 
-    Examples: `magnifier_index crops --gallery people.db` · `magnifier_index crops.csv --learner model.onnx` ·
-    `magnifier_index crops --pattern 'cam(?P<camid>\\d+)/t(?P<time>\\d+)'`"""
+    Examples: `magnifier_index crops --gallery people` · `magnifier_index crops.csv --learner model.onnx` ·
+    `magnifier_index crops --pattern 'cam(?P<camid>\\d+)/t(?P<time>\\d+)'` · `magnifier_index --from OLD.db --gallery people`"""
+    if (src is None) == (from_old is None): raise ValueError('name a folder of crops or a CSV table, or an old gallery with --from')
+    told = _brought(from_old, gallery, regions) if src is None else _indexed(src, gallery, learner, pattern, regions, bs, bar=not json)
+    if json: return _json(told)
+    skipped, problems = told['unreadable'], told.pop('problems')
+    said = f'; {len(skipped)} unreadable (first: {skipped[0]}: {problems[0]})' if skipped else ''
+    say(f'{gallery}: {told["added"]} images added, {told["known"]} known{said}; it holds {told["images"]}')
+
+
+def _indexed(src, gallery, learner, pattern, regions, bs, bar):
     from pathlib import Path
     from magnifier.gallery.crops import CROP_PATTERN, crops_csv, crops_folder
     from magnifier.gallery.gallery import Gallery, GalleryWarning
     table = crops_csv(src) if Path(src).suffix.lower() == '.csv' else crops_folder(src, pattern or CROP_PATTERN)
     embedder = open_embedder(learner)
-    with Gallery(gallery, regions=regions, width=width) as g, warnings.catch_warnings():
-        warnings.simplefilter('ignore', GalleryWarning)  # said below
-        result = g.add(embedder, table, bs=bs, progress=sys.stderr.isatty() and not json)
-        told = dict(gallery=gallery, added=result.added, known=result.known, unreadable=result.skipped['path'].tolist(), images=len(g))
-    if json: return _json(told)
-    said = f'; {len(result.skipped)} unreadable (first: {result.skipped["path"][0]}: {result.skipped["problem"][0]})' if len(result.skipped) else ''
-    say(f'{gallery}: {result.added} images added, {result.known} known{said}; it holds {told["images"]}')
+    with Gallery(gallery, regions=regions) as g, warnings.catch_warnings():
+        warnings.simplefilter('ignore', GalleryWarning)  # said by the command
+        result = g.add(embedder, table, bs=bs, progress=bar and sys.stderr.isatty())
+        return _told(gallery, g, result.added, result.known, result.skipped)
+
+
+def _brought(old, gallery, regions):
+    import pandas as pd
+    from magnifier.gallery.gallery import Gallery
+    from magnifier.gallery.old import bring_over
+    with Gallery(gallery, regions=regions) as g:
+        added = bring_over(old, g.store)
+        return _told(gallery, g, added, 0, pd.DataFrame(columns=['path', 'problem']))
+
+
+def _told(gallery, g, added, known, skipped):
+    return dict(gallery=gallery, added=added, known=known, unreadable=skipped['path'].tolist(), problems=skipped['problem'].tolist(), images=len(g))
 
 
 @command('image')
 def magnifier_search(
-    image:str,                     # A picture of a person
-    gallery:str='people.db',       # The gallery
-    learner:str='runs/quick/learner.pkl', # The model that made the gallery: a learner's file, an .onnx file, or a saved folder
-    k:int=10,                      # Hits at most
-    not_camera:str=None,           # Cameras to leave out, as the picture's own: 3 or 3,4
-    cameras:str=None,              # Cameras to search in: 1 or 1,2
-    since:str=None,                # Earliest time, in UTC: 2026-01-31 or 2026-01-31T13:45:00
-    until:str=None,                # Latest time
-    regions:str=None,              # Regions to compare, as foot or foot,lower_leg; the gallery must keep them
-    rerank:bool=False,             # Re-orders the first hundred by k-reciprocal encoding
-    threshold:float=None,          # Least similarity, -1 to 1
-    by_identity:bool=False,        # One line an identity
-    save:str=None,                 # Writes the hits as a picture, as hits.png
-    json:bool=False,               # Prints JSON
-    debug:bool=False,              # Shows the traceback of an error
+    image: str,  # An image of a person
+    gallery: str = 'people',  # The gallery
+    learner: str = 'runs/quick/learner.pkl',  # The model that made the gallery: a learner's file, an .onnx file, or a saved folder
+    k: int = 10,  # Hits at most
+    not_camera: str = None,  # Cameras to leave out, as the image's own: 3 or 3,4
+    cameras: str = None,  # Cameras to search in: 1 or 1,2
+    since: str = None,  # Earliest time, in UTC: 2026-01-31 or 2026-01-31T13:45:00
+    until: str = None,  # Latest time
+    regions: str = None,  # Regions to compare, as foot or foot,lower_leg; the gallery must keep them
+    rerank: bool = False,  # Re-orders the first hundred by k-reciprocal encoding
+    threshold: float = None,  # Least similarity, -1 to 1
+    by_identity: bool = False,  # One line an identity
+    save: str = None,  # Writes the hits as a figure, as hits.png
+    json: bool = False,  # Prints JSON
+    debug: bool = False,  # Shows the traceback of an error
 ):
     """Who is this, and where else were they seen? Prints the hits, most similar first; exit code 1 for a mistake, 0 also without hits.
 
@@ -62,8 +82,18 @@ def magnifier_search(
     from magnifier.gallery.gallery import Gallery
     check_gallery(gallery)
     with Gallery(gallery) as g:
-        hits = g.search(open_embedder(learner), image, k=k, not_camera=_numbers(not_camera, 'not-camera'), cameras=_numbers(cameras, 'cameras'),
-                        since=since, until=until, regions=None if regions is None else _names(regions), rerank=rerank, threshold=threshold)
+        hits = g.search(
+            open_embedder(learner),
+            image,
+            k=k,
+            not_camera=_numbers(not_camera, 'not-camera'),
+            cameras=_numbers(cameras, 'cameras'),
+            since=since,
+            until=until,
+            regions=None if regions is None else _names(regions),
+            rerank=rerank,
+            threshold=threshold,
+        )
     if save is not None:
         import magnifier.look.found  # noqa: F401, hits learn to draw themselves
         hits.show(k=k, save=save)
@@ -74,33 +104,54 @@ def magnifier_search(
 
 @command('gallery')
 def magnifier_delete(
-    gallery:str='people.db',       # The gallery
-    pids:str=None,                 # Identities whose images go: 7 or 7,12
-    paths:str=None,                # Files that were added: one, or several with commas between
-    until:str=None,                # Everything up to this time, in UTC
-    debug:bool=False,              # Shows the traceback of an error
+    gallery: str = 'people',  # The gallery
+    pids: str = None,  # Identities whose images go: 7 or 7,12
+    paths: str = None,  # Files that were added: one, or several with commas between
+    until: str = None,  # Everything up to this time, in UTC
+    older_than: str = None,  # Everything older than this: 30d, 12h or 90m
+    debug: bool = False,  # Shows the traceback of an error
 ):
-    """Deletes people from a gallery, and rewrites a local one so that nothing of them is left in its files. The pictures themselves stay.
-    That takes a minute for some ten thousand images. Run again after it was stopped, it ends what it began. Exit code 1 where no image is of the people or files that were named.
+    """Deletes people from a gallery, and rewrites what held them, so that nothing of them is left in its files. The images themselves stay.
+    Run again after it was stopped, it ends what it began. Exit code 1 where no image is of the people or files that were named.
 
-    Examples: `magnifier_delete people.db --pids 7` · `magnifier_delete people.db --until 2026-01-01`"""
+    Examples: `magnifier_delete people --pids 7` · `magnifier_delete people --until 2026-01-01` · `magnifier_delete people --older-than 30d`"""
     from magnifier.gallery.gallery import Gallery
     check_gallery(gallery)
+    if until is not None and older_than is not None: raise ValueError('--until and --older-than say the same: give one of them')
     with Gallery(gallery) as g:
-        n = g.delete(pids=_numbers(pids, 'pids'), paths=None if paths is None else _paths(paths), until=until)
+        n = g.delete(
+            pids=_numbers(pids, 'pids'),
+            paths=None if paths is None else _paths(paths, g),
+            until=until if older_than is None else _before(older_than),
+        )
         g.compact()  # always: an earlier call may have been stopped between the two
-        if not n and (pids, paths) != (None, None): raise ValueError(
-            f'no image of {gallery} is of what was named, or none any more; what earlier calls deleted is gone from its files too. It holds {len(g)}')
-        say(f'{gallery}: {n} images deleted; it holds {len(g)}')
+        if not n and (pids, paths) != (None, None):
+            raise ValueError(f'no image of {gallery} is of what was named, or none any more; '
+                             f'what earlier calls deleted is gone from its files too. It holds {len(g)}')
+        timeless = int(g.images()['time'].isna().sum())
+        kept = f', {timeless} of them without a time, which no age applies to' if timeless and (until or older_than) else ''
+        say(f'{gallery}: {n} images deleted; it holds {len(g)}{kept}')
 
 
 def _names(text): return [t.strip() for t in text.split(',') if t.strip()]
 
 
-def _paths(text):
-    "As typed, and as `magnifier_index` adds them"
+def _paths(text, gallery):
+    "One file, whatever its name, if the gallery has it; else those between the commas. As typed, and as `magnifier_index` adds them"
     from pathlib import Path
-    return [p for name in _names(text) for p in (name, str(Path(name).expanduser().absolute()))]
+    from magnifier.gallery.store import where
+    def both(name): return [name, str(Path(name).expanduser().absolute())]
+    if gallery.store.read(where(paths=both(text)), ('key',))['key']: return both(text)
+    return [path for name in _names(text) for path in both(name)]
+
+
+def _before(age):
+    "Seconds since 1970 of so long ago"
+    import re
+    import time
+    wanted = re.fullmatch(r'(\d+(?:\.\d+)?)([dhm])', age.strip())
+    if not wanted: raise ValueError(f'--older-than {age}: days, hours or minutes wanted, as 30d, 12h or 90m')
+    return time.time() - float(wanted[1]) * dict(d=86400, h=3600, m=60)[wanted[2]]
 
 
 def _numbers(text, name):
@@ -111,11 +162,16 @@ def _numbers(text, name):
 
 def _records(table):
     "Rows for JSON: times as ISO texts in UTC, null where unknown"
+    return [{c: _plain(x) for c, x in zip(table.columns, row)} for row in table.itertuples(index=False)]
+
+
+def _plain(x):
     import pandas as pd
-    plain = lambda x: x if isinstance(x, list) else None if pd.isna(x) else x.isoformat() if isinstance(x, pd.Timestamp) else getattr(x, 'item', lambda: x)()
-    return [{c: plain(x) for c, x in zip(table.columns, row)} for row in table.itertuples(index=False)]
+    if isinstance(x, list): return x
+    if pd.isna(x): return None
+    return x.isoformat() if isinstance(x, pd.Timestamp) else getattr(x, 'item', lambda: x)()
 
 
 def _json(told):
     import json
-    say(json.dumps(told))
+    say(json.dumps({name: value for name, value in told.items() if name != 'problems'} if isinstance(told, dict) else told))

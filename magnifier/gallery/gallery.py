@@ -191,8 +191,8 @@ class Gallery:
     def _nearest(self, embedder, image, k, where, rerank):
         vectors = unit_rows(embedder.embed([image]), 1)
         self._check_width(vectors)
-        if not rerank: return self.store.search(vectors[0], k, where)
-        rows = self.store.search(vectors[0], max(k, RERANKED), where)
+        rows = self._searched(vectors[0], max(k, RERANKED) if rerank else k, where)
+        if not rerank: return rows
         first = len(rows['key'][:RERANKED])
         if not first: return {**rows, 'reranked': []}
         from magnifier.retrieval.rerank import rerank as rerank_features  # needs torch, which a plain search does without
@@ -200,6 +200,12 @@ class Gallery:
         order = [*np.argsort(distances, kind='stable'), *range(first, len(rows['key']))][:k]
         rows['reranked'] = [*distances, *[None]*(len(rows['key']) - first)]
         return {name: [values[i] for i in order] for name, values in rows.items()}
+
+    def _searched(self, vector, k, where):
+        "The nearest rows; exactly where an index finds too few that fit the conditions"
+        rows = self.store.search(vector, k, where)
+        if len(rows['key']) == k or self.store.kind == 'exact': return rows
+        return self.store.search(vector, k, where, exact=True)
 
     def _vectors(self, keys):  # (n, d) in the order of the keys
         found = self.store.read(Where(keys=tuple(keys)), ('key', 'vector'))
@@ -332,18 +338,18 @@ class Reading:
     def _read(self, start, threads):
         "New images of a batch: rows of the table, with columns key and image"
         part = self.table.iloc[start:start+self.bs]
-        part = part.assign(key=list(threads.map(_key_or_error, part['item'])))
-        broken = np.array([isinstance(key, Exception) for key in part['key']])
-        self.skipped += [(image_name(row.item), problem(row.key, row.item)) for row in part[broken].itertuples()]
-        part = part[~broken]
+        keys = pd.Series(list(threads.map(_key_or_error, part['item'])), index=part.index, dtype=object)
+        broken = keys.map(lambda key: isinstance(key, Exception))
+        problems = {i: problem(keys[i], part['item'][i]) for i in part.index[broken]}
+        part = part[~broken].assign(key=keys[~broken])
         known = self.store.known(part['key'].tolist())
         new = ~part['key'].isin(self._seen | set(known)) & ~part.duplicated('key')
         self.names += [(row.key, row.path) for row in part[~new].itertuples() if row.path and row.path not in known.get(row.key, ())]
-        read = list(threads.map(read_entry, part.loc[new, 'item'], part.loc[new, 'key']))
-        part = part[new].assign(image=pd.Series([r.image for r in read], index=part.index[new], dtype=object))
-        for row, entry in zip(part.itertuples(), read):
-            if entry.image is None: self.skipped.append((image_name(row.item), entry.problem))
-        part = part[[r.image is not None for r in read]]
+        part = part[new]
+        read = pd.Series(list(threads.map(read_entry, part['item'], part['key'])), index=part.index, dtype=object)
+        problems |= {i: read[i].problem for i in part.index if read[i].image is None}
+        self.skipped += [(image_name(self.table['item'][i]), problems[i]) for i in sorted(problems)]
+        part = part.assign(image=read.map(lambda entry: entry.image)).drop(index=[i for i in part.index if i in problems])
         self._seen |= set(part['key'])
         return part
 

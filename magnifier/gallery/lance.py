@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from magnifier.files import locked
+from magnifier.gallery.old import is_old
 from magnifier.gallery.store import COLUMNS, EVERYTHING, VECTORS, Store, joined
 from magnifier.gallery.sums import Sums
 
@@ -226,6 +227,9 @@ def _engine():
 
 def _check_folder(folder, uri):
     if folder.is_file(): raise ValueError(f'{uri} is a file; a local gallery is a folder: give another name')
+    if is_old(folder):
+        raise ValueError(f'{uri} is a gallery of an earlier version: bring it over with `magnifier_index --from {uri} --gallery NEW`, '
+                         'or add its images again')
     if not folder.is_dir() or any(folder.glob('*.lance')): return
     there = sorted(f.name for f in folder.iterdir() if f.name != '.lock')
     if there: raise ValueError(f'{uri} is a folder of other things ({there[0]} among them), and no gallery: give another name')

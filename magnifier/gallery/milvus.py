@@ -1,6 +1,7 @@
 "A gallery on a Milvus server or cluster, by its address"
 
 import json
+import logging
 import re
 from contextlib import contextmanager
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from magnifier.gallery.store import COLUMNS, EVERYTHING, MOST_NAMES, VECTORS, Store, joined
 
-__all__ = ['MilvusStore']
+__all__ = ['MilvusStore', 'as_columns']
 
 NO_CLIENT = "a gallery on a server needs pymilvus: pip install 'magnifier-reid[milvus]'"
 AT_ONCE = {False: 2_000, True: 256}  # Rows in one message, without vectors and with them
@@ -36,6 +37,7 @@ class MilvusStore(Store):
         try: from pymilvus import MilvusClient, MilvusException
         except ImportError as e: raise ImportError(NO_CLIENT) from e
         self._milvus_error = MilvusException
+        logging.getLogger('pymilvus.client.iterator').setLevel(logging.ERROR)  # it warns of what small servers lack, at each scan
         with self._told(): self.client = MilvusClient(uri, token=token)
         if self.about:
             with self._told(): self.client.load_collection(name)
@@ -96,7 +98,7 @@ class MilvusStore(Store):
             with self._told():
                 pages = self.client.query_iterator(self.name, batch_size=AT_ONCE[bool(set(VECTORS) & set(columns))],
                                                    filter=_expression(part), output_fields=list(columns))
-                while rows := pages.next(): yield _as_columns(rows, columns)
+                while rows := pages.next(): yield as_columns(rows, columns)
                 pages.close()
 
     def search(self, vector, k, where=EVERYTHING, *, field='vector', exact=False):
@@ -106,7 +108,7 @@ class MilvusStore(Store):
         with self._told():
             hits = self.client.search(self.name, data=[vector], anns_field=field, limit=k, filter=_expression(where),
                                       output_fields=list(COLUMNS), search_params={'metric_type': 'IP', 'params': told})[0]
-        return _as_columns([{**h['entity'], 'key': h['key'], 'similarity': h['distance']} for h in hits], (*COLUMNS, 'similarity'))
+        return as_columns([{**h['entity'], 'key': h['key'], 'similarity': h['distance']} for h in hits], (*COLUMNS, 'similarity'))
 
     def index(self, kind):
         with self._told():
@@ -160,7 +162,11 @@ def _as_rows(columns):
     for row in zip(*columns.values()): yield dict(zip(columns, row))
 
 
-def _as_columns(rows, names):
+def as_columns(
+    rows: list,  # Dicts, as the client gives them
+    names,  # Of the columns
+) -> dict:  # Columns
+    "Rows as a store gives them"
     columns = {name: [row[name] for row in rows] for name in names}
     return {name: np.array(values, np.float32) if name in VECTORS else values for name, values in columns.items()}
 

@@ -5,6 +5,7 @@ from fastcore.basics import patch
 from magnifier.data.images import read_image
 from magnifier.look.drawing import put_note, put_picture
 from magnifier.look.picture import finish, tiles
+from magnifier.gallery.entries import stored_image
 from magnifier.gallery.hits import Hits
 
 __all__ = []
@@ -22,7 +23,7 @@ def show(
     """The query, and the first hits with identity, camera, time (UTC) and similarity. A hit whose file is gone is a note, since a gallery
     keeps no pixels; so is a query that was searched by no picture"""
     hits = self[:max(k, 0)]
-    query, pictures = _read(self.query), [_read(path) for path in hits.table['path']]
+    query, pictures = _read(self.query), [_stored(hit) for hit in hits]
     shapes = [p.shape[0]/p.shape[1] for p in (query, *pictures) if p is not None]
     rows, cols = max(1, -(-len(hits)//PER_ROW)), min(PER_ROW, max(1, len(hits)))
     picture, axes = tiles(rows, cols + 1, aspect=min(3., float(np.median(shapes))) if shapes else 2., above=.44, below=.2, split=1)
@@ -46,6 +47,12 @@ def _title(hit):
     who = 'unknown' if pd.isna(hit.pid) else f'id {hit.pid}'
     where = '' if pd.isna(hit.camid) else f'  cam {hit.camid}'
     return f'{who}{where}' + ('' if pd.isna(hit.time) else f'\n{hit.time:%Y-%m-%d}\n{hit.time:%H:%M:%S}')
+
+
+def _stored(hit):
+    "A hit's image in [0,1], or None where its file is gone, or is another by now"
+    image = stored_image(hit.path, hit.key)
+    return None if image is None else np.asarray(image, dtype=np.float32)/255
 
 
 def _read(source):

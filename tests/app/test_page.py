@@ -35,15 +35,15 @@ def app(seer, few, tmp_path_factory):
     root = tmp_path_factory.mktemp('app')
     (root/'tmp').mkdir()
     seer.export(root/'learner.pkl')
-    with Gallery(root/'people.db', regions=True) as gallery: gallery.add(seer, few.assign(time=range(10**9, 10**9 + len(few))), progress=False)
+    with Gallery(root/'people', regions=True) as gallery: gallery.add(seer, few.assign(time=range(10**9, 10**9 + len(few))), progress=False)
     (root/'command.py').write_text('from magnifier.cli.all import magnifier_app\nmagnifier_app()\n')  # as an installed script
-    command = [sys.executable, '-W', 'ignore', root/'command.py', '--gallery', root/'people.db', '--learner', root/'learner.pkl']
+    command = [sys.executable, '-W', 'ignore', root/'command.py', '--gallery', root/'people', '--learner', root/'learner.pkl']
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env={**os.environ, 'TMPDIR': str(root/'tmp'), 'OMP_NUM_THREADS': '1'})
     try:
         said = process.stdout.readline()
         assert said.startswith('http://127.0.0.1:') and f'searches {len(few)} pictures' in said and 'Ctrl-C ends it' in said, said
-        yield App(process, said.split()[0], root/'people.db', root/'tmp')
+        yield App(process, said.split()[0], root/'people', root/'tmp')
     finally:
         process.kill()
         process.wait()

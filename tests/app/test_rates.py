@@ -6,6 +6,9 @@ from magnifier.app.rates import PER_IDENTITY, SAMPLE, PairRates, pair_rates, sam
 from magnifier.regions import N_REGIONS, REGIONS
 
 
+def unit(x): return x/np.linalg.norm(x)
+
+
 class Shelf:
     "As much of a gallery as the rates ask for"
 
@@ -15,13 +18,15 @@ class Shelf:
         parts = rng.normal(size=(len(pids), N_REGIONS, 3)).astype(np.float32)
         parts /= np.linalg.norm(parts, axis=2, keepdims=True)
         parts *= (visible[:, None] >> np.arange(N_REGIONS) & 1)[..., None]
-        self.rows = [dict(key=f'k{i}', pid=p, camid=c, vector=rng.normal(size=d).astype(np.float32), regions=parts[i].ravel(), visible=int(visible[i]))
+        self.rows = [dict(key=f'k{i}', pid=p, camid=c, vector=unit(rng.normal(size=d).astype(np.float32)), regions=parts[i].ravel(), visible=int(visible[i]))
                      for i, (p, c) in enumerate(zip(pids, cameras))]
         self.store = self
 
     def images(self): return pd.DataFrame(self.rows)[['key', 'pid', 'camid']].astype({'pid': 'Int64', 'camid': 'Int64'})
 
-    def get(self, keys, fields): return [{f: r[f] for f in fields} for r in self.rows if r['key'] in set(keys)]
+    def read(self, where, columns):
+        rows = [r for r in self.rows if r['key'] in where.keys]
+        return {name: np.array([r[name] for r in rows]) if name in ('vector', 'regions') else [r[name] for r in rows] for name in columns}
 
 
 PIDS, CAMERAS = [1, 1, 1, 2, 2, 3, None, 0, 0, 3], [1, 2, 2, 1, None, 1, 1, 1, 2, 1]

@@ -4,11 +4,11 @@ from magnifier.cli import all as cli
 
 
 def test_a_gallery_that_is_not_there_is_not_made(tmp_path):
-    with pytest.raises(SystemExit) as e: cli.magnifier_app(gallery=str(tmp_path/'people.db'))
+    with pytest.raises(SystemExit) as e: cli.magnifier_app(gallery=str(tmp_path/'people'))
     assert 'no such gallery; make one with `magnifier_index' in str(e.value) and not list(tmp_path.iterdir())
 
 
 def test_a_learner_that_is_not_there(tmp_path):
-    (tmp_path/'people.db').mkdir()
+    (tmp_path/'people').mkdir()
     for learner, message in ((tmp_path, 'holds no model.safetensors'), (tmp_path/'learner.pkl', 'no such learner; train one')):
-        with pytest.raises(SystemExit, match=message): cli.magnifier_app(gallery=str(tmp_path/'people.db'), learner=str(learner))
+        with pytest.raises(SystemExit, match=message): cli.magnifier_app(gallery=str(tmp_path/'people'), learner=str(learner))

@@ -6,17 +6,17 @@ from magnifier.regions import region_indices
 from magnifier.gallery.gallery import Gallery
 from magnifier.retrieval.region_distance import region_distance
 
-pytest.importorskip('milvus_lite')
+pytest.importorskip('lance')
 FOOT, SHIN, HEAD = region_indices(['foot', 'lower_leg', 'head'])
 SHOES = (250, 40, 10)
 
 
 @pytest.fixture(scope='module')
-def gallery(tmp_path_factory):
+def gallery(shared_place):
     "Forty strangers, of whom some hide their feet; three wear the shoes, under whatever coat"
     images = [person(i, {FOOT: (0, 0, 0)} if i % 5 == 0 else {SHIN: (0, 0, 0)} if i % 7 == 0 else None) for i in range(40)]
     images += [person(100 + i, {FOOT: SHOES}) for i in range(3)]
-    with Gallery(tmp_path_factory.mktemp('regions')/'people.db', regions=True) as g:
+    with Gallery(**shared_place, regions=True) as g:
         g.add(Colours(), images, pids=range(43), camids=[i % 4 for i in range(43)], bs=16, progress=False)
         yield g, images
 
@@ -50,7 +50,7 @@ def test_the_order_is_that_of_region_distance(gallery, regions):
 def test_what_a_query_does_not_show(gallery):
     g, _ = gallery
     barefoot = person(3, {FOOT: (0, 0, 0)})
-    with pytest.raises(ValueError, match='this picture shows no foot: search by other regions'): g.search(Colours(), barefoot, regions='foot')
+    with pytest.raises(ValueError, match='this image shows no foot: search by other regions'): g.search(Colours(), barefoot, regions='foot')
     assert (g.search(Colours(), barefoot, regions=['foot', 'head'], k=5).table['shared'] == 1).all()
     with pytest.raises(ValueError, match='unknown region .knee'): g.search(Colours(), barefoot, regions='knee')
 
@@ -59,9 +59,9 @@ def test_regions_have_to_be_kept(tmp_path):
     class Whole:
         fingerprint, embed = 'colours', Colours.embed
         n, pixels = 0, Colours.pixels
-    with Gallery(tmp_path/'plain.db') as g:
+    with Gallery(tmp_path/'plain') as g:
         g.add(Whole(), people(2))
         with pytest.raises(ValueError, match='keeps no regions: make it anew with'): g.search(Whole(), person(0), regions='foot')
-    with Gallery(tmp_path/'regions.db', regions=True) as g:
+    with Gallery(tmp_path/'regions', regions=True) as g:
         with pytest.raises(ValueError, match='this Whole knows no regions'): g.add(Whole(), people(2))
         assert len(g) == 0

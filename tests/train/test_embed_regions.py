@@ -7,12 +7,12 @@ from magnifier.train import pretrained  # noqa: F401
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.parts import embed_parts
 
-pytest.importorskip('milvus_lite')
+pytest.importorskip('lance')
 
 
 def test_walkers_are_added_and_found(learn, catalog, tmp_path):
     gallery = catalog[catalog.split == 'gallery'].iloc[:24]
-    with Gallery(tmp_path/'people.db', regions=True) as g:
+    with Gallery(tmp_path/'people', regions=True) as g:
         assert g.add(learn, gallery, progress=False)[:2] == (24, 0)
         row = gallery.iloc[5]
         hits = g.search(learn, row.path, k=24)
@@ -30,5 +30,5 @@ def test_walkers_are_added_and_found(learn, catalog, tmp_path):
 
 def test_a_model_that_knows_no_regions(dls, catalog, tmp_path):
     learn = magnifier_learner(dls, 'resnet18', pretrained=False, mask=False, sab=False, sfb=False, hidden=32)
-    with learn.no_bar(), Gallery(tmp_path/'people.db', regions=True) as g:
+    with learn.no_bar(), Gallery(tmp_path/'people', regions=True) as g:
         with pytest.raises(ValueError, match='nobody knows the regions here'): g.add(learn, catalog['path'].iloc[:2])
