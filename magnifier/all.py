@@ -36,6 +36,7 @@ from magnifier.model.pooling import *
 from magnifier.model.heads import *
 from magnifier.model.branches import *
 from magnifier.model.output import *
+from magnifier.model.folding import *
 from magnifier.model.resize import *
 from magnifier.model.weights import *
 from magnifier.model.net import *
@@ -44,7 +45,6 @@ from magnifier.model.embedding import *
 from magnifier.model.saved import *
 from magnifier.model.embedder import *
 from magnifier.train.distributed import *
-from magnifier.train.metric_losses import *
 from magnifier.train.losses import *
 from magnifier.train.metrics import *
 from magnifier.train.recording import *

@@ -35,7 +35,7 @@ def test_training_writes_learner_figures_and_pictures(run):
     assert list(table.columns) == ['R1', 'R5', 'R10', 'mAP', 'mINP'] and table.notna().all(axis=None) and (table <= 1).all(axis=None)
     assert str(out) in said and 'after, plain' in said and f'{100*table.loc["after, plain", "mAP"]:.1f}' in said
     losses = pd.read_csv(out/'losses.csv', index_col='epoch')
-    assert len(losses) == 2 and {'global_cls', 'sab_tri', 'mask', 'sd'} <= set(losses.columns)
+    assert len(losses) == 2 and {'global_cls', 'sab_cls', 'mask', 'sd'} <= set(losses.columns)
     assert '64 images = 16 identities x 4' in said and 'stage 1 of 1: 2 epochs, rate 0.003' in said
     assert json.loads((out/'run.json').read_text())['figures']['after, plain']['R1'] == table.loc['after, plain', 'R1']
 
@@ -64,7 +64,7 @@ def test_the_papers_recipe_by_name(people, tmp_path, monkeypatch, capsys, narrow
     monkeypatch.chdir(tmp_path)
     cli.magnifier_train('market1501', str(people), recipe='paper', **SMALL)
     said, losses = capsys.readouterr().out, pd.read_csv('runs/market1501-paper/losses.csv')
-    assert {'global_tri', 'sab_tri', 'sfb_tri', 'region_cls', 'mask', 'sd'} <= set(losses.columns) and losses.stage.tolist() == [1, 2]
+    assert {'global_tri', 'sab_cls', 'sfb_tri', 'region_cls', 'mask', 'sd'} <= set(losses.columns) and losses.stage.tolist() == [1, 2]
     assert 'stage 2 of 2: 1 epoch, rate 0.001' in said and 'semantic diversity loss x 0.002' in said
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import torch
 from fastai.vision.all import TensorImage, patch, to_device, tuplify
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate
+from magnifier.model.branches import BRANCHES, branch_scales
 from magnifier.model.resize import resize_masks
 from magnifier.regions import NO_MASK
 from magnifier.train.learner import ReIDLearner
@@ -14,8 +15,7 @@ from magnifier.train.parts import region_masks
 __all__ = ['MAPS', 'Sight', 'activation_map', 'decode_pictures', 'pictures_of', 'contributions', 'similarity_maps', 'saliency_maps',
            'branch_embeddings', 'Contributions']
 
-MAPS = ('stage3', 'stage4', 'global', 'sab', 'sfb')
-NODES = 12  # Of the quadrature along SFB's path: its error is below float32's on a recurrent net
+MAPS = ('stage3', 'stage4', *BRANCHES)
 
 
 def activation_map(
@@ -121,12 +121,9 @@ def saliency(self:ReIDLearner,
 def branch_embeddings(
     model,     # A MagnifierNet in evaluation mode
     maps:dict, # Of `feature_maps`
-) -> dict:  # branch -> n x c: f_bn, which concatenated and normalised are the embedding
+) -> dict:  # branch -> n x c: f_bn, which the embedding joins
     "What each branch says of the pictures"
-    features = {'global': model.branches['global'](maps['global'])}
-    if model.sab is not None: features['sab'] = model.sab(maps['sab'], maps['masks'])
-    if model.sfb is not None: features['sfb'] = model.sfb(maps['sfb'], maps['masks'])[0]
-    return {name: model.branches[name].neck.bn(f) for name, f in features.items()}
+    return {name: branch(maps[name], maps.get('masks')).normed for name, branch in model.branches.items()}
 
 
 class Contributions(NamedTuple):
@@ -137,7 +134,7 @@ class Contributions(NamedTuple):
 
     def map(self) -> Tensor:
         "n x h x w: over branches and regions, each in units of the score"
-        size = self.parts['global'].shape[-2:]
+        size = next(iter(self.parts.values())).shape[-2:]
         return sum(_same_sum(p.sum(1), size) for p in self.parts.values())
 
     def shares(self) -> Tensor:
@@ -172,59 +169,15 @@ def contributions(
 
 def _contributions(model, maps, others, masks):
     with torch.no_grad(): z, e = branch_embeddings(model, maps), branch_embeddings(model, others)
-    flat, e = torch.cat(list(z.values()), 1), normalize(torch.cat(list(e.values()), 1))
-    norm = flat.norm(dim=1, keepdim=True)
-    weight = dict(zip(z, (e/norm).split([o.shape[1] for o in z.values()], 1)))  # branch -> n x c: what f_bn is multiplied with
-    masks = region_masks(maps) if masks is None else masks
-    if masks is None: masks = torch.ones_like(maps['global'][:, :1])
-    parts = {'global': _of_global(model.branches['global'], maps['global'], weight['global'], masks)}
-    if model.sab is not None: parts['sab'] = _of_adversarial(model.sab, maps, weight['sab'])
-    if model.sfb is not None: parts['sfb'] = _of_fusion(model.sfb, maps, weight['sfb'])
-    score = (flat/norm*e).sum(1)
+    scales = [branch_scales(list(o.values()), model.branch_weights, model.normalise_branches).split(1, 1) for o in (z, e)]
+    # branch -> n x c: what f_bn is multiplied with to give its part of the score, the lengths held
+    weight = {name: e[name]*theirs*own for name, own, theirs in zip(z, *scales)}
+    known = region_masks(maps) if masks is None else masks
+    if known is None: known = torch.ones_like(maps['stage4'][:, :1])
+    parts = {name: branch.contribution(maps[name], maps['masks'] if branch.needs_masks else known, weight[name])
+             for name, branch in model.branches.items()}
+    score = sum((z[name]*weight[name]).sum(1) for name in z)
     return Contributions(parts, score - sum(p.sum((1, 2, 3)) for p in parts.values()), score)
-
-
-def _slope(bn, weight):  # n x c: how <bn(f), weight> changes with f; evaluation's batch norm is linear, its bias frozen at 0
-    return weight*(bn.weight/(bn.running_var + bn.eps).sqrt()).detach()
-
-
-def _of_global(branch, feature_map, weight, masks):
-    "n x k x h x w: a place's product with the other picture, minus the average's"
-    slope, (h, w) = _slope(branch.neck.bn, weight), feature_map.shape[-2:]
-    earned = torch.einsum('nchw,nc->nhw', feature_map, slope) - (slope @ branch.neck.bn.running_mean)[:, None, None]
-    return masks*(earned/(h*w))[:, None]
-
-
-def _of_adversarial(branch, maps, weight):
-    "n x k x h x w: each channel counts where its maximum lies, for the regions that hold the place"
-    feature_map, masks = maps['sab'], maps['masks']
-    kept = masks.sum(1, keepdim=True)  # n x 1 x h x w: 1 but for rounding
-    slope = _slope(branch.neck.bn, weight)
-    values, at = (feature_map*kept).flatten(2).max(-1)  # n x c
-    mass = values/values.sum(1, keepdim=True).clamp(min=1e-12)
-    earned = values*(slope @ branch.reduce.weight.detach()) - mass*(slope @ branch.neck.bn.running_mean)[:, None]
-    return _scatter(earned, at, feature_map.shape[-2:])[:, None]*masks/kept.clamp(min=1e-12)
-
-
-def _scatter(values, at, size):  # n x c values at n x c positions -> n x h x w
-    return torch.zeros(len(values), size[0]*size[1], dtype=values.dtype, device=values.device).scatter_add_(1, at, values).view(-1, *size)
-
-
-def _of_fusion(branch, maps, weight):
-    "n x k x h x w: the gradient along the way from the average regions to the picture's, where each channel's maximum lies"
-    feature_map, masks = maps['sfb'], maps['masks']
-    n, k, size = len(masks), masks.shape[1], feature_map.shape[-2:]
-    pooled, at = (torch.stack(o, 1) for o in zip(*((feature_map*masks[:, i:i+1]).flatten(2).max(-1) for i in range(k))))  # n x k x c
-    average = branch.region_necks.bn.running_mean.view(1, k, -1)
-    slope, gradient = _slope(branch.neck.bn, weight), torch.zeros_like(pooled)
-    nodes, shares = np.polynomial.legendre.leggauss(NODES)
-    for node, share in zip((nodes + 1)/2, shares/2):
-        point = (average + float(node)*(pooled - average)).detach().requires_grad_()
-        # cuDNN's recurrent nets have no gradient in evaluation mode, and the sums of TF32 would not add up
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False): value = (branch.fuse(point)*slope).sum()
-        gradient += float(share)*torch.autograd.grad(value, point)[0]
-    earned = gradient*(pooled - average)  # n x k x c
-    return _scatter(earned.flatten(0, 1), at.flatten(0, 1), size).view(n, k, *size)
 
 
 def similarity_maps(

@@ -27,16 +27,20 @@ def arch_name(
 class Backbone(nn.Module):
     "The stem and stages 1 to 4 of a residual network, under torchvision's own parameter names"
 
+    norm_pairs = (('conv1', 'bn1'),)  # See `fold_norms`
+
     def __init__(
         self,
         net: nn.Module,  # A torchvision ResNet, ResNeXt or wide ResNet; its pooling and classifier are left behind
         last_stride: int = 1,  # Stride of stage 4: 1 keeps stage 3's size, 2 is the network as published
+        stage3_stride: int = 2,  # Stride of stage 3: 2 is the network as published, 1 keeps stage 2's size
     ):
-        "METHOD: stage 4 with stride 1, so that both maps are 1/16 of the image"
+        "As published but for its strides: with stage 4 at stride 1 both maps are 1/16 of the image (paper, section 4.1)"
         super().__init__()
         missing = [name for name in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer4') if not hasattr(net, name)]
         if missing: raise ValueError(f'{type(net).__name__} has no `{missing[0]}`: use one of {", ".join(backbone_names())}')
         for name in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'): setattr(self, name, getattr(net, name))
+        _set_stride(self.layer3[0], stage3_stride)
         _set_stride(self.layer4[0], last_stride)
         self.widths = {3: _out_channels(self.layer3[-1]), 4: _out_channels(self.layer4[-1])}
 
@@ -103,28 +107,31 @@ def create_backbone(
     arch: str | Callable = 'resnet50',  # torchvision's function or its name, one of `backbone_names()`; or timm's name, if installed
     pretrained: bool | str = True,  # ImageNet weights; a string names torchvision's version, as 'IMAGENET1K_V2'
     last_stride: int = 1,  # Stride of stage 4, 1 or 2
-) -> nn.Module:  # `Backbone` or `TimmBackbone`; `.widths` are the channels of stages 3 and 4
+    stage3_stride: int = 2,  # Stride of stage 3, 2 as published or 1; torchvision's networks alone
+) -> nn.Module:  # Images -> a map for each stage of its `.widths`: the channels of stages 3 and 4
     """A network cut after stage 4. torchvision's comes first where both have a name ('timm/resnet50' is timm's). An OSError where weights
     cannot be had, a ValueError for an unknown `arch`"""
-    if last_stride not in (1, 2): raise ValueError(f'last_stride={last_stride!r}: it is 1 or 2')
+    for what, stride in dict(last_stride=last_stride, stage3_stride=stage3_stride).items():
+        if stride not in (1, 2): raise ValueError(f'{what}={stride!r}: it is 1 or 2')
     name = arch if isinstance(arch, str) else getattr(arch, '__name__', repr(arch))
-    build = _builder(arch, name, pretrained, last_stride)
+    build = _builder(arch, name, pretrained, last_stride, stage3_stride)
     try: return build()
     except OSError as e:  # no network, or no room
         raise OSError(f'the ImageNet weights of {name} could not be downloaded ({e}): '
                       'pass pretrained=False, or weights=FILE with a file that holds them') from e
 
 
-def _builder(arch, name, pretrained, last_stride):
+def _builder(arch, name, pretrained, last_stride, stage3_stride):
     if isinstance(arch, str) and name not in backbone_names():
         if not _timm_has(name.removeprefix('timm/')):
             hint = '' if find_spec('timm') else ' (or install timm for more)'
             raise ValueError(f'unknown arch {name!r}: use one of {", ".join(backbone_names())}{hint}')
+        if stage3_stride != 2: raise ValueError(f'{name}: stage3_stride=1 is for torchvision\'s networks')
         return lambda: TimmBackbone(name.removeprefix('timm/'), bool(pretrained), last_stride)
     make = torchvision.models.get_model_builder(name) if isinstance(arch, str) else arch
     # Version 1 by default: the weights of the paper's time, and all that resnet18 and 34 have
     weights = 'IMAGENET1K_V1' if pretrained is True else pretrained or None
-    return lambda: Backbone(make(weights=weights), last_stride)
+    return lambda: Backbone(make(weights=weights), last_stride, stage3_stride)
 
 
 def _timm_has(name):

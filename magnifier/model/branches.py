@@ -1,16 +1,28 @@
-"The branches: global, semantic adversarial (SAB), semantic fusion (SFB) and its ablation twin (AB)"
+"""The branches: global, semantic adversarial (SAB), semantic fusion (SFB) and its ablation twin (AB).
 
+A branch owns its map, its feature, what it says of one region, what it contributes to a similarity, and its form for inference.
+Everything else goes through `MagnifierNet.branches` and asks. To add one: a class here, its line in `BRANCHES`, and its switch in
+`create_branches`"""
+
+from copy import deepcopy
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
+from magnifier.model.folding import affine_of, fold_norms
 from magnifier.model.heads import BNNeck, RegionNecks, at_least_float32
-from magnifier.model.pooling import kept_region_pool, region_max_pool
+from magnifier.model.pooling import kept_region_pool, region_max, region_max_pool
 from magnifier.regions import N_REGIONS
 
-__all__ = ['GlobalBranch', 'AdversarialBranch', 'FusionBranch', 'RecurrentFusion', 'ConcatFusion', 'branch_map', 'CELLS']
+__all__ = ['BRANCHES', 'Branch', 'BranchOutput', 'GlobalBranch', 'AdversarialBranch', 'FusionBranch', 'FoldedBranch', 'RecurrentFusion',
+           'ConcatFusion', 'create_branches', 'branch_map', 'join_branches', 'branch_scales', 'CELLS']
 
 CELLS = {'gru': nn.GRU, 'lstm': nn.LSTM}
+NODES = 12  # Of the quadrature along SFB's path: its error is below float32's on a recurrent net
 
 
 def branch_map(
@@ -25,28 +37,135 @@ def branch_map(
     return block
 
 
-class GlobalBranch(nn.Module):
-    "Global average pooling of stage 4, then a BNNeck"
+class BranchOutput(NamedTuple):
+    "What a branch gives to the embedding and to the losses"
+    normed: Tensor  # n x width: f_bn, for the embedding
+    features: dict[str, Tensor]  # By view, n x width: f, before its batch norm
+    logits: dict[str, Tensor]  # By view, n x n_classes
+    region_features: Tensor | None = None  # n x k x c, of a branch that pools region by region
+    region_logits: Tensor | None = None  # n x k x n_classes, in training alone
+
+
+class Branch(nn.Module):
+    """What every branch is: a map of its own, a feature f pooled from it, and a BNNeck.
+
+    A subclass says `pool`, `describe_regions` and `contribution`. It pools through `self.region_pool`, for which the folded form has a
+    faster one without gradients"""
+
+    name: str  # In outputs, tables of losses and saved weights
+    title: str  # In figures
+    views: tuple[str, ...]  # Names of the features that it gives to the losses; the first is `name`
+    needs_masks = True  # Whether it pools by region masks; if so, images without a mask do not train it
+    training_only = ('neck',)  # Modules that no embedding needs, but for the neck's batch norm
+    region_pool = staticmethod(region_max_pool)  # n x c x h x w, n x k x h x w -> n x k x c (Eq. 1)
 
     def __init__(
         self,
-        width: int,  # c4
+        own_map: nn.Module,  # Shared map -> this branch's own, of the same size
+        width: int,  # Channels of f
         n_classes: int,  # Training identities
+        *,
+        stage: int,  # The stage of the backbone that it hangs on
+        upsample: bool = False,  # Its map at twice the size, where the segmentation head's labels are
     ):
-        "reid-strong-baseline's only branch"
+        "The parts that all branches have"
         super().__init__()
-        self.width, self.map, self.neck = width, nn.Identity(), BNNeck(width, n_classes)
+        self.map = own_map
+        self.width = width
+        self.neck = BNNeck(width, n_classes)
+        self.stage = stage
+        self.upsample = upsample
+
+    def own_map(
+        self,
+        shared: Tensor,  # n x c x h x w, the stage's map
+    ) -> Tensor:  # n x c x h x w, or n x c x 2h x 2w with `upsample`
+        "The map that this branch pools"
+        own = self.map(shared)
+        return F.interpolate(own, scale_factor=2, mode='bilinear', align_corners=False) if self.upsample else own
 
     def forward(
         self,
-        feature_map: Tensor,  # n x c4 x h x w
-    ) -> Tensor:  # n x c4
+        feature_map: Tensor,  # n x c x h x w, this branch's own
+        region_masks: Tensor | None = None,  # n x k x h x w; None for a branch that needs none
+        kept_regions: Tensor | None = None,  # k booleans of an occlusion; None keeps what evaluation keeps
+    ) -> BranchOutput:
+        "f, f_bn and logits"
+        feature = self.pool(feature_map, region_masks, kept_regions)
+        normed, logits = self.neck(feature)
+        return BranchOutput(normed, {self.name: feature}, {self.name: logits})
+
+    def pool(
+        self,
+        feature_map: Tensor,  # n x c x h x w, this branch's own
+        region_masks: Tensor | None = None,  # n x k x h x w
+        kept_regions: Tensor | None = None,  # k booleans
+    ) -> Tensor:  # n x width
+        "The branch's feature f"
+        raise NotImplementedError
+
+    def describe_regions(
+        self,
+        feature_map: Tensor,  # n x c x h x w, this branch's own
+        region_masks: Tensor,  # n x k x h x w
+    ) -> Tensor:  # n x k x c
+        "What the branch says of each region alone, after a batch norm that takes away what all people share"
+        raise NotImplementedError
+
+    def contribution(
+        self,
+        feature_map: Tensor,  # n x c x h x w, this branch's own
+        region_masks: Tensor,  # n x k x h x w
+        weight: Tensor,  # n x width: what f_bn is multiplied with
+    ) -> Tensor:  # n x k x h x w
+        """What each region and place adds to <f_bn, weight>, beyond what an average person's features would: the Aumann-Shapley value
+        (integrated gradients; Sundararajan et al. 2017) along the way from the running means of the batch norms to this picture"""
+        raise NotImplementedError
+
+    def slope(
+        self,
+        weight: Tensor,  # n x width
+    ) -> Tensor:  # n x width
+        "How <f_bn, weight> changes with f: evaluation's batch norm is linear"
+        return weight * affine_of(self.neck.bn)[0]
+
+
+class GlobalBranch(Branch):
+    "Global average pooling of the last stage, then a BNNeck: reid-strong-baseline's only branch"
+
+    name, title, views, needs_masks = 'global', 'global', ('global',), False
+
+    def __init__(
+        self,
+        width: int,  # Channels of the stage's map, and of f
+        n_classes: int,  # Training identities
+        *,
+        stage: int = 4,  # The stage that it hangs on
+    ):
+        "Its map is the stage's"
+        super().__init__(nn.Identity(), width, n_classes, stage=stage)
+
+    def pool(self, feature_map, region_masks=None, kept_regions=None):
         "f_global"
         return at_least_float32(feature_map).mean((2, 3))
 
+    def describe_regions(self, feature_map, region_masks):
+        "The mean of the map over the region"
+        means = torch.einsum('nchw,nkhw->nkc', feature_map, region_masks)
+        means = means / region_masks.sum((2, 3)).clamp(min=1e-6)[..., None]
+        return self.neck.bn(means.flatten(0, 1)).view_as(means)
 
-class AdversarialBranch(nn.Module):
+    def contribution(self, feature_map, region_masks, weight):
+        "Exact: a place's own product with the weight, minus an equal part of the average's"
+        slope = self.slope(weight)
+        earned = torch.einsum('nchw,nc->nhw', feature_map, slope) - (slope @ self.neck.bn.running_mean)[:, None, None]
+        return region_masks * earned[:, None] / feature_map[0, 0].numel()
+
+
+class AdversarialBranch(Branch):
     "SAB (Eq. 2): max pooling over the regions that an occlusion left, a linear layer, a BNNeck"
+
+    name, title, views = 'sab', 'SAB', ('sab', 'sab_original')
 
     def __init__(
         self,
@@ -54,23 +173,122 @@ class AdversarialBranch(nn.Module):
         n_classes: int,  # Training identities
         hidden: int = 1024,  # Channels of f_sab
         *,
+        stage: int = 3,  # The stage that it hangs on
         bottleneck: bool = True,  # See `branch_map`
+        upsample: bool = False,  # See `Branch`
+        keep_background: bool = True,  # Whether the background is pooled where nothing is occluded, as in evaluation
+        original: bool = False,  # Whether it trains on the features without occlusion too
     ):
         "The 1x1 convolution of a pooled feature is a linear layer; no bias, since a batch norm follows"
-        super().__init__()
-        self.width, self.map = hidden, branch_map(width, bottleneck)
+        super().__init__(branch_map(width, bottleneck), hidden, n_classes, stage=stage, upsample=upsample)
         self.reduce = nn.Linear(width, hidden, bias=False)
         nn.init.kaiming_normal_(self.reduce.weight, mode='fan_out')
-        self.neck = BNNeck(hidden, n_classes)
+        self.keep_background = keep_background
+        self.original = original
 
-    def forward(
+    def forward(self, feature_map, region_masks=None, kept_regions=None):
+        "With `original`, in training: a second view of the same images, all their regions kept"
+        occluded = super().forward(feature_map, region_masks, kept_regions)
+        if not self.original or not self.training or kept_regions is None: return occluded
+        original = super().forward(feature_map, region_masks)
+        occluded.features['sab_original'] = original.features['sab']
+        occluded.logits['sab_original'] = original.logits['sab']
+        return occluded
+
+    def pool(self, feature_map, region_masks=None, kept_regions=None):
+        "f_sab"
+        if kept_regions is None and not self.keep_background: region_masks = region_masks[:, 1:]
+        pooled = kept_region_pool(feature_map, region_masks, kept_regions, pool=self.region_pool)
+        return self.reduce(at_least_float32(pooled))
+
+    def describe_regions(self, feature_map, region_masks):
+        "The branch's feature of the region by itself"
+        alone = self.reduce(region_max_pool(feature_map, region_masks))
+        return self.neck.bn(alone.flatten(0, 1)).view_as(alone)
+
+    def contribution(self, feature_map, region_masks, weight):
+        "Exact: a channel counts where its maximum lies, minus the average's part in proportion to the maxima"
+        if not self.keep_background: region_masks = F.pad(region_masks[:, 1:], (0, 0, 0, 0, 1, 0))
+        pooled = region_masks.sum(1, keepdim=True)  # n x 1 x h x w
+        slope = self.slope(weight)
+        values, places = (feature_map * pooled).flatten(2).max(-1)  # n x c each
+        average = (slope @ self.neck.bn.running_mean)[:, None]
+        earned = values * (slope @ self.reduce.weight.detach())
+        earned = earned - average * values / values.sum(1, keepdim=True).clamp(min=1e-12)
+        return _at_places(earned, places, feature_map.shape[-2:])[:, None] * region_masks / pooled.clamp(min=1e-12)
+
+
+class FusionBranch(Branch):
+    "SFB, or AB by its `fuse`: region max pooling (Eq. 1), a fusion of the k features, a BNNeck, and a neck for each region"
+
+    name, title, views = 'sfb', 'SFB', ('sfb',)
+    training_only = ('neck', 'region_necks')
+
+    def __init__(
+        self,
+        width: int,  # c, channels of the shared map
+        n_classes: int,  # Training identities
+        fuse: nn.Module,  # n x k x c -> n x hidden: `RecurrentFusion` or `ConcatFusion`
+        *,
+        hidden: int = 1024,  # Channels of f_sfb
+        n_regions: int = N_REGIONS,  # k
+        stage: int = 3,  # The stage that it hangs on
+        bottleneck: bool = True,  # See `branch_map`
+        upsample: bool = False,  # See `Branch`
+    ):
+        "Logits of the region necks serve training alone; their norms also describe regions one by one"
+        super().__init__(branch_map(width, bottleneck), hidden, n_classes, stage=stage, upsample=upsample)
+        self.fuse = fuse
+        self.region_necks = RegionNecks(width, n_classes, n_regions)
+
+    def forward(self, feature_map, region_masks=None, kept_regions=None):
+        "Also the region features p(x_k), and in training their logits"
+        region_features = self.region_features(feature_map, region_masks)
+        feature = self.fuse(region_features)
+        normed, logits = self.neck(feature)
+        region_logits = self.region_necks(region_features) if self.training else None
+        return BranchOutput(normed, {self.name: feature}, {self.name: logits}, region_features, region_logits)
+
+    def region_features(
         self,
         feature_map: Tensor,  # n x c x h x w, this branch's own
         region_masks: Tensor,  # n x k x h x w
-        kept_regions: Tensor | None = None,  # k booleans; None keeps all
-    ) -> Tensor:  # n x hidden
-        "f_sab"
-        return self.reduce(at_least_float32(kept_region_pool(feature_map, region_masks, kept_regions)))
+    ) -> Tensor:  # n x k x c
+        "p(x_k), what f_sfb is fused from"
+        return at_least_float32(self.region_pool(feature_map, region_masks))
+
+    def pool(self, feature_map, region_masks=None, kept_regions=None):
+        "f_sfb"
+        return self.fuse(self.region_features(feature_map, region_masks))
+
+    def describe_regions(self, feature_map, region_masks):
+        "p(x_k) through its region's own BNNeck, which was trained to tell identities by that region (paper, section 3.3)"
+        pooled = region_max_pool(feature_map, region_masks)
+        return self.region_necks.bn(pooled.flatten(1)).view_as(pooled)
+
+    def contribution(self, feature_map, region_masks, weight):
+        """The pooled p(x_k) move together from the average regions to the picture's, and the gradient along that way is integrated by
+        Gauss-Legendre quadrature; a channel counts where its maximum lies"""
+        products = [(feature_map * region_masks[:, i:i+1]).flatten(2).max(-1) for i in range(region_masks.shape[1])]
+        pooled = torch.stack([p.values for p in products], 1)  # n x k x c
+        places = torch.stack([p.indices for p in products], 1)
+        n, k, _ = pooled.shape
+        average = self.region_necks.bn.running_mean.view(1, k, -1)
+        slope = self.slope(weight)
+        gradient = torch.zeros_like(pooled)
+        nodes, shares = np.polynomial.legendre.leggauss(NODES)
+        for node, share in zip((nodes + 1) / 2, shares / 2):
+            point = (average + float(node) * (pooled - average)).detach().requires_grad_()
+            # cuDNN's recurrent nets have no gradient in evaluation mode, and the sums of TF32 would not add up
+            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False): value = (self.fuse(point) * slope).sum()
+            gradient += float(share) * torch.autograd.grad(value, point)[0]
+        earned = gradient * (pooled - average)  # n x k x c
+        h, w = feature_map.shape[-2:]
+        return _at_places(earned.flatten(0, 1), places.flatten(0, 1), (h, w)).view(n, k, h, w)
+
+
+def _at_places(values, places, size):  # n x c values at n x c positions of h*w -> n x h x w
+    return values.new_zeros(len(values), size[0] * size[1]).scatter_add_(1, places, values).view(-1, *size)
 
 
 class RecurrentFusion(nn.Module):
@@ -118,29 +336,89 @@ class ConcatFusion(nn.Module):
         return torch.einsum('nkc,kcd->nkd', region_features, self.weight).flatten(1)  # (n, k*d)
 
 
-class FusionBranch(nn.Module):
-    "SFB, or AB by its `fuse`: region max pooling (Eq. 1), a fusion of the k features, a BNNeck, and a neck for each region"
+class FoldedBranch(nn.Module):
+    "A branch for inference: norms folded into the convolutions before them, no classifiers, pooling without gradients"
 
     def __init__(
         self,
-        width: int,  # c, channels of the shared map
-        n_classes: int,  # Training identities
-        fuse: nn.Module,  # n x k x c -> n x hidden: `RecurrentFusion` or `ConcatFusion`
-        *,
-        hidden: int = 1024,  # Channels of f_sfb
-        n_regions: int = N_REGIONS,  # k
-        bottleneck: bool = True,  # See `branch_map`
+        branch: Branch,  # Left as it is
     ):
-        "Logits of the region necks serve training alone; their norms also describe regions one by one"
+        "A copy"
         super().__init__()
-        self.width, self.map, self.fuse = hidden, branch_map(width, bottleneck), fuse
-        self.neck, self.region_necks = BNNeck(hidden, n_classes), RegionNecks(width, n_classes, n_regions)
+        scale, shift = affine_of(branch.neck.bn)
+        self.branch = deepcopy(branch).eval()
+        self.branch.map = fold_norms(branch.map)
+        self.branch.region_pool = region_max
+        for name in branch.training_only: delattr(self.branch, name)
+        self.register_buffer('scale', scale)
+        self.register_buffer('shift', shift)
+
+    def own_map(
+        self,
+        shared: Tensor,  # n x c x h x w
+    ) -> Tensor:  # n x c x h x w
+        "See `Branch.own_map`"
+        return self.branch.own_map(shared)
 
     def forward(
         self,
         feature_map: Tensor,  # n x c x h x w, this branch's own
-        region_masks: Tensor,  # n x k x h x w
-    ) -> tuple[Tensor, Tensor]:  # f_sfb n x hidden, and the region features p(x_k) n x k x c
-        "f_sfb and what it was fused from"
-        region_features = at_least_float32(region_max_pool(feature_map, region_masks))
-        return self.fuse(region_features), region_features
+        region_masks: Tensor | None = None,  # n x k x h x w
+    ) -> Tensor:  # n x width
+        "f_bn"
+        return self.branch.pool(feature_map, region_masks) * self.scale + self.shift
+
+
+# In the order in which they stand in the embedding
+BRANCHES: dict[str, type[Branch]] = {cls.name: cls for cls in (GlobalBranch, AdversarialBranch, FusionBranch)}
+
+
+def create_branches(
+    widths: dict[int, int],  # Channels of the backbone's maps by stage
+    n_classes: int,  # Training identities
+    *,
+    sab: bool = True,  # Semantic adversarial branch
+    sfb: bool | str = True,  # Semantic fusion branch; 'ab' is its ablation twin
+    cell: str = 'gru',  # SFB's recurrent cell: 'gru' as in the paper, 'lstm' as in its code
+    region_stage: int = 3,  # The stage that SAB and SFB hang on: 3 (paper), or 4
+    branch_bottleneck: bool = True,  # A bottleneck of its own for each part branch, as in the authors' code
+    upsample_maps: bool = False,  # Part branches pool maps of twice the size, where the segmentation head's labels are
+    keep_background: bool = True,  # Whether SAB pools the background: False leaves it out in training and in evaluation
+    sab_original: bool = False,  # Whether SAB trains on the features without occlusion too
+    hidden: int = 1024,  # Channels of f_sab and f_sfb
+    n_regions: int = N_REGIONS,  # k, the number of part labels
+) -> dict[str, Branch]:  # By name
+    "The branches asked for. A ValueError for an unknown `sfb`, `cell` or `region_stage`"
+    if sfb not in (True, False, 'ab'): raise ValueError(f"sfb={sfb!r}: it is True, False or 'ab' (the ablation twin)")
+    if region_stage not in (3, 4): raise ValueError(f'region_stage={region_stage!r}: it is 3 or 4')
+    width, last = widths[region_stage], max(widths)
+    parts = dict(stage=region_stage, bottleneck=branch_bottleneck, upsample=upsample_maps)
+    branches = {'global': GlobalBranch(widths[last], n_classes, stage=last)}
+    if sab:
+        branches['sab'] = AdversarialBranch(width, n_classes, hidden, keep_background=keep_background, original=sab_original, **parts)
+    if sfb:
+        fuse = ConcatFusion(width, hidden, n_regions) if sfb == 'ab' else RecurrentFusion(width, hidden, cell)
+        branches['sfb'] = FusionBranch(width, n_classes, fuse, hidden=hidden, n_regions=n_regions, **parts)
+    return branches
+
+
+def branch_scales(
+    normed: list[Tensor],  # f_bn of each branch, n x c_branch
+    weights: list[float],  # Of each branch, 0 or more
+    normalise: bool = True,  # Whether each branch has length 1 before its weight; False lets it count by its batch norm's scale
+) -> Tensor:  # n x b: what each f_bn is multiplied with in an embedding of length 1
+    "How much each branch counts in the embedding of each image"
+    lengths = torch.stack([f.norm(dim=1) for f in normed], 1)  # n x b
+    scales = lengths.new_tensor(weights).expand_as(lengths)
+    if normalise: scales = scales / lengths.clamp(min=1e-12)
+    return scales / (scales * lengths).norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def join_branches(
+    normed: list[Tensor],  # See `branch_scales`
+    weights: list[float],  # See `branch_scales`
+    normalise: bool = True,  # See `branch_scales`
+) -> Tensor:  # n x d, L2-normalised
+    "The embedding: what the branches say, side by side"
+    scales = branch_scales(normed, weights, normalise)
+    return torch.cat([f * scales[:, i:i+1] for i, f in enumerate(normed)], 1)

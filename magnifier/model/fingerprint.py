@@ -9,6 +9,7 @@ from torch import nn
 __all__ = ['fingerprint']
 
 # What trains and evaluates but never reaches an embedding: another number of identities makes no other model of it
+TRAINING_ONLY = ('n_classes', 'sab_original')
 UNUSED = ('.neck.classifier.', '.region_necks.weight', 'num_batches_tracked')
 
 
@@ -18,7 +19,7 @@ def fingerprint(
 ) -> str:  # 16 hexadecimal digits
     """Hash of the weights that an embedding rests on, of the options that no weight shows, and of the preprocessing. Two models of one
     fingerprint give the same embeddings of the same pictures, on whatever device; an optimiser's step gives another fingerprint"""
-    arguments = {k: v for k, v in (model.arguments or {}).items() if k != 'n_classes'}
+    arguments = {k: v for k, v in (model.arguments or {}).items() if k not in TRAINING_ONLY}
     digest = hashlib.sha256(json.dumps([arguments, preprocessing], sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if any(part in name for part in UNUSED): continue

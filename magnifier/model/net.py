@@ -1,17 +1,18 @@
-"MagnifierNet: the three branches over one backbone"
+"MagnifierNet: the branches over one backbone"
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 
 import torch
+from fastcore.meta import delegates
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from magnifier.model.backbone import arch_name, create_backbone
-from magnifier.model.branches import AdversarialBranch, ConcatFusion, FusionBranch, GlobalBranch, RecurrentFusion
+from magnifier.model.branches import BRANCHES, create_branches, join_branches
 from magnifier.model.heads import BNNeck, RegionNecks, SegmentationHead, at_least_float32
-from magnifier.model.output import BRANCHES, MagnifierOutput
-from magnifier.model.resize import MASK_RESIZES, has_mask, labels_to_masks, predicted_masks, resize_masks
+from magnifier.model.output import MagnifierOutput
+from magnifier.model.resize import MASK_RESIZES, has_mask, labels_to_masks, predicted_masks, resize_labels, resize_masks
 from magnifier.model.weights import load_weights
 from magnifier.regions import NO_MASK, N_REGIONS
 
@@ -21,30 +22,49 @@ STRIDE = 16
 
 
 class MagnifierNet(nn.Module):
-    "Global, semantic adversarial and semantic fusion branches, with a segmentation head that parses where no mask is given"
+    "Branches over one backbone, with a segmentation head that parses where no mask is given"
 
     arguments: dict | None = None  # What `create_magnifier` was given, by name, as values that JSON takes; None for a net built by hand
 
     def __init__(
         self,
-        backbone: nn.Module,  # Images -> stage 3 and stage 4 maps; `.widths` by stage
-        branches: dict[str, nn.Module],  # 'global', and any of 'sab' and 'sfb'
+        backbone: nn.Module,  # Images -> a map for each stage of its `.widths`, 3 and 4 among them
+        branches: dict[str, nn.Module],  # By name in `BRANCHES`: 'global', 'sab', 'sfb', ...
         segmentation: nn.Module | None = None,  # Stage 4 map -> region logits; None without the mask module
         *,
-        region_stage: int = 3,  # The stage that SAB and SFB hang on
         mask_resize: str = 'bilinear',  # How region masks come to the map's size
         soft_masks: bool = False,  # Predicted masks are the softmax instead of the one-hot argmax
+        normalise_branches: bool = True,  # Whether each branch has length 1 in the embedding, before its weight
+        branch_weights: dict[str, float] | None = None,  # By branch, 0 or more; 1 where not named
     ):
         "Takes built parts; `create_magnifier` knows the numbers"
         super().__init__()
-        self.backbone, self.segmentation = backbone, segmentation
-        self.branches = nn.ModuleDict({b: branches[b] for b in BRANCHES if b in branches})
-        self.region_stage, self.mask_resize, self.soft_masks = region_stage, mask_resize, soft_masks
+        self.backbone = backbone
+        self.segmentation = segmentation
+        self.branches = nn.ModuleDict({name: branches[name] for name in BRANCHES if name in branches})
+        self.mask_resize = mask_resize
+        self.soft_masks = soft_masks
+        self.normalise_branches = normalise_branches
+        self.branch_weights = [float((branch_weights or {}).get(name, 1.)) for name in self.branches]
 
     @property
     def embedding_dim(self) -> int:  # d
         "Channels of the embedding"
         return sum(branch.width for branch in self.branches.values())
+
+    @property
+    def branch_slices(self) -> dict[str, slice]:  # By branch
+        "Where in an embedding each branch is"
+        slices, start = {}, 0
+        for name, branch in self.branches.items():
+            slices[name] = slice(start, start + branch.width)
+            start += branch.width
+        return slices
+
+    @property
+    def masked_branch(self) -> str | None:  # Its name; None where there is none
+        "A branch that pools by region masks: the maps of all that do are of one size"
+        return next((name for name, branch in self.branches.items() if branch.needs_masks), None)
 
     @property
     def sab(self) -> nn.Module | None:  # None where the model has none
@@ -62,7 +82,7 @@ class MagnifierNet(nn.Module):
         region_masks: Tensor | None = None,  # See `feature_maps`
         kept_regions: Sequence[bool] | Tensor | None = None,  # k booleans for SAB, the same for the whole batch; None keeps all
     ) -> MagnifierOutput:  # All float32; region logits in training alone, which is where they mean something
-        """Images -> embedding, and what the losses and pictures need. A ValueError for sides that are no multiples of 16, masks
+        """Images -> embedding, and what the losses and figures need. A ValueError for sides that are no multiples of 16, masks
         that do not fit, or a single image in training mode"""
         if self.training and len(images) < 2:
             raise ValueError('a batch of one image in training mode: batch norm needs two or more, so use a batch size of at least 2 '
@@ -74,41 +94,44 @@ class MagnifierNet(nn.Module):
         self,
         images: Tensor,  # n x 3 x H x W
         region_masks: Tensor | None = None,  # n x H' x W' integer labels of any size, or n x k x H' x W' floats; None parses
-    ) -> dict[str, Tensor]:  # 'stage3', 'stage4', 'global' (= stage 4), 'sab', 'sfb' n x c x h x w; 'mask_logits', 'masks' n x k x h x w
-        """The shared maps, each branch's own map (after its bottleneck), and the region masks at its size: what there is to look at.
+    ) -> dict[str, Tensor]:  # 'stage3', 'stage4', and each branch's by its name n x c x h x w; 'mask_logits', 'masks' n x k x h x w
+        """The shared maps, each branch's own map, and the region masks at the size of the part branches' maps: what there is to look at.
         An image whose labels are `NO_MASK`, and every image without `region_masks`, is pooled by the model's own parsing"""
         images = _plain(images)
         _check_sides(images)
-        stage3, stage4 = self.backbone(images)
-        maps = {'stage3': stage3, 'stage4': stage4, 'global': stage4}
-        shared = stage3 if self.region_stage == 3 else stage4
-        maps.update({name: branch.map(shared) for name, branch in self.branches.items() if name != 'global'})
-        if self.segmentation is not None: maps['mask_logits'] = at_least_float32(self.segmentation(stage4))
-        if len(self.branches) > 1: maps['masks'] = self._masks(maps['mask_logits'], region_masks, shared)
+        stages = dict(zip(self.backbone.widths, self.backbone(images)))
+        maps = {f'stage{stage}': shared for stage, shared in stages.items()}
+        maps.update({name: branch.own_map(stages[branch.stage]) for name, branch in self.branches.items()})
+        if self.segmentation is not None: maps['mask_logits'] = at_least_float32(self.segmentation(stages[4]))
+        if self.masked_branch: maps['masks'] = self._masks(maps['mask_logits'], region_masks, maps[self.masked_branch].shape[-2:])
         return maps
 
-    def _masks(self, mask_logits, region_masks, shared):
-        size = shared.shape[-2:]
+    def _masks(self, mask_logits, region_masks, size):
+        # Given masks go the way of predicted ones: to the head's size, one-hot there, and from there to the map's
         if region_masks is not None: region_masks = _check_masks(_plain(region_masks), mask_logits)
-        if region_masks is not None and region_masks.is_floating_point(): return resize_masks(region_masks, size, self.mask_resize)
+        head_size = mask_logits.shape[-2:]
+        if region_masks is not None and region_masks.is_floating_point():
+            return resize_masks(resize_masks(region_masks, head_size, 'nearest'), size, self.mask_resize)
         predicted = predicted_masks(mask_logits, size, self.mask_resize, soft=self.soft_masks)
         if region_masks is None: return predicted
         # An image without a mask is pooled by the model's own parsing, so that batch norms see sensible features
-        given = labels_to_masks(region_masks, size, self.mask_resize, mask_logits.shape[1])
+        given = labels_to_masks(resize_labels(region_masks, head_size), size, self.mask_resize, mask_logits.shape[1])
         return torch.where(has_mask(region_masks)[:, None, None, None], given, predicted)
 
     def _heads(self, maps, kept_regions):
-        features, region_features = {'global': self.branches['global'](maps['global'])}, None
-        if self.sab is not None:
-            features['sab'] = self.sab(maps['sab'], maps['masks'], _check_kept(kept_regions, maps['masks']))
-        if self.sfb is not None: features['sfb'], region_features = self.sfb(maps['sfb'], maps['masks'])
-        necks = {name: self.branches[name].neck(f) for name, f in features.items()}
-        wants_regions = self.training and region_features is not None
+        masks = maps.get('masks')
+        kept = None if masks is None else _check_kept(kept_regions, masks)
+        said = [branch(maps[name], masks, kept) for name, branch in self.branches.items()]
+        regions = next((s for s in said if s.region_features is not None), None)
+        embedding = join_branches([s.normed for s in said], self.branch_weights, self.normalise_branches)
         return MagnifierOutput.build(
-            F.normalize(torch.cat([normed for normed, _ in necks.values()], 1)), features=features,
-            logits={name: logits for name, (_, logits) in necks.items()}, region_features=region_features,
-            region_logits=self.sfb.region_necks(region_features) if wants_regions else None,
-            mask_logits=maps.get('mask_logits'))
+            embedding,
+            features={view: f for s in said for view, f in s.features.items()},
+            logits={view: f for s in said for view, f in s.logits.items()},
+            region_features=regions and regions.region_features,
+            region_logits=regions and regions.region_logits,
+            mask_logits=maps.get('mask_logits'),
+            kept_share=None if kept is None else kept.to(embedding.dtype).mean().expand(len(embedding), 1))
 
 
 def _plain(x):
@@ -146,53 +169,55 @@ def _check_kept(kept_regions, masks):
     return kept.to(masks.device, non_blocking=True)
 
 
+@delegates(create_branches)
 def create_magnifier(
     arch: str | Callable = 'resnet50',  # torchvision's function or its name: resnet18, resnet34, resnet50, resnet101, ...
     n_classes: int = 751,  # Training identities (751: Market-1501)
     pretrained: bool | str = True,  # ImageNet weights; a string names torchvision's version
     *,
     mask: bool = True,  # The mask module: segmentation head and its loss
-    sab: bool = True,  # Semantic adversarial branch
-    sfb: bool | str = True,  # Semantic fusion branch; 'ab' is its ablation twin
-    cell: str = 'gru',  # SFB's recurrent cell: 'gru' as in the paper, 'lstm' as in its code
-    region_stage: int = 3,  # The stage that SAB and SFB hang on: 3 (paper), or 4
-    branch_bottleneck: bool = True,  # A bottleneck of its own for each part branch, as in the authors' code
     soft_masks: bool = False,  # Predicted masks as softmax instead of one-hot argmax
     mask_resize: str = 'bilinear',  # Masks to the map's size: 'bilinear' (paper) or 'nearest' (code)
     last_stride: int = 1,  # Stride of stage 4: 1 (paper) or 2
-    hidden: int = 1024,  # Channels of f_sab and f_sfb
-    n_regions: int = N_REGIONS,  # k, the number of part labels
+    stage3_stride: int = 2,  # Stride of stage 3: 2 (paper), or 1 for maps of twice the size
+    normalise_branches: bool = True,  # Whether each branch has length 1 in the embedding; False concatenates f_bn as it is
+    branch_weights: dict | None = None,  # By branch, 0 or more: its weight in the embedding; 1 where not named
     weights: str | Path | None = None,  # A file in place of ImageNet's, see `load_weights`; the report is in `.weights_report`
+    **kwargs,  # Passed to `create_branches`
 ) -> MagnifierNet:  # In training mode
     """The paper's network, or a row of its Table 2: `sab=False, sfb=False` is G + M, `mask=False` besides is G.
     The arguments are kept in `.arguments`, so that the network can be built again.
     A ValueError for a combination that makes no sense"""
-    _check_options(n_classes, mask, sab, sfb, region_stage, mask_resize)
-    backbone = create_backbone(arch, pretrained and weights is None, last_stride)
-    width = backbone.widths[region_stage]
-    branches = {'global': GlobalBranch(backbone.widths[4], n_classes)}
-    if sab: branches['sab'] = AdversarialBranch(width, n_classes, hidden, bottleneck=branch_bottleneck)
-    if sfb:
-        fuse = ConcatFusion(width, hidden, n_regions) if sfb == 'ab' else RecurrentFusion(width, hidden, cell)
-        branches['sfb'] = FusionBranch(width, n_classes, fuse, hidden=hidden, n_regions=n_regions, bottleneck=branch_bottleneck)
-    segmentation = SegmentationHead(backbone.widths[4], n_regions) if mask else None
-    model = MagnifierNet(backbone, branches, segmentation, region_stage=region_stage, mask_resize=mask_resize, soft_masks=soft_masks)
-    model.arguments = dict(
-        arch=arch_name(arch), n_classes=int(n_classes), mask=bool(mask), sab=bool(sab), sfb=sfb, cell=cell, region_stage=region_stage,
-        branch_bottleneck=branch_bottleneck, soft_masks=soft_masks, mask_resize=mask_resize, last_stride=last_stride, hidden=int(hidden),
-        n_regions=int(n_regions))
+    of_branches = _defaults(create_branches) | kwargs
+    arguments = dict(
+        arch=arch_name(arch), n_classes=n_classes, mask=mask, soft_masks=soft_masks, mask_resize=mask_resize, last_stride=last_stride,
+        stage3_stride=stage3_stride, normalise_branches=normalise_branches, branch_weights=branch_weights, **of_branches)
+    _check_arguments(arguments)
+    backbone = create_backbone(arch, pretrained and weights is None, last_stride, stage3_stride)
+    model = MagnifierNet(
+        backbone, create_branches(backbone.widths, n_classes, **kwargs),
+        SegmentationHead(backbone.widths[4], of_branches['n_regions']) if mask else None,
+        mask_resize=mask_resize, soft_masks=soft_masks, normalise_branches=normalise_branches, branch_weights=branch_weights)
+    model.arguments = arguments
     if weights is not None: model.weights_report = load_weights(model, weights)
     return model
 
 
-def _check_options(n_classes, mask, sab, sfb, region_stage, mask_resize):
+def _defaults(function):
+    parameters = signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _check_arguments(given):
+    n_classes, weights = given['n_classes'], given['branch_weights']
     if not isinstance(n_classes, int) or n_classes < 1:
         raise ValueError(f'n_classes={n_classes!r}: the number of training identities is wanted')
-    if sfb not in (True, False, 'ab'): raise ValueError(f"sfb={sfb!r}: it is True, False or 'ab' (the ablation twin)")
-    if (sab or sfb) and not mask:
+    if (given['sab'] or given['sfb']) and not given['mask']:
         raise ValueError('sab and sfb pool by region masks, which mask=False leaves out: pass mask=True, or sab=False and sfb=False too')
-    if region_stage not in (3, 4): raise ValueError(f'region_stage={region_stage!r}: it is 3 or 4')
-    if mask_resize not in MASK_RESIZES: raise ValueError(f'mask_resize={mask_resize!r}: use one of {", ".join(MASK_RESIZES)}')
+    if given['mask_resize'] not in MASK_RESIZES:
+        raise ValueError(f'mask_resize={given["mask_resize"]!r}: use one of {", ".join(MASK_RESIZES)}')
+    if weights is not None and (set(weights) - set(BRANCHES) or min(weights.values(), default=1) < 0):
+        raise ValueError(f'branch_weights={weights!r}: zero or positive weights by branch are wanted, of {", ".join(BRANCHES)}')
 
 
 def model_splitter(

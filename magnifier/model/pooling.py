@@ -1,10 +1,12 @@
 "Region max pooling (Eq. 1) and kept-region pooling (Eq. 2)"
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ['region_max_pool', 'kept_region_pool']
+__all__ = ['region_max_pool', 'region_max', 'kept_region_pool']
 
 SPARSE = 3  # On a CPU, masks with fewer than 1/3 of their values non-zero are pooled by position
 CHUNK = 2**20  # Values of a map worked on at once on a CPU: 4 MB, about a core's cache
@@ -22,14 +24,25 @@ def region_max_pool(
     return _RegionMax.apply(feature_map, region_masks.detach().to(feature_map.dtype))
 
 
+def region_max(
+    feature_map: Tensor,  # n x c x h x w
+    region_masks: Tensor,  # n x k x h x w
+) -> Tensor:  # n x k x c, at least float32
+    "`region_max_pool` for inference and export: region by region, without the positions that a gradient would ask for"
+    feature_map = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
+    return torch.stack([(feature_map * region_masks[:, k, None]).amax((2, 3)) for k in range(region_masks.shape[1])], 1)
+
+
 def kept_region_pool(
     feature_map: Tensor,  # n x c x h x w
     region_masks: Tensor,  # n x k x h x w
     kept_regions: Tensor | None = None,  # k booleans, the same for the whole batch; None keeps all
+    *,
+    pool: Callable = region_max_pool,  # Or `region_max`
 ) -> Tensor:  # n x c
     "Eq. 2: GMP of the sum of the kept regions' maps; the sum over k is of masks alone, so that it is one pooling"
     if kept_regions is not None: region_masks = region_masks * kept_regions.to(region_masks)[:, None, None]
-    return region_max_pool(feature_map, region_masks.sum(1, keepdim=True))[:, 0]
+    return pool(feature_map, region_masks.sum(1, keepdim=True))[:, 0]
 
 
 def _check_shapes(feature_map, region_masks):

@@ -11,28 +11,35 @@ __all__ = ['draw_kept_regions', 'TeacherMasks', 'RegionOcclusion', 'SemanticDive
            'bfloat16_pays']
 
 
+BACKGROUND = 0
+# What is drawn from: groups of regions, each of which keeps an equal number
+STRATEGIES = {'torso': (UPPER_TORSO, LOWER_TORSO), 'random': (UPPER_TORSO + LOWER_TORSO,), 'random_all': (range(N_REGIONS),)}
+
+
 def draw_kept_regions(
-    strategy:str,         # 'torso': keep/2 of the upper and keep/2 of the lower torso; 'random': any `keep` body regions
-    keep:int,             # Body regions kept, K-hat: 1..7, for 'torso' 2, 4 or 6
-    rng:random.Random,    # The caller's generator
+    strategy: str,  # 'torso': keep/2 of the upper and keep/2 of the lower torso; 'random': any `keep` body regions; 'random_all': of all eight
+    keep: int,  # Regions kept, K-hat: 2, 4 or 6 for 'torso', 1 to 7 for 'random', 1 to 8 for 'random_all'
+    rng: random.Random,  # The caller's generator
     *,
-    keep_background:bool=True, # Whether the background stays (METHOD: it does)
+    keep_background: bool = True,  # Whether the background stays beside the body regions drawn; 'random_all' draws it like any other
 ) -> torch.Tensor:  # (8,) booleans, True where a region is kept
     "Regions that the adversarial branch sees in a batch (paper, section 3.2: Random-baseline and Random-torso)"
-    _check_keep(strategy, keep)
-    groups = [(UPPER_TORSO, keep // 2), (LOWER_TORSO, keep // 2)] if strategy == 'torso' else [(UPPER_TORSO + LOWER_TORSO, keep)]
+    _check_keep(strategy, keep, keep_background)
+    groups = STRATEGIES[strategy]
     kept = torch.zeros(N_REGIONS, dtype=torch.bool)
-    kept[[i for group, n in groups for i in rng.sample(group, n)]] = True
-    kept[0] = keep_background
+    kept[BACKGROUND] = keep_background and strategy != 'random_all'
+    for group in groups: kept[rng.sample(group, keep//len(groups))] = True
     return kept
 
 
-def _check_keep(strategy, keep):
-    if strategy not in ('torso', 'random'): raise ValueError(f'unknown strategy {strategy!r}: use torso or random')
-    most = 2*min(len(UPPER_TORSO), len(LOWER_TORSO)) if strategy == 'torso' else len(UPPER_TORSO + LOWER_TORSO)
-    if keep != int(keep) or not 1 <= keep <= most or (strategy == 'torso' and keep % 2):
-        allowed = '2, 4 or 6, half of each torso group' if strategy == 'torso' else f'1 to {most} body regions'
-        raise ValueError(f'keep={keep} with strategy {strategy!r}: keep {allowed}')
+def _check_keep(strategy, keep, keep_background):
+    if strategy not in STRATEGIES: raise ValueError(f'unknown strategy {strategy!r}: use one of {", ".join(STRATEGIES)}')
+    groups = STRATEGIES[strategy]
+    allowed = range(len(groups), len(groups)*min(map(len, groups)) + 1, len(groups))
+    if keep not in allowed:
+        raise ValueError(f'keep={keep} with strategy {strategy!r}: keep one of {", ".join(map(str, allowed))}')
+    if strategy == 'random_all' and not keep_background:
+        raise ValueError("strategy 'random_all' draws the background among the regions, and keep_background=False never keeps it: use 'random'")
 
 
 class TeacherMasks(Callback):
@@ -47,17 +54,22 @@ class RegionOcclusion(Callback):
     "Draws, for every training batch, the regions that the adversarial branch may see (paper, section 3.2, Eq. 2)"
     order, run_valid = TeacherMasks.order + 1, False
     def __init__(self,
-        strategy:str='torso',      # 'torso' (Random-torso, the paper's best) or 'random' (Random-baseline)
-        keep:int=4,                # K-hat, body regions kept; the paper's best
+        strategy:str='torso',      # 'torso' (Random-torso, the paper's best), 'random' (Random-baseline), or 'random_all'
+        keep:int=4,                # K-hat, regions kept; the paper's best
         *,
-        keep_background:bool=True, # Whether the background stays
         seed:int=0,                # Seed of the generator that this callback holds
         alike:bool=True,           # Of several processes: the same occlusion for all, as one process draws one for the batch they make together, so
                                    # that pairs across them (`gather_triplets`) show the same regions; False draws for each its own
     ):
-        _check_keep(strategy, keep)
-        self.strategy, self.keep, self.keep_background, self.alike = strategy, keep, keep_background, alike
+        self.strategy, self.keep, self.keep_background, self.alike = strategy, keep, True, alike
+        _check_keep(strategy, keep, self.keep_background)
         self.rng = random.Random(seed if alike or not rank_distrib() else f'{seed} {rank_distrib()}')
+
+    def before_fit(self):
+        "Asks the adversarial branch whether it has the background"
+        sab = getattr(self.learn.model, 'module', self.learn.model).sab
+        self.keep_background = sab is None or sab.keep_background
+        _check_keep(self.strategy, self.keep, self.keep_background)
 
     def draw(self) -> torch.Tensor:
         "k booleans, True where a region is kept: one occlusion for a whole batch"
@@ -102,16 +114,14 @@ class LossParts(Callback):
     Columns add the branches up (`id`, `triplet`), beside `mask` and `sd`; the history keeps each part, the regions' own too. Sums stay on the device until the epoch
     ends, so that no step waits for a number; of several processes each then has the mean."""
     order = Recorder.order + 1  # the recorder's row is there, and nobody has shown it yet
-    names = {'id': '_cls', 'triplet': '_tri', 'circle': '_circle', 'center': '_center', 'mask': 'mask', 'sd': 'sd'}  # column -> how its loss parts end
 
     def before_fit(self):
         "Starts a history in a fit's first epoch, and names the columns"
         if not hasattr(self, 'history') or self.learn.epoch == 0: self.history = pd.DataFrame()
         names, loss = self.recorder.metric_names, self.learn.loss_func
-        unused = {'triplet' if getattr(loss, 'pairs', 'triplet') == 'circle' else 'circle', *([] if getattr(loss, 'center_weight', 0) else ['center'])}
-        self.columns = {name: end for name, end in self.names.items() if name not in unused}
+        self.columns = list(loss.columns)
         self.at = names.index('valid_loss') + 1 if 'valid_loss' in names else len(names)
-        self.recorder.metric_names = names[:self.at] + list(self.columns) + names[self.at:]
+        self.recorder.metric_names = names[:self.at] + self.columns + names[self.at:]
 
     def before_epoch(self):
         "Forgets the last epoch's sums"
@@ -129,8 +139,8 @@ class LossParts(Callback):
         sums = torch.stack(list(self.sums.values())) if self.sums else torch.zeros(0)
         means = dict(zip(self.sums, (mean_over_ranks(sums)/self.n).tolist()))
         self.history = pd.concat([self.history, pd.DataFrame([means])], ignore_index=True)
-        branches = {key: value for key, value in means.items() if not key.startswith('region')}
-        shown = [sum(v for key, v in branches.items() if key.endswith(end)) for end in self.columns.values()]
+        column_of = self.learn.loss_func.column_of
+        shown = [sum(v for key, v in means.items() if column_of[key] == column) for column in self.columns]
         row = list(self.recorder.log)
         row += [None]*(len(self.recorder.metric_names) - len(shown) - self.recorder.add_time - len(row))  # a validation left out
         self.recorder.log = L(row[:self.at] + shown + row[self.at:])

@@ -227,9 +227,8 @@ def magnifier_learner(
     mask:bool=True,           # Segmentation head (M), needed by the part branches
     sab:bool=True,            # Semantic adversarial branch
     sfb:bool|str=True,        # Semantic fusion branch; 'ab' for its ablation twin
-    strategy:str='torso',     # Occlusion of the adversarial branch: 'torso' or 'random'
-    keep:int=4,               # Body regions the adversarial branch keeps (K-hat)
-    keep_background:bool=True,# Whether it keeps the background
+    strategy:str='torso',     # Occlusion of the adversarial branch: 'torso', 'random' or 'random_all' (the background is drawn too)
+    keep:int=4,               # Regions the adversarial branch keeps (K-hat)
     seed:int=0,               # Seed of the occlusions
     loss_func=None,           # None for MagnifierLoss as in the paper; a loss, or a class or partial that makes one
     opt_func=partial(Adam, decouple_wd=False), # The baseline's Adam: weight decay as part of the gradient
@@ -249,7 +248,7 @@ def magnifier_learner(
     model = create_magnifier(arch, n_classes=dls.c, pretrained=pretrained, mask=mask, sab=sab, sfb=sfb, **kwargs)
     callbacks = [LossParts()]
     if mask: callbacks.append(TeacherMasks())
-    if sab: callbacks.append(RegionOcclusion(strategy, keep, keep_background=keep_background, seed=seed))
+    if sab: callbacks.append(RegionOcclusion(strategy, keep, seed=seed))
     if loss_func is None or isinstance(loss_func, (type, partial)): loss_func = (loss_func or MagnifierLoss)()
     return ReIDLearner(dls, model, loss_func, opt_func=opt_func, lr=lr, splitter=model_splitter,
                        cbs=[*callbacks, *tuplify(cbs)], metrics=reid_metrics() if metrics is None else metrics,

@@ -1,21 +1,22 @@
 "What is minimised: cross-entropy, batch-hard triplet, semantic diversity, region segmentation, and their sum (Eq. 4)"
-from functools import partial
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from magnifier.data.block import TensorIdentity, TensorPartMask
+from magnifier.model.branches import BRANCHES, AdversarialBranch
 from magnifier.model.heads import at_least_float32
 from magnifier.model.output import MagnifierOutput
 from magnifier.model.resize import has_mask, resize_labels
 from magnifier.regions import NO_MASK
 from magnifier.train.distributed import gather_own, n_ranks
-from magnifier.train.metric_losses import Centers, circle_loss
 
-__all__ = ['identity_loss', 'batch_hard_triplet', 'semantic_diversity_loss', 'region_segmentation_loss', 'MagnifierLoss']
+__all__ = ['LossPart', 'identity_loss', 'batch_hard_triplet', 'semantic_diversity_loss', 'region_segmentation_loss', 'MagnifierLoss']
 
-PAIR_LOSSES = {'triplet': 'tri', 'circle': 'circle'}  # how `last` names them
+TRIPLETS = ('none', 'plain', 'normalised')
 
 
 def _reduce(values, defined, reduction):
@@ -73,7 +74,7 @@ def semantic_diversity_loss(
     eps: float = 1e-8,  # Least product of two norms; an absent region (0) is so at cosine 0 to every other
     reduction: str = 'mean',  # 'mean' over images, or 'none': n values
 ) -> Tensor:  # A float32 scalar in [0, 1] for non-negative features, or n values
-    "Eq. 3: mean cosine over the k(k-1)/2 pairs i < j of an image's regions (METHOD: the terms i = j are constants)"
+    "Eq. 3: mean cosine over the k(k-1)/2 pairs i < j of an image's regions. The terms i = j, which the inner sum also has, are constants"
     x = _float32(region_features)
     n, k = x.shape[:2]
     if counted is None: counted = torch.ones(n, dtype=torch.bool, device=x.device)
@@ -103,13 +104,23 @@ def region_segmentation_loss(
         return (values / pixels.clamp(min=1)).sum(-1) / (pixels > 0).sum(-1).clamp(min=1)
 
 
+class LossPart(NamedTuple):
+    "One term of the total"
+    name: str  # In the history of a training, as 'sab_cls'
+    column: str | None  # The column that it adds up to in a training's table; None for the history alone
+    weight: float  # In the total
+    value: Tensor  # A float32 scalar, or n values
+
+
 class MagnifierLoss:
     """Eq. 4 over a `MagnifierOutput`: L_cls + L_tri of every branch, each region's own cross-entropy, lambda L_mask + gamma L_SD.
 
-    `last` holds the parts of the last call before their weights, detached scalars on their device: 'global_cls', 'global_tri' (or '_circle'),
-    'global_center', 'sab_...', 'sfb_...', 'region_cls' (added up over the regions), 'mask', 'sd'. A part without an image to count is 0 there.
-    An image without a part mask counts in the global branch alone. An identity that is not of the training (class -1) counts
+    `last` holds the parts of the last call before their weights, detached scalars on their device: 'global_cls', 'global_tri',
+    'sab_...', 'sfb_...', 'region_cls' (added up over the regions), 'mask', 'sd'. A part without an image to count is 0 there.
+    An image without a part mask counts in the branches that need none. An identity that is not of the training (class -1) counts
     in the mask loss alone: of a validation split's loss only that is defined"""
+
+    columns = ('id', 'triplet', 'mask', 'sd')  # Of a training's table, each the sum of its parts
 
     def __init__(
         self,
@@ -119,21 +130,28 @@ class MagnifierLoss:
         region_weight: float = 0.0125,  # Weight of each region's own cross-entropy (the authors' code)
         smoothing: float = 0.1,  # Label smoothing
         margin: float = 0.3,  # Of the triplet loss
-        sab_triplet: bool = True,  # Whether SAB has a triplet loss (Eq. 4: yes; the authors' code: no)
-        pairs: str = 'triplet',  # Loss over pairs: 'triplet' (the paper's), or 'circle' in its place (`circle_loss`)
-        center_weight: float = 0.,  # Weight of the center loss on every branch; reid-strong-baseline adds it with 5e-4
+        sab_triplet: str = 'none',  # SAB's triplet: 'none' (the authors' code), 'plain' on f as it is (Eq. 4), or 'normalised' on f of length 1
+        sab_share: bool = False,  # Whether SAB's cross-entropy is weighed by sigmoid(share of regions kept), as in the authors' code
         gather_triplets: bool = False,  # Whether pairs are sought among all processes' batches, as one process would with the batch they make together
         masks: bool = True,  # Whether the targets are (mask, identity), or identity alone
         reduction: str = 'mean',  # 'mean', or 'none' for a loss per image, each segmented as a batch of its own
     ):
-        "A ValueError for a negative weight or an unknown loss"
-        weights = dict(gamma=gamma, mask_weight=mask_weight, region_weight=region_weight, margin=margin, center_weight=center_weight)
-        for name, value in weights.items():
+        "A ValueError for a negative weight or an unknown triplet"
+        for name, value in dict(gamma=gamma, mask_weight=mask_weight, region_weight=region_weight, margin=margin).items():
             if value < 0: raise ValueError(f'{name}={value}: zero or positive is wanted')
-        if pairs not in ('triplet', 'circle'): raise ValueError(f'unknown loss over pairs {pairs!r}: use triplet or circle')
-        self.pairs, self.center_weight, self.gather_triplets, self.centers = pairs, center_weight, gather_triplets, {}
-        self.gamma, self.mask_weight, self.region_weight, self.margin = gamma, mask_weight, region_weight, margin
-        self.smoothing, self.sab_triplet, self.masks, self.reduction, self.last = smoothing, sab_triplet, masks, reduction, {}
+        if sab_triplet not in TRIPLETS: raise ValueError(f'sab_triplet={sab_triplet!r}: use one of {", ".join(TRIPLETS)}')
+        self.gamma = gamma
+        self.mask_weight = mask_weight
+        self.region_weight = region_weight
+        self.smoothing = smoothing
+        self.margin = margin
+        self.sab_triplet = sab_triplet
+        self.sab_share = sab_share
+        self.gather_triplets = gather_triplets
+        self.masks = masks
+        self.reduction = reduction
+        self.last = {}
+        self.column_of = {}  # All parts so far -> one of `columns`, or None
 
     def __call__(
         self,
@@ -141,56 +159,62 @@ class MagnifierLoss:
         *targets: Tensor,  # Part mask n x H x W and identity n x 4 (class, pid, camid, role), or identity alone
     ) -> Tensor:  # A float32 scalar, or n values with `reduction='none'`
         "The weighted sum; parts that the model does not have are left out"
+        parts = self.parts(output, *targets)
+        self.last = {part.name: part.value.detach().mean() for part in parts}
+        self.column_of |= {part.name: part.column for part in parts}
+        return sum(part.weight * part.value for part in parts)
+
+    def parts(
+        self,
+        output: MagnifierOutput,  # The model's
+        *targets: Tensor,  # As for a call
+    ) -> list[LossPart]:
+        "The terms of the total, one by one, with gradient"
         if len(targets) not in (1, 2): raise TypeError(f'{len(targets)} targets: (mask, identity) or (identity,) are wanted')
+        output = MagnifierOutput(output)
         mask, identity = (None, *targets)[-2:]
         labels = identity.as_subclass(Tensor)[:, 0]
-        masked = has_mask(mask.as_subclass(Tensor)) if mask is not None else torch.ones_like(labels, dtype=torch.bool)
-        parts = self._parts(MagnifierOutput(output), mask, labels, masked)
-        self.last = {name: value.detach().mean() if self.reduction == 'none' else value.detach() for name, value in parts.items()}
-        return sum(self._weight(name) * value for name, value in parts.items())
-
-    def _parts(self, output, mask, labels, masked):
-        parts, how = {}, dict(reduction=self.reduction)
-        part_labels = torch.where(masked, labels, -1)  # the part branches learn from parsed images alone
-        for name, feature in output.features.items():
-            known = labels if name == 'global' else part_labels
-            parts[f'{name}_cls'] = identity_loss(output.logits[name], known, smoothing=self.smoothing, **how)
-            if name != 'sab' or self.sab_triplet: parts[f'{name}_{PAIR_LOSSES[self.pairs]}'] = self._over_pairs(feature, known)
-            if self.center_weight:
-                centers = self.centers.setdefault(name, Centers())
-                parts[f'{name}_center'] = centers(_float32(feature), known, output.logits[name].shape[1], **how)
-        if output.region_logits is not None:
-            parts['region_cls'] = identity_loss(output.region_logits, part_labels, smoothing=self.smoothing, **how)
-        if output.region_features is not None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.gamma > 0):
-                parts['sd'] = semantic_diversity_loss(output.region_features, part_labels >= 0, **how)
+        masked_labels = labels if mask is None else torch.where(has_mask(mask.as_subclass(Tensor)), labels, -1)
+        parts = self._of_branches(output, labels, masked_labels) + self._of_regions(output, masked_labels)
         if output.mask_logits is not None and mask is not None:
-            parts['mask'] = region_segmentation_loss(output.mask_logits, mask, **how)
+            parts.append(LossPart('mask', 'mask', self.mask_weight, region_segmentation_loss(output.mask_logits, mask, reduction=self.reduction)))
         return parts
 
-    def _over_pairs(self, feature, labels):
-        "Triplet or circle loss; over all processes' images each computes the same figure, and has the gradient of its own images alone"
-        loss = circle_loss if self.pairs == 'circle' else partial(batch_hard_triplet, margin=self.margin)
+    def _of_branches(self, output, labels, masked_labels):
+        parts, logits = [], output.logits
+        for branch in BRANCHES.values():
+            known = masked_labels if branch.needs_masks else labels
+            for view in branch.views:
+                if view not in logits: continue
+                parts.append(LossPart(f'{view}_cls', 'id', 1., self._identity(view, logits[view], known, output.kept_share)))
+                how = self.sab_triplet if branch is AdversarialBranch else 'plain'
+                if how != 'none': parts.append(LossPart(f'{view}_tri', 'triplet', 1., self._triplet(output.features[view], known, how)))
+        return parts
+
+    def _of_regions(self, output, labels):
+        parts = []
+        if output.region_logits is not None:
+            value = identity_loss(output.region_logits, labels, smoothing=self.smoothing, reduction=self.reduction)
+            parts.append(LossPart('region_cls', None, self.region_weight, value))
+        if output.region_features is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.gamma > 0):
+                value = semantic_diversity_loss(output.region_features, labels >= 0, reduction=self.reduction)
+            parts.append(LossPart('sd', 'sd', self.gamma, value))
+        return parts
+
+    def _identity(self, view, logits, labels, kept_share):
+        value = identity_loss(logits, labels, smoothing=self.smoothing, reduction=self.reduction)
+        weighed = self.sab_share and view == AdversarialBranch.name and kept_share is not None
+        return value * kept_share.mean().sigmoid() if weighed else value  # the share is one for the whole batch
+
+    def _triplet(self, features, labels, how):
+        "Over all processes' images each computes the same figure, and has the gradient of its own images alone"
+        if how == 'normalised': features = F.normalize(_float32(features))
         gathers = self.gather_triplets and n_ranks() > 1 and torch.is_grad_enabled() and self.reduction == 'mean'
-        if not gathers: return loss(feature, labels, reduction=self.reduction)
-        value = loss(gather_own(_float32(feature)), gather_own(labels))
+        if not gathers: return batch_hard_triplet(features, labels, self.margin, reduction=self.reduction)
+        value = batch_hard_triplet(gather_own(_float32(features)), gather_own(labels), self.margin)
         # Gradients are averaged over the processes afterwards, and this one is a share of a sum
         return n_ranks() * value - (n_ranks() - 1) * value.detach()
-
-    def _weight(self, name):
-        if name.endswith('_center'): return self.center_weight
-        return {'sd': self.gamma, 'mask': self.mask_weight, 'region_cls': self.region_weight}.get(name, 1.)
-
-    def state_dict(self) -> dict[str, Tensor]:  # By branch, n_classes x c; empty without the center loss
-        "The centres: what a checkpoint needs beside the arguments"
-        return {name: centers.values for name, centers in self.centers.items()}
-
-    def load_state_dict(
-        self,
-        state: dict[str, Tensor],  # Of `state_dict`
-    ):
-        "Centres as they were"
-        self.centers = {name: Centers(values=values.clone()) for name, values in state.items()}
 
     def activation(
         self,

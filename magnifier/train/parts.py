@@ -6,7 +6,6 @@ import torch
 from fastai.vision.all import to_device, tuplify
 from torch import Tensor
 from torch.nn.functional import normalize
-from magnifier.model.pooling import region_max_pool
 from magnifier.model.resize import labels_to_masks, predicted_masks, resize_masks
 from magnifier.regions import BODY_REGIONS, NO_MASK, N_REGIONS, REGIONS, region_indices
 from magnifier.retrieval.ranking import evaluate_distances
@@ -46,22 +45,15 @@ def region_embeddings(
     maps:dict,  # `feature_maps` of n pictures
     masks=None, # n x k x h x w for a model that makes none; None for the model's own
 ) -> Tensor:  # n x k x c, L2-normalised: the cosine of two is the similarity of a region
-    """What the model says of each region alone, after a batch norm that takes away what all people share.
-
-    With SFB its p(x_k), each through its region's own BNNeck, which was trained to tell identities by that region (METHOD: SFB); with
-    SAB alone that branch's feature of the region by itself; with neither the mean of stage 4 over the region, in the global BNNeck's units."""
+    """What the model's last branch says of each region alone (`Branch.describe_regions`): with SFB its p(x_k), each through its region's own
+    BNNeck, which was trained to tell identities by that region; with SAB alone that branch's feature of the region by itself; with
+    neither the mean of the map over the region"""
     masks = region_masks(maps) if masks is None else masks
     if masks is None: raise ValueError(NO_REGIONS)
+    name, branch = list(model.branches.items())[-1]
+    if branch.needs_masks: masks = maps['masks']
     with torch.no_grad(), torch.autocast(masks.device.type, enabled=False):
-        if model.sfb is not None:
-            p = region_max_pool(maps['sfb'], maps['masks'])
-            return normalize(model.sfb.region_necks.bn(p.flatten(1)).view_as(p), dim=2)
-        if model.sab is not None:
-            p, neck = model.sab.reduce(region_max_pool(maps['sab'], maps['masks'])), model.sab.neck
-        else:
-            p, neck = torch.einsum('nchw,nkhw->nkc', maps['global'], masks), model.branches['global'].neck
-            p = p/masks.sum((2, 3)).clamp(min=1e-6)[..., None]
-        return normalize(neck.bn(p.flatten(0, 1)).view_as(p), dim=2)
+        return normalize(branch.describe_regions(maps[name], masks), dim=2)
 
 
 NO_REGIONS = ('nobody knows the regions here: the model has no mask module, and no part masks were given. Build the learner with mask=True, '

@@ -19,7 +19,8 @@ import torch
 from measure import timed, write_csv
 from torch.nn import functional as F
 
-from magnifier.model.embedding import EmbeddingNet, fold_norms
+from magnifier.model.embedding import EmbeddingNet
+from magnifier.model.folding import fold_norms
 from magnifier.model.net import create_magnifier
 
 

@@ -13,7 +13,9 @@ from magnifier.regions import N_REGIONS
 
 SETTINGS = dict(G=dict(mask=False, sab=False, sfb=False), GM=dict(sab=False, sfb=False), SAB=dict(sfb=False), SFB=dict(sab=False), full={},
                 AB=dict(sfb='ab'), lstm=dict(cell='lstm'), stage4=dict(region_stage=4), nearest=dict(mask_resize='nearest'),
-                soft=dict(soft_masks=True), stride2=dict(last_stride=2), bare=dict(branch_bottleneck=False))
+                soft=dict(soft_masks=True), stride2=dict(last_stride=2), bare=dict(branch_bottleneck=False),
+                raw=dict(normalise_branches=False), weighed=dict(branch_weights={'global': .5, 'sfb': 2.}), faceless=dict(keep_background=False),
+                large=dict(upsample_maps=True))
 
 
 def untrained(**kwargs):
@@ -42,13 +44,20 @@ def test_activation_map_is_channel_energy_stretched():
     assert (activation_map(torch.ones(1, 4, 3, 3)) == 0).all() and (activation_map(torch.zeros(1, 4, 1, 1)) == 0).all()
 
 
+def joined(model, normed):
+    "The parts of the embedding, as `create_magnifier` says: each branch of length 1, or as it is, times its weight, and all of length 1"
+    parts = [f/f.norm(dim=1, keepdim=True) if model.normalise_branches else f for f in normed.values()]
+    parts = [f*w for f, w in zip(parts, model.branch_weights)]
+    whole = torch.cat(parts, 1).norm(dim=1, keepdim=True)
+    return [f/whole for f in parts]
+
+
 @pytest.mark.parametrize('name', SETTINGS)
 def test_branch_embeddings_make_the_embedding_and_contributions_the_score(name):
     model = untrained(**SETTINGS[name])
     (x, a), (y, b) = maps_of(model), maps_of(model, seed=2)
     with torch.no_grad(): e, f = model(x).embedding, model(y).embedding
-    mine = torch.nn.functional.normalize(torch.cat(list(branch_embeddings(model, a).values()), 1))
-    assert torch.allclose(mine, e, atol=1e-5)
+    assert torch.allclose(torch.cat(joined(model, branch_embeddings(model, a)), 1), e, atol=1e-5)
     made = contributions(model, a, b)
     assert torch.allclose(made.score, (e*f).sum(1), atol=1e-5)
     assert torch.allclose(made.map().sum((1, 2)), made.shares().sum(1), atol=1e-4)
@@ -59,10 +68,11 @@ def test_branch_embeddings_make_the_embedding_and_contributions_the_score(name):
 def of_an_average_person(model, a, b):
     "(n,) what the average person earns in SFB; nothing where there is none, so that all of the score is shared out"
     if model.sfb is None: return torch.zeros(len(a['global']))
-    z, e = (torch.cat(list(branch_embeddings(model, m).values()), 1) for m in (a, b))
+    z, e = (branch_embeddings(model, m) for m in (a, b))
     average = model.sfb.region_necks.bn.running_mean.view(1, N_REGIONS, -1)
     with torch.no_grad(): f = model.sfb.neck.bn(model.sfb.fuse(average))
-    return (f*torch.nn.functional.normalize(e)[:, -f.shape[1]:]).sum(1)/z.norm(dim=1)
+    held = joined(model, z)[-1].norm(dim=1)/z['sfb'].norm(dim=1)
+    return (f*joined(model, e)[-1]).sum(1)*held
 
 
 @pytest.mark.parametrize('name', SETTINGS)
@@ -91,14 +101,13 @@ def test_global_and_sab_against_loops():
     (_, a), (_, b) = maps_of(model, 1), maps_of(model, 1, seed=2)
     made = contributions(model, a, b)
     z, e = (branch_embeddings(model, m) for m in (a, b))
-    whole = lambda d: np.concatenate([v[0].detach().numpy() for v in d.values()]).astype(float)
-    norms = np.linalg.norm(whole(z))*np.linalg.norm(whole(e))
+    norms = {name: 2*(z[name].norm()*e[name].norm()).item() for name in z}  # two branches of length 1
     masks, (h, w) = a['masks'][0].numpy(), a['masks'].shape[-2:]
     bn = model.branches['global'].neck.bn
     scale = (bn.weight/(bn.running_var + bn.eps).sqrt()).detach().numpy()
     for y in range(h):
         for x in range(w):
-            value = sum(scale[c]*(a['global'][0, c, y, x].item() - bn.running_mean[c].item())/(h*w)*e['global'][0, c].item() for c in range(len(scale)))/norms
+            value = sum(scale[c]*(a['global'][0, c, y, x].item() - bn.running_mean[c].item())/(h*w)*e['global'][0, c].item() for c in range(len(scale)))/norms['global']
             assert np.allclose(made.parts['global'][0, :, y, x], value*masks[:, y, x], atol=1e-6)
     bn, reduce = model.sab.neck.bn, model.sab.reduce.weight.detach().numpy()
     scale = (bn.weight/(bn.running_var + bn.eps).sqrt()).detach().numpy()
@@ -108,7 +117,7 @@ def test_global_and_sab_against_loops():
     for c in range(len(f)):
         place = np.unravel_index(f[c].argmax(), (h, w))
         want[place] += sum(reduce[d, c]*f[c].max()*scale[d]*e['sab'][0, d].item() for d in range(len(scale))) - mass[c]*average
-    assert np.allclose(made.parts['sab'][0].sum(0), want/norms, atol=1e-5)
+    assert np.allclose(made.parts['sab'][0].sum(0), want/norms['sab'], atol=1e-5)
 
 
 def test_maps_have_no_gradient_left_and_the_model_none():

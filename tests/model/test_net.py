@@ -10,7 +10,7 @@ from fastai.torch_core import TensorImage, TensorMask, apply, nested_reorder, to
 from magnifier.model.net import MagnifierNet, create_magnifier, model_splitter
 from magnifier.model.output import MagnifierOutput
 from magnifier.model.pooling import kept_region_pool, region_max_pool
-from magnifier.model.resize import labels_to_masks, predicted_masks
+from magnifier.model.resize import labels_to_masks, predicted_masks, resize_labels
 from magnifier.regions import NO_MASK
 from magnifier.train.losses import MagnifierLoss
 
@@ -59,7 +59,7 @@ def test_shapes(arch, options, training, images, labels):
     assert (out.mask_logits.shape == (4, 8, 2*h, 2*w)) if mask else out.mask_logits is None
     assert (out.region_features.shape == (4, 8, width)) if sfb else out.region_features is None
     assert (out.region_logits.shape == (4, 8, 5)) if sfb and training else out.region_logits is None
-    assert len(out) == 10 and all(type(t) is torch.Tensor and len(t) == 4 and t.dtype == torch.float32 for t in out)
+    assert len(out) == 13 and all(type(t) is torch.Tensor and len(t) == 4 and t.dtype == torch.float32 for t in out)
 
 
 @pytest.mark.parametrize('kwargs, said', [
@@ -115,12 +115,13 @@ def test_forward_is_the_method_step_by_step(model, images, labels):
     with torch.no_grad():
         out = model(images, labels, kept)
         stage3, stage4 = model.backbone(images)
-        masks = labels_to_masks(labels, stage3.shape[-2:])
+        masks = labels_to_masks(resize_labels(labels, (8, 4)), stage3.shape[-2:])
         f_global = stage4.mean((2, 3))
         f_sab = model.sab.reduce(kept_region_pool(model.sab.map(stage3), masks, kept))
         regions = region_max_pool(model.sfb.map(stage3), masks)
         f_sfb = model.sfb.fuse.rnn(regions)[0][:, -1]
-        embedding = torch.cat([model.branches[b].neck.bn(f) for b, f in (('global', f_global), ('sab', f_sab), ('sfb', f_sfb))], 1)
+        normed = [model.branches[b].neck.bn(f) for b, f in (('global', f_global), ('sab', f_sab), ('sfb', f_sfb))]
+        embedding = torch.cat([f / f.norm(dim=1, keepdim=True) for f in normed], 1)
     for got, want in ((out.features['global'], f_global), (out.features['sab'], f_sab), (out.features['sfb'], f_sfb),
                       (out.region_features, regions), (out.mask_logits, model.segmentation(stage4)),
                       (out.embedding, embedding / embedding.norm(dim=1, keepdim=True))): torch.testing.assert_close(got, want)
@@ -177,7 +178,7 @@ def test_a_model_without_parts_takes_masks_and_lets_them_be(images, labels):
 @pytest.mark.parametrize('options', [*ROWS, dict(cell='lstm'), dict(branch_bottleneck=False)])
 def test_gradients_reach_every_parameter(options, images, labels):
     model = build(**options)
-    MagnifierLoss(gamma=1.)(model(images, labels, [True] * 8), labels, torch.tensor([[0], [0], [1], [1]]).expand(4, 4)).backward()
+    MagnifierLoss(gamma=1., sab_triplet='plain')(model(images, labels, [True] * 8), labels, torch.tensor([[0], [0], [1], [1]]).expand(4, 4)).backward()
     without = {name for name, p in model.named_parameters() if p.grad is None}
     assert without == {name for name, _ in model.named_parameters() if name.endswith(('neck.bn.bias', 'necks.bn.bias'))}
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -198,8 +199,8 @@ def test_float64(model, images, labels):
     assert all(t.dtype == torch.float64 for t in out)
 
 
-def test_bfloat16_autocast_keeps_heads_in_float32(model, images, labels):
-    seen = {}
+def test_bfloat16_autocast_keeps_heads_in_float32(images, labels):
+    model, seen = build(normalise_branches=False), {}
     for name in ('branches.sab.reduce', 'branches.sfb.fuse', 'branches.global.neck', 'branches.sfb.region_necks', 'backbone.layer4'):
         model.get_submodule(name).register_forward_hook(lambda m, x, y, name=name: seen.update({name: y[0].dtype}))
     want = model(images, labels)

@@ -53,7 +53,7 @@ def test_settings_build_what_their_names_say(name, dls):
         assert (learn.region_occlusion.strategy, learn.region_occlusion.keep) == (name.split()[0], int(name.split()[1]))
     if name == 'no background': assert not learn.region_occlusion.draw()[0]
     if name == 'lstm': assert 'LSTM' in repr(model.sfb)
-    if name == 'stage 4': assert model.region_stage == 4
+    if name == 'stage 4': assert model.sfb.stage == 4
 
 
 def test_runs_are_written_once_and_gone_on_with(tiny, catalog, tmp_path, monkeypatch):

@@ -90,7 +90,6 @@ def test_ranks_end_an_epoch_with_the_same_figures_and_model(ranks):
     assert first['epoch']['row'] == second['epoch']['row'] and first['epoch']['losses'] == second['epoch']['losses'] == len(first['epoch']['batches'])
     assert torch.equal(first['trained']['embeddings'], second['trained']['embeddings'])
     assert first['cached']['row'] == second['cached']['row'] and not torch.equal(first['erasing'], second['erasing'])
-    for name, centers in first['centers'].items(): assert torch.equal(centers, second['centers'][name]) and centers.any()
 
 
 def test_only_the_first_rank_writes(ranks):

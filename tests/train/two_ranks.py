@@ -142,11 +142,10 @@ def main(root, out):
             learn.predict_masks(catalog.path.tolist()[:2], mine/'masks')
         found['wrapped'] = type(learn.model).__name__, type(learn.dls.train).__name__, hasattr(learn, 'distributed_trainer'), hasattr(learn, 'progress')
         found['files'] = sorted(str(p.relative_to(mine)) for p in mine.rglob('*') if p.is_file())
-        cached = learner(catalog, mine, MagnifierLoss(center_weight=5e-4), cache='ram', erase=.5)
+        cached = learner(catalog, mine, MagnifierLoss(), cache='ram', erase=.5)
         with cached.no_bar(), on_all_ranks(cached):
             found['erasing'] = [t.generator.get_state() for t in cached.dls.train.after_batch.fs if isinstance(t, EraseBoxes)][0]
             found['cached'] = epoch(cached, catalog)
-        found['centers'] = {name: c.values for name, c in cached.loss_func.centers.items()}
         found['gradients'] = gradients(catalog, mine)
         said = []
         run = train_run(catalog, 'quick', out/'run', epochs=1, say=said.append, then=lambda learn: (out/'run'/f'pictures{rank}').touch(), workers=0,
