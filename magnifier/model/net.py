@@ -14,7 +14,7 @@ from magnifier.model.heads import BNNeck, RegionNecks, SegmentationHead, at_leas
 from magnifier.model.output import MagnifierOutput
 from magnifier.model.resize import MASK_RESIZES, has_mask, labels_to_masks, predicted_masks, resize_labels, resize_masks
 from magnifier.model.weights import load_weights
-from magnifier.regions import NO_MASK, N_REGIONS
+from magnifier.regions import NO_MASK
 
 __all__ = ['MagnifierNet', 'create_magnifier', 'model_splitter']
 
