@@ -88,8 +88,8 @@ def test_half_replaced_is_refused(folder, monkeypatch):
     (dict(format=2, version='9.1'), 'format 2, by magnifier 9.1.*reads format 1'), (dict(format=None), 'has no "format"'), (dict(hook='os.system'), 'unknown hook'),
     (dict(classes=None), 'missing classes'), (dict(model__depth=3), 'model: unknown depth'), (dict(model__cell=None), 'model: missing cell'),
     (dict(model__hidden='16'), "hidden is '16'; int"), (dict(model__hidden=True), 'hidden is True; int'), (dict(model__sfb='abc'), "sfb is 'abc'"),
-    (dict(model__arch='os.system'), "unknown arch 'os.system'"), (dict(model__hidden=8), r'sab.reduce.weight is \(16, 256\) in .* and \(8, 256\) by'),
-    (dict(model__hidden=10**6), r'and \(1000000, 256\) by'),  # refused before memory is asked for
+    (dict(model__arch='os.system'), "unknown arch 'os.system'"), (dict(model__hidden=8), r'sab.neck.bn.weight is \(16,\) in .* and \(8,\) by'),
+    (dict(model__hidden=10**6), r'and \(1000000,\) by'),  # refused before memory is asked for
     (dict(model__arch='resnet34'), 'layer1.2.*missing'), (dict(model__sab=False), 'branches.sab.*unknown by'), (dict(classes=[1]), 'n_classes=3'),
     (dict(preprocessing__size=[64]), 'height and width'), (dict(preprocessing__size=[128, 64]), 'do not belong together'), (dict(fingerprint='0'*16), 'do not belong')])
 def test_changed_arguments_are_refused(folder, values, message):
