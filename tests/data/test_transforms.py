@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from magnifier.data.block import PILPartMask, PILPerson, TensorPartMask
 from magnifier.data.preprocess import Preprocessing
-from magnifier.data.transforms import (EraseBoxes, FitImage, NormalizeInPlace, RandomPadCrop, _erase_at_once, _erase_one_by_one,
+from magnifier.data.transforms import (EraseBoxes, NormalizeInPlace, RandomPadCrop, _erase_at_once, _erase_one_by_one,
                                        batch_transforms, erase_boxes, item_transforms)
 from magnifier.regions import NO_MASK
 
