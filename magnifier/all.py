@@ -23,13 +23,11 @@ from magnifier.gallery.crops import *
 from magnifier.data.checks import *
 from magnifier.data.joints import *
 from magnifier.data.keypoint_masks import *
-from magnifier.data.cache import *
 from magnifier.data.block import *
 from magnifier.data.preprocess import *
 from magnifier.data.transforms import *
 from magnifier.data.batches import *
-from magnifier.data.batch_resample import *
-from magnifier.data.pixel_batches import *
+from magnifier.data.pixels import *
 from magnifier.data.loaders import *
 from magnifier.model.backbone import *
 from magnifier.model.pooling import *

@@ -8,11 +8,14 @@ __all__ = ['identity_groups', 'n_full_batches', 'identity_batches', 'IdentityBat
 
 
 def identity_groups(
-    pids,             # Identity of each image, in the data set's order
-    n_per_id:int,     # M: images of an identity in a batch
-    rng:random.Random # The caller's generator
+    pids: list,  # Identity of each image, in the data set's order
+    n_per_id: int,  # M: images of an identity in a batch
+    rng: random.Random,  # The caller's generator
 ) -> dict:  # pid -> list of groups, each M indices into `pids`
-    "Every identity's images shuffled and cut into groups of M; fewer than M are drawn with replacement, a remainder waits for another epoch"
+    """Every identity's images shuffled and cut into groups of M.
+
+    Of an identity with fewer than M images some are drawn again; a remainder waits for another epoch.
+    """
     by_pid = defaultdict(list)
     for i, pid in enumerate(pids): by_pid[pid].append(i)
     groups = {}
@@ -24,47 +27,76 @@ def identity_groups(
 
 
 def n_full_batches(
-    n_groups,  # Groups of each identity
-    n_ids:int, # P: different identities in a batch
+    n_groups: list,  # Groups of each identity
+    n_ids: int,  # P: different identities in a batch
 ) -> int:  # The most batches that hold P different identities each
     "Largest b for which the identities fill b batches when none gives more than b groups"
     n_groups = list(n_groups)
-    b = sum(n_groups) // n_ids
-    while sum(min(g, b) for g in n_groups) < b*n_ids: b -= 1
-    return b
+    fills, too_many = 0, sum(n_groups)//n_ids + 1
+    while too_many - fills > 1:  # what is given grows ever slower with b, so that all b up to the largest can be filled
+        b = (fills + too_many)//2
+        if sum(min(g, b) for g in n_groups) >= b*n_ids: fills = b
+        else: too_many = b
+    return fills
 
 
 def identity_batches(
-    groups:dict,      # pid -> groups of indices; not changed
-    n_ids:int,        # P: different identities in a batch
-    n_batches:int,    # At most `n_full_batches`
-    rng:random.Random # The caller's generator
+    groups: dict,  # pid -> groups of indices; not changed
+    n_ids: int,  # P: different identities in a batch
+    n_batches: int,  # At most `n_full_batches`
+    rng: random.Random,  # The caller's generator
 ) -> list:  # Batches, each a list of P x M indices
     """P identities that still have groups, at random, until fewer than P do (reid-strong-baseline's sampler).
 
-    An identity with as many groups as batches are left is taken at once: otherwise it could not be used up, and the length of an
-    epoch, which a schedule must know beforehand, would change with the draw."""
-    left, batches = {pid: list(g) for pid, g in groups.items()}, []
+    An identity with as many groups as batches are left is urgent and goes into every one of them: otherwise it could not be used
+    up, and the length of an epoch, which a schedule must know beforehand, would change with the draw.
+    """
+    left = {pid: list(g) for pid, g in groups.items() if g}
+    waiting, urgent, batches = _Pool(left), [], []
+    due = defaultdict(list)  # batches left -> identities that become urgent then, unless they are drawn before
+    for pid, g in left.items(): due[min(len(g), n_batches)].append(pid)
     for b in range(n_batches, 0, -1):
-        urgent = [pid for pid, g in left.items() if len(g) >= b]
-        others = [pid for pid, g in left.items() if 0 < len(g) < b]
+        for pid in due[b]:
+            if pid in waiting and len(left[pid]) >= b: urgent.append(waiting.remove(pid))
         chosen = rng.sample(urgent, min(len(urgent), n_ids))
-        chosen += rng.sample(others, n_ids - len(chosen))
-        batches.append([i for pid in chosen for i in left[pid].pop()])
+        drawn = rng.sample(waiting.members, n_ids - len(chosen))
+        batches.append([i for pid in chosen + drawn for i in left[pid].pop()])
+        for pid in drawn:
+            if left[pid]: due[len(left[pid])].append(pid)
+            else: waiting.remove(pid)
     return batches
+
+
+class _Pool:
+    "A list to draw from, whose members leave at once: the last takes the place of the one that leaves"
+    def __init__(self, members):
+        self.members = list(members)
+        self.place = {m: i for i, m in enumerate(self.members)}
+
+    def __contains__(self, member): return member in self.place
+
+    def remove(self, member):
+        "The member, which is gone"
+        last = self.members.pop()
+        i = self.place.pop(member)
+        if last != member:
+            self.members[i] = last
+            self.place[last] = i
+        return member
 
 
 @delegates()
 class IdentityBatches(TfmdDL):
-    """Loader whose shuffled batches are P identities x M images (METHOD: Training), the same stream for the same seed.
+    """Loader whose shuffled batches are P identities x M images, the same stream for the same seed.
 
     Epoch e of the stream depends on `seed` and e alone, so a run resumes by setting `epoch`. Where it does not shuffle (validation,
-    test, `get_preds`) it goes through its data in order. With several processes the batches are those of one, none lost, and every rank
-    takes whole ones: where their number is no multiple of the processes, the epoch's first few come once more at its end."""
+    test, `get_preds`) it goes through its data in order. With several processes the batches are those of one, none lost, and every
+    rank takes whole ones: where their number is no multiple of the processes, the epoch's first few come once more at its end.
+    """
     def __init__(self,
-        dataset=None,       # A fastai Datasets over a catalog
-        n_per_id:int|None=4,# M; P is `bs // M`. None shuffles as fastai does
-        seed:int=0,         # Seed of the stream
+        dataset=None,  # A fastai Datasets over a catalog
+        n_per_id: int | None = 4,  # M; P is `bs // M`. None shuffles as fastai does
+        seed: int = 0,  # Seed of the stream
         **kwargs
     ):
         self.n_per_id, self.seed, self.epoch = n_per_id, seed, 0
@@ -77,15 +109,18 @@ class IdentityBatches(TfmdDL):
     def _check(self):
         "Number of batches an epoch; refuses what cannot make a single one"
         m, pids = self.n_per_id, [int(p) for p in self.dataset.items['pid']]
-        if m < 2 or self.bs % m:
-            raise ValueError(f'bs={self.bs}, n_per_id={m}: a batch is P identities x M images, so bs must be a multiple of n_per_id, at least 2')
+        if m < 2 or self.bs % m or self.bs < 2*m:
+            raise ValueError(f'bs={self.bs}, n_per_id={m}: a batch is at least 2 identities x 2 images, so bs must be a multiple of '
+                             f'n_per_id, and at least twice as large')
         self.n_ids = self.bs // m
         counts = [len(g) for g in identity_groups(pids, m, random.Random(0)).values()]
+        if len(counts) < 2: raise ValueError('1 training identity: at least 2 are needed, since a person is learnt beside others')
         if len(counts) < self.n_ids:
-            raise ValueError(f'{len(counts)} training identities, but bs={self.bs} with n_per_id={m} needs {self.n_ids} different ones in a batch: '
-                             f'take bs={m*len(counts)} or less')
+            raise ValueError(f'{len(counts)} training identities, but bs={self.bs} with n_per_id={m} needs {self.n_ids} different ones '
+                             f'in a batch: take bs={m*len(counts)} or less')
         n = n_full_batches(counts, self.n_ids)
-        if n < num_distrib(): raise ValueError(f'{n} batches an epoch for {num_distrib()} processes: take a smaller bs or fewer processes')
+        if n < num_distrib():
+            raise ValueError(f'{n} batches an epoch for {num_distrib()} processes: take a smaller bs or fewer processes')
         return n
 
     def get_idxs(self):

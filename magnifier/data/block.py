@@ -1,29 +1,31 @@
 "What a batch is made of: image, part mask and identity as fastai blocks"
 import numpy as np
 from fastai.vision.all import (AddMaskCodes, CategoryMap, ColReader, DataBlock, DisplayedTransform, IndexSplitter, IntToFloatTensor,
-                               ItemTransform, PILImage, PILMask, ShowTitle, Tensor, TensorBase, TensorMask, TransformBlock, show_title)
+                               ItemTransform, PILImage, PILMask, ShowTitle, Tensor, TensorBase, TensorMask, TransformBlock,
+                               show_title)
 from PIL import Image
+
 from magnifier.data.images import read_image
 from magnifier.data.masks import check_same_size, read_mask
 from magnifier.regions import NO_MASK, REGIONS
 
-__all__ = ['ROLES', 'TensorPartMask', 'PILPartMask', 'PILPerson', 'TensorIdentity', 'Identity', 'IdentityCategorize',
+__all__ = ['ROLES', 'TensorPartMask', 'PILPartMask', 'PILPerson', 'TensorIdentity', 'IdentityTitle', 'IdentityCategorize',
            'PersonBlock', 'PartMaskBlock', 'IdentityBlock', 'SameSize', 'ReIDDataBlock']
 
 ROLES = ('train', 'query', 'gallery')  # the fourth column of a TensorIdentity is an index into these
 
 
 class PILPerson(PILImage):
-    "A person's picture; reads paths, PIL images and arrays through `read_image`"
+    "An image of a person"
     @classmethod
     def create(cls, source, **kwargs):
-        "Picture from a path, PIL image, uint8 array or tensor (h,w,3)"
+        "From whatever `read_image` takes, or a tensor (h,w,3)"
         if isinstance(source, Tensor): source = source.cpu().numpy()
         return cls(read_image(source))
 
 
 class TensorPartMask(TensorMask):
-    "Part labels, n x h x w integers: 0..7 (METHOD's regions), or 255 everywhere where an image has no mask"
+    "Part labels, n x h x w integers: the regions 0..7, or 255 everywhere where an image has no mask"
 
 
 class PILPartMask(PILMask):
@@ -52,8 +54,8 @@ class TensorIdentity(TensorBase):
     role = property(lambda self: self[..., 3].as_subclass(Tensor))
 
 
-class Identity(ShowTitle, str):
-    "An identity as a title under a picture"
+class IdentityTitle(ShowTitle, str):
+    "An identity as a title over an image"
     _show_args = {'label': 'text'}
     def show(self, ctx=None, **kwargs):
         "Writes the title on a matplotlib axis, or beside other text"
@@ -64,7 +66,7 @@ class IdentityCategorize(DisplayedTransform):
     "[pid, camid, split] -> TensorIdentity; the classes are the training identities in ascending order, on every machine"
     order, loss_func = 1, None
     def __init__(self,
-        vocab=None, # Training identities in class order; None takes the sorted identities of the training split
+        vocab: list | None = None,  # Training identities in class order; None takes the sorted identities of the training split
     ): self.vocab = None if vocab is None else CategoryMap(vocab, sort=False)
 
     def setups(self, dsets):
@@ -76,22 +78,23 @@ class IdentityCategorize(DisplayedTransform):
         pid, camid, split = o
         return TensorIdentity([self.vocab.o2i.get(int(pid), -1), int(pid), int(camid), ROLES.index(split)])
 
-    def decodes(self, o:TensorIdentity):
+    def decodes(self, o: TensorIdentity):
         label, pid, camid, role = o.tolist()
-        if pid < 0: return Identity(f'like id {self.vocab[label]}')  # a prediction knows a class, no camera and no role
-        return Identity(f'id {pid} cam {camid}' + ('' if role == 0 else f' {ROLES[role]}'))
+        if pid < 0: return IdentityTitle(f'like id {self.vocab[label]}')  # a prediction knows a class, no camera and no role
+        return IdentityTitle(f'id {pid} cam {camid}' + ('' if role == 0 else f' {ROLES[role]}'))
 
 
-class _MaskColumn:
-    "A row's mask path, or None where it has none (a named class, so that learners export)"
-    def __call__(self, row):
+# Getters are transforms, since fastai wraps other callables in closures, which loader processes that are spawned cannot unpickle
+class _MaskColumn(DisplayedTransform):
+    "A row's mask path, or None where it has none"
+    def __call__(self, row, **kwargs):
         mask = row['mask'] if 'mask' in row else None
         return mask if isinstance(mask, str) else None
 
 
-class _IdentityColumns:
+class _IdentityColumns(DisplayedTransform):
     "A row's [pid, camid, split]; a list, because fastai maps over tuples"
-    def __call__(self, row): return [row['pid'], row['camid'], row['split']]
+    def __call__(self, row, **kwargs): return [row['pid'], row['camid'], row['split']]
 
 
 class SameSize(ItemTransform):
@@ -105,15 +108,17 @@ class SameSize(ItemTransform):
 
 
 def PersonBlock():
-    "Block of the input: a person's picture"
+    "Block of the input: an image of a person"
     return TransformBlock(type_tfms=PILPerson.create, batch_tfms=IntToFloatTensor)
+
 
 def PartMaskBlock():
     "Block of the first target: the part mask, or `NO_MASK` everywhere"
     return TransformBlock(type_tfms=PILPartMask.create, item_tfms=[AddMaskCodes(codes=REGIONS), SameSize()], batch_tfms=IntToFloatTensor)
 
+
 def IdentityBlock(
-    vocab=None, # Training identities in class order; None takes them from the training split
+    vocab: list | None = None,  # Training identities in class order; None takes them from the training split
 ):
     "Block of the second target: class, identity, camera and role"
     return TransformBlock(type_tfms=IdentityCategorize(vocab))
@@ -125,12 +130,12 @@ class _SplitColumn:
 
 
 def ReIDDataBlock(
-    item_tfms=None,   # Transforms of one item: sizes, flips, crops (see `magnifier.data.transforms.item_transforms`)
-    batch_tfms=None,  # Transforms of a batch on its device: normalisation, erasing
-    vocab=None,       # Training identities in class order; None takes the sorted ones of the training split
-    dl_type=None,     # Loader class; None for fastai's own. `ReIDDataLoaders` gives `IdentityBatches`
+    item_tfms=None,  # Transforms of one item: size, flips, crops (see `item_transforms`)
+    batch_tfms=None,  # Transforms of a batch on its device: normalisation, erasing (see `batch_transforms`)
+    vocab: list | None = None,  # Training identities in class order; None takes the sorted ones of the training split
+    dl_type=None,  # Loader class; None for fastai's own. `ReIDDataLoaders` gives `IdentityBatches`
 ) -> DataBlock:  # A block whose source is a catalog and whose batches are (image, mask, identity), one input and two targets
-    "DataBlock of (image, mask, identity) triples over a catalog (DESIGN: the path of the data)"
+    "DataBlock of (image, mask, identity) triples over a catalog"
     return DataBlock(blocks=(PersonBlock, PartMaskBlock, IdentityBlock(vocab)), n_inp=1,
                      getters=[ColReader('path'), _MaskColumn(), _IdentityColumns()],
                      splitter=_SplitColumn(), item_tfms=item_tfms, batch_tfms=batch_tfms, dl_type=dl_type)

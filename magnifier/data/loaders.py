@@ -1,18 +1,21 @@
 "ReIDDataLoaders: from a catalog, or straight from a data set's folder, to (image, mask, identity) batches"
-import inspect
 from dataclasses import replace
+from inspect import signature
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import AddMaskCodes, DataLoaders, IntToFloatTensor, ToTensor, listify
-from magnifier.data import readers
+from fastai.vision.all import AddMaskCodes, DataLoaders, IntToFloatTensor, ToTensor, delegates, listify
+
 from magnifier.data.batches import IdentityBatches
 from magnifier.data.block import ReIDDataBlock, SameSize
-from magnifier.data.cache import cache_pixels
 from magnifier.data.catalog import validate_catalog
-from magnifier.data.pixel_batches import FitBatch, PixelBatches
+from magnifier.data.images import as_images
+from magnifier.data.own_sets import catalog_csv, identity_folders
+from magnifier.data.pixels import FitBatch, PixelBatches, cache_pixels
 from magnifier.data.preprocess import Preprocessing
+from magnifier.data.readers import market1501
 from magnifier.data.transforms import FitImage, NormalizeInPlace, batch_transforms, item_transforms
 
 __all__ = ['ReIDDataLoaders', 'preprocessing_of']
@@ -25,45 +28,88 @@ class ReIDDataLoaders(DataLoaders):
 
     @classmethod
     def from_df(cls,
-        catalog:pd.DataFrame,   # One row an image: `path`, `mask` (path or missing), `pid`, `camid`, `split`
+        catalog: pd.DataFrame,  # One row an image: `path`, `mask` (path or missing), `pid`, `camid`, `split`
         *,
-        path='.',               # Where a learner made from this writes its models
-        size:tuple=(384, 192),  # Height and width in pixels, multiples of 16 (paper, section 4.1)
-        bs:int=64,              # Images a training batch: P = bs // n_per_id identities
-        n_per_id:int=4,         # M: images of an identity in a batch
-        val_bs:int|None=None,   # Images a validation batch; None for 2 x bs
-        fit:str='squish',       # 'squish' to the size, or 'pad' to it: the aspect ratio is kept, on black
-        pad:int|None=None,      # Pixels of random shift; None for the baseline's 10, and less where images are narrower than 128
-        flip:float=0.5,         # Probability of a flip
-        erase:float=0.5,        # Probability of random erasing, per image
-        cache=None,             # 'ram', 'disk' or a folder (Path): originals decoded once, and whole batches augmented on `device`
-        item_tfms=None,         # Replaces size, flip and crop by transforms of one's own; not with a cache
-        batch_tfms=None,        # Replaces normalisation and erasing
-        vocab=None,             # Training identities in class order; None takes the sorted ones
-        seed:int=0,             # Seed of the identity batches and of the erasing
-        num_workers:int|None=None, # Loader processes; None for fastai's choice, with a cache 0
-        device=None,            # Where batches go; None for the GPU, where there is one
+        path: str | Path = '.',  # Where a learner made from this writes its models
+        size: tuple[int, int] = (384, 192),  # Height and width in pixels, multiples of 16 (paper, section 4.1)
+        fit: str = 'squish',  # 'squish' images to the size, or 'pad' them: their aspect ratio is kept, on black
+        bs: int = 64,  # Images a training batch: P = bs // n_per_id identities
+        n_per_id: int = 4,  # M: images of an identity in a batch
+        val_bs: int | None = None,  # Images a validation batch; None for 2 x bs
+        pad: int | None = None,  # Pixels of random shift; None: the baseline's 10, in proportion where images are narrower than 128
+        flip: float = 0.5,  # Probability of a flip
+        erase: float = 0.5,  # Probability of random erasing, per image
+        cache: str | Path | None = None,  # 'ram', 'disk' or a folder (Path): images decoded once, whole batches augmented on `device`
+        item_tfms=None,  # Replaces size, flip and crop by transforms of one's own; not with a cache
+        batch_tfms=None,  # Replaces normalisation and erasing
+        vocab: list | None = None,  # Training identities in class order; None takes the sorted ones
+        seed: int = 0,  # Seed of the identity batches and of the erasing
+        num_workers: int | None = None,  # Loader processes; None for fastai's choice, with a cache 0
+        device=None,  # Where batches go; None for the GPU, where there is one
     ):  # Loaders: `train` and `valid`; `c` is the number of training identities, `vocab` their pids
         """Loaders over any catalog; a ValueError says what is wrong with one that cannot be trained or evaluated on.
 
-        Without a cache every picture is decoded and moved by itself (Pillow); with one the batches are the same to within rounding, several
-        times faster, and hold as many bytes as 4 for each pixel of the originals (`cache_pixels` says when a file is used again)."""
+        Without a cache every image is decoded and moved by itself (Pillow); with one the batches are the same to within rounding,
+        several times faster, and 4 bytes are held for each pixel of the originals (`cache_pixels` says when a file is used again).
+        """
         catalog = validate_catalog(catalog, ('train',)).reset_index(drop=True)
         if not (catalog.split != 'train').any():
             raise ValueError('the catalog has no query and gallery: nothing to evaluate on; give some identities those splits')
+        if cache is not None and item_tfms is not None:
+            raise ValueError('item_tfms change one image at a time, and a cache makes whole batches: leave out the cache, or write '
+                             'them as batch_tfms')
         preprocessing = Preprocessing(_checked_size(size), fit)
         if pad is None: pad = min(10, round(10*size[1]/128))
         batch_tfms = batch_transforms(preprocessing, erase, seed) if batch_tfms is None else listify(batch_tfms)
         kwargs = dict(path=path, bs=bs, val_bs=val_bs or 2*bs, device=None if device is None else torch.device(device))
         each = [dict(n_per_id=n_per_id, seed=seed), dict(n_per_id=None)]
         if cache is None:
-            block = ReIDDataBlock(item_transforms(preprocessing, pad, flip) if item_tfms is None else item_tfms, batch_tfms, vocab, IdentityBatches)
+            if item_tfms is None: item_tfms = item_transforms(preprocessing, pad, flip)
+            block = ReIDDataBlock(item_tfms, batch_tfms, vocab, IdentityBatches)
             dls = block.dataloaders(catalog, num_workers=num_workers, dl_kwargs=each, **kwargs)
         else:
-            if item_tfms is not None: raise ValueError('item_tfms change one picture at a time, and a cache makes whole batches: leave out '
-                                                       'the cache, or write them as batch_tfms')
-            dls = _from_pixels(catalog, cache, vocab, [FitBatch(preprocessing, pad, flip, seed), *batch_tfms], each, num_workers=num_workers or 0, **kwargs)
+            batch_tfms = [FitBatch(preprocessing, pad, flip, seed), *batch_tfms]
+            dls = _from_pixels(catalog, cache, vocab, batch_tfms, each, num_workers=num_workers or 0, **kwargs)
         return cls(*dls.loaders, path=path, device=dls.device)
+
+    @classmethod
+    def from_reader(cls,
+        reader,  # A reader of data sets, such as `market1501`, or any function that gives a catalog
+        path: str | Path,  # The data set's folder, or what the reader's first parameter says
+        **kwargs  # The reader's arguments and those of `from_df`; a seed goes to both
+    ):
+        "Loaders over the catalog that a reader gives"
+        known = set(list(signature(reader).parameters)[1:])
+        reading = {k: v for k, v in kwargs.items() if k in known}
+        loading = {k: v for k, v in kwargs.items() if k not in known or k == 'seed'}
+        return cls.from_df(reader(path, **reading), **loading)
+
+    @classmethod
+    @delegates(from_df)
+    def from_market1501(cls,
+        path: str | Path,  # Root of Market-1501, or of any set with its layout and names
+        **kwargs  # Of `market1501` and `from_df`
+    ):
+        "Loaders over what `market1501` reads"
+        return cls.from_reader(market1501, path, **kwargs)
+
+    @classmethod
+    @delegates(from_df)
+    def from_identity_folders(cls,
+        path: str | Path,  # A folder with a folder an identity
+        **kwargs  # Of `identity_folders` and `from_df`
+    ):
+        "Loaders over what `identity_folders` reads"
+        return cls.from_reader(identity_folders, path, **kwargs)
+
+    @classmethod
+    @delegates(from_df)
+    def from_catalog_csv(cls,
+        path: str | Path,  # A CSV file, one row an image
+        **kwargs  # Of `catalog_csv` and `from_df`
+    ):
+        "Loaders over what `catalog_csv` reads"
+        return cls.from_reader(catalog_csv, path, **kwargs)
 
     @classmethod
     def without_images(cls,
@@ -73,8 +119,19 @@ class ReIDDataLoaders(DataLoaders):
         "Loaders of a model whose data are elsewhere"
         blank = np.zeros((16, 16, 3), np.uint8)  # fastai looks at one item to know what a batch is
         catalog = pd.DataFrame(dict(path=[blank, blank], pid=classes[0], camid=0, split=['train', 'query']))
-        block = ReIDDataBlock(item_transforms(preprocessing, pad=0, flip=0), batch_transforms(preprocessing, erase=0), vocab=classes)
-        return cls(*block.dataloaders(catalog, bs=64).loaders).new_empty()
+        items, batches = item_transforms(preprocessing, pad=0, flip=0), batch_transforms(preprocessing, erase=0)
+        return cls(*ReIDDataBlock(items, batches, vocab=classes).dataloaders(catalog, bs=64).loaders).new_empty()
+
+    def test_dl(self,
+        test_items,  # A catalog, or whatever `read_image` takes: one image or many
+        rm_type_tfms=None,  # As in fastai
+        with_labels: bool = False,  # Whether batches hold masks and identities too; of a catalog
+        **kwargs  # As in fastai: bs, num_workers, ...
+    ):
+        "Loader of other images, with the validation transforms, in the order given"
+        if not isinstance(test_items, pd.DataFrame): test_items = pd.DataFrame({'path': pd.Series(list(as_images(test_items)), dtype=object)})
+        if not len(test_items): raise ValueError('no images: give at least one path, image or catalog row')
+        return super().test_dl(test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -87,6 +144,12 @@ class ReIDDataLoaders(DataLoaders):
         items = self.train_ds.items
         if not len(items): return 1.
         return float(items['mask'].notna().mean()) if 'mask' in items else 0.
+
+    def __repr__(self):
+        parts = [f'{name}: {_summary(loader.dataset.items)}' for name, loader in zip(('train', 'valid'), self.loaders)]
+        try: parts.append('{} x {} pixels'.format(*self.preprocessing.size))
+        except ValueError: parts.append('transforms of your own')
+        return f'ReIDDataLoaders({"; ".join(parts)})'
 
 
 def preprocessing_of(
@@ -104,6 +167,11 @@ def preprocessing_of(
     return replace(fit, mean=normalise.mean, std=normalise.std)
 
 
+def _summary(items):
+    if not len(items): return 'no images'
+    return f'{len(items):,} images of {items["pid"].nunique():,} identities by {items["camid"].nunique():,} cameras'
+
+
 def _checked_size(size):
     if len(size) != 2 or any(s <= 0 or s % 16 for s in size):
         raise ValueError(f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature map, '
@@ -117,27 +185,3 @@ def _from_pixels(catalog, cache, vocab, batch_tfms, each, **kwargs):
     dsets, pixels = block.datasets(catalog), cache_pixels(catalog, cache)
     each = [{**kw, 'pixels': [pixels[i] for i in split]} for kw, split in zip(each, dsets.splits)]
     return dsets.dataloaders(after_item=block.item_tfms, after_batch=batch_tfms, dl_type=PixelBatches, dl_kwargs=each, **kwargs)
-
-
-def _from_reader(reader):
-    "A classmethod that reads with `reader` and loads with `from_df`, each taking the arguments it knows"
-    known = inspect.signature(reader).parameters
-    def from_reader(cls,
-        path,     # The data set's folder, or what the reader's first parameter says
-        **kwargs  # The reader's arguments and those of `from_df`
-    ):
-        mine = {k: kwargs.pop(k) for k in list(kwargs) if k in known}
-        return cls.from_df(reader(path, **mine), **kwargs)
-    loading = [p for p in inspect.signature(ReIDDataLoaders.from_df).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    first, *rest = known.values()
-    taken = set(known)  # its `path` is the data's; models go to the working directory, or where the learner's `path` says
-    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in rest]
-    cls_parameter = inspect.Parameter('cls', inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    from_reader.__signature__ = inspect.Signature([cls_parameter, first, *own, *(p for p in loading if p.name not in taken)])
-    from_reader.__name__ = f'from_{reader.__name__}'
-    from_reader.__doc__ = f'Loaders over a folder read by `{reader.__name__}` (its arguments), batched by `from_df` (its arguments).'
-    return classmethod(from_reader)
-
-
-for _name in readers.__all__:
-    setattr(ReIDDataLoaders, f'from_{_name}', _from_reader(getattr(readers, _name)))

@@ -1,5 +1,6 @@
 "P x M batches: their law against a brute force, their stream, their behaviour as a fastai loader"
 import random
+import time
 from collections import Counter
 
 import pandas as pd
@@ -59,6 +60,19 @@ def test_batches_are_as_many_as_possible_and_of_different_identities(counts, p, 
     assert sum(len(g) for g in groups.values()) == sum(counts), 'the groups given are left as they were'
     left = Counter({pid: n for pid, n in enumerate(counts)}) - Counter(pid for pid, _ in used)
     assert len(left) < p, 'fewer than P identities still have groups'
+
+
+def test_many_identities_take_no_time():
+    rng = random.Random(0)
+    counts = [rng.randint(1, 6) for _ in range(33_000)] + [20_000]
+    groups = {pid: [[pid]]*n for pid, n in enumerate(counts)}
+    start = time.process_time()
+    n = n_full_batches(counts, 16)
+    batches = identity_batches(groups, 16, n, rng)
+    assert time.process_time() - start < 2
+    assert all(len(set(b)) == 16 for b in batches)
+    used = Counter(i for b in batches for i in b)
+    assert all(used[pid] <= c for pid, c in enumerate(counts))
 
 
 def test_every_identity_is_drawn_alike():
@@ -136,7 +150,9 @@ def _batches(idxs, bs=8): return [idxs[i:i + bs] for i in range(0, len(idxs), bs
 @pytest.mark.parametrize('counts, kwargs, message', [
     ([8]*6, dict(bs=10), 'bs must be a multiple of n_per_id'),
     ([8]*6, dict(n_per_id=1), 'at least 2'),
-    ([8], dict(), '1 training identities, but bs=8 with n_per_id=4 needs 2.*take bs=4 or less'),
+    ([8]*6, dict(bs=4), 'at least 2 identities'),
+    ([8], dict(), '1 training identity: at least 2 are needed'),
+    ([8]*3, dict(bs=16), '3 training identities, but bs=16 with n_per_id=4 needs 4.*take bs=12 or less'),
 ])
 def test_impossible_batches_are_refused(counts, kwargs, message):
     with pytest.raises(ValueError, match=message): loader(_pids(counts), **kwargs)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from fastai.vision.all import TensorImage
 from PIL import Image
-from magnifier.data.block import (Identity, IdentityCategorize, PILPartMask, PILPerson, ReIDDataBlock, SameSize, TensorIdentity, TensorPartMask)
+from magnifier.data.block import (IdentityCategorize, IdentityTitle, PILPartMask, PILPerson, ReIDDataBlock, SameSize, TensorIdentity, TensorPartMask)
 from magnifier.regions import NO_MASK
 
 
@@ -67,7 +67,7 @@ def test_identity_columns_have_names():
 def test_an_identity_is_a_title():
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots()
-    Identity('id 3').show(ctx=ax)
+    IdentityTitle('id 3').show(ctx=ax)
     assert ax.get_title() == 'id 3'
     plt.close(fig)
 

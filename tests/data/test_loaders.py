@@ -1,11 +1,18 @@
 "Loaders from any catalog and from a folder; what cannot be trained on is refused at the door"
 import inspect
+import io
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from magnifier.data import readers
+from fastai.vision.all import get_image_files
 from magnifier.data.batches import IdentityBatches
+from magnifier.data.images import read_image
 from magnifier.data.loaders import ReIDDataLoaders
+from magnifier.data.preprocess import Preprocessing
+from magnifier.data.readers import market1501
 
 SMALL = dict(size=(64, 32), bs=8, n_per_id=2, num_workers=0)
 
@@ -17,11 +24,16 @@ def test_from_a_folder_and_from_its_catalog_are_the_same(walkers_root, catalog):
     assert a.train.get_idxs() == b.train.get_idxs()
 
 
-def test_every_reader_has_its_loaders_and_their_arguments_show():
-    for name in readers.__all__:
-        method = getattr(ReIDDataLoaders, f'from_{name}')
-        assert method.__doc__ and method.__name__ == f'from_{name}'
-        assert {'size', 'bs', *list(inspect.signature(getattr(readers, name)).parameters)[1:]} <= set(inspect.signature(method).parameters)
+def test_any_reader_gives_loaders(walkers_root, catalog):
+    dls = ReIDDataLoaders.from_reader(market1501, walkers_root, masks=False, **SMALL)
+    assert dls.masks_found == 0
+    assert len(dls.train_ds) == (catalog.split == 'train').sum()
+    assert ReIDDataLoaders.from_reader(lambda path, seed=0: catalog.assign(camid=catalog.camid + seed), '', seed=7, **SMALL).train.seed == 7
+
+
+@pytest.mark.parametrize('method', ['from_market1501', 'from_identity_folders', 'from_catalog_csv'])
+def test_what_the_loaders_take_is_seen_in_the_signature(method):
+    assert {'path', 'size', 'fit', 'bs'} <= set(inspect.signature(getattr(ReIDDataLoaders, method)).parameters)
 
 
 def test_unknown_arguments_are_refused(walkers_root):
@@ -62,3 +74,58 @@ def test_own_transforms_replace_the_usual_ones(catalog):
     from fastai.vision.all import Resize
     x = ReIDDataLoaders.from_df(catalog, item_tfms=[Resize((32, 16), method='squish')], batch_tfms=[], **SMALL).one_batch()[0]
     assert x.shape[-2:] == (32, 16) and 0 <= x.min() and x.max() <= 1
+
+
+@pytest.mark.parametrize('cache', [None, 'ram'])
+def test_whatever_holds_an_image_is_tested_on(catalog, cache):
+    dls = ReIDDataLoaders.from_df(catalog, cache=cache, **SMALL)
+    paths = get_image_files(Path(catalog.path[0]).parent)[:3]
+    expected = dls.preprocessing(list(paths))
+    files = [Path(p).read_bytes() for p in paths]
+    for images in (paths, [str(p) for p in paths], files, [read_image(p) for p in paths], [np.asarray(read_image(p)) for p in paths],
+                   [io.BytesIO(f) for f in files], pd.DataFrame(dict(path=[str(p) for p in paths])), (p for p in paths)):
+        x, = dls.test_dl(images).one_batch()
+        assert np.abs(x.numpy() - expected).max() < 1.05/(255*.224), 'a grey level'
+    assert len(list(dls.test_dl(paths[0]))) == 1
+    with pytest.raises(ValueError, match='no images'): dls.test_dl([])
+    with pytest.raises(TypeError, match='an image is a path'): dls.test_dl(3)
+
+
+@pytest.mark.parametrize('cache', [None, 'ram'])
+def test_padding_keeps_the_aspect_ratio(catalog, cache):
+    "Images are 128 x 64: in 64 x 64 the middle half is theirs"
+    dls = ReIDDataLoaders.from_df(catalog, cache=cache, fit='pad', pad=0, flip=0, erase=0, batch_tfms=[], **{**SMALL, 'size': (64, 64)})
+    x, mask, _ = dls.one_batch()
+    squished = ReIDDataLoaders.from_df(catalog, pad=0, flip=0, erase=0, batch_tfms=[], **SMALL).one_batch()
+    assert not x[..., :16].any()
+    assert not x[..., 48:].any()
+    assert (x[..., 16:48] - squished[0]).abs().max() < 1.05/255
+    assert torch.equal(mask[..., 16:48], squished[1])
+    assert not mask[..., :16].any()
+
+
+def test_padded_batches_are_the_same_with_and_without_a_cache(catalog):
+    kwargs = dict(fit='pad', pad=0, flip=0, erase=0, **{**SMALL, 'size': (48, 64)})
+    plain, fast = (ReIDDataLoaders.from_df(catalog, cache=cache, **kwargs) for cache in (None, 'ram'))
+    assert plain.preprocessing == fast.preprocessing == Preprocessing((48, 64), 'pad')
+    for a, b in zip(plain.valid, fast.valid, strict=True):
+        assert (a[0] - b[0]).abs().max() < 1.05/(255*.224)
+        assert torch.equal(a[1], b[1])
+    images = catalog.path[:3].tolist()
+    assert np.abs(plain.test_dl(images).one_batch()[0].numpy() - plain.preprocessing(images)).max() < 1e-5
+
+
+@pytest.mark.parametrize('size, pad', [((384, 192), 10), ((256, 128), 10), ((128, 64), 5), ((64, 32), 2)])
+def test_the_shift_is_in_proportion_to_the_size(catalog, size, pad):
+    dls = ReIDDataLoaders.from_df(catalog, cache='ram', **{**SMALL, 'size': size})
+    assert dls.train.after_batch[0].pad == pad
+
+
+def test_loaders_say_what_they_hold(dls, catalog):
+    text = repr(dls)
+    train = catalog[catalog.split == 'train']
+    assert '\n' not in text
+    assert f'train: {len(train)} images of {train.pid.nunique()} identities by {train.camid.nunique()} cameras' in text
+    assert text.endswith('64 x 32 pixels)')
+    assert 'no images' in repr(ReIDDataLoaders.without_images(Preprocessing((64, 32)), [1, 2]))
+    assert 'transforms of your own' in repr(ReIDDataLoaders.from_df(catalog, batch_tfms=[], **SMALL))

@@ -13,7 +13,7 @@ from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.data.images import read_image
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.data.preprocess import Preprocessing
-from magnifier.data.pixel_batches import PixelBatches, FitBatch
+from magnifier.data.pixels import PixelBatches, FitBatch
 from magnifier.regions import NO_MASK
 
 SMALL = dict(size=(64, 32), bs=8, n_per_id=2, num_workers=0)
@@ -171,7 +171,7 @@ def test_pictures_from_elsewhere(catalog):
 
 
 def test_other_transforms(catalog):
-    with pytest.raises(ValueError, match='item_tfms change one picture at a time'):
+    with pytest.raises(ValueError, match='item_tfms change one image at a time'):
         ReIDDataLoaders.from_df(catalog, cache='ram', item_tfms=[Resize((32, 16))], **SMALL)
     for tfms in ([], None):
         x = ReIDDataLoaders.from_df(catalog, cache='ram', batch_tfms=tfms, **SMALL).one_batch()[0]

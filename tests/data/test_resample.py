@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageOps
-from magnifier.data.batch_resample import Axis, bilinear_weights, output_positions, resample_images, resample_labels
-from magnifier.data.pixel_batches import on_one_canvas
+from magnifier.data.resample import Axis, bilinear_weights, output_positions, resample_images, resample_labels
+from magnifier.data.pixels import on_one_canvas
 from magnifier.regions import NO_MASK
 
 SIDE = st.integers(1, 50)

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from magnifier.data import cache as module
-from magnifier.data.cache import MappedPixels, cache_pixels, decode_pixels, read_pixels
+from magnifier.data import pixels as module
+from magnifier.data.pixels import MappedPixels, cache_pixels, decode_pixels, read_pixels
 from magnifier.regions import NO_MASK
 
 SIZES = [(20, 10), (31, 9), (8, 40), (20, 10)]
@@ -109,7 +109,7 @@ def _die_while_writing(table, folder):
     def dying(image, mask=None):
         if image.endswith('3.png'): os.kill(os.getpid(), 9)
         return read(image, mask)
-    module.read_pixels, module._AT_ONCE = dying, 1
+    module.read_pixels, module.AT_ONCE = dying, 1
     cache_pixels(table, folder)
 
 
@@ -118,8 +118,8 @@ def test_killed_while_writing(table, tmp_path):
     process = get_context('fork').Process(target=_die_while_writing, args=(table, tmp_path/'cache'))
     process.start(); process.join()
     left = list((tmp_path/'cache').iterdir())
-    assert process.exitcode == -9 and [p.suffix for p in left] == ['.part'], 'nothing that could be taken for a cache'
-    os.utime(left[0], (0, 0))
+    assert process.exitcode == -9
+    assert [p.suffix for p in left] == ['.part'], 'nothing that could be taken for a cache'
     same(cache_pixels(table, tmp_path/'cache'), table)
     assert [p.suffix for p in (tmp_path/'cache').iterdir()] == ['.pixels'], 'the remains are gone'
 
@@ -132,9 +132,9 @@ def test_an_error_while_writing_leaves_nothing(table, tmp_path):
 
 def test_a_place_that_cannot_be_written(table, tmp_path, monkeypatch):
     (tmp_path/'file').touch()
-    with pytest.raises(OSError, match=r"cannot write the cache to .*file: .*cache='ram'"): cache_pixels(table, tmp_path/'file')
+    with pytest.raises(OSError, match=r"cannot write .*file.*: .*cache='ram'"): cache_pixels(table, tmp_path/'file')
     def full(*args): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(module.os, 'replace', full)
+    monkeypatch.setattr('magnifier.files.os.replace', full)
     with pytest.raises(OSError, match='No space left on device; make room'): cache_pixels(table, tmp_path/'cache')
     assert not list((tmp_path/'cache').iterdir())
 
@@ -161,7 +161,7 @@ def test_pictures_that_are_held_sideways_have_upright_masks(tmp_path):
 
 
 def test_threads_keep_the_order(table, monkeypatch):
-    monkeypatch.setattr(module, '_AT_ONCE', 3)
+    monkeypatch.setattr(module, 'AT_ONCE', 3)
     rows = [(p, None) for p in table.path]*5
     for workers in (1, 4):
         assert all((a == read_pixels(p)).all() for a, (p, _) in zip(decode_pixels(rows, workers), rows, strict=True))

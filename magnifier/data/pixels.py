@@ -1,0 +1,250 @@
+"Decoded originals, in memory or mapped from a file, and loaders that resize, shift and mirror them by the batch"
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.vision.all import DisplayedTransform, IntToFloatTensor, TensorImage, delegates, first
+
+from magnifier.data.batches import IdentityBatches
+from magnifier.data.block import IdentityCategorize, TensorIdentity, TensorPartMask
+from magnifier.data.images import read_image
+from magnifier.data.masks import check_same_size, read_mask
+from magnifier.data.preprocess import Preprocessing
+from magnifier.data.resample import Axis, output_positions, resample_images, resample_labels
+from magnifier.data.transforms import OwnGenerator
+from magnifier.files import aside, clear_leftovers
+from magnifier.regions import NO_MASK
+
+__all__ = ['read_pixels', 'decode_pixels', 'MappedPixels', 'cache_pixels', 'FitBatch', 'PixelBatches', 'on_one_canvas']
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # Of the file; raised whenever the same originals give other bytes
+AT_ONCE = 256  # Images that threads decode before the first of them is stored
+TAIL = 8  # Bytes at the end: how long the index before them is
+
+
+def read_pixels(
+    image,  # As `read_image` takes it
+    mask: str | None = None,  # Path of its part mask; None for none
+) -> np.ndarray:  # (4,h,w) uint8: red, green, blue, and the labels 0..7, or `NO_MASK` everywhere
+    "Image and part mask in one array; a ValueError names a file that does not decode, and a mask of another size than its image"
+    rgb = np.asarray(read_image(image))
+    h, w = rgb.shape[:2]
+    out = np.empty((4, h, w), np.uint8)
+    out[:3], out[3] = rgb.transpose(2, 0, 1), NO_MASK
+    if mask is None: return out
+    labels = read_mask(mask)
+    check_same_size(labels.shape[::-1], (w, h), mask)
+    out[3] = labels
+    return out
+
+
+def decode_pixels(
+    rows: Iterable,  # (image, mask) pairs, as `read_pixels` takes them
+    workers: int | None = None,  # Threads; None for as many as there are cores
+):  # Generator of (4,h,w) uint8 arrays, in the order of the rows
+    "Images and masks decoded by threads, a few hundred ahead at most"
+    rows = list(rows)
+    if len(rows) < 2:  # no thread is worth it
+        yield from (read_pixels(*row) for row in rows)
+        return
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for i in range(0, len(rows), AT_ONCE): yield from pool.map(lambda row: read_pixels(*row), rows[i:i + AT_ONCE])
+
+
+class MappedPixels(Sequence):
+    "The arrays of a cache file, mapped: opening is instant, the system keeps in memory what is used, and processes share it"
+    def __init__(self,
+        file: str | Path,  # Written by `cache_pixels`
+        stamp: str | None = None,  # What the originals are like now; None opens whatever is there
+    ):
+        "ValueError for a file that is not whole, or made from other originals than `stamp` says"
+        self.file = Path(file)
+        size = os.path.getsize(file)
+        index = _read_index(self.file, size)
+        if index.get('version') != VERSION or stamp not in (None, index['stamp']): raise ValueError(f'{file} is of other originals')
+        self.sizes = np.reshape(index['sizes'], (-1, 2))
+        self.starts = np.concatenate([[0], np.cumsum(4*self.sizes.prod(1))])
+        if self.starts[-1] + index['length'] + TAIL != size: raise ValueError(f'{file} is not whole')
+        self.flat = np.memmap(self.file, np.uint8, 'r', shape=(max(int(self.starts[-1]), 1),))
+
+    def __len__(self): return len(self.sizes)
+
+    def __getitem__(self, i): return self.flat[self.starts[i]:self.starts[i + 1]].reshape(4, *self.sizes[i])
+
+    def __reduce__(self): return MappedPixels, (self.file,)  # a worker maps the file itself
+
+
+def cache_pixels(
+    catalog: pd.DataFrame,  # One row an image: `path`, `mask` (path or missing)
+    where: str | Path = 'ram',  # 'ram', 'disk' (among fastai's data: `FASTAI_HOME` or ~/.fastai), or a folder as a Path
+    *,
+    workers: int | None = None,  # Threads; None for as many as there are cores
+) -> Sequence:  # (4,h,w) uint8 arrays in the catalog's order; 4 bytes a pixel (Market-1501's training set: 404 MiB)
+    """All originals of a catalog, decoded.
+
+    On disk they are one file for each list of paths, there whole or not at all, and used again as long as every image and mask has
+    the size and time it had; else it is written anew. ValueError as `read_pixels`; OSError where nothing can be written.
+    """
+    rows = list(zip(catalog['path'], [m if isinstance(m, str) else None for m in catalog['mask']]))
+    if where == 'ram': return list(decode_pixels(rows, workers))
+    if where != 'disk' and not isinstance(where, Path):
+        raise ValueError(f"cache={where!r}: use 'ram', 'disk', a folder as a Path, or None")
+    folder = Path(os.environ.get('FASTAI_HOME', '~/.fastai'))/'pixels' if where == 'disk' else where
+    file = folder.expanduser()/f'{_digest(_absolute(rows))}.pixels'
+    stamp = _digest(_stamps(rows))
+    try: return MappedPixels(file, stamp)
+    except (FileNotFoundError, NotADirectoryError): log.info('decoding %d images into %s', len(rows), file)
+    except (ValueError, KeyError): log.info('the originals have changed: decoding %d images into %s again', len(rows), file)
+    clear_leftovers(file.parent, file.name)
+    try:
+        with aside(file) as part: _write(part, stamp, decode_pixels(rows, workers))
+    except OSError as e: raise OSError(f"{e}; or use cache='ram'") from e
+    return MappedPixels(file, stamp)
+
+
+def _write(part, stamp, arrays):
+    "Every array and, last, their index"
+    with open(part, 'wb') as f:
+        sizes = []
+        for pixels in arrays:
+            f.write(pixels)
+            sizes.append(pixels.shape[1:])
+        index = json.dumps(dict(version=VERSION, stamp=stamp, sizes=sizes)).encode()
+        f.write(index + len(index).to_bytes(TAIL, 'little'))
+
+
+def _read_index(file, size):
+    "The JSON before the last bytes, with its `length`; a ValueError for anything else"
+    with open(file, 'rb') as f:
+        f.seek(max(0, size - TAIL))
+        length = int.from_bytes(f.read(TAIL), 'little')
+        if not 0 < length <= size - TAIL: raise ValueError(f'{file} is no cache of pixels')
+        f.seek(size - TAIL - length)
+        return {**json.loads(f.read(length)), 'length': length}
+
+
+def _absolute(rows): return [[os.path.abspath(p) if p else None for p in row] for row in rows]
+
+
+def _stamps(rows):
+    "Path, size and time of every file"
+    for path in (p for row in _absolute(rows) for p in row if p):
+        stat = os.stat(path)
+        yield path, stat.st_size, stat.st_mtime_ns
+
+
+def _digest(values): return hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()[:32]
+
+
+class FitBatch(OwnGenerator, DisplayedTransform):
+    "Decoded originals to (image, part mask, ...): resized; in training also mirrored and shifted, image and mask alike"
+    order = -100  # first of all: it makes what the others change
+    def __init__(self,
+        preprocessing: Preprocessing,  # Size and fit
+        pad: int = 10,  # Largest random shift on every side, in pixels; what comes in is black, and background in the mask
+        flip: float = 0.5,  # Probability of a horizontal flip
+        seed: int = 0,  # Seed of the generator that this transform holds
+    ):
+        self.preprocessing, self.pad, self.flip = preprocessing, pad, flip
+        self.seed_generator(seed)
+
+    def __call__(self, b, split_idx=None, **kwargs):
+        "(pixels, sizes) or (pixels, sizes, identity) to (image,) or (image, mask, identity)"
+        pixels, sizes, *identity = b
+        down, across = (o.to(pixels.device) for o in self._draw(len(pixels), split_idx == 0))
+        heights, widths = sizes.unbind(1)
+        fitted_heights, fitted_widths = self.preprocessing.fitted(heights, widths)
+        rows = Axis(heights, fitted_heights, down)
+        columns = Axis(widths, fitted_widths, across)
+        image = TensorImage(resample_images(pixels[:, :3], rows, columns))
+        if not identity: return (image,)
+        return image, TensorPartMask(resample_labels(pixels[:, 3], rows, columns)), TensorIdentity(identity[0])
+
+    def _draw(self, n, training):
+        "Positions of rows and columns; the same draws on every device"
+        height, width = self.preprocessing.size
+        if not training:
+            still = torch.zeros(n, dtype=torch.long)
+            return output_positions(height, still), output_positions(width, still)
+        shift = torch.randint(-self.pad, self.pad + 1, (2, n), generator=self.generator)
+        mirrored = torch.rand(n, generator=self.generator) < self.flip
+        return output_positions(height, shift[0]), output_positions(width, shift[1], mirrored)
+
+    def decode(self, b, **kwargs):
+        "The image in 0..255, as fastai's loaders give it"
+        decode = lambda o: IntToFloatTensor().decode(o) if isinstance(o, TensorImage) else o
+        return tuple(map(decode, b)) if isinstance(b, tuple) else decode(b)
+
+
+@delegates()
+class PixelBatches(IdentityBatches):
+    """`IdentityBatches` that takes decoded originals instead of one item after the other.
+
+    Same batches of identities for the same seed, same types; `FitBatch` has to be among its `after_batch`. Images that are not in
+    `pixels`, as those of `test_dl`, are decoded as they are needed and go the same way.
+    """
+    def __init__(self,
+        dataset=None,  # A fastai Datasets over a catalog, or over images alone
+        pixels=None,  # (4,h,w) uint8 arrays, one for each item of the dataset; None decodes the files whenever they are needed
+        **kwargs
+    ):
+        self.pixels, self._identities = pixels, None
+        super().__init__(dataset, **kwargs)
+
+    def before_iter(self):
+        "Identities are made here, before there are workers"
+        super().before_iter()
+        if self.n and self._labelled: self._all_identities()
+
+    def do_item(self, s): return s or 0  # an index: nothing is done by item
+
+    def do_batch(self, indices):
+        "(n,4,h,w) uint8 canvas, (n,2) sizes and, where the dataset has them, (n,4) identities"
+        indices = list(indices)
+        if self.pixels is None: arrays = list(decode_pixels(map(self._source, indices)))
+        else: arrays = [self.pixels[i] for i in indices]
+        pixels, sizes = on_one_canvas(arrays)
+        return (pixels, sizes, self._all_identities()[indices]) if self._labelled else (pixels, sizes)
+
+    @property
+    def _labelled(self): return len(self.dataset.tls) > 1  # else over images alone
+
+    def _source(self, i):
+        "(image, path of its mask or None)"
+        items = self.dataset.items
+        mask = items['mask'].iat[i] if 'mask' in items and self._labelled else None
+        return items['path'].iat[i], mask if isinstance(mask, str) else None
+
+    def _all_identities(self):
+        "(n,4) of the whole dataset, made once"
+        if self._identities is None:
+            items = self.dataset.items
+            categorize = first(t for t in self.dataset.tls[-1].tfms.fs if isinstance(t, IdentityCategorize))
+            rows = [categorize.encodes(o) for o in zip(items['pid'], items['camid'], items['split'])]
+            self._identities = torch.stack(rows).as_subclass(torch.Tensor)
+        return self._identities
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        "A loader like this one; over another dataset it decodes as it goes"
+        same = dataset is None or dataset is self.dataset
+        return super().new(dataset, cls, **{'pixels': self.pixels if same else None, **kwargs})
+
+
+def on_one_canvas(
+    arrays: list,  # (c,h,w) uint8 arrays of any sizes
+) -> tuple:  # (n,c,h,w) uint8 tensor, as large as the largest, each array in its upper left corner; (n,2) integers height and width
+    "Arrays of several sizes in one tensor"
+    sizes = np.array([a.shape[1:] for a in arrays])
+    if (sizes == sizes[0]).all(): return torch.from_numpy(np.stack(arrays)), torch.from_numpy(sizes)
+    canvas = np.zeros((len(arrays), arrays[0].shape[0], *sizes.max(0)), np.uint8)
+    for place, a in zip(canvas, arrays): place[:, :a.shape[1], :a.shape[2]] = a
+    return torch.from_numpy(canvas), torch.from_numpy(sizes)
