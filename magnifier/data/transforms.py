@@ -21,12 +21,15 @@ class OwnGenerator:
         "A new CPU generator"
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __getstate__(self): return {**self.__dict__, 'generator': self.generator.get_state()}  # a torch.Generator does not pickle
+    def __getstate__(self):
+        # A torch.Generator does not pickle. Its state goes as an array: a tensor would go to a spawned process as a file
+        # descriptor, which is closed with the tensor before that process has started
+        return {**self.__dict__, 'generator': self.generator.get_state().numpy()}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
         self.generator = torch.Generator()
-        self.generator.set_state(state['generator'])
+        self.generator.set_state(torch.from_numpy(state['generator']))
 
 
 class FitImage(Transform):
