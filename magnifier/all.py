@@ -68,5 +68,4 @@ from magnifier.look.training import *
 from magnifier.look.studies import *
 from magnifier.look.browse import *
 from magnifier.look.found import *
-from magnifier.app.page import *
 from magnifier.app.server import *

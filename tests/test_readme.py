@@ -82,4 +82,4 @@ def test_the_commands_of_the_four_things(folder):
         said, end = '', time.time() + 120
         while 'http://127.0.0.1' not in said and time.time() < end and page.poll() is None: said += page.stdout.readline()
         page.send_signal(signal.SIGINT)
-        assert page.wait(30) == 0 and 'searches 12 pictures' in said, said
+        assert page.wait(30) == 0 and 'searches 12 images' in said, said

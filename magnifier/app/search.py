@@ -1,174 +1,241 @@
-"What the page asks of a gallery and its model: plain functions from pictures and filters to hits, shares and masks"
-from dataclasses import dataclass, field
+"What the page asks of a gallery and its model: images and filters in; hits, explanations and part masks out"
+from dataclasses import dataclass
+from functools import lru_cache
 from threading import RLock
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import magnifier.train.pretrained  # noqa: F401, what a gallery asks of a learner
 from PIL import Image
-from magnifier.look.explain import explained, match_words
 from magnifier.app.rates import PairRates, pair_rates
-from magnifier.look.saliency import Sight
-from magnifier.gallery.hits import Hits
+from magnifier.app.uploads import Uploads
 from magnifier.gallery.entries import stored_image
+from magnifier.gallery.hits import Hits
+from magnifier.look.explain import explained, match_words
+from magnifier.look.saliency import Sight
 
-__all__ = ['Query', 'Found', 'Match', 'Finder']
+__all__ = ['Query', 'Asked', 'Found', 'Match', 'Finder', 'shrunk', 'region_table', 'region_words']
 
-HITS = 24        # Hits of a search, at most
-SIDE = 256       # Pixels of the longer side of what is shown
+HITS = 24      # of a search, at most
+SIDE = 256     # pixels of the longer side of what is shown
+REMEMBERED = 8 # searches, and explanations, that need not be made again when a threshold moves
 NO_PARTS = 'this model knows no parts: it was built with mask=False'
 
 
-class Query(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Query:
     "Who is searched"
-    image: Image.Image   # Mode RGB
-    row: object = None   # Of `Gallery.images()`, where it is a picture of the gallery; None for an upload
+    key: str  # of an image of the gallery, or of an upload
+    image: Image.Image  # mode RGB
+    row: pd.Series | None = None  # of `Gallery.images()`; None for an upload
+
+    @property
+    def camera(self) -> int | None:
+        "The camera that took it, where that is known"
+        return None if self.row is None or pd.isna(self.row['camid']) else int(self.row['camid'])
+
+    def same(self,
+        row,  # Of a table of hits
+    ) -> bool | None:  # None where one of the two has no known identity
+        "Whether a hit shows the person who is searched, by the gallery's identities"
+        own = None if self.row is None else known_identity(self.row)
+        other = known_identity(row)
+        return None if own is None or other is None else own == other
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
+class Asked:
+    "One search, as the page's form states it"
+    query: str  # `Query.key`
+    own_camera: bool = True  # Leaves out the camera that took the query
+    cameras: tuple = ()  # To search in; none for all
+    not_cameras: tuple = ()  # To leave out
+    since: str = ''  # Earliest time, ISO, UTC; empty for any
+    until: str = ''  # Latest time
+    regions: tuple = ()  # To compare; none for the whole person
+
+
+@dataclass(frozen=True, eq=False)
 class Found:
-    "Hits of one search with their pictures"
+    "Hits of one search with their images"
     query: Query
     hits: Hits
-    pictures: list                  # RGB images no longer than `SIDE`; None where the file is gone or another
-    labels: list = field(default_factory=list) # (h,w) part labels of the hits, or None; empty until asked for
+    images: list  # mode RGB, no side over `SIDE`; None where the file is gone or holds another image
+    left_out: tuple = ()  # cameras
 
     def above(self,
-        threshold:float, # Least similarity; 0 for all
+        threshold: float,  # Least similarity; 0 for all
     ) -> int:  # How many, from the first
         "Hits at a threshold"
         return len(self.hits) if threshold <= 0 else int((self.hits.table['similarity'] >= threshold).sum())
 
+    def place(self,
+        key: str,  # Of an image
+    ) -> int | None:  # From 1; None where it is no hit
+        "Where an image stands among the hits"
+        places = np.flatnonzero(self.hits.table['key'] == key)
+        return int(places[0]) + 1 if len(places) else None
 
-class Match(NamedTuple):
+
+@dataclass(frozen=True, eq=False)
+class Match:
     "Why one hit was found"
-    row: object          # Of the hits' table
-    place: int           # Among the hits, from 1
-    words: str           # In sentences
-    table: pd.DataFrame  # By region, as `Explanation.table`
-    pictures: tuple      # RGB images of query and hit
-    labels: tuple        # (h,w) part labels of both
-    heats: tuple         # (h,w) similarity maps of both, in units of the score
+    place: int  # among the hits, from 1
+    query: Query
+    row: pd.Series  # of the hits' table
+    words: str  # in sentences
+    table: pd.DataFrame  # a row a region, as `Explanation.table`; of a search by regions, `region_table`
+    images: tuple  # of query and hit, mode RGB
+    labels: tuple  # (h, w) part labels of both
+    heats: tuple  # (h, w) similarity maps of both, in units of the score; empty for a search by regions
+    regions: tuple | None = None  # that were compared; None for the whole person
 
 
 class Finder:
-    """A gallery and the model that made it, for one page. Its methods may be called from several threads. ValueError for a gallery
-    without images or of another model.
-
-    Pictures of the gallery are read from the paths it keeps, and only while their content is what was added: a file that was changed, or put
-    in another's place, is not shown."""
+    """A gallery and the model that made it, for one page; its methods may be called from several threads. Images are
+    read from the paths that the gallery keeps, and shown only while they are what was added. ValueError for a gallery
+    without images or of another model"""
 
     def __init__(self,
-        learn,   # A ReIDLearner
-        gallery, # A Gallery
+        learn,  # A ReIDLearner
+        gallery,  # A Gallery
     ):
         info = gallery.info()
-        if not info['images']: raise ValueError(f'{gallery.uri} is empty: add images first, with `Gallery({gallery.uri!r}).add(learn, catalog)`')
+        if not info['images']:
+            raise ValueError(f'{gallery.uri} is empty: add images first, with `Gallery({gallery.uri!r}).add(learn, catalog)`')
         if info['model'] != learn.fingerprint:
-            raise ValueError(f'{gallery.uri} was made by the model {info["model"]}, and this learner is {learn.fingerprint}: '
-                             'use the learner that made it')
-        self.learn, self.gallery, self.lock = learn, gallery, RLock()
+            raise ValueError(f'{gallery.uri} was made by the model {info["model"]}, and this learner is '
+                             f'{learn.fingerprint}: use the learner that made it')
+        self.learn, self.gallery, self.uploads = learn, gallery, Uploads()
         self.parts = learn.model.segmentation is not None
-        self.by_region = self.parts and gallery.regions and hasattr(learn, 'embed_regions')
+        self.by_region = self.parts and gallery.regions
+        self._lock = RLock()
+        self.find = lru_cache(REMEMBERED)(self._find)
+        self.labels = lru_cache(REMEMBERED)(self._labels)
+        self.match = lru_cache(REMEMBERED)(self._match)
         self.refresh()
 
     def refresh(self):
-        "Reads the gallery's table anew: who was deleted elsewhere is shown no more"
-        with self.lock:
-            self.images, self._rates = self.gallery.images(), {}
+        "Reads the gallery's table again: who was deleted by another process is shown no more"
+        with self._lock:
+            self.images = self.gallery.images()
             self._rows = self.images.set_index('key', drop=False)
             self.cameras = sorted(self.images['camid'].dropna().astype(int).unique().tolist())
             self.has_times = bool(self.images['time'].notna().any())
+            self._rates = {}
+            for remembered in (self.find, self.labels, self.match): remembered.cache_clear()
 
-    def picture(self,
-        key:str, # Of an image of the gallery
-    ) -> Image.Image|None:  # Mode RGB at its own size; None where the file is gone or holds another picture, or the key is unknown
-        "A picture of the gallery"
+    def image(self,
+        key: str,  # Of an image of the gallery
+    ) -> Image.Image | None:  # Mode RGB; None for an unknown key, and where the file is gone or holds another image
+        "An image of the gallery at its own size"
         path = self._rows['path'].get(key)
-        if path is None: return None
-        return stored_image(path, key)
+        return None if path is None else stored_image(path, key)
 
-    def pick(self,
-        key:str, # Of an image of the gallery
+    def query(self,
+        key: str,  # Of an image of the gallery, or of an upload
     ) -> Query:
-        "A person of the gallery as the query; a ValueError where there is no such picture any more"
-        image = self.picture(key)
-        if image is None: raise ValueError('this picture cannot be shown: its file is gone, or is not the one that was added')
-        return Query(image, self._rows.loc[key])
+        "Who is searched; a ValueError where the image is not there any more"
+        if key.startswith('upload-'):
+            image, row = self.uploads.get(key), None
+            if image is None: raise ValueError('your image is not kept any more: choose it again')
+        else:
+            image, row = self.image(key), self._rows.loc[key] if key in self._rows.index else None
+            if image is None: raise ValueError('this image cannot be shown: its file is gone, or is not the one that was added')
+        return Query(key, image, row)
 
-    def find(self,
-        query:Query, # Who
-        *,
-        k:int=HITS,  # Hits at most
-        cameras=(),  # Cameras to search in; none for all
-        not_camera=None, # Camera to leave out: the query's own
-        since:str='',# Earliest time, ISO, UTC; empty for any
-        until:str='',# Latest time
-        regions=(),  # Regions to compare; none for the whole person
-    ) -> Found:  # Most similar first, the query itself left out
-        "Searches; a ValueError in a sentence for filters that make no sense"
-        with self.lock:
-            hits = self.gallery.search(self.learn, query.image, k + 1, cameras=list(cameras) or None, not_camera=not_camera,
-                                       since=(since or '').strip() or None, until=(until or '').strip() or None, regions=list(regions) or None)
-        table = hits.table if query.row is None else hits.table[hits.table['key'] != query.row['key']]
-        hits = Hits(table.iloc[:k].reset_index(drop=True), query.image, hits.regions)
-        return Found(query, hits, [shrunk(self.picture(key)) for key in hits.table['key']])
+    def _find(self, asked: Asked) -> Found:
+        "Hits, the most similar first, the query itself left out; a ValueError in a sentence for filters that mean nothing"
+        query = self.query(asked.query)
+        unknown = {*asked.cameras, *asked.not_cameras}.difference(self.cameras)
+        if unknown: raise ValueError(f'this gallery has no camera {min(unknown)}: open the page again')
+        own = {query.camera} if asked.own_camera else set()
+        left_out = tuple(sorted({*asked.not_cameras} | own - {None}))
+        with self._lock:
+            hits = self.gallery.search(self.learn, query.image, HITS + 1,
+                                       cameras=list(asked.cameras) or None, not_camera=list(left_out) or None,
+                                       since=asked.since.strip() or None, until=asked.until.strip() or None,
+                                       regions=list(asked.regions) or None)
+        table = hits.table[hits.table['key'] != query.key].head(HITS).reset_index(drop=True)
+        images = [shrunk(self.image(key)) for key in table['key']]
+        return Found(query, Hits(table, query.image, hits.regions), images, left_out)
 
-    def label(self,
-        found:Found, # Gets its labels, if it has none yet
-    ) -> Found:  # The same
-        "The model's part masks of every hit; a ValueError for a model without any"
+    def _labels(self, found: Found) -> list:
+        "(h, w) part labels of each hit by the model, None where there is no image; a ValueError for a model without parts"
         if not self.parts: raise ValueError(NO_PARTS)
-        if found.labels: return found
-        there = [i for i, picture in enumerate(found.pictures) if picture is not None]
-        if not there: return found
-        with self.lock: parsed = Sight.of(self.learn, [found.pictures[i] for i in there]).parsed
-        found.labels = [None]*len(found.pictures)
-        for i, labels in zip(there, parsed): found.labels[i] = labels
-        return found
+        there = [image for image in found.images if image is not None]
+        if not there: return [None]*len(found.images)
+        with self._lock: parsed = iter(Sight.of(self.learn, there).parsed.astype(np.uint8))
+        return [None if image is None else next(parsed) for image in found.images]
 
-    def match(self,
-        found:Found, # The search
-        place:int,   # Of the hit, from 1
-    ) -> Match:
-        "Why a hit was found; a ValueError for a place without a hit, a hit whose file is gone, a model that knows no parts"
+    def _match(self, found: Found, place: int) -> Match:
+        "Why a hit was found; a ValueError where its file is gone, and for a model without parts"
         if not self.parts: raise ValueError(f'{NO_PARTS}, so that it cannot say which matched')
-        if not isinstance(place, int) or not 1 <= place <= len(found.hits): raise ValueError('there is no such hit any more: search again')
-        row = found.hits[place - 1]
-        image = self.pick(row['key']).image
-        with self.lock: sight, score, table, heats = explained(self.learn, found.query.image, image)
-        words = self._asked(found.hits.regions, row['similarity']) + match_words(table, score)
-        return Match(row, place, words, table, (shrunk(found.query.image), shrunk(image)), tuple(sight.seen), tuple(heats))
-
-    def _asked(self, regions, similarity):
-        "A sentence, where hits are ranked by another score than the one that is explained"
-        if regions is None: return ''
-        names = ', '.join(regions).replace('_', ' ')
-        return f'Found with {similarity:.2f} by {names} alone, as far as both show them; what follows is of the whole person. '
+        row, query, regions = found.hits.table.iloc[place - 1], found.query, found.hits.regions
+        image = self.query(row['key']).image
+        with self._lock: sight, score, table, heats = explained(self.learn, query.image, image)
+        if regions:
+            table = region_table(table, regions)
+            words, heats = region_words(table, row['similarity']), ()
+        else: words = match_words(table, score)
+        images = shrunk(query.image), shrunk(image)
+        return Match(place, query, row, words, table, images, tuple(sight.seen), tuple(heats), regions)
 
     def rates(self,
-        regions=(), # Regions that are compared
-    ) -> PairRates|None:  # None where no two people have names
+        regions: tuple = (),  # Regions that are compared
+    ) -> PairRates | None:  # None where no two people have names
         "What thresholds stand for (`pair_rates`), worked out once for each choice of regions"
         regions = tuple(sorted(regions))
-        with self.lock:
+        with self._lock:
             if regions not in self._rates: self._rates[regions] = pair_rates(self.gallery, regions)
             return self._rates[regions]
 
     def some(self,
-        n:int=8, # How many
+        n: int = 8,  # How many
     ) -> pd.DataFrame:  # Rows of `Gallery.images()`
         "People to begin with: one image each of identities (or else images) evenly spaced over the gallery"
         one = self.images.drop_duplicates('pid') if self.images['pid'].nunique() >= n else self.images
         return one.iloc[np.unique(np.linspace(0, len(one) - 1, n).astype(int))]
 
 
+def known_identity(row):
+    "A row's identity; None where nobody named it, and for identity 0, which is nobody in Market-like sets"
+    return None if pd.isna(row['pid']) or row['pid'] == 0 else int(row['pid'])
+
+
+def region_table(
+    table: pd.DataFrame,  # Of an `Explanation`
+    regions: tuple,  # Names of the regions that were compared
+) -> pd.DataFrame:  # The same columns: similarity and share of the compared regions alone, NaN for the others
+    "What each region adds to a search by regions, whose score is the mean over those that both images show"
+    table = table.copy()
+    table.loc[~table.index.isin(regions), 'similarity'] = np.nan
+    table['share'] = table['similarity']/max(1, table['similarity'].notna().sum())
+    table['compared'] = table.index.isin(regions)
+    return table
+
+
+def region_words(
+    table: pd.DataFrame,  # Of `region_table`
+    score: float,  # The similarity
+) -> str:
+    "A search by regions in sentences: what was compared, what is most and least alike, and what could not be seen"
+    compared = table[table['compared']]
+    both = compared['similarity'].dropna()
+    unseen = compared.index.difference(both.index, sort=False)
+    said = lambda names: ', '.join(names).replace('_', ' ')
+    if len(both) > 1:
+        best, least = both.idxmax(), both.idxmin()
+        words = (f'Similarity {score:.2f}, the mean over {said(both.index)}. Best match: {said([best])} ({both[best]:.2f}). '
+                 f'Least alike: {said([least])} ({both[least]:.2f}).')
+    else: words = f'Similarity {score:.2f}, by {said(both.index)} alone.'
+    return words + (f' Left out, since not seen in both: {said(unseen)}.' if len(unseen) else '')
+
+
 def shrunk(
-    image,         # PIL image, or None
-    side:int=SIDE, # Pixels of the longer side, at most
-):  # A copy, or None
-    "A picture as small as it is shown"
+    image: Image.Image | None,  # Any size
+    side: int = SIDE,  # Pixels of the longer side, at most
+) -> Image.Image | None:  # A copy; None for None
+    "An image as small as it is shown"
     if image is None: return None
     image = image.copy()
     image.thumbnail((side, side))

@@ -1,67 +1,203 @@
-"Serves the page: on this machine alone unless told otherwise, from a folder that goes with it"
-import os
-import shutil
-import tempfile
+"Serves the page: its routes, who may ask for them, and the socket; on this machine alone unless told otherwise"
+import socket
 from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from threading import Thread
+from urllib.parse import urlsplit
 
-from magnifier.app.page import make_page
-from magnifier.app.guard import LOCAL, Guard
-from magnifier.app.style import STYLE
+import uvicorn
+from fasthtml.common import FastHTML, Link, Meta, Response, Script
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from magnifier.app import page
+from magnifier.app.page import gallery_page
+from magnifier.app.search import Asked, Finder
+from magnifier.app.uploads import MAX_BYTES
 
-__all__ = ['serve_page', 'private_folder', 'is_local']
+__all__ = ['Guard', 'make_page', 'serve_page', 'is_local']
+
+LOCAL = ('localhost', '127.0.0.1', '::1')
+MAX_FORM = 100_000  # bytes of a request that carries no image
+# The browser asks nobody else for anything, keeps nothing on its disk, and shows nothing of the page inside another
+HEADERS = {'content-security-policy': "default-src 'none'; img-src data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
+                                      "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+           'cache-control': 'no-store', 'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer',
+           'cross-origin-resource-policy': 'same-origin', 'cross-origin-opener-policy': 'same-origin'}
+HEAD = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Link(rel='icon', href='data:,'),
+        Link(rel='stylesheet', href='page.css'), Script(src='page.js', defer=True))
 
 
-# What Gradio offers besides, and a page about people should not
-NOTHING_MORE = dict(inline=False, inbrowser=False, share=False, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,
-                    mcp_server=False, pwa=False)
+class Guard:
+    """Refuses requests under another name than the page's own (DNS rebinding), from another site's page, and those that are
+    too large, do not say how large they are, or would be written to a temporary file"""
+
+    def __init__(self,
+        names=LOCAL,  # Names and addresses under which the page may be asked for
+        public: str = '',  # NAME or NAME:PORT that visitors see, where a proxy stands before the page
+    ):
+        self.public = _netloc(public) if public else None
+        if self.public and ('/' in public or not self.public[0]):
+            raise ValueError(f'public_host={public!r}: NAME or NAME:PORT wanted, as people.example.org')
+        self.names = {*names, *(self.public or ())[:1]}
+
+    async def __call__(self, request, call_next):
+        "As starlette's BaseHTTPMiddleware calls it"
+        if status := self.refusal(request.method, request.url.path, request.headers):
+            return Response('refused\n', status, headers={'connection': 'close'}, media_type='text/plain')
+        request.scope['headers'] = [(k, v) for k, v in request.scope['headers'] if k != b'cookie']  # other servers' of this machine
+        response = await call_next(request)
+        response.headers.update(HEADERS)
+        return response
+
+    def refusal(self,
+        method: str,  # GET, POST, ...
+        path: str,  # Of the request
+        headers,  # Mapping of lower-case names
+    ) -> int:  # The status that refuses it; 0 lets it through
+        "Whether a request is one of the page's own"
+        asked = _netloc(headers.get('host', ''))
+        if asked[0] not in self.names: return 421
+        if 'origin' in headers and _netloc(headers['origin'].partition('://')[2]) not in (asked, self.public): return 403
+        if headers.get('content-type', '').startswith('multipart/'): return 415
+        length = headers.get('content-length', '0' if method in ('GET', 'HEAD') else '')
+        if 'transfer-encoding' in headers or not length.isdecimal(): return 411
+        return 413 if int(length) > (MAX_BYTES if path == '/upload' else MAX_FORM) else 0
+
+
+def _netloc(text):
+    "Name and port of 'name:port'; None for the name where it is no such thing"
+    try:
+        parts = urlsplit('//' + text)
+        return parts.hostname, parts.port
+    except ValueError: return None, None
+
+
+def make_page(
+    learn,  # The ReIDLearner that made the gallery
+    gallery,  # A Gallery with images
+    guard: Guard | None = None,  # Who may ask; None for this machine alone
+) -> FastHTML:  # An ASGI application; `serve_page` serves it
+    "The page over a gallery. A ValueError for a gallery without images or of another model"
+    finder = Finder(learn, gallery)
+    app = FastHTML(title='magnifier', hdrs=HEAD, htmlkw=dict(lang='en'), default_hdrs=False, canonical=False,
+                   sess_cls=None, secret_key='no sessions', middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard or Guard())])
+    _add_files(app)
+    _add_search(app, finder)
+    _add_gallery(app, finder)
+    return app
+
+
+def _add_files(app):
+    "The page's own style and script"
+    @app.get('/page.css')
+    def style(): return _file('page.css', 'text/css')
+
+    @app.get('/page.js')
+    def script(): return _file('page.js', 'text/javascript')
+
+
+def _file(name, kind): return Response(Path(__file__).with_name(name).read_text(encoding='utf-8'), media_type=kind)
+
+
+def _add_search(app, finder):
+    "Routes of the first tab. Forms state everything that an answer needs, so that the server keeps nothing of a visitor but uploads"
+
+    @app.get('/')
+    def index():
+        finder.refresh()
+        return page.whole_page(finder)
+
+    @app.post('/upload')
+    async def upload(req, size: int = 0):
+        data = await req.body()
+        return await run_in_threadpool(choose, lambda: finder.uploads.keep(data, size))
+
+    @app.post('/choose')
+    def pick(query: str = ''): return choose(lambda: query)
+
+    def choose(key_of):
+        "Who is searched from now on, or why nobody is; the last explanation goes"
+        try:
+            key = key_of()
+            return page.chosen(finder.query(key) if key else None), page.why()
+        except ValueError as e: return page.chosen(wrong=_sentence(e)), page.why()
+
+    @app.post('/search')
+    def search(query: str = '', hit: str = '', leave_out: str = '', cameras: list[int] = None, since: str = '', until: str = '',
+               regions: list[str] = None, threshold: float = 0., masks: str = ''):
+        rates = lambda regions: page.rates_said(finder.rates(regions), threshold, len(finder.images))
+        try:
+            asked = Asked(query, leave_out == 'own', tuple(cameras), (int(leave_out),) if leave_out.isdecimal() else (),
+                          since, until, tuple(regions))
+            found = finder.find(asked) if query else None
+            labels = finder.labels(found) if found and masks else None
+            return (page.status(found, threshold, parts=finder.parts), rates(asked.regions), page.hits_list(found, threshold, labels),
+                    explain(found, hit, bool(masks)))
+        except ValueError as e: return page.status(wrong=_sentence(e)), rates(()), page.hits_list(), page.why()
+
+    def explain(found, hit, masks):
+        place = found.place(hit) if found else None
+        if place is None: return page.why()
+        try: return page.why(finder.match(found, place), masks)
+        except ValueError as e: return page.why(wrong=_sentence(e))
+
+
+def _add_gallery(app, finder):
+    "The second tab. Another tab is a name in `page.TABS`, a form of that name, and a route that fills it"
+
+    @app.post('/gallery')
+    def gallery(by: str = '', only: str = '', page: int = 1): return gallery_page(finder, by, only, page)
+
+
+def _sentence(error):
+    text = str(error)
+    return text[:1].upper() + text[1:] + ('' if text.endswith('.') else '.')
 
 
 def is_local(
-    host:str, # Name or address that a server binds to
+    host: str,  # Name or address that a server binds to
 ) -> bool:
     "Whether nobody but this machine can reach it"
     return host in LOCAL
 
 
 @contextmanager
-def private_folder():
-    """Gradio's own files in a folder that only this user may read, removed at the end. The page gives it none to keep; should another
-    version of it write some, they go too. Gives the folder"""
-    folder = tempfile.mkdtemp(prefix='magnifier-page-')  # mode 0700
-    before = os.environ.get('GRADIO_TEMP_DIR')
-    os.environ['GRADIO_TEMP_DIR'] = folder
-    try: yield folder
-    finally:
-        if before is None: os.environ.pop('GRADIO_TEMP_DIR', None)
-        else: os.environ['GRADIO_TEMP_DIR'] = before
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
 def serve_page(
-    learn,                # The ReIDLearner that made the gallery
-    gallery,              # A Gallery with images
+    learn,  # The ReIDLearner that made the gallery
+    gallery,  # A Gallery with images
     *,
-    host:str='127.0.0.1', # Name or address to bind to; 0.0.0.0 lets the whole network in, and nobody is asked for a password
-    port:int|None=None,   # Port; None for the first free one from 7860 on
-):                        # The address, while the `with` lasts
-    "The page, answering in threads of its own. The errors of `make_page`; OSError for a port that is taken"
-    with private_folder():
-        page = make_page(learn, gallery)
-        guard = {'middleware': [_middleware(Guard, hosts=LOCAL if is_local(host) else None)]}
-        try:
-            page.launch(prevent_thread_lock=True, server_name=host, server_port=port, quiet=True, css=STYLE, theme=_theme(), app_kwargs=guard,
-                        max_threads=8, max_file_size=0, state_session_capacity=100, **NOTHING_MORE)
-            yield page.local_url
-        finally: page.close(verbose=False)
+    host: str = '127.0.0.1',  # Name or address to bind to; another lets the network in, and nobody is asked for a password
+    port: int | None = None,  # Port; None for the first free one from 7860 on
+    public_host: str = '',  # NAME or NAME:PORT that visitors see: of a proxy before the page, or of this machine in the network
+):  # The address, while the `with` lasts
+    """The page, answering in a thread of its own. The errors of `make_page`; ValueError for a host that stands for all addresses
+    without a public name, OSError for a port that is taken"""
+    if _is_any(host) and not public_host:
+        raise ValueError(f'{host} stands for every address of this machine, and the page answers under one: name it with public_host')
+    app = make_page(learn, gallery, Guard({*LOCAL, host}, public_host))
+    with _listening(host, port) as sock:
+        config = uvicorn.Config(app, loop='asyncio', http='h11', ws='none', lifespan='off', log_config=None, access_log=False,
+                                server_header=False, proxy_headers=False, limit_concurrency=100)
+        server = uvicorn.Server(config)
+        thread = Thread(target=server.run, args=([sock],), daemon=True)
+        thread.start()
+        try: yield f'http://{f"[{host}]" if ":" in host else host}:{sock.getsockname()[1]}/'
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
-def _theme():
-    "Fonts of the browser's own machine"
-    from gradio.themes import Default
-    return Default(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
+def _is_any(host):
+    try: return ip_address(host).is_unspecified
+    except ValueError: return not host
 
 
-def _middleware(cls, **kwargs):
-    from starlette.middleware import Middleware
-    return Middleware(cls, **kwargs)
+def _listening(host, port):
+    "A socket that listens: visitors wait in its queue until the server runs"
+    ports = range(7860, 7960) if port is None else [port]
+    for tried in ports:
+        try: return socket.create_server((host, tried), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
+        except OSError as e: why = e
+    raise OSError(f'{host}:{ports[0]}{"" if port else f" to {ports[-1]}"}: cannot listen there ({why}); choose another port')

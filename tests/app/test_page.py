@@ -1,234 +1,275 @@
-"magnifier_app as it runs: asked as an attacker would, then visited in a browser by clicks and keys, at a desk and on a phone"
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
-from typing import NamedTuple
+"The page's pieces: what they say, and that nothing in them is taken for HTML"
+import base64
+from html.parser import HTMLParser
+from io import BytesIO
 
+import numpy as np
+import pandas as pd
 import pytest
+from fasthtml.common import to_xml
+from magnifier.app import page
+from magnifier.app.page import EVERYBODY, card, chosen, data_url, gallery_page, group_choices, hits_list, picture, rates_said, status, strip, why
+from magnifier.app.rates import PairRates
+from magnifier.app.search import Found, Match, Query, region_table
+from magnifier.gallery.hits import Hits
+from magnifier.look.explain import REST
+from magnifier.regions import BODY_REGIONS, REGIONS
+from PIL import Image
 
-pytest.importorskip('gradio')
-requests = pytest.importorskip('requests')
-
-FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update '
-         '--disable-sync').split()
-
-
-class App(NamedTuple):
-    "A running command"
-    process: subprocess.Popen
-    address: str
-    gallery: Path
-    temporary: Path # Where the process may keep files
-
-    def kept(self): return [p for p in self.temporary.rglob('*') if p.is_file()]
+EVIL = '"><script>alert(1)</script>\'&{{x}}${x}'
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 20, 3), np.uint8))
+VOID = ('img', 'input', 'br')
 
 
-@pytest.fixture(scope='module')
-def app(seer, few, tmp_path_factory):
-    "The command over a gallery of a dozen, in a process of its own"
-    import magnifier.train.pretrained  # noqa: F401
-    from magnifier.gallery.gallery import Gallery
-    root = tmp_path_factory.mktemp('app')
-    (root/'tmp').mkdir()
-    seer.export(root/'learner.pkl')
-    with Gallery(root/'people', regions=True) as gallery: gallery.add(seer, few.assign(time=range(10**9, 10**9 + len(few))), progress=False)
-    (root/'command.py').write_text('from magnifier.cli.all import magnifier_app\nmagnifier_app()\n')  # as an installed script
-    command = [sys.executable, '-W', 'ignore', root/'command.py', '--gallery', root/'people', '--learner', root/'learner.pkl']
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env={**os.environ, 'TMPDIR': str(root/'tmp'), 'OMP_NUM_THREADS': '1'})
-    try:
-        said = process.stdout.readline()
-        assert said.startswith('http://127.0.0.1:') and f'searches {len(few)} pictures' in said and 'Ctrl-C ends it' in said, said
-        yield App(process, said.split()[0], root/'people', root/'tmp')
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+class Reader(HTMLParser):
+    "Elements, text and the rows of tables of some pieces; opened elements must be closed"
+
+    def __init__(self, *pieces):
+        super().__init__()
+        self.tags, self.text, self.open, self.rows = [], '', [], []
+        self.feed(to_xml(pieces, indent=False))
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID: self.open.append(tag)
+        if tag == 'tr': self.rows.append([])
+        if tag in ('td', 'th'): self.rows[-1].append('')
+
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if {'td', 'th'} & set(self.open): self.rows[-1][-1] += data
+
+    def all(self, tag): return [a for t, a in self.tags if t == tag]
 
 
-def test_it_answers_this_machine_alone(app):
-    address = app.address
-    assert address.startswith('http://127.0.0.1:') and requests.get(address, timeout=20).ok
-    with socket.socket() as s:  # bound to the loopback address, not to all
-        assert s.connect_ex((socket.gethostbyname(socket.gethostname()), int(address.rsplit(':')[-1].strip('/')))) != 0 or \
-            socket.gethostbyname(socket.gethostname()).startswith('127.')
-    assert requests.get(address, headers={'Host': 'evil.example'}, timeout=20).status_code == 421
+def rows(n=3):
+    return pd.DataFrame(dict(path=[f'/a/{i}.jpg' for i in range(n)], pid=pd.array([None, 7, 8][:n], 'Int64'), camid=pd.array([1, None, 3][:n], 'Int64'),
+                             time=pd.to_datetime([0, None, 86400][:n], unit='s', utc=True), similarity=[.9, .5, -.1][:n], key=[f'k{i}' for i in range(n)]))
 
 
-def test_no_path_is_served(app, few):
-    address, folder = app.address, app.temporary
-    (folder/'kept.png').write_bytes(b'secret')
-    database = next(p for p in app.gallery.rglob('*') if p.is_file())
-    for path in ('/etc/passwd', '../../../../../../etc/passwd', '%2e%2e/%2e%2e/etc/passwd', str(database), str(few.path.iloc[0]), str(folder/'kept.png'),
-                 'http://127.0.0.1:1/', 'https://example.org', 'file:///etc/passwd'):
-        for route in ('gradio_api/file=', 'file=', 'gradio_api/proxy=', 'gradio_api/file/', 'assets/', 'static/', 'gradio_api/deep_link?path='):
-            raw = requests.Request('GET', address).prepare()
-            raw.url = f'{address}{route}{path}'  # as it is: no client tidies the dots
-            answer = requests.Session().send(raw, timeout=20)
-            assert answer.status_code in (403, 404), raw.url
-            assert b'root:' not in answer.content and b'secret' not in answer.content
-    (folder/'kept.png').unlink()
+def found(n=3, regions=None, query_row=None, left_out=()):
+    return Found(Query('q', IMAGE, query_row), Hits(rows(n), IMAGE, regions), [IMAGE, None, IMAGE][:n], left_out)
 
 
-def test_no_file_is_taken(app):
-    address = app.address
-    for route in ('gradio_api/upload', 'upload', 'gradio_api/upload?upload_id=a'):
-        assert requests.post(address + route, files={'files': ('a.png', b'x'*1000)}, timeout=20).status_code == 404
-    huge = requests.post(f'{address}gradio_api/queue/join', data=b'x'*(14_000_000), timeout=20)
-    assert huge.status_code == 413 and not app.kept()
+def test_an_image_is_inside_the_text():
+    ramp = Image.linear_gradient('L').resize((20, 40)).convert('RGB')
+    for image in (ramp, np.asarray(ramp)/255):
+        kind, data = data_url(image).split(',')
+        decoded = Image.open(BytesIO(base64.b64decode(data)))
+        assert kind == 'data:image/jpeg;base64'
+        np.testing.assert_allclose(np.asarray(decoded, float), np.asarray(ramp), atol=8)
+    assert 'its file is gone' in Reader(picture(None)).text
+    assert to_xml(picture(IMAGE)) != to_xml(picture(IMAGE, np.ones((8, 4), int)))
 
 
-def test_another_sites_page_is_refused(app):
-    address = app.address
-    assert requests.post(f'{address}gradio_api/queue/join', json={}, headers={'Origin': 'https://evil.example'}, timeout=20).status_code == 403
+@pytest.mark.parametrize('piece', [status(wrong=EVIL), chosen(wrong=EVIL), why(wrong=EVIL), card(IMAGE, 'hit', EVIL, [EVIL], does=EVIL, first=EVIL)])
+def test_nothing_is_taken_for_html(piece):
+    read = Reader(piece)
+    assert not read.all('script')
+    assert EVIL in read.text
+    assert all(button['value'] in (EVIL, '') for button in read.all('button'))
 
 
-@pytest.fixture(scope='module')
-def visit(app):
-    "Opens the page at a size: gives it, what it asked for and what it complained about"
-    sync_api = pytest.importorskip('playwright.sync_api')
-    if shutil.which('chromium') is None: pytest.skip('no chromium')
-    with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which('chromium'), args=FLAGS)
-        asked, complaints = [], []
-
-        def opened(width, height):
-            page = browser.new_page(viewport=dict(width=width, height=height))
-            page.set_default_timeout(60_000)  # of a machine that does other things too
-            page.on('request', lambda r: asked.append(r.url))
-            page.on('console', lambda m: m.type == 'error' and complaints.append(m.text))
-            page.on('pageerror', lambda e: complaints.append(str(e)))
-            page.goto(app.address)
-            page.wait_for_selector('#mg-some button[data-key]')
-            return page
-        yield opened, app.address, asked, complaints
-        browser.close()
+def test_a_card_reads_itself_out():
+    read = Reader(card(IMAGE, 'hit', 'k3', ['identity 7', 'camera 1'], does='Explain', first='3. 0.80', same=False))
+    button, = read.all('button')
+    assert button['aria-label'] == 'Explain: 3. 0.80, identity 7, camera 1, another person'
+    assert (button['type'], button['name'], button['value'], button['form']) == ('button', 'hit', 'k3', 'search')
+    assert read.text == '3. 0.80✗ identity 7camera 1'
+    assert read.all('img')[0]['alt'] == ''  # the button's label says it
+    assert '✓' in Reader(card(None, 'hit', 'k', ['identity 7'], does='Explain', same=True)).text
 
 
-def shows(page, selector, text): page.locator(selector).filter(has_text=text).first.wait_for()
+def test_who_is_searched():
+    read = Reader(chosen())
+    assert read.all('input') == [dict(type='hidden', name='query', value='')]
+    assert not read.all('img')
+    read = Reader(chosen(Query('k1', IMAGE, rows().iloc[1])))
+    assert read.all('input')[0]['value'] == 'k1'
+    assert read.all('img')[0]['alt'] == 'the person who is searched: identity 7'
+    assert read.all('button')[0]['value'] == ''
+    assert 'your image' in Reader(chosen(Query('upload-x', IMAGE))).text
+    assert Reader(chosen(Query('k0', IMAGE, rows().iloc[0]))).text.startswith('unknown, camera 1, 1970-01-01\n00:00:00')
 
 
-def fits(page):
-    "Nothing is wider than the screen, and pictures are large enough to see"
-    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth + 1')
-    assert page.evaluate("Math.min(...[...document.querySelectorAll('.mg-card img')].filter(i => i.offsetParent).map(i => i.clientWidth))") >= 40
+def test_hits_and_threshold():
+    values = lambda *args: [b['value'] for b in Reader(hits_list(*args)).all('button')]
+    assert values(found()) == ['k0', 'k1', 'k2']
+    assert values(found(), .5) == ['k0', 'k1']  # at the threshold is a hit
+    assert values(found(), .95) == []
+    assert values() == []
+    read = Reader(hits_list(found(query_row=rows().iloc[1])))
+    assert '1. 0.90unknown' in read.text
+    assert '2. 0.50✓ identity 7' in read.text
+    assert '✗ identity 8' in read.text
 
 
-def test_a_visit(app, visit, few, tmp_path):
-    opened, address, asked, complaints = visit
-    page = opened(1280, 900)
-    hits = page.locator('#mg-hits button')
-    shows(page, '#mg-status', 'Nobody is searched yet')
-    page.click('#mg-some button >> nth=1')  # pick
-    shows(page, '#mg-status', 'most similar first')
-    assert page.locator('#mg-query figcaption').inner_text().startswith('identity')
-    n = hits.count()
-    hits.nth(1).click()  # why?
-    shows(page, '#mg-why h3', 'Hit 2')
-    assert page.locator('#mg-why img').count() == 4 and page.locator('#mg-why tbody tr').count() == 9
-    assert hits.nth(1).get_attribute('aria-pressed') == 'true' and page.evaluate("document.activeElement.tagName") == 'H3'
-    page.locator('#mg-masks input').check()  # part masks
-    page.wait_for_selector('#mg-hits .mg-legend')
-    page.wait_for_selector('#mg-why .mg-legend')
-    slider = page.locator('#mg-threshold input[type=range]')  # threshold, by keys
-    slider.focus()
-    page.keyboard.press('End')
-    shows(page, '#mg-status', 'No hit at this threshold')
-    page.wait_for_selector('text=False accepts')
-    assert hits.count() == 0
-    slider.press('Home')
-    shows(page, '#mg-status', f'{n} hits')
-    fits(page)
-    # filters
-    page.locator('#mg-where button').first.click()
-    page.locator('#mg-cameras input').first.check()
-    page.wait_for_function(f"document.querySelectorAll('#mg-hits button').length < {n}")
-    page.locator('#mg-cameras input').first.uncheck()
-    shows(page, '#mg-status', f'{n} hits')
-    page.locator('#mg-since textarea, #mg-since input').first.fill('soon')
-    page.keyboard.press('Tab')
-    shows(page, '#mg-status [role=alert]', 'not a date and time')
-    page.locator('#mg-since textarea, #mg-since input').first.fill('')
-    page.keyboard.press('Tab')
-    # a region: hits by it, or a sentence that the query shows none
-    region = page.locator('#mg-regions input').nth(1)
-    region.focus()
-    page.keyboard.press('Space')
-    page.wait_for_function("/by chest|shows no chest/.test(document.querySelector('#mg-status').innerText)")
-    page.keyboard.press('Space')
-    shows(page, '#mg-status', f'{n} hits')
-    # files: refused, then taken
-    (tmp_path/'evil.svg').write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
-    page.set_input_files('#mg-file', tmp_path/'evil.svg')
-    shows(page, '#mg-query [role=alert]', 'SVG')
-    shows(page, '#mg-status', 'Nobody is searched yet')
-    (tmp_path/'large.jpg').write_bytes(b'\xff\xd8' + b'x'*11_000_000)
-    page.set_input_files('#mg-file', tmp_path/'large.jpg')
-    shows(page, '#mg-query [role=alert]', '11.0 MB')
-    page.set_input_files('#mg-file', few.path.iloc[0])
-    shows(page, '#mg-query figcaption', 'your picture')
-    shows(page, '#mg-hits', '1. 1.00')
-    page.click('.mg-forget')
-    shows(page, '#mg-status', 'Nobody is searched yet')
-    # the gallery
-    page.get_by_role('tab', name='Gallery').click()
-    page.wait_for_selector('#mg-gallery button')
-    assert page.locator('#mg-gallery button').count() == len(few)
-    fits(page)
-    page.locator('#mg-page input').fill('')  # an emptied field is the first page
-    page.click('#mg-on')
-    page.wait_for_function("document.querySelector('#mg-page input').value == '1'")
-    page.locator('#mg-by').get_by_label('By camera').check()
-    shows(page, '#mg-gallery h3', 'camera 1')
-    page.locator('#mg-gallery button').first.focus()
-    page.keyboard.press('Enter')  # search for somebody there, by keys
-    shows(page, '#mg-status', 'most similar first')
-    assert page.locator('#mg-query figcaption').is_visible()
-    page.close()
-    assert not complaints, complaints
-    assert all(u.startswith((address, 'data:', 'blob:')) for u in asked), [u for u in asked if not u.startswith((address, 'data:', 'blob:'))]
-    assert not app.kept()  # nothing of all this
+def test_masks_come_with_their_legend():
+    labels = [np.ones((8, 4), int), None, np.zeros((8, 4), int)]
+    plain, painted = Reader(hits_list(found())), Reader(hits_list(found(), 0., labels))
+    sources = lambda read: [image['src'] for image in read.all('img')]
+    assert sources(plain)[0] != sources(painted)[0]
+    assert [len(read.all('ul')) for read in (plain, painted)] == [0, 1]
+    assert all(r.replace('_', ' ') in painted.text for r in BODY_REGIONS)
+    assert not Reader(hits_list(found(), .95, labels)).all('ul')  # no hits, no legend
 
 
-def test_on_a_phone(visit):
-    opened, _, _, complaints = visit
-    page = opened(390, 844)
-    fits(page)
-    page.click('#mg-some button >> nth=0')
-    shows(page, '#mg-status', 'most similar first')
-    page.wait_for_function("document.querySelector('#mg-status').getBoundingClientRect().top < innerHeight")  # brought into view
-    page.locator('#mg-hits button').first.click()
-    shows(page, '#mg-why h3', 'Hit 1')
-    fits(page)
-    page.get_by_role('tab', name='Gallery').click()
-    page.wait_for_selector('#mg-gallery button')
-    fits(page)
-    page.close()
-    assert not complaints
+def test_status():
+    text = lambda *a, **k: Reader(status(*a, **k)).text
+    assert 'Nobody is searched yet' in text()
+    assert 'widen them' in text(found(0))
+    assert text(found()) == '3 hits, most similar first. Choose one to see why it was found.'
+    assert text(found(), parts=False) == '3 hits, most similar first.'
+    assert text(found(), .8).startswith('1 hit, most similar first. 2 of the first 3 are less alike')
+    assert 'all of the first 3 are less alike' in text(found(), .95)
+    assert text(found(regions=('upper_leg', 'foot'), left_out=(1, 4))).startswith('3 hits by upper leg, foot, most similar first. Left out: camera 1, 4.')
 
 
-def test_everything_has_a_name(visit):
-    "What a screen reader needs: no button, field or picture without a name"
-    opened, *_ = visit
-    page = opened(1280, 900)
-    page.click('#mg-some button >> nth=1')
-    page.wait_for_selector('#mg-hits button')
-    nameless = page.evaluate('''[...document.querySelectorAll('button, input, textarea, select')].filter(e => e.offsetParent && !(
-        e.innerText.trim() || e.getAttribute('aria-label') || e.labels && e.labels.length || e.closest('label') || e.title)).map(e => e.outerHTML.slice(0, 200))''')
-    assert not nameless
-    assert page.evaluate("[...document.querySelectorAll('.gradio-container img')].every(i => i.hasAttribute('alt'))")
-    page.close()
+def test_rates_in_words():
+    rates = PairRates(np.linspace(0, .9, 1000), np.linspace(.2, 1, 10))
+    text = lambda *args: Reader(rates_said(*args)).text
+    said = text(rates, .5, 2000)
+    for words in ('False accepts 44 %', 'about 890 of 2,000 images', 'Misses 40 %', '1,000 pairs'): assert words in said
+    assert 'False accepts under 0.1 %' in text(rates, .95, 10)
+    assert 'hardly one' in text(rates, .95, 10)
+    assert 'False accepts 0.1 %' in text(rates, .9, 100)  # a pair at the threshold is accepted
+    assert 'about 0.1 of' in text(rates, .9, 100)
+    assert 'Misses' not in text(rates._replace(genuine=np.empty(0)), .5, 10)
+    assert 'No threshold' in text(rates, 0., 10)
+    assert 'not known here' in text(None, .5, 10)
 
 
-def test_ctrl_c_ends_it_clean(app):
-    "Last: an exit without a traceback, the gallery free for others, and no folder left"
-    app.process.send_signal(signal.SIGINT)
-    said = app.process.communicate(timeout=60)[0]
-    assert app.process.returncode == 0 and 'closed; nothing that was dropped is kept' in said and 'Traceback' not in said
-    assert not list(app.temporary.iterdir())
-    from magnifier.gallery.gallery import Gallery
-    with Gallery(app.gallery) as gallery: assert len(gallery)
+def match(query_pid=None, hit=1, regions=None, heats=(np.eye(8), -np.eye(8))):
+    table = pd.DataFrame({'similarity': np.linspace(.9, .2, 8), 'seen_query': .1, 'seen_hit': .1, 'share': np.linspace(-.1, .3, 8)}, index=list(REGIONS))
+    table.loc['head', ['similarity', 'seen_query']] = np.nan, 0.
+    table.loc['foot', ['similarity', 'seen_hit']] = np.nan, 0.
+    table.loc['chest', ['similarity', 'seen_query', 'seen_hit']] = np.nan, 0., 0.
+    table.loc[REST] = [np.nan, np.nan, np.nan, .02]
+    if regions: table = region_table(table, regions)
+    labels = np.arange(8).repeat(4).reshape(8, 4)
+    query = Query('q', IMAGE, None if query_pid is None else pd.Series(dict(pid=query_pid)))
+    return Match(2, query, rows().iloc[hit], f'Words {EVIL}', table, (IMAGE, IMAGE), (labels, labels), heats, regions)
+
+
+def bars(match):
+    "Texts of the table by region"
+    return {name: cells for name, *cells in Reader(why(match)).rows[1:]}
+
+
+def test_an_explanation_says_what_its_bars_show():
+    read = Reader(why(match()))
+    assert len(read.all('img')) == 4
+    assert all(image['alt'] for image in read.all('img'))
+    assert not read.all('script')
+    assert 'Hit 2: identity 7' in read.text
+    assert f'Words {EVIL}' in read.text
+    assert {a['scope'] for a in read.all('th')} == {'row', 'col'}
+    assert dict(type='hidden', name='hit', value='k1') in read.all('input')
+    shown = bars(match())
+    assert list(shown) == [*(r.replace('_', ' ') for r in BODY_REGIONS), 'background', REST]
+    assert shown['head'] == ['not seen in the query', '-0.04']
+    assert shown['chest'] == ['not seen in either', '+0.01']
+    assert shown['foot'] == ['not seen in the hit', '+0.30']
+    assert shown['background'] == ['0.90', '-0.10']
+    assert shown[REST] == ['', '+0.02']
+    assert len(read.all('ul')) == 0
+    assert len(Reader(why(match(), True)).all('ul')) == 1
+
+
+def test_bars_are_as_long_as_their_numbers():
+    lengths = [(r['width'], r['class']) for r in Reader(why(match())).all('rect') if 'class' in r]
+    assert ('100', 'plus') in lengths  # the largest share
+    assert ('33', 'minus') in lengths  # -0.10 of 0.30
+    assert ('90', 'plus') in lengths  # 0.90 alike
+
+
+@pytest.mark.parametrize('query_pid, hit, words', [(3, 1, 'Another person: the query is identity 3, and this hit is identity 7.'), (7, 1, 'The same person'),
+                                                   (None, 1, 'Nobody has said'), (7, 0, 'Nobody has said'), (0, 1, 'Nobody has said')])
+def test_a_wrong_hit_is_said_to_be_one(query_pid, hit, words): assert words in Reader(why(match(query_pid, hit))).text
+
+
+def test_a_search_by_regions_shows_the_regions():
+    regions = ('upper_arm', 'foot')
+    shown = bars(match(regions=regions, heats=()))
+    assert shown['upper arm'] == ['0.60', '+0.60']
+    assert shown['foot'] == ['not seen in the hit', '']
+    assert shown['chest'] == ['not compared', '']
+    assert list(shown) == [r.replace('_', ' ') for r in BODY_REGIONS]
+    read = Reader(why(match(regions=regions, heats=())))
+    assert 'compared regions of hit 2' in read.text
+    assert len({image['src'] for image in read.all('img')}) == 2  # query and hit are one image here, and their regions too
+
+
+@pytest.mark.parametrize('heats', [(np.zeros((4, 2)), np.zeros((4, 2))), (-np.ones((4, 2)), np.zeros((4, 2)))])
+def test_cold_maps_are_shown_cold(heats):
+    cold = [image['src'] for image in Reader(why(match(heats=heats))).all('img')]
+    warm = [image['src'] for image in Reader(why(match(heats=(np.ones((4, 2)),)*2))).all('img')]
+    assert cold[:2] == warm[:2]
+    assert cold[2] != warm[2]
+
+
+class Shelf:
+    "Images of people: some without a name, a camera, a time or a file"
+
+    def __init__(self, n=23):
+        rng = np.random.default_rng(0)
+        known = lambda values: pd.array([None if rng.random() < .1 else v for v in values], 'Int64')
+        self.images = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(n)], pid=known(rng.integers(0, 4, n)), camid=known(rng.integers(1, 4, n)),
+                                        time=pd.to_datetime(rng.integers(0, 10**6, n), unit='s', utc=True), key=[f'k{i}' for i in range(n)]))
+
+    def image(self, key): return None if key == 'k5' else Image.new('RGB', (20, 40))
+
+    def some(self): return self.images.iloc[3:7]
+
+
+def test_a_few_people_to_begin_with():
+    shelf = Shelf()
+    assert [b['value'] for b in Reader(strip(shelf)).all('button')] == ['k3', 'k4', 'k6']  # the file of k5 is gone
+    shelf.image = lambda key: None
+    assert strip(shelf) == ''
+
+
+def tab(shelf, *args):
+    "Keys, text and 'Page 1 of 2' of the gallery's tab"
+    read = Reader(gallery_page(shelf, *args))
+    return [b['value'] for b in read.all('button') if b['name'] == 'query'], read.text
+
+
+@pytest.mark.parametrize('by, column', [('identity', 'pid'), ('camera', 'camid')])
+@pytest.mark.parametrize('per_page', [1, 4, 100])
+def test_every_image_once_in_order(monkeypatch, by, column, per_page):
+    monkeypatch.setattr(page, 'PER_PAGE', per_page)
+    shelf, pages = Shelf(), -(-23//per_page)
+    shown = [key for p in range(1, pages + 1) for key in tab(shelf, by, EVERYBODY, p)[0]]
+    assert sorted(shown) == sorted(shelf.images['key'])
+    groups = shelf.images.set_index('key')[column].loc[shown].fillna(10**6).tolist()
+    assert groups == sorted(groups)  # the unknown at the end
+    assert f'Page {pages} of {pages}' in tab(shelf, by, EVERYBODY, 99)[1]
+    assert f'Page 1 of {pages}' in tab(shelf, by, EVERYBODY, -1)[1]
+
+
+def test_groups_by_name(monkeypatch):
+    shelf = Shelf()
+    choices = group_choices(shelf.images, 'camera')
+    assert choices == [EVERYBODY, 'camera 1', 'camera 2', 'camera 3', 'camera unknown']
+    own = shelf.images[shelf.images['camid'] == 2]
+    keys, text = tab(shelf, 'camera', 'camera 2')
+    assert sorted(keys) == sorted(own['key'])
+    assert f'camera 2 {len(own)} images' in text
+    assert sum(len(tab(shelf, 'camera', c)[0]) for c in choices[1:]) == 23
+    assert 'camera unknown' not in group_choices(shelf.images.dropna(), 'camera')
+    assert len(tab(shelf, 'nonsense', 'identity 77')[0]) == 23  # what is no choice is everybody
+    monkeypatch.setattr(page, 'PER_PAGE', 2)
+    assert ', continued' not in tab(shelf, 'camera', 'camera 2', 1)[1]
+    assert ', continued' in tab(shelf, 'camera', 'camera 2', 2)[1]
+
+
+def test_turning_pages(monkeypatch):
+    monkeypatch.setattr(page, 'PER_PAGE', 10)
+    turns = lambda p: [(b['value'], 'disabled' in b) for b in Reader(gallery_page(Shelf(), 'identity', EVERYBODY, p)).all('button') if b['name'] == 'page']
+    assert turns(1) == [('1', True), ('0', True), ('2', False), ('3', False)]
+    assert turns(2) == [('1', False), ('1', False), ('3', False), ('3', False)]
+    assert turns(3) == [('1', False), ('2', False), ('4', True), ('3', True)]

@@ -2,7 +2,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from magnifier.app.rates import PER_IDENTITY, SAMPLE, PairRates, pair_rates, sample_keys
+from magnifier.app.rates import PER_IDENTITY, SAMPLE, pair_rates, sample_keys
 from magnifier.regions import N_REGIONS, REGIONS
 
 
@@ -62,21 +62,14 @@ def test_pairs_are_those_counted_one_by_one(regions):
     shelf = Shelf(PIDS, CAMERAS)
     rates = pair_rates(shelf, regions)
     impostor, genuine = slow(shelf, by_regions(regions) if regions else cosine)
-    np.testing.assert_allclose(rates.impostor, impostor, atol=1e-5)
-    np.testing.assert_allclose(rates.genuine, genuine, atol=1e-5)
-    for threshold in (-1, 0., .2, .5, 1.01):
-        assert rates.false_accept(threshold) == pytest.approx(np.mean(np.array(impostor) >= threshold))
-        if genuine: assert rates.misses(threshold) == pytest.approx(np.mean(np.array(genuine) < threshold))
+    np.testing.assert_allclose(np.sort(rates.impostor), impostor, atol=1e-5)
+    np.testing.assert_allclose(np.sort(rates.genuine), genuine, atol=1e-5)
 
 
-def test_a_pair_at_the_threshold_is_accepted():
-    rates = PairRates(np.array([.1, .5, .5, .9]), np.array([.5]))
-    assert rates.false_accept(.5) == .75 and rates.misses(.5) == 0 and rates.false_accept(.91) == 0 and rates.misses(.6) == 1
-
-
-def test_nobody_seen_by_two_cameras_leaves_misses_open():
+def test_nobody_seen_by_two_cameras():
     rates = pair_rates(Shelf([1, 2, 3], [1, 1, 1]))
-    assert len(rates.impostor) == 3 and rates.misses(.5) is None
+    assert len(rates.impostor) == 3
+    assert len(rates.genuine) == 0
 
 
 @pytest.mark.parametrize('pids', [[None, None, None], [1, 1, 1], [0, 0, 1], [1, None, 0]])

@@ -1,108 +1,161 @@
 "What the page asks of gallery and model"
-
 import numpy as np
+import pandas as pd
 import pytest
+from magnifier.app import search as page_search
+from magnifier.app.search import REMEMBERED, SIDE, Asked, Finder, Query, region_table, region_words, shrunk
 from magnifier.look.explain import match_words
-from magnifier.app.search import SIDE, Finder, Query, shrunk
-from magnifier.regions import N_REGIONS
+from magnifier.regions import N_REGIONS, REGIONS
 from PIL import Image
 
 
-def test_a_person_of_the_gallery_is_searched_without_itself(finder):
-    query = finder.pick(finder.images['key'].iloc[0])
-    found = finder.find(query)
-    assert len(found.hits) == len(finder.images) - 1 and query.row['key'] not in set(found.hits.table['key'])
-    assert (np.diff(found.hits.table['similarity']) <= 1e-6).all() and len(found.pictures) == len(found.hits)
-    assert found.hits.table['similarity'].tolist() == pytest.approx(
-        [float(s) for s in sorted(_cosines(finder, query), reverse=True)][:len(found.hits)], abs=1e-4)
+@pytest.fixture
+def key(finder): return finder.images['key'].iloc[0]
 
 
-def _cosines(finder, query):
-    "Without a gallery: embed all, multiply"
-    others = [finder.picture(key) for key in finder.images['key'] if key != query.row['key']]
-    e = finder.learn.embed([query.image, *others])
-    return (e[1:] @ e[0]).tolist()
+def ask(finder, key, **changes): return finder.find(Asked(key, **{'own_camera': False, **changes}))
 
 
-def test_an_upload_finds_itself_first(finder):
-    found = finder.find(Query(finder.picture(finder.images['key'].iloc[3])), k=5)
-    assert found.hits[0]['key'] == finder.images['key'].iloc[3] and found.hits[0]['similarity'] == pytest.approx(1, abs=1e-5) and len(found.hits) == 5
+def test_a_person_of_the_gallery_is_searched_without_itself(finder, key):
+    found = ask(finder, key)
+    table = found.hits.table
+    assert sorted([*table['key'], key]) == sorted(finder.images['key'])
+    assert len(found.images) == len(table)
+    others = [finder.image(k) for k in table['key']]
+    embedded = finder.learn.embed([found.query.image, *others])  # without a gallery: embed all, multiply
+    np.testing.assert_allclose(table['similarity'], embedded[1:] @ embedded[0], atol=1e-4)
+    assert (np.diff(table['similarity']) <= 1e-6).all()
 
 
-def test_filters(finder):
-    row = finder.images.iloc[0]
-    query = finder.pick(row['key'])
-    assert int(row['camid']) not in finder.find(query, not_camera=int(row['camid'])).hits.table['camid'].tolist()
-    assert set(finder.find(query, cameras=finder.cameras[:2]).hits.table['camid']) <= set(finder.cameras[:2])
+def test_an_upload_finds_itself_first(finder, tmp_path):
+    row = finder.images.iloc[3]
+    finder.image(row['key']).save(tmp_path/'upload.png')
+    upload = finder.uploads.keep((tmp_path/'upload.png').read_bytes())
+    found = ask(finder, upload, own_camera=True)
+    assert found.hits[0]['key'] == row['key']
+    assert found.hits[0]['similarity'] == pytest.approx(1, abs=1e-5)
+    assert found.query.row is None and found.left_out == ()
+
+
+def test_what_is_not_there_is_said(finder):
+    for wrong, words in (('upload-gone', 'choose it again'), ('no such key', 'its file is gone'), ('../../etc/passwd', 'its file is gone')):
+        with pytest.raises(ValueError, match=words): ask(finder, wrong)
+        with pytest.raises(ValueError, match=words): finder.query(wrong)
+
+
+def test_cameras(finder, key):
+    own = int(finder.images.iloc[0]['camid'])
+    cameras = lambda **changes: set(ask(finder, key, **changes).hits.table['camid'])
+    first, second = finder.cameras[:2]
+    assert cameras() == set(finder.cameras)
+    assert cameras(own_camera=True) == set(finder.cameras) - {own}
+    assert cameras(not_cameras=(second,)) == set(finder.cameras) - {second}
+    assert cameras(cameras=(first, second)) == {first, second}
+    assert ask(finder, key, own_camera=True, not_cameras=(second,)).left_out == tuple(sorted({own, second}))
+    for wrong in (dict(cameras=(999,)), dict(not_cameras=(10**30,))):
+        with pytest.raises(ValueError, match='has no camera'): ask(finder, key, **wrong)
+
+
+def test_an_own_camera_that_nobody_knows_leaves_nothing_out(finder, key, monkeypatch):
+    rows = finder._rows.copy()
+    rows.loc[key, 'camid'] = pd.NA
+    monkeypatch.setattr(finder, '_rows', rows)
+    found = ask(finder, key, own_camera=True)
+    assert found.left_out == ()
+    assert len(found.hits) == len(finder.images) - 1
+
+
+def test_times(finder, key):
     middle = finder.images['time'].sort_values().iloc[len(finder.images)//2]
-    after = finder.find(query, since=f'{middle:%Y-%m-%dT%H:%M:%S}').hits.table['time']
-    assert len(after) and (after >= middle).all()
-    assert (finder.find(query, until=f' {middle:%Y-%m-%d %H:%M:%S} ').hits.table['time'] <= middle).all()
-    with pytest.raises(ValueError, match='not a date and time'): finder.find(query, since='soon')
-    with pytest.raises(ValueError, match='no time is both'): finder.find(query, since='2030-01-01', until='2020-01-01')
+    times = finder.images['time'][finder.images['key'] != key]
+    after = ask(finder, key, since=f'{middle:%Y-%m-%dT%H:%M:%S}').hits.table['time']
+    before = ask(finder, key, until=f' {middle:%Y-%m-%d %H:%M:%S} ').hits.table['time']
+    assert sorted(after) == sorted(times[times >= middle])
+    assert sorted(before) == sorted(times[times <= middle])
+    with pytest.raises(ValueError, match='not a date and time'): ask(finder, key, since='soon')
+    with pytest.raises(ValueError, match='no time is both'): ask(finder, key, since='2030-01-01', until='2020-01-01')
 
 
-def test_regions(finder, people):
-    query = finder.pick(finder.images['key'].iloc[0])
-    visible = int(people.store.get([query.row['key']], ['key', 'visible'])[0]['visible'])
-    from magnifier.regions import REGIONS
-    seen = [REGIONS[k] for k in range(1, N_REGIONS) if visible >> k & 1]
-    assert finder.by_region and seen
-    assert finder.find(query, regions=seen[:2]).hits.regions == tuple(seen[:2])
+def test_whether_it_is_the_same_person():
+    row = lambda pid, camid=1: pd.Series(dict(pid=pid, camid=camid))
+    image = Image.new('RGB', (8, 8))
+    assert Query('k', image, row(7)).same(row(7)) is True
+    assert Query('k', image, row(7)).same(row(8)) is False
+    for unknown in (pd.NA, 0):
+        assert Query('k', image, row(7)).same(row(unknown)) is None
+        assert Query('k', image, row(unknown)).same(row(7)) is None
+    assert Query('upload-k', image).same(row(7)) is None
+    assert Query('k', image, row(7, pd.NA)).camera is None
 
 
-def test_only_what_was_added_is_shown(finder, monkeypatch, tmp_path):
-    key = finder.images['key'].iloc[0]
-    assert isinstance(finder.picture(key), Image.Image) and finder.picture('no such key') is None and finder.picture('../../etc/passwd') is None
+def test_only_what_was_added_is_shown(finder, key, monkeypatch, tmp_path):
+    assert isinstance(finder.image(key), Image.Image)
     other = finder.images['path'].iloc[1]
     for path in (other, '/etc/passwd', str(tmp_path), str(tmp_path/'gone.jpg'), None):
-        monkeypatch.setitem(finder._rows, 'path', finder._rows['path'].where(finder._rows.index != key, path))
-        assert finder.picture(key) is None
-        with pytest.raises(ValueError, match='its file is gone, or is not the one that was added'): finder.pick(key)
+        rows = finder._rows.copy()
+        rows.loc[key, 'path'] = path
+        monkeypatch.setattr(finder, '_rows', rows)
+        assert finder.image(key) is None
+        with pytest.raises(ValueError, match='its file is gone, or is not the one that was added'): finder.query(key)
 
 
-def test_pictures_without_files_of_their_own_are_known_by_their_pixels(seer, tmp_path):
+def test_images_without_files_of_their_own_are_known_by_their_pixels(seer, tmp_path):
     from magnifier.gallery.gallery import Gallery
     images = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 32, 3), np.uint8)) for i in range(2)]
     images[0].save(tmp_path/'0.png')
     with Gallery(tmp_path/'own') as g:
         g.add(seer, images, paths=[tmp_path/'0.png', tmp_path/'1.png'], progress=False)
         finder = Finder(seer, g)
-        shown = {row['path']: finder.picture(row['key']) is not None for _, row in finder.images.iterrows()}
-        assert shown == {str(tmp_path/'0.png'): True, str(tmp_path/'1.png'): False}
-        assert not finder.by_region and not finder.has_times and finder.cameras == []
+        shown = {row['path']: finder.image(row['key']) is not None for _, row in finder.images.iterrows()}
+    assert shown == {str(tmp_path/'0.png'): True, str(tmp_path/'1.png'): False}
+    assert not finder.by_region
+    assert not finder.has_times
+    assert finder.cameras == []
 
 
-def test_masks_of_hits(finder):
-    found = finder.find(finder.pick(finder.images['key'].iloc[0]), k=3)
-    found.pictures[1] = None
-    labels = finder.label(found).labels
-    assert labels[1] is None and labels[0].shape == (64, 32) and labels[0].max() < N_REGIONS
-    assert finder.label(found).labels is labels  # asked once
-    found = finder.find(finder.pick(finder.images['key'].iloc[0]), k=1)
-    found.pictures[0] = None
-    assert finder.label(found).labels == []
+def test_masks_of_hits(finder, key):
+    found = ask(finder, key)
+    found.images[1] = None
+    labels = finder.labels(found)
+    assert labels[1] is None
+    assert labels[0].shape == (64, 32)
+    assert labels[0].max() < N_REGIONS
+    found.images[:] = [None]*len(found.images)
+    finder.labels.cache_clear()
+    assert finder.labels(found) == found.images
 
 
-def test_a_match_is_the_learners_own_explanation(finder, seer):
-    query = finder.pick(finder.images['key'].iloc[0])
-    match = finder.match(finder.find(query), 2)
-    own = seer.explain(query.image, finder.picture(match.row['key']))
+def test_a_match_is_the_learners_own_explanation(finder, seer, key):
+    match = finder.match(ask(finder, key), 2)
+    own = seer.explain(match.query.image, finder.image(match.row['key']))
     np.testing.assert_allclose(match.table.to_numpy(float), own.table.to_numpy(float), rtol=1e-4, atol=1e-5)
-    assert match.words == match_words(match.table, own.score) == own.words
-    assert match.place == 2 and match.table['share'].sum() == pytest.approx(match.row['similarity'], abs=1e-4)
-    for place in (0, 99, -1, 'first', None):
-        with pytest.raises(ValueError, match='there is no such hit any more'): finder.match(finder.find(query), place)
+    assert match.words == match_words(match.table, own.score)
+    assert match.table['share'].sum() == pytest.approx(match.row['similarity'], abs=1e-4)
+    assert len(match.heats) == 2
 
 
-def test_an_explanation_says_what_else_a_hit_was_found_by(finder):
-    query = finder.pick(finder.images['key'].iloc[0])
-    found = finder.find(query, regions=['head', 'chest', 'upper_leg'])
-    match = finder.match(found, 1)
-    alike = match.table['similarity'][['head', 'chest', 'upper_leg']]
-    assert match.row['similarity'] == pytest.approx(alike.mean(), abs=1e-4) and match.row['shared'] == alike.notna().sum()
-    start = f'Found with {match.row["similarity"]:.2f} by head, chest, upper leg alone, as far as both show them; what follows is of the whole person. '
-    assert match.words == start + match_words(match.table, match.table['share'].sum())
+def test_a_search_by_regions_is_explained_by_regions(finder, key):
+    labels, regions = finder.labels(ask(finder, key)), ('head', 'chest', 'upper_leg')
+    found = ask(finder, key, regions=regions)
+    assert labels and found.hits.regions == regions
+    for place in (1, len(found.hits)):
+        match = finder.match(found, place)
+        assert match.table['share'].sum() == pytest.approx(match.row['similarity'], abs=1e-4)
+        assert match.table['share'].notna().sum() == match.row['shared']
+        assert set(match.table.index[match.table['share'].notna()]) <= set(regions)
+        assert match.heats == () and match.regions == regions
+        assert match.words.startswith(f'Similarity {match.row["similarity"]:.2f}')
+
+
+def test_regions_in_numbers_and_words():
+    table = pd.DataFrame({'similarity': np.arange(8)/10, 'seen_query': .1, 'seen_hit': .1, 'share': 9.}, index=list(REGIONS))
+    table.loc['head', 'similarity'] = np.nan
+    two = region_table(table, ('head', 'upper_arm', 'foot'))
+    assert two['share'].dropna().to_dict() == {'upper_arm': pytest.approx(.15), 'foot': pytest.approx(.35)}
+    assert region_words(two, .5) == ('Similarity 0.50, the mean over upper arm, foot. Best match: foot (0.70). Least alike: upper arm (0.30). '
+                                     'Left out, since not seen in both: head.')
+    assert region_words(region_table(table, ('foot',)), .7) == 'Similarity 0.70, by foot alone.'
+    assert (table['share'] == 9).all()  # as it was
 
 
 def test_a_model_without_parts(blind, few, tmp_path):
@@ -110,10 +163,11 @@ def test_a_model_without_parts(blind, few, tmp_path):
     with Gallery(tmp_path/'blind') as g:
         g.add(blind, few.head(4), progress=False)
         finder = Finder(blind, g)
-        found = finder.find(finder.pick(finder.images['key'].iloc[0]))
-        assert not finder.parts and not finder.by_region and len(found.hits) == 3
-        for ask in (lambda: finder.label(found), lambda: finder.match(found, 1)):
-            with pytest.raises(ValueError, match='this model knows no parts'): ask()
+        found = ask(finder, finder.images['key'].iloc[0])
+        assert not finder.parts and not finder.by_region
+        assert len(found.hits) == 3
+        for act in (lambda: finder.labels(found), lambda: finder.match(found, 1)):
+            with pytest.raises(ValueError, match='this model knows no parts'): act()
 
 
 def test_galleries_that_cannot_be_searched(blind, people, seer, tmp_path):
@@ -122,20 +176,31 @@ def test_galleries_that_cannot_be_searched(blind, people, seer, tmp_path):
     with Gallery(tmp_path/'empty') as g, pytest.raises(ValueError, match='is empty: add images first'): Finder(seer, g)
 
 
-def test_rates_are_worked_out_once(finder, monkeypatch):
-    from magnifier.app import search as page_search
-    first = finder.rates()
-    monkeypatch.setattr(page_search, 'pair_rates', lambda *a: pytest.fail('again'))
-    assert finder.rates() is first and len(first.impostor)
-    finder.refresh()
+def test_what_was_asked_is_not_worked_out_again(finder, key, monkeypatch):
+    found, rates = ask(finder, key), finder.rates()
+    match = finder.match(found, 1)
+    assert len(rates.impostor)
+    for name in ('pair_rates', 'explained'): monkeypatch.setattr(page_search, name, lambda *a: pytest.fail('again'))
+    assert ask(finder, key) is found
+    assert finder.rates() is rates
+    assert finder.match(found, 1) is match
     monkeypatch.undo()
-    assert finder.rates() is not first
+    finder.refresh()  # somebody may have been deleted
+    assert ask(finder, key) is not found
+    assert finder.rates() is not rates
+    for i in range(3*REMEMBERED): ask(finder, key, since=f'{1990 + i}-01-01')
+    assert finder.find.cache_info().currsize == REMEMBERED
 
 
 def test_some_are_different_people(finder):
-    assert finder.some(3)['pid'].is_unique and len(finder.some(3)) == 3 and len(finder.some(100)) == len(finder.images)
+    assert finder.some(3)['pid'].is_unique
+    assert len(finder.some(3)) == 3
+    assert len(finder.some(100)) == len(finder.images)
 
 
 def test_shrunk():
     image = Image.new('RGB', (2000, 4000))
-    assert shrunk(image).size == (SIDE//2, SIDE) and image.size == (2000, 4000) and shrunk(None) is None and shrunk(Image.new('RGB', (4, 8))).size == (4, 8)
+    assert shrunk(image).size == (SIDE//2, SIDE)
+    assert image.size == (2000, 4000)
+    assert shrunk(Image.new('RGB', (4, 8))).size == (4, 8)
+    assert shrunk(None) is None

@@ -1,50 +1,210 @@
-"The page's server before it answers; tests/look/test_page.py asks it"
-import asyncio
-import os
-import stat
-import sys
-from pathlib import Path
+"What the page's server answers, and whom: a visit without a browser, and attacks"
+import socket
+from urllib.request import Request, urlopen
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from magnifier.app.server import LOCAL, MAX_FORM, Guard, is_local, make_page, serve_page
+from magnifier.app.uploads import MAX_BYTES
+from starlette.testclient import TestClient
 
-pytest.importorskip('gradio')
-
-from magnifier.app.page import make_page  # noqa: E402
-from magnifier.app.server import is_local, private_folder  # noqa: E402
-
-pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')  # Gradio's own
-
-
-@pytest.fixture(autouse=True)
-def _loops(monkeypatch):
-    "Gradio makes event loops for a page and leaves them open: they are closed here"
-    made, new = [], asyncio.new_event_loop
-    monkeypatch.setattr(asyncio, 'new_event_loop', lambda: made.append(new()) or made[-1])
-    yield
-    for loop in made: loop.close()
-    asyncio.set_event_loop(None)
+ADDRESS = 'http://127.0.0.1:7860'
+FRAGMENT = {'HX-Request': 'true'}
 
 
-def test_a_folder_that_only_its_owner_reads_and_that_goes(monkeypatch):
-    monkeypatch.setenv('GRADIO_TEMP_DIR', '/elsewhere')
-    with pytest.raises(ZeroDivisionError), private_folder() as folder:
-        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700 and os.environ['GRADIO_TEMP_DIR'] == folder
-        Path(folder, 'upload.png').write_bytes(b'x')
-        1/0
-    assert not Path(folder).exists() and os.environ['GRADIO_TEMP_DIR'] == '/elsewhere'
-    monkeypatch.delenv('GRADIO_TEMP_DIR')
-    with private_folder(): pass
-    assert 'GRADIO_TEMP_DIR' not in os.environ
+@pytest.fixture(scope='module')
+def client(seer, people):
+    with TestClient(make_page(seer, people), base_url=ADDRESS, headers=FRAGMENT) as client: yield client
 
 
-def test_local(): assert is_local('127.0.0.1') and is_local('localhost') and not is_local('0.0.0.0') and not is_local('192.168.0.2')
+@pytest.fixture(scope='module')
+def keys(people): return people.images()['key'].tolist()
 
 
-def test_the_page_promises_nothing_outside(seer, people):
-    config = make_page(seer, people).get_config_file()
-    assert not config.get('analytics_enabled') and all(d['api_visibility'] == 'private' for d in config['dependencies'])
+def search(client, query, **fields):
+    answer = client.post('/search', data={'query': query, **fields})
+    assert answer.status_code == 200
+    return answer.text
 
 
-def test_without_gradio(monkeypatch, seer, people):
-    monkeypatch.setitem(sys.modules, 'gradio', None)
-    with pytest.raises(ImportError, match=r"pip install 'magnifier-reid\[app\]'"): make_page(seer, people)
+def chosen(text):
+    "The id of who is searched, as the page's hidden field has it"
+    return text.split('name="query" value="')[1].split('"')[0]
+
+
+def test_a_visit(client, keys):
+    opened = client.get('/', headers={'HX-Request': ''})
+    assert opened.text.count('name="query"') > 4
+    query = chosen(client.post('/choose', data={'query': keys[0]}).text)
+    assert query == keys[0]
+    text = search(client, query)
+    assert f'{len(keys) - 1} hits' in text
+    assert text.count('class="card"') == len(keys) - 1
+    assert 'No threshold' in text
+    hit = text.split('name="hit" value="')[1].split('"')[0]
+    why = search(client, query, hit=hit, masks='on')
+    assert 'Hit 1' in why
+    assert why.count('class="legend"') == 2
+    assert 'No hit at this threshold' in search(client, query, threshold='1.0')
+    assert 'False accepts' in search(client, query, threshold='0.5')
+    assert 'Hit 1' not in search(client, query, hit='no such hit')
+    assert 'Nobody is searched yet' in search(client, '')
+    assert chosen(client.post('/choose', data={'query': ''}).text) == ''
+
+
+def test_an_upload_is_searched(client, people, keys):
+    row = people.images().iloc[2]
+    with open(row['path'], 'rb') as file: answer = client.post('/upload', content=file.read())
+    assert 'your image' in answer.text
+    text = search(client, chosen(answer.text), leave_out='own')
+    assert f'name="hit" value="{row["key"]}"' in text.split('</li>')[0]
+    assert '✓' not in text and '✗' not in text  # nobody knows who it is
+
+
+@pytest.mark.parametrize('content, size, words', [(b'', 0, 'This file is empty'), (b'', MAX_BYTES + 1, '10.0 MB'), (b'<svg onload=alert(1)>', 0, 'SVG'),
+                                                  (b'GIF89a', 0, 'GIF'), (bytes(500), 0, 'not an image')])
+def test_a_refused_upload_is_a_sentence_and_nobody_is_searched(client, content, size, words):
+    text = client.post(f'/upload?size={size}', content=content).text
+    assert words in text
+    assert 'role="alert"' in text
+    assert 'alert(1)' not in text
+    assert chosen(text) == ''
+
+
+def test_mistakes_are_sentences(client, keys):
+    for fields, words in ((dict(since='soon'), 'not a date and time'), (dict(cameras='999'), 'no camera 999'), (dict(regions='tail'), 'Unknown region'),
+                          (dict(leave_out='9'*5000), 'alert'), (dict(until='1999-01-01'), 'widen them')):
+        assert words in search(client, keys[0], **fields)
+    for key in ('x', '../../etc/passwd', '<script>alert(1)</script>', 'upload-x'):
+        for text in (search(client, key), client.post('/choose', data={'query': key}).text):
+            assert 'role="alert"' in text
+            assert '<script' not in text
+    assert client.post('/search', data={'query': keys[0], 'threshold': 'high'}).status_code == 404
+
+
+FIELDS = ['query', 'hit', 'leave_out', 'cameras', 'since', 'until', 'regions', 'threshold', 'masks', 'by', 'only', 'page', 'size', 'other']
+VALUES = st.one_of(st.text(max_size=20), st.sampled_from(['nan', 'inf', '-1', '1e400', '0', 'on', 'own', 'foot', 'head', '1', '99999999999999999999', 'camera 1', "' or 1=1 --"]))
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(route=st.sampled_from(['/search', '/choose', '/gallery', '/upload']), known=st.booleans(),
+       fields=st.dictionaries(st.sampled_from(FIELDS), st.one_of(VALUES, st.lists(VALUES, max_size=3)), max_size=6))
+def test_whatever_a_form_says_the_server_stands(client, keys, route, known, fields):
+    fields = {**fields, 'query': keys[0]} if known else fields
+    assert client.post(route, data=fields).status_code in (200, 404)
+
+
+def test_the_gallery(client, keys):
+    text = client.post('/gallery').text
+    assert text.count('class="card"') == len(keys)
+    assert 'camera 1 <small>' in client.post('/gallery', data=dict(by='camera', only='camera 1', page='-3')).text.replace('\n', '')
+
+
+def test_headers(client):
+    for path in ('/', '/page.js', '/page.css', '/nothing'):
+        headers = client.get(path).headers
+        assert "default-src 'none'" in headers['content-security-policy']
+        assert 'unsafe' not in headers['content-security-policy']
+        assert headers['cache-control'] == 'no-store'
+        assert 'set-cookie' not in headers
+
+
+def test_another_servers_cookies_say_nothing(client, keys):
+    "Cookies are all servers' of this machine, whatever their port"
+    client.cookies.set('query', keys[0])
+    text = client.post('/search', data={}).text
+    client.cookies.clear()
+    assert 'Nobody is searched yet' in text
+
+
+@pytest.mark.parametrize('path', ['/etc/passwd', '/../../../../etc/passwd', '/%2e%2e/%2e%2e/etc/passwd', '/page.py', '/server.py', '/.sesskey', '/static/page.js',
+                                  '/docs', '/openapi.json', '/favicon.ico', '/search', '/page.css/../page.py'])
+def test_no_file_and_no_other_route_is_served(client, path):
+    answer = client.get(path)
+    assert answer.status_code in (404, 405)
+    assert b'root:' not in answer.content
+
+
+def test_nothing_is_written(client, keys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    monkeypatch.setattr('tempfile.TemporaryFile', lambda *a, **k: pytest.fail('a temporary file'))
+    assert client.post('/upload', files={'file': ('a.png', bytes(2_000_000))}).status_code == 415
+    client.post('/upload', content=bytes(3_000_000))
+    search(client, keys[0])
+    assert not list(tmp_path.iterdir())
+
+
+def refused(guard=None, *, method='POST', path='/search', **headers):
+    headers = {'host': '127.0.0.1:7860', 'content-length': '2', **{k.replace('_', '-'): v for k, v in headers.items()}}
+    return (guard or Guard()).refusal(method, path, {k: v for k, v in headers.items() if v is not None})
+
+
+@pytest.mark.parametrize('host, status', [('localhost:7860', 0), ('LOCALHOST', 0), ('[::1]:7860', 0), ('127.0.0.1', 0), ('evil.example', 421),
+                                          ('127.0.0.1.evil.example', 421), ('', 421), ('a:b:c', 421), ('[', 421), ('0.0.0.0', 421)])
+def test_only_under_this_machines_name(host, status): assert refused(host=host) == status
+
+
+@pytest.mark.parametrize('origin, status', [('http://127.0.0.1:7860', 0), ('http://evil.example', 403), ('null', 403), ('http://127.0.0.1:1', 403),
+                                            ('http://[', 403), ('', 403), ('http://localhost:7860', 403), (None, 0)])
+def test_no_other_sites_page_asks(origin, status): assert refused(origin=origin) == status
+
+
+@pytest.mark.parametrize('host, origin, status', [
+    ('people.example.org', 'https://people.example.org', 0), ('127.0.0.1:7860', 'https://people.example.org', 0),  # a proxy that keeps Host, or does not
+    ('people.example.org', 'https://evil.example', 403), ('people.example.org', 'https://people.example.org:8443', 403),
+    ('evil.example', 'https://evil.example', 421), ('evil.example', 'https://people.example.org', 421), ('127.0.0.1:7860', 'http://127.0.0.1:7860', 0)])
+def test_behind_a_proxy(host, origin, status): assert refused(Guard(public='people.example.org'), host=host, origin=origin) == status
+
+
+def test_a_public_name_may_have_a_port_and_none_is_no_name():
+    assert refused(Guard(public='people.example.org:8443'), host='people.example.org', origin='https://people.example.org:8443') == 0
+    assert refused(Guard(), host='people.example.org') == 421
+    for wrong in ('https://people.example.org', 'people.example.org/page', ':80', 'a:b', '['):
+        with pytest.raises(ValueError, match='NAME or NAME:PORT wanted'): Guard(public=wrong)
+
+
+@pytest.mark.parametrize('headers, status', [
+    (dict(content_length='10'), 0), (dict(content_length=str(MAX_FORM)), 0), (dict(content_length=str(MAX_FORM + 1)), 413), (dict(content_length=None), 411),
+    (dict(content_length='-1'), 411), (dict(content_length='x'), 411), (dict(transfer_encoding='chunked'), 411),
+    (dict(content_length=str(MAX_BYTES), path='/upload'), 0), (dict(content_length=str(MAX_BYTES + 1), path='/upload'), 413),
+    (dict(content_length=None, method='GET', path='/'), 0), (dict(content_type='multipart/form-data; boundary=x'), 415)])
+def test_a_request_says_how_long_it_is_and_is_not_too_long(headers, status): assert refused(**headers) == status
+
+
+def test_refusals_reach_the_client(client):
+    assert client.get('/', headers={'host': 'evil.example'}).status_code == 421
+    assert client.post('/search', data={}, headers={'origin': 'https://evil.example'}).status_code == 403
+    assert client.post('/search', content=b'x'*(MAX_FORM + 1)).status_code == 413
+    assert client.options('/search', headers={'origin': 'https://evil.example', 'access-control-request-method': 'POST'}).status_code == 403
+
+
+def test_local():
+    assert all(is_local(host) for host in LOCAL)
+    assert not any(is_local(host) for host in ('0.0.0.0', '192.168.0.2', '', '::'))
+
+
+@pytest.mark.parametrize('host', ['0.0.0.0', '::', ''])
+def test_every_address_needs_a_name(seer, people, host):
+    with pytest.raises(ValueError, match='name it with public_host'), serve_page(seer, people, host=host): pass
+
+
+def asked(address, host):
+    try: return urlopen(Request(address, headers={'Host': host}), timeout=20).status
+    except OSError as e: return e.code
+
+
+def test_a_network_address_lets_in_one_name_and_no_other(seer, people):
+    with serve_page(seer, people, host='0.0.0.0', port=0, public_host='camera-room') as address:
+        address = address.replace('0.0.0.0', '127.0.0.1')
+        assert asked(address, 'camera-room:7860') == 200
+        assert asked(address, 'evil.example') == 421
+
+
+def test_it_is_bound_to_this_machine_alone_and_a_port_that_is_taken_is_said(seer, people):
+    with serve_page(seer, people, port=0) as address:
+        port = int(address.rsplit(':')[-1].strip('/'))
+        with socket.socket() as other: other.bind(('127.0.0.2', port))  # free, which it is not where all addresses are taken
+        assert asked(address, f'127.0.0.1:{port}') == 200
+        with pytest.raises(OSError, match=f'{port}: cannot listen there .* choose another port'), serve_page(seer, people, port=port): pass
+    with pytest.raises(OSError): urlopen(address, timeout=5)
