@@ -47,12 +47,9 @@ from magnifier.train.losses import *
 from magnifier.train.metrics import *
 from magnifier.train.recording import *
 from magnifier.train.callbacks import *
-from magnifier.train.fast import *
-from magnifier.train.averaging import *
+from magnifier.train.precision import *
 from magnifier.train.parts import *
 from magnifier.train.learner import *
-from magnifier.train.pretrained import *
-from magnifier.train.export import *
 from magnifier.train.schedules import *
 from magnifier.train.checkpoints import *
 from magnifier.train.guards import *

@@ -9,7 +9,7 @@ from pathlib import Path
 from magnifier.all import ProgressCallback, RECIPES, ablate, market1501, setting_learner, walkers
 
 QUICK = bool(os.environ.get('MAGNIFIER_QUICK'))
-if QUICK: RECIPES['quick'] = RECIPES['quick']._replace(loading={**RECIPES['quick'].loading, 'size': (64, 32), 'bs': 16}, epochs=1)
+if QUICK: RECIPES['quick'] = RECIPES['quick']._replace(loading={**RECIPES['quick'].loading, 'size': (64, 32), 'bs': 16})
 
 path = walkers(n_train=8, n_test=6) if QUICK else walkers()
 catalog = market1501(path)
@@ -18,7 +18,7 @@ runs = Path(tempfile.mkdtemp()) if QUICK else path.parent/'ablation'/path.name
 
 def model_of(*settings):
     "The learners of these settings (one alone where one is named), as `magnifier_ablate --weights --seeds 0` leaves them"
-    ablate(catalog, runs, settings=settings, seeds=(0,), weights=True, workers=0)
+    ablate(catalog, runs, settings=settings, seeds=(0,), epochs=1 if QUICK else None, weights=True, workers=0)
     learners = [setting_learner(catalog, runs, name, workers=0) for name in settings]
     for learn in learners: learn.remove_cb(ProgressCallback)  # its bars would stay in the page
     return learners if len(settings) > 1 else learners[0]

@@ -71,10 +71,10 @@ def test_the_papers_recipe_by_name(people, tmp_path, monkeypatch, capsys, narrow
 def test_ctrl_c_says_how_to_go_on(people, tmp_path, monkeypatch, capsys, narrow):
     import os, signal
     from magnifier.train.checkpoints import Checkpoints
-    keep, out = Checkpoints._keep, tmp_path/'a run'
+    keep, out = Checkpoints.after_epoch, tmp_path/'a run'
     call = dict(recipe='baseline', out=str(out), **SMALL)
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as e:
-        patch.setattr(Checkpoints, '_keep', lambda self, epoch: (keep(self, epoch), os.kill(os.getpid(), signal.SIGINT)))
+        patch.setattr(Checkpoints, 'after_epoch', lambda self: (keep(self), os.kill(os.getpid(), signal.SIGINT)))
         cli.magnifier_train('market1501', str(people), **call)
     again = next(line for line in capsys.readouterr().out.splitlines() if 'go on with' in line)
     assert e.value.code == 130 and 'after epoch 1 of 2' in again
@@ -194,10 +194,3 @@ def test_help_teaches_by_example_and_imports_nothing_heavy(tmp_path):
 def test_recipes_by_name():
     assert recipe('quick') is RECIPES['quick']
     with pytest.raises(ValueError, match='quick, one_cycle'): recipe('fast')
-
-
-def test_one_cycle_ends_with_the_diversity_phase(learn, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(learn, 'fit_one_cycle', lambda n, lr, cbs: seen.update(n=n, lr=lr, cbs=list(cbs)))
-    RECIPES['one_cycle'].fit(learn, 12)
-    assert seen['n'] == 12 and seen['cbs'][0].start_epoch == 10

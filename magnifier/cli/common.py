@@ -90,7 +90,6 @@ def open_learner(
     from pathlib import Path
     if not Path(learner).exists(): raise FileNotFoundError(f'{learner}: no such learner; train one with `magnifier_train`, or name one with --learner')
     if learner.endswith('.onnx'): raise ValueError(f'{learner} is an .onnx file, which embeds and does no more: {LEARNERS}')
-    import magnifier.train.export  # noqa: F401, what galleries and exports ask of a learner
     from magnifier.train.learner import ReIDLearner
     learn = ReIDLearner.from_pretrained(learner) if Path(learner).is_dir() else _unpickled(learner)
     if not isinstance(learn, ReIDLearner): raise ValueError(f'{learner} holds a {type(learn).__name__}, which is no learner of people: {LEARNERS}')

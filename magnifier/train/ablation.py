@@ -9,10 +9,10 @@ import pandas as pd
 from fastai.vision.all import save_model
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.files import aside
-from magnifier.train.generators import seeded
-from magnifier.train.learner import ReIDLearner, magnifier_learner
+from magnifier.train.learner import ReIDLearner, recipe_learner
 from magnifier.train.recipes import recipe as named
 from magnifier.train.records import describe_data, differing, environment, read_json, write_json
+from magnifier.train.state import seeded
 
 __all__ = ['FIGURES', 'PAPER', 'STUDIES', 'Setting', 'SETTINGS', 'settings_of', 'ablate', 'setting_learner', 'read_runs', 'summary']
 
@@ -66,8 +66,8 @@ PAPER = pd.DataFrame(
 
 
 def settings_of(
-    studies=None, # Names of `STUDIES`; None for all
-) -> list:        # The settings that they show, each once
+    studies=None,  # Names of `STUDIES`; None for all
+) -> list:  # The settings that they show, each once
     "Which settings to train; a ValueError for an unknown study lists the known"
     studies = list(STUDIES) if studies is None else list(studies)
     unknown = [s for s in studies if s not in STUDIES]
@@ -76,18 +76,18 @@ def settings_of(
 
 
 def ablate(
-    catalog,             # Catalog with training, query and gallery images, and part masks
-    out,                 # Folder of the runs: `runs/SETTING-SEED.json`, a file a run
+    catalog,  # Catalog with training, query and gallery images, and part masks
+    out,  # Folder of the runs: `runs/SETTING-SEED.json`, a file a run
     *,
-    recipe:str='quick',  # How each is trained (`magnifier.train.recipes`)
-    studies=None,        # Names of `STUDIES`; None for all
-    settings=None,       # Names of `SETTINGS` instead, where a study is too much
-    seeds=(0,),          # Seeds of weights, batches and occlusions; one seed after the other
-    epochs:int|None=None,# Epochs of a run; None for the recipe's
-    arch:str|None=None,  # Backbone; None for the recipe's
-    workers:int|None=None, # Loader processes; None for fastai's choice
-    weights:bool=False,  # Whether each run's weights are kept too, in `models/SETTING-SEED.pth`, for `setting_learner`
-) -> pd.DataFrame:       # `read_runs`
+    recipe: str = 'quick',  # How each is trained (`magnifier.train.recipes`)
+    studies=None,  # Names of `STUDIES`; None for all
+    settings=None,  # Names of `SETTINGS` instead, where a study is too much
+    seeds=(0,),  # Seeds of weights, batches and occlusions; one seed after the other
+    epochs: int | None = None,  # Epochs of a run; None for the recipe's
+    arch: str | None = None,  # Backbone; None for the recipe's
+    workers: int | None = None,  # Loader processes; None for fastai's choice
+    weights: bool = False,  # Whether each run's weights are kept too, in `models/SETTING-SEED.pth`, for `setting_learner`
+) -> pd.DataFrame:  # `read_runs`
     """Trains and evaluates every setting with every seed. A run that is there already is not repeated, so that a stopped ablation goes on
     where it was; one made otherwise (other recipe, epochs, data) is refused."""
     plan, out = named(recipe), Path(out)
@@ -103,8 +103,8 @@ def ablate(
             if not weights or _weights(out, name, seed).exists(): continue
         log.info('%s, seed %s (%s of %s)', name, seed, i + 1, len(wanted))
         with seeded(seed):
-            learn = _built(catalog, out, name, seed, plan, arch, workers)
-            run = _run(learn, plan, SETTINGS[name], epochs)
+            learn = _built(catalog, out, name, seed, recipe, arch, workers)
+            run = _run(learn, recipe, SETTINGS[name], epochs)
         if weights:
             with aside(_weights(out, name, seed)) as part: save_model(part, learn.model, None, with_opt=False)
         write_json(file, dict(setting=name, seed=seed, **made, **run, **environment()))
@@ -123,35 +123,36 @@ def _stem(name, seed): return f'{name.replace(" ", "_")}-{seed}'
 def _weights(out, name, seed): return Path(out)/'models'/f'{_stem(name, seed)}.pth'
 
 
-def _built(catalog, out, name, seed, plan, arch, workers):
+def _built(catalog, out, name, seed, recipe, arch, workers):
     "The learner that a run starts from"
+    plan = named(recipe)
     dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **plan.loading)
-    return magnifier_learner(dls, **{**plan.model, 'arch': arch or plan.model['arch'], 'seed': seed, **SETTINGS[name].model})
+    return recipe_learner(dls, recipe, **{'arch': arch or plan.model['arch'], 'seed': seed, **SETTINGS[name].model})
 
 
-def _run(learn, plan, setting, epochs):
+def _run(learn, recipe, setting, epochs):
     "Figures of one training"
     start = time.perf_counter()
-    with learn.no_bar(), learn.no_logging(): plan.fit(learn, epochs, diversity=setting.diversity)
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(recipe, epochs, diversity=setting.diversity)
     seconds = time.perf_counter() - start
     with learn.no_bar(): figures = learn.evaluate().loc['plain', FIGURES]
     return dict(figures.astype(float), seconds=round(seconds, 1))
 
 
 def setting_learner(
-    catalog,             # Catalog that the runs were made with
-    out,                 # Folder of the runs
-    name:str,            # One of `SETTINGS`
-    seed:int=0,          # Its seed
+    catalog,  # Catalog that the runs were made with
+    out,  # Folder of the runs
+    name: str,  # One of `SETTINGS`
+    seed: int = 0,  # Its seed
     *,
-    recipe:str='quick',  # As for `ablate`
-    arch:str|None=None,  # As for `ablate`
-    workers:int|None=None, # As for `ablate`
-) -> ReIDLearner:        # The learner of one run
+    recipe: str = 'quick',  # As for `ablate`
+    arch: str | None = None,  # As for `ablate`
+    workers: int | None = None,  # As for `ablate`
+) -> ReIDLearner:  # The learner of one run
     "One run's learner, to look into what a setting learnt. A ValueError for an unknown setting, or where its weights were not kept"
     file = _weights(out, _known(name), seed)
     if not file.exists(): raise ValueError(f'{file} is not there: ablate(..., weights=True) trains that setting and keeps its weights')
-    with seeded(seed): return _built(catalog, out, name, seed, named(recipe), arch, workers).load(file.stem, with_opt=False)
+    with seeded(seed): return _built(catalog, out, name, seed, recipe, arch, workers).load(file.stem, with_opt=False)
 
 
 def _check_same(file, made):
@@ -163,8 +164,8 @@ def _check_same(file, made):
 
 
 def read_runs(
-    out, # Folder that `ablate` wrote
-) -> pd.DataFrame: # A row a run: setting, seed, recipe, epochs, arch, images a split, digest of the data, R1 R5 R10 mAP mINP in [0,1], seconds, commit
+    out,  # Folder that `ablate` wrote
+) -> pd.DataFrame:  # A row a run: setting, seed, recipe, epochs, arch, images a split, digest of the data, R1 R5 R10 mAP mINP in [0,1], seconds, commit
     "Runs that are finished, in the order of `SETTINGS` and of the seeds"
     runs = [{k: v for k, v in read_json(f).items() if not isinstance(v, dict)} for f in sorted((Path(out)/'runs').glob('*.json'))]
     if not runs: raise ValueError(f'{out}: no finished run there; `magnifier_ablate --out {out}` makes them')
@@ -173,8 +174,8 @@ def read_runs(
 
 
 def summary(
-    runs:pd.DataFrame, # Of `ablate` or `read_runs`, or its CSV
-) -> pd.DataFrame:     # Index study and line; columns setting, runs, R1 mAP mINP in % (means), and '± ' of each: standard deviation over seeds
+    runs: pd.DataFrame,  # Of `ablate` or `read_runs`, or its CSV
+) -> pd.DataFrame:  # Index study and line; columns setting, runs, R1 mAP mINP in % (means), and '± ' of each: standard deviation over seeds
     "Means and spreads, study by study; of one seed alone the spread is unknown (NaN)"
     rows = []
     for study, lines in STUDIES.items():

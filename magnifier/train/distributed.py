@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from fastai.vision.all import L, Learner, ProgressCallback, num_distrib, rank_distrib
+from fastai.vision.all import L, num_distrib, rank_distrib
 from torch.nn.modules.batchnorm import _BatchNorm
 from magnifier.data.transforms import OwnGenerator
 
@@ -21,9 +21,9 @@ def n_ranks() -> int:  # 1 where there is one process, or several that have not 
 
 
 def join_ranks(
-    timeout:float=60.,   # Seconds that a rank waits for the others in one exchange, before it ends with an error
+    timeout: float = 60.,  # Seconds that a rank waits for the others in one exchange, before it ends with an error
     *,
-    cpu:bool|None=None,  # Whether tensors stay on the CPU (gloo); None: where there is no GPU (with one: NCCL, a GPU a rank)
+    cpu: bool | None = None,  # Whether tensors stay on the CPU (gloo); None: where there is no GPU (with one: NCCL, a GPU a rank)
 ):
     """The processes that `torchrun` started meet, for as long as they live; nothing happens in a single one, or where they have met already.
 
@@ -36,7 +36,7 @@ def join_ranks(
 
 @contextmanager
 def rank0_first(
-    timeout:float=3600., # Seconds that the others wait
+    timeout: float = 3600.,  # Seconds that the others wait
 ):
     "Rank 0 goes through the block first, the others then find what it made (a data set drawn, a cache); nothing in a single process"
     if n_ranks() == 1:
@@ -54,7 +54,7 @@ def _device(): return torch.device('cuda', torch.cuda.current_device()) if dist.
 
 
 def gather_rows(
-    x:torch.Tensor, # Rows of this rank, any number; the other dimensions are every rank's
+    x: torch.Tensor,  # Rows of this rank, any number; the other dimensions are every rank's
 ) -> torch.Tensor:  # Rows of all ranks, those of rank 0 first, on the device of `x`; no gradient
     "The same rows on every rank; in a single process `x` itself"
     if n_ranks() == 1: return x
@@ -70,7 +70,7 @@ def gather_rows(
 
 
 def gather_own(
-    x:torch.Tensor, # (n,...) of this rank; n is every rank's
+    x: torch.Tensor,  # (n,...) of this rank; n is every rank's
 ) -> torch.Tensor:  # (n_ranks x n, ...), rank after rank; gradient flows to this rank's rows alone
     "Rows of all ranks for a loss over pairs; in a single process `x` itself. Nothing waits for the device"
     if n_ranks() == 1: return x
@@ -81,7 +81,7 @@ def gather_own(
 
 
 def mean_over_ranks(
-    x:torch.Tensor, # Floats, alike in shape on every rank
+    x: torch.Tensor,  # Floats, alike in shape on every rank
 ) -> torch.Tensor:  # Their mean, on the device of `x`
     "The same figure on every rank; in a single process `x` itself"
     if n_ranks() == 1: return x
@@ -91,7 +91,7 @@ def mean_over_ranks(
 
 
 def same_state(
-    model:torch.nn.Module, # Alike in its shapes on every rank; changed in place
+    model: torch.nn.Module,  # Alike in its shapes on every rank; changed in place
 ):
     "Rank 0's weights and statistics on every rank: without a synchronised batch norm each rank's running statistics are its own"
     if n_ranks() == 1: return
@@ -107,8 +107,8 @@ class Share:
     A part is whole batches, the very ones that a single process would make, so that figures do not depend on the number of ranks.
     Only inside `distrib_ctx` (there every rank comes here) and where each rank has a batch at all; otherwise the part is everything."""
     def __init__(self,
-        learn, # A ReIDLearner
-        dl,    # Its loader
+        learn,  # A ReIDLearner
+        dl,  # Its loader
     ):
         self.shared = n_ranks() > 1 and hasattr(learn, 'distributed_trainer') and len(dl) >= n_ranks()
         self.dl = dl
@@ -123,7 +123,7 @@ class Share:
         self.dl.n = len(own)
 
     def whole(self,
-        x:torch.Tensor, # (n,...) of this rank's part
+        x: torch.Tensor,  # (n,...) of this rank's part
     ) -> torch.Tensor:  # Of all parts, in the loader's order
         "What all ranks found, on every rank"
         return gather_rows(x) if self.shared else x
@@ -131,30 +131,31 @@ class Share:
 
 @contextmanager
 def distributed(
-    learn,                    # A ReIDLearner
-    sync_bn:bool|None=None,   # Batch norms over all ranks' batches; None: where there are GPUs (on CPUs torch has none)
+    learn,  # A ReIDLearner
+    sync_bn: bool | None = None,  # Batch norms over all ranks' batches; None: where there are GPUs (on CPUs torch has none)
     *,
-    timeout:float=60.,        # Seconds that a rank waits for the others in one exchange; what the processes first met with holds
-    **kwargs                  # Passed to fastai's distrib_ctx, as cpu
+    timeout: float = 60.,  # Seconds that a rank waits for the others in one exchange; what the processes first met with holds
+    **kwargs,  # Passed to fastai's DistributedTrainer, as cpu
 ):
-    """fastai's distrib_ctx with its broadcast mended and rank 0's weights for all; batches are augmented otherwise on other ranks; the learner
-    is as it was afterwards"""
+    """What fastai's `distrib_ctx` does, also without a GPU, and with rank 0's weights for all; batches are augmented otherwise on other
+    ranks; the learner is as it was afterwards"""
     if num_distrib() <= 1:
         yield learn
         return
-    _mend_fastai()
+    trainer = _trainer_class()
     cpu = kwargs.get('cpu', not torch.cuda.is_available())
-    silent, logger = not hasattr(learn, 'progress'), learn.logger
+    loaders, logger = learn.dls.loaders, learn.logger
     join_ranks(timeout, cpu=cpu)
     same_state(learn.model)
     _draw_apart(learn.dls.train)
     norms = _norms(learn.model)
+    cbs = [trainer(not cpu if sync_bn is None else sync_bn, **kwargs)]
+    silenced = [cb for cb in learn.cbs if cb.name == 'progress' and rank_distrib()]
     try:
-        with Learner.distrib_ctx(learn, not cpu if sync_bn is None else sync_bn, **kwargs): yield learn
+        with learn.removed_cbs(silenced), learn.added_cbs(cbs): yield learn
     finally:
         learn.logger, learn.model = logger, _with_norms(getattr(learn.model, 'module', learn.model), norms)
-        learn.dls.loaders = [getattr(dl, 'dl', dl) for dl in learn.dls.loaders]  # an error in a fit leaves fastai's wrappers behind
-        if silent: learn.remove_cb(ProgressCallback)
+        learn.dls.loaders = loaders  # an error in a fit leaves fastai's wrappers behind
 
 
 def _norms(model): return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
@@ -172,27 +173,33 @@ def _with_norms(model, norms):
 
 @contextmanager
 def on_all_ranks(
-    learn,             # A ReIDLearner
-    timeout:float=60., # As in `distributed`
-    **kwargs           # Passed to `distributed`
+    learn,  # A ReIDLearner
+    timeout: float = 60.,  # As in `distributed`
+    **kwargs,  # Passed to `distributed`
 ):
     "`learn.distrib_ctx` where `torchrun` started several processes, on the device of its loaders; nothing in a single process"
     with distributed(learn, timeout=timeout, cpu=learn.dls.device.type == 'cpu', **kwargs): yield learn
 
 
-def _mend_fastai():
-    """fastai's loader sends the epoch's indices through a GPU, whatever the backend is: without one every fit ends in an error.
-
-    The only change: they go through the device that the backend needs."""
+def _trainer_class():
+    """fastai's trainer over several processes, whose loaders send an epoch's indices through the device that the backend needs: fastai's own
+    send them through a GPU, whatever the backend is"""
     try: import accelerate  # noqa: F401, without it fastai's module does not load
     except ImportError as e: raise ImportError(NEEDS_ACCELERATE) from e
-    from fastai.distributed import DistributedDL
+    from fastai.distributed import DistributedDL, DistributedTrainer
 
-    def _broadcast(self, t, rank):
-        t = torch.tensor(t, dtype=torch.long, device=_device())
-        dist.broadcast(t, rank)
-        return t.tolist()
-    DistributedDL._broadcast = _broadcast
+    class RankDL(DistributedDL):
+        def _broadcast(self, t, rank):
+            t = torch.tensor(t, dtype=torch.long, device=_device())
+            dist.broadcast(t, rank)
+            return t.tolist()
+
+    class RankTrainer(DistributedTrainer):
+        name = 'distributed_trainer'
+
+        def _wrap_dl(self, dl): return dl if isinstance(dl, DistributedDL) else RankDL(dl, device=self.learn.model.device)
+
+    return RankTrainer
 
 
 def _draw_apart(dl):

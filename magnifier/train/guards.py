@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from fastai.vision.all import Callback
 from magnifier.files import aside
-from magnifier.train.callbacks import LossParts
+from magnifier.train.recording import LossParts
 
 __all__ = ['NonFiniteLoss', 'StopAtNonFinite', 'StopByKeyboard']
 
@@ -19,7 +19,7 @@ _MOST_WAITING = 16  # Batches a GPU may be ahead of the check; each is held in m
 class NonFiniteLoss(ValueError):
     "A training's loss is infinite or no number"
     def __init__(self,
-        message:str, # Where, which parts, and what to try
+        message: str,  # Where, which parts, and what to try
     ):
         super().__init__(message)
         self.message = message
@@ -35,7 +35,7 @@ class StopAtNonFinite(Callback):
     batch is held, and an epoch ends only when all of its answers are in."""
     order, run_valid = LossParts.order + 1, False
     def __init__(self,
-        file='nonfinite.pth', # Where the batch goes; `torch.load(file)` reads it
+        file='nonfinite.pth',  # Where the batch goes; `torch.load(file)` reads it
     ):
         self.file = Path(file)
 
@@ -97,7 +97,7 @@ class StopByKeyboard(Callback):
     A state that is being written is written whole. Outside the main thread, where Python hears no signals, it does nothing."""
     order = 200  # last: the batch is done
     def __init__(self,
-        say=log.warning, # Is told that the batch at hand will be the last
+        say=log.warning,  # Is told that the batch at hand will be the last
     ):
         self.say = say
 

@@ -20,8 +20,8 @@ class Sides(NamedTuple):
 
 
 def by_role(
-    identity, # (n,4) integers, tensor or array: class, pid, camid, role (a `TensorIdentity`)
-) -> Sides|None:  # None where there is no query or no gallery
+    identity,  # (n,4) integers, tensor or array: class, pid, camid, role (a `TensorIdentity`)
+) -> Sides | None:  # None where there is no query or no gallery
     "Queries and gallery told apart by their role, never by their place: a shuffled loader gives the same figures"
     identity = torch.as_tensor(identity).cpu()
     query, gallery = (identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
@@ -30,9 +30,9 @@ def by_role(
 
 
 def rank_by_role(
-    embeddings:torch.Tensor, # (n,d) features of queries and gallery together, in any order
-    identity:torch.Tensor,   # (n,4) integers: class, pid, camid, role (a `TensorIdentity`)
-    **kwargs                 # Passed to `magnifier.retrieval.ranking.rank`
+    embeddings: torch.Tensor,  # (n,d) features of queries and gallery together, in any order
+    identity: torch.Tensor,  # (n,4) integers: class, pid, camid, role (a `TensorIdentity`)
+    **kwargs,  # Passed to `magnifier.retrieval.ranking.rank`
 ):  # Ranking, or None where there is no query or no gallery
     "Queries against gallery, told apart by their role"
     sides = by_role(identity)
@@ -40,10 +40,10 @@ def rank_by_role(
 
 
 def rank_embeddings(
-    embeddings:torch.Tensor, # (n,d) features of queries and gallery together, in any order
-    identity:torch.Tensor,   # (n,4) integers: class, pid, camid, role
-    again:dict|None=None,    # Arguments of `rerank` for a second ranking; None for none
-    **kwargs                 # Passed to `rank`: ap, no_match, separate_cameras
+    embeddings: torch.Tensor,  # (n,d) features of queries and gallery together, in any order
+    identity: torch.Tensor,  # (n,4) integers: class, pid, camid, role
+    again: dict | None = None,  # Arguments of `rerank` for a second ranking; None for none
+    **kwargs,  # Passed to `rank`: ap, no_match, separate_cameras
 ) -> dict:  # 'plain' and, if asked for, 're-ranked' -> Ranking; empty where there is no query or no gallery
     "Ranks by cosine distance, and re-ranks"
     plain = rank_by_role(embeddings, identity, **kwargs)
@@ -78,9 +78,9 @@ class _Embeddings:
 class ReIDMetric(Metric):
     "One figure of a ranking; only the first of a group gathers, so that several columns cost one ranking"
     def __init__(self,
-        source:_Embeddings,  # What gathers, shared by a group
-        key:str,             # Column: 'mAP', 'mINP' or 'R' and a rank, as 'R1'
-        lead:bool=True,      # Whether this one resets and gathers
+        source: _Embeddings,  # What gathers, shared by a group
+        key: str,  # Column: 'mAP', 'mINP' or 'R' and a rank, as 'R1'
+        lead: bool = True,  # Whether this one resets and gathers
     ): self.source, self.key, self.lead = source, key, lead
 
     def reset(self):
@@ -105,8 +105,8 @@ class ReIDMetric(Metric):
 
 
 def reid_metrics(
-    keys=('R1', 'mAP'), # Columns: 'mAP', 'mINP', 'R1', 'R5', 'R10', or R and any rank
-    **kwargs            # Passed to `rank`: ap, no_match, separate_cameras
+    keys=('R1', 'mAP'),  # Columns: 'mAP', 'mINP', 'R1', 'R5', 'R10', or R and any rank
+    **kwargs,  # Passed to `rank`: ap, no_match, separate_cameras
 ) -> list:  # One metric a key, sharing one ranking
     "Metrics for a Learner that SaveModelCallback and EarlyStoppingCallback can monitor by name"
     keys = [keys] if isinstance(keys, str) else list(keys)
@@ -117,14 +117,14 @@ def reid_metrics(
 
 
 def R1(
-    **kwargs # Passed to `rank`
+    **kwargs,  # Passed to `rank`
 ) -> Metric:  # Share of queries whose first hit is right
     "Rank-1 as a metric of its own"
     return reid_metrics('R1', **kwargs)[0]
 
 
 def mAP(
-    **kwargs # Passed to `rank`
+    **kwargs,  # Passed to `rank`
 ) -> Metric:  # Mean average precision
     "mAP as a metric of its own"
     return reid_metrics('mAP', **kwargs)[0]

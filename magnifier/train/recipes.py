@@ -1,113 +1,169 @@
-"Whole trainings by name: what to load, which model, and how to fit it"
-from functools import partial
+"Whole trainings as data: what to load, which model, and stage by stage how to fit it. Importing this imports nothing heavy"
 from typing import NamedTuple
 
-import torch
-from fastai.vision.all import Adam
-from magnifier.train.callbacks import CPUBfloat16, SemanticDiversityPhase, ValidateEvery, bfloat16_pays
-from magnifier.train.losses import MagnifierLoss
-from magnifier.train.schedules import WarmupMilestones
+__all__ = ['Stage', 'Recipe', 'RECIPES', 'recipe']
 
-__all__ = ['Recipe', 'RECIPES', 'recipe', 'fit_quick', 'fit_one_cycle', 'fit_baseline', 'fit_paper']
+SCHEDULES = ('constant', 'annealed', 'one_cycle', 'steps')
+FULL = 120  # Epochs that warm-up and milestones are meant for (reid-strong-baseline); in a shorter stage they move together
+DROP = 0.1  # What a milestone multiplies the rate by
+
+
+class Stage(NamedTuple):
+    "One fit of a training, in numbers and words"
+
+    epochs: int  # Epochs
+    lr: float | None  # Highest rate; None for the rate that the stage before ends with
+    schedule: str = 'constant'  # constant, annealed (cosine, down to 0), one_cycle, or steps (warm-up and milestones)
+    warmup: int = 0  # steps: epochs of linear warm-up
+    milestones: tuple = ()  # steps: epochs that begin with a tenth of the rate
+    diversity_from: float = 1.  # Share of the stage, 0 to 1, after which the semantic diversity loss counts; 1: never
+    gamma: float = 2e-3  # Weight of that loss (paper, section 4.1)
+    rank_every: int = 1  # Epochs from one ranking of the test images to the next
+    for_cpu: bool = False  # Channels-last order, and bfloat16 on a CPU that multiplies it
+
+    def of(
+        self,
+        epochs: int,  # Epochs that the stage shall have
+    ) -> 'Stage':  # The same stage in as many epochs
+        "Warm-up and milestones stay where they are in `FULL` epochs and more, and move together in fewer"
+        share = min(1, epochs / FULL)
+        milestones = tuple(max(1, round(m * share)) for m in self.milestones)
+        return self._replace(epochs=epochs, warmup=round(self.warmup * share), milestones=milestones)
+
+    @property
+    def diversity_epoch(self) -> int | None:
+        "First epoch, counted from 0, with the semantic diversity loss; None where none has it"
+        first = round(self.diversity_from * self.epochs)
+        return first if first < self.epochs else None
+
+    @property
+    def last_rate(self) -> float:
+        "Rate that the stage ends with"
+        if self.schedule == 'steps': return self.lr * DROP**sum(m < self.epochs for m in self.milestones)
+        return self.lr if self.schedule == 'constant' else self.lr / 1e5
+
+    def __str__(self):
+        said = [_counted(self.epochs, 'epoch'), f'rate {self.lr:g}', *self._schedule_words()]
+        if self.diversity_epoch is not None:
+            start = f' from epoch {self.diversity_epoch + 1} on' if self.diversity_epoch else ''
+            said.append(f'semantic diversity loss x {self.gamma:g}{start}')
+        if self.rank_every > 1: said.append(f'ranked every {self.rank_every} epochs')
+        return ', '.join(said)
+
+    def _schedule_words(self):
+        if self.schedule == 'one_cycle': yield 'one cycle with that rate at its top'
+        if self.schedule == 'annealed': yield 'falling to 0'
+        if self.schedule != 'steps': return
+        if self.warmup: yield f'linear warm-up over {_counted(self.warmup, "epoch")}'
+        if self.milestones: yield f'x {DROP} from epoch {" and ".join(str(m + 1) for m in self.milestones)} on'
 
 
 class Recipe(NamedTuple):
-    "A training: arguments of the loaders and of the learner, and the function that fits"
-    loading: dict   # Arguments of `ReIDDataLoaders.from_df`
-    model: dict     # Arguments of `magnifier_learner`
-    fit: object     # (learn, epochs, diversity=True) -> None; without diversity no semantic diversity loss
-    epochs: int     # Epochs where none are asked for
-    says: str       # What it does, in one sentence
+    "A training: arguments of the loaders, the learner and the loss, and its stages"
+
+    says: str  # What it does, in one sentence
+    stages: tuple  # Of `Stage`
+    loading: dict  # Arguments of `ReIDDataLoaders.from_df`
+    model: dict  # Arguments of `magnifier_learner`
+    loss: dict = {}  # Arguments of `MagnifierLoss`
+    diversity: bool = True  # Whether its stages have the semantic diversity loss where nobody says
+
+    @property
+    def epochs(self) -> int:
+        "Epochs of all stages"
+        return sum(stage.epochs for stage in self.stages)
+
+    def plan(
+        self,
+        epochs: int | None = None,  # Epochs of all stages together; None for the recipe's
+        *,
+        diversity: bool | None = None,  # Whether there is a semantic diversity loss; None for the recipe's choice
+        gamma: float | None = None,  # Weight of that loss
+        lr: float | None = None,  # First stage: highest rate
+        schedule: str | None = None,  # First stage: constant, annealed, one_cycle or steps
+        warmup: int | None = None,  # First stage: epochs of linear warm-up
+        milestones: tuple | None = None,  # First stage: epochs that begin with a tenth of the rate; of CUHK03 the authors' (40,)
+        second_lr: float | None = None,  # Second stage: highest rate; 0 for the rate that the first stage ends with
+        second_schedule: str | None = None,  # Second stage: constant or annealed
+        rank_every: int | None = None,  # Epochs from one ranking of the test images to the next
+    ) -> list[Stage]:
+        "The stages with every number in them; what is given holds as it is. A ValueError for numbers that make no training"
+        stages = self._shares(self.epochs if epochs is None else epochs)
+        first = _given(lr=lr, schedule=schedule, warmup=warmup, milestones=milestones)
+        if {'warmup', 'milestones'} & set(first): first.setdefault('schedule', 'steps')
+        stages[0] = stages[0]._replace(**first)
+        second = _given(lr=second_lr, schedule=second_schedule)
+        if second and len(self.stages) == 1: raise ValueError('second_lr and second_schedule: this recipe has a single stage')
+        if second and len(stages) > 1: stages[1] = stages[1]._replace(**second)
+        for i, stage in enumerate(stages):
+            changes = _given(gamma=gamma, rank_every=rank_every)
+            if not stage.lr: changes['lr'] = stages[i - 1].last_rate
+            if not (self.diversity if diversity is None else diversity): changes['diversity_from'] = 1.
+            stages[i] = stage._replace(**changes)
+            _check(stages[i])
+        return stages
+
+    def _shares(self, epochs):
+        "The stages in as many epochs, by their shares; every stage has one at least, but in a training of one epoch"
+        if epochs < 1: raise ValueError(f'epochs={epochs}: train one or more')
+        later = [max(round(epochs * stage.epochs / self.epochs), int(epochs > 1)) for stage in self.stages[1:]]
+        counts = [epochs - sum(later), *later]
+        return [stage.of(n) for stage, n in zip(self.stages, counts) if n]
 
 
-def fit_quick(
-    learn,          # A ReIDLearner
-    epochs:int=16,  # Epochs in all
-    *,
-    diversity:bool=True, # Whether the last fifth has the semantic diversity loss
-):
-    "The CPU demonstration: one cycle from random weights, in bfloat16 where that pays, ranked every fifth epoch"
-    learn.model.to(memory_format=torch.channels_last)
-    cbs = [ValidateEvery(5), *([CPUBfloat16()] if _on_cpu(learn) and bfloat16_pays() and not hasattr(learn, 'cpu_bfloat16') else [])]
-    learn.fit_one_cycle(epochs, 3e-3, cbs=cbs + _second_phase(learn, epochs - epochs//5, diversity))
+def _given(**kwargs): return {name: value for name, value in kwargs.items() if value is not None}
 
 
-def fit_one_cycle(
-    learn,          # A ReIDLearner
-    epochs:int=60,  # Epochs in all
-    *,
-    diversity:bool=True, # Whether the last sixth has the semantic diversity loss
-):
-    "A short modern schedule: one cycle at the baseline's rate"
-    learn.fit_one_cycle(epochs, 3.5e-4, cbs=_second_phase(learn, epochs - epochs//6, diversity))
+def _counted(n, what): return f'{n} {what}' + 's'*(n != 1)
 
 
-def fit_baseline(
-    learn,          # A ReIDLearner
-    epochs:int=120, # Epochs in all
-    *,
-    lr:float=3.5e-4,         # Rate between the warm-up and the first milestone
-    warmup:int=10,           # Epochs of warm-up, of 120; of other `epochs` as large a share
-    milestones=(40, 70),     # Epochs that begin with a tenth of the rate, of 120; of other `epochs` as large shares
-    diversity:bool=False,    # The baseline has no semantic diversity loss; True adds it from the last milestone on, where the model has SFB
-):
-    "reid-strong-baseline's schedule (METHOD: Training), ranked every tenth epoch"
-    schedule = _schedule(lr, warmup, milestones, epochs/120)
-    learn.fit(epochs, lr, cbs=[schedule, ValidateEvery(10), *_second_phase(learn, max(schedule.how['milestones'], default=0), diversity)])
+def _check(stage):
+    "Refuses what is no stage"
+    if stage.schedule not in SCHEDULES: raise ValueError(f'unknown schedule {stage.schedule!r}: use one of {", ".join(SCHEDULES)}')
+    wrong = {
+        f'lr={stage.lr}: a rate is positive': stage.lr <= 0,
+        f'warmup={stage.warmup}: give 0 or more epochs': stage.warmup < 0,
+        f'milestones={stage.milestones}: give them in order': list(stage.milestones) != sorted(stage.milestones),
+        f'gamma={stage.gamma}: a weight is zero or positive': stage.gamma < 0,
+        f'rank_every={stage.rank_every}: rank every epoch (1) or less often': stage.rank_every < 1,
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong: raise ValueError(message)
 
-
-def fit_paper(
-    learn,          # A ReIDLearner
-    epochs:int=500, # Epochs of both stages, 460 + 40; of another number as large shares
-    *,
-    lr:float=3.5e-4,         # First stage: rate between the warm-up and the first milestone, the baseline's
-    warmup:int=10,           # First stage: epochs of warm-up
-    milestones=(40, 70),     # First stage: epochs that begin with a tenth of the rate (reading: the baseline's; the authors' code: (40,) for CUHK03)
-    second_lr:float=1e-3,    # Second stage: its constant rate (paper, section 4.1; the authors' code goes on at the decayed rate)
-    diversity:bool=True,     # Whether the second stage has the semantic diversity loss; a model without SFB has none
-):
-    """The paper's two stages (section 4.1; METHOD: Training), ranked every twentieth epoch: the semantic diversity loss is in the second alone.
-
-    Warm-up and milestones stay where they are as long as the first stage has the baseline's 120 epochs; in a shorter one they are drawn together."""
-    second = max(round(epochs*40/500), int(epochs > 1))
-    first = epochs - second
-    learn.fit(first, lr, cbs=[_schedule(lr, warmup, milestones, min(1, first/120)), ValidateEvery(20)])
-    if second: learn.fit(second, second_lr, cbs=[ValidateEvery(20), *_second_phase(learn, 0, diversity)])
-
-
-def _schedule(lr, warmup, milestones, share):
-    "Warm-up and milestones at a share of their epochs; the first epochs are before any milestone"
-    return WarmupMilestones(lr, warmup=round(warmup*share), milestones=[max(1, round(m*share)) for m in milestones])
-
-
-def _second_phase(learn, start_epoch, diversity):
-    return [SemanticDiversityPhase(start_epoch=start_epoch)] if diversity and learn.model.sfb is not None else []
-
-def _on_cpu(learn): return learn.dls.device.type == 'cpu'
-
-
-# Adam as the papers mean it: fastai's own has eps 1e-5 and averages the squared gradient over 100 steps
-ADAM = partial(Adam, decouple_wd=False, mom=.9, sqr_mom=.999, eps=1e-8)
 
 RECIPES = {
-    # From random weights in few steps: weight decay apart from the gradient and nothing erased learn faster than the baseline's ways, and
-    # with the paper's weight of 2 the masks stay at what the place in the picture says (measured: mask loss 0.84 after 6 epochs, with 20 it is 0.45)
-    'quick': Recipe(dict(size=(128, 64), bs=64, pad=4, erase=0., cache='ram'),
-                    dict(arch='resnet18', pretrained=False, hidden=256, opt_func=Adam, wd=.01, wd_bn_bias=False,
-                         loss_func=partial(MagnifierLoss, mask_weight=20.)), fit_quick, 16,
-                    'ResNet-18 from random weights at 128 x 64: a demonstration sized for two CPU cores'),
-    'one_cycle': Recipe(dict(size=(384, 192), bs=64), dict(arch='resnet50', pretrained=True), fit_one_cycle, 60,
-                        'ResNet-50 from ImageNet weights at 384 x 192, one cycle of 60 epochs'),
-    'baseline': Recipe(dict(size=(384, 192), bs=64, n_per_id=4, cache='disk'),
-                       dict(arch='resnet50', pretrained=True, mask=False, sab=False, sfb=False, opt_func=ADAM), fit_baseline, 120,
-                       "reid-strong-baseline's 120 epochs at the paper's size, the global branch alone (row G of the paper's Table 2)"),
-    'paper': Recipe(dict(size=(384, 192), bs=64, n_per_id=4, cache='disk'), dict(arch='resnet50', pretrained=True, opt_func=ADAM),
-                    fit_paper, 500, "the paper's two stages: all branches, then the semantic diversity loss too"),
+    'quick': Recipe(
+        'ResNet-18 from random weights at 128 x 64: a demonstration sized for two CPU cores',
+        (Stage(16, 3e-3, 'one_cycle', diversity_from=.8, rank_every=5, for_cpu=True),),
+        dict(size=(128, 64), bs=64, pad=4, erase=0., cache='ram'),
+        # Weight decay apart from the gradient and nothing erased learn faster in few steps than the baseline's ways
+        dict(arch='resnet18', pretrained=False, hidden=256, opt_func='adamw', wd=.01, wd_bn_bias=False),
+        # With the paper's weight of 2 the masks say what the place in the image says and no more (mask loss 0.84 after 6 epochs, 0.45 with 20)
+        dict(mask_weight=20.)),
+    'one_cycle': Recipe(
+        'ResNet-50 from ImageNet weights at 384 x 192, one cycle of 60 epochs',
+        (Stage(60, 3.5e-4, 'one_cycle', diversity_from=5/6),),
+        dict(size=(384, 192), bs=64),
+        dict(arch='resnet50', pretrained=True)),
+    'baseline': Recipe(
+        "reid-strong-baseline's 120 epochs at the paper's size, the global branch alone (row G of the paper's Table 2)",
+        (Stage(120, 3.5e-4, 'steps', warmup=10, milestones=(40, 70), diversity_from=70/120, rank_every=10),),
+        dict(size=(384, 192), bs=64, n_per_id=4, cache='disk'),
+        dict(arch='resnet50', pretrained=True, mask=False, sab=False, sfb=False, opt_func='adam'),
+        diversity=False),
+    # The paper gives no milestones for its 460 epochs: these are the baseline's. Its authors' code has (40,) for CUHK03, and goes on at the
+    # decayed rate in the second stage
+    'paper': Recipe(
+        "the paper's two stages (section 4.1): all branches, then the semantic diversity loss too",
+        (Stage(460, 3.5e-4, 'steps', warmup=10, milestones=(40, 70), rank_every=20),
+         Stage(40, 1e-3, diversity_from=0., rank_every=20)),
+        dict(size=(384, 192), bs=64, n_per_id=4, cache='disk'),
+        dict(arch='resnet50', pretrained=True, opt_func='adam')),
 }
 
 
 def recipe(
-    name:str, # One of `RECIPES`
+    name: str,  # One of `RECIPES`
 ) -> Recipe:  # The recipe of that name
     "Recipe by name; a ValueError for an unknown one lists the known"
     if name not in RECIPES: raise ValueError(f'unknown recipe {name!r}: use one of {", ".join(RECIPES)}')

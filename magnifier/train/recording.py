@@ -1,15 +1,18 @@
-"What a training writes down and shows, without a wait for the device at every batch"
+"What a training writes down and shows: losses by part and figures by epoch, without a wait for the device at every batch"
 import time
 
+import pandas as pd
 import torch
-from fastai.vision.all import AvgSmoothLoss, ProgressCallback, Recorder, tensor
+from fastai.vision.all import AvgSmoothLoss, Callback, L, ProgressCallback, Recorder, tensor
+
 from magnifier.train.distributed import mean_over_ranks
 
-__all__ = ['DeviceSmoothLoss', 'DeviceRecorder', 'CalmProgress', 'without_waiting']
+__all__ = ['DeviceSmoothLoss', 'DeviceRecorder', 'CalmProgress', 'LossParts']
 
 
 class DeviceSmoothLoss(AvgSmoothLoss):
     "fastai's smoothed loss, left on the device: fastai's copies each batch's loss to the CPU, and so waits for the step to end"
+
     def reset(self):
         "Starts anew"
         self.count, self.val = 0, None
@@ -28,20 +31,25 @@ class DeviceSmoothLoss(AvgSmoothLoss):
 
 class DeviceRecorder(Recorder):
     "fastai's recorder, whose losses come to the CPU once an epoch; of several processes each then has the mean"
+
     name = 'recorder'
-    def __init__(self,
-        add_time:bool=True,       # Whether there is a column of times
-        train_metrics:bool=False, # Whether metrics are computed in training too
-        valid_metrics:bool=True,  # Whether they are in validation
-        beta:float=0.98,          # Of the smoothed loss
+
+    def __init__(
+        self,
+        beta: float = 0.98,  # Of the smoothed loss
     ):
-        super().__init__(add_time, train_metrics, valid_metrics, beta)
+        super().__init__(beta=beta)
         self.smooth_loss = DeviceSmoothLoss(beta)
 
     def before_fit(self):
         "As fastai's; nothing is fetched yet"
         super().before_fit()
         self.fetched = 0
+
+    def before_epoch(self):
+        "As fastai's; no batch was trained yet"
+        super().before_epoch()
+        self.known = len(self.lrs)
 
     def fetch(self):
         "Losses recorded since the last time to the CPU, all at once"
@@ -54,6 +62,15 @@ class DeviceRecorder(Recorder):
         self.fetch()
         super().after_train()
 
+    @property
+    def passed_over(self) -> bool:
+        "Whether this epoch trained nothing, as those that a resumed fit starts after"
+        return len(self.lrs) == self.known
+
+    def after_epoch(self):
+        "fastai's row, where the epoch trained anything"
+        if not self.passed_over: super().after_epoch()
+
     def after_fit(self):
         "Whatever ended the fit"
         if hasattr(self, 'fetched'): self.fetch()
@@ -61,6 +78,7 @@ class DeviceRecorder(Recorder):
 
 class CalmProgress(ProgressCallback):
     "fastai's progress bar, which asks for the loss once a second instead of at every batch"
+
     name, every, asked = 'progress', 1., -float('inf')  # seconds between questions, when the last one was
 
     def after_batch(self):
@@ -71,11 +89,40 @@ class CalmProgress(ProgressCallback):
         self.pbar.comment = f'{self.smooth_loss.item():.4f}'
 
 
-def without_waiting(
-    cb, # A callback, or the class of one
-):      # The one that does the same without a wait for the device at every batch, where there is one
-    "What a learner should have in place of fastai's recorder and progress bar"
-    cb = cb() if isinstance(cb, type) else cb
-    if type(cb) is ProgressCallback: return CalmProgress()
-    if type(cb) is Recorder: return DeviceRecorder(cb.add_time, cb.train_metrics, cb.valid_metrics, cb.smooth_loss.beta)
-    return cb
+class LossParts(Callback):
+    """Training losses by part, averaged over an epoch: columns beside the metrics, all of them in `.history`.
+
+    Columns add the branches up (`id`, `triplet`), beside `mask` and `sd`; the history keeps each part, the regions' own too. Sums stay on
+    the device until the epoch ends, so that no step waits for a number; of several processes each then has the mean"""
+
+    order = Recorder.order + 1  # the recorder's row is there, and nobody has shown it yet
+
+    def before_fit(self):
+        "Starts a history in a fit's first epoch, and names the columns"
+        if not hasattr(self, 'history') or self.learn.epoch == 0: self.history = pd.DataFrame()
+        names, loss = self.recorder.metric_names, self.learn.loss_func
+        self.columns = list(loss.columns)
+        self.at = names.index('valid_loss') + 1 if 'valid_loss' in names else len(names)
+        self.recorder.metric_names = names[:self.at] + self.columns + names[self.at:]
+
+    def before_epoch(self):
+        "Forgets the last epoch's sums"
+        self.sums, self.n = {}, 0
+
+    def after_loss(self):
+        "Adds up the parts of a training batch, where they are"
+        if not self.training: return
+        for key, value in self.learn.loss_func.last.items(): self.sums[key] = self.sums.get(key, 0) + value.detach()
+        self.n += 1
+
+    def after_validate(self):
+        "Epoch's means into the recorder's row; a validation alone has none"
+        if not self.n: return
+        sums = torch.stack(list(self.sums.values())) if self.sums else torch.zeros(0)
+        means = dict(zip(self.sums, (mean_over_ranks(sums)/self.n).tolist()))
+        self.history = pd.concat([self.history, pd.DataFrame([means])], ignore_index=True)
+        column_of = self.learn.loss_func.column_of
+        shown = [sum(v for key, v in means.items() if column_of[key] == column) for column in self.columns]
+        row = list(self.recorder.log)
+        row += [None]*(len(self.recorder.metric_names) - len(shown) - self.recorder.add_time - len(row))  # a validation left out
+        self.recorder.log = L(row[:self.at] + shown + row[self.at:])

@@ -1,66 +1,27 @@
-"What a run will do, in sentences, and what it did, as JSON: arguments, stages, data, versions, hardware"
+"What a run did, as JSON: arguments, data, versions, hardware"
 import hashlib
 import json
 import os
 import platform
 import subprocess
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
-import magnifier
 import pandas as pd
 import torch
-from fastai.callback.schedule import ParamScheduler
-from fastai.vision.all import L
+
+import magnifier
 from magnifier.files import aside
-from magnifier.train.callbacks import CPUBfloat16, SemanticDiversityPhase, ValidateEvery
-from magnifier.train.schedules import WarmupMilestones
 
-__all__ = ['Stage', 'planned_stages', 'describe_data', 'environment', 'as_json', 'differing', 'write_json', 'read_json']
+__all__ = ['describe_data', 'versions', 'environment', 'as_json', 'differing', 'write_json', 'read_json']
 
-
-class Stage(NamedTuple):
-    "One fit of a training"
-    epochs: int  # Epochs
-    lr: float    # Rate given to the fit
-    says: list   # What its callbacks do, in words
-
-    def __str__(self): return ', '.join([f'{self.epochs} epoch{"s"[:self.epochs != 1]}', f'rate {self.lr:g}', *self.says])
-
-
-def planned_stages(
-    learn,    # A ReIDLearner; nothing is trained
-    fit,      # A function that fits it, as a recipe's
-    *args,    # The function's further arguments
-    **kwargs  # The same, by name
-) -> list:    # A `Stage` for every fit, in order
-    "What a function would do to a learner, found by running it with fits that only take notes: what is said is what is done"
-    stages = []
-    def note(n_epoch, lr=None, wd=None, cbs=None, **_):
-        lr = learn.opt.hypers[-1]['lr'] if lr is None and learn.opt is not None else learn.lr if lr is None else lr
-        stages.append(Stage(n_epoch, float(lr), [said for cb in L(cbs) if (said := _says(cb))]))
-    learn.fit = note
-    try: fit(learn, *args, **kwargs)
-    finally:
-        del learn.fit
-        learn.opt = None  # made on the way; the training makes its own
-    return stages
-
-
-def _says(cb):
-    "A callback in words, where it changes what is learnt"
-    if isinstance(cb, WarmupMilestones): return str(cb)
-    if isinstance(cb, ParamScheduler): return 'one cycle with that rate at its top' if 'mom' in cb.scheds else 'scheduled'
-    if isinstance(cb, SemanticDiversityPhase):
-        return f'semantic diversity loss x {cb.gamma:g}' + (f' from epoch {cb.start_epoch + 1} on' if cb.start_epoch else '')
-    if isinstance(cb, ValidateEvery): return f'ranked every {cb.n} epochs'
-    return 'bfloat16' if isinstance(cb, CPUBfloat16) else None
+LIBRARIES = ('torch', 'torchvision', 'fastai', 'fastcore', 'numpy')
 
 
 def describe_data(
-    catalog:pd.DataFrame, # One row an image: `path`, `mask`, `pid`, `camid`, `split`
-) -> dict:                # Counts, and a digest of which images these are, wherever their folder lies
+    catalog: pd.DataFrame,  # One row an image: `path`, `mask`, `pid`, `camid`, `split`
+) -> dict:  # Counts, and a digest of which images these are, wherever their folder lies
     "What a run trains and is evaluated on"
     train, masks = catalog[catalog.split == 'train'], [None if pd.isna(m) else os.fspath(m) for m in catalog['mask']]
     rows = zip(_below(catalog['path']), _below(masks), map(_size, masks), catalog['pid'], catalog['camid'], catalog['split'])
@@ -75,25 +36,32 @@ def _below(paths):
     root = os.path.commonpath(folders) if folders else ''
     return [None if p is None else os.path.relpath(p, root) for p in paths]
 
+
 def _size(path):
     "Bytes of a mask, which tell masks of one kind from another's"
     return None if path is None or not os.path.exists(path) else os.path.getsize(path)
 
 
+def versions() -> dict:  # name -> version
+    "Python, the package, and the libraries that a pickled learner depends on"
+    return dict(magnifier=magnifier.__version__, python=platform.python_version(), **{name: version(name) for name in LIBRARIES})
+
+
 def environment() -> dict:  # versions, commit (None outside a clone), hardware
     "What a run ran on"
-    import fastai, numpy, torchvision
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return dict(versions=dict(magnifier=magnifier.__version__, python=platform.python_version(), torch=str(torch.__version__),
-                              torchvision=torchvision.__version__, fastai=fastai.__version__, numpy=numpy.__version__),
-                commit=_commit(), hardware=dict(cpu=_cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpus=gpus, system=platform.platform()))
+    hardware = dict(cpu=_cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpus=gpus, system=platform.platform())
+    return dict(versions=versions(), commit=_commit(), hardware=hardware)
 
 
 def _commit():
     "The clone's commit, with '+' where files differ from it"
     root = Path(magnifier.__file__).parents[1]
     if not (root/'.git').exists(): return None  # installed: a repository further up would be another project's
-    git = lambda *args: subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    def git(*args):
+        return subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
     try: return git('rev-parse', 'HEAD') + '+'*bool(git('status', '--porcelain', '--untracked-files=no'))
     except (OSError, subprocess.SubprocessError): return None
 
@@ -106,8 +74,8 @@ def _cpu():
 
 
 def as_json(
-    value, # Anything: of what JSON does not know, functions are named and partials written out
-):         # What reading it back from JSON gives
+    value,  # Anything: of what JSON does not know, functions are named and partials written out
+):  # What reading it back from JSON gives
     """Plain lists, dicts, strings and numbers. A ValueError for what has no name that a later process would know it by: a lambda, or an
     object that tells its address alone"""
     if isinstance(value, dict): return {str(k): as_json(v) for k, v in value.items()}
@@ -125,9 +93,9 @@ def as_json(
 
 
 def differing(
-    before:dict, # Arguments of a run, as JSON
-    now:dict,    # The same, of another
-) -> list:       # (name, before, now) of those that differ, in order; names within names are joined by a dot
+    before: dict,  # Arguments of a run, as JSON
+    now: dict,  # The same, of another
+) -> list:  # (name, before, now) of those that differ, in order; names within names are joined by a dot
     "Which arguments two runs do not share"
     found = []
     for name in dict.fromkeys([*before, *now]):
@@ -138,16 +106,16 @@ def differing(
 
 
 def write_json(
-    file,       # Where to
-    value:dict, # As `as_json` gives it
+    file,  # Where to
+    value: dict,  # As `as_json` gives it
 ):
     "Writes aside and renames"
     with aside(file) as part: part.write_text(json.dumps(value, indent=1) + '\n')
 
 
 def read_json(
-    file, # Where from
-):        # What is in it; None where it is not there
+    file,  # Where from
+):  # What is in it; None where it is not there
     "Reads what `write_json` wrote; a ValueError for what is no JSON"
     try: return json.loads(Path(file).read_text())
     except FileNotFoundError: return None

@@ -3,7 +3,6 @@ import logging
 import shutil
 from contextlib import nullcontext
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +13,12 @@ from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.files import aside, clear_leftovers
 from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint
 from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
-from magnifier.train.fast import fast_training
-from magnifier.train.generators import seeded
 from magnifier.train.guards import StopAtNonFinite, StopByKeyboard
-from magnifier.train.learner import magnifier_learner
+from magnifier.train.learner import recipe_learner
+from magnifier.train.precision import fast_training
 from magnifier.train.recipes import recipe as named
-from magnifier.train.records import as_json, describe_data, differing, environment, planned_stages, read_json, write_json
+from magnifier.train.records import as_json, describe_data, differing, environment, read_json, write_json
+from magnifier.train.state import seeded
 
 __all__ = ['Run', 'RunStopped', 'train_run']
 
@@ -28,9 +27,9 @@ log = logging.getLogger(__name__)
 
 class Run(NamedTuple):
     "What a run leaves"
-    learn: object        # The trained learner; None where the run had been finished before
+    learn: object  # The trained learner; None where the run had been finished before
     table: pd.DataFrame  # R1 R5 R10 mAP mINP in [0,1]; rows 'before, plain', 'after, plain' and, if asked for, their re-ranked ones
-    record: dict         # What run.json holds
+    record: dict  # What run.json holds
 
 
 class RunStopped(KeyboardInterrupt):
@@ -38,35 +37,38 @@ class RunStopped(KeyboardInterrupt):
 
 
 def train_run(
-    catalog:pd.DataFrame,   # One row an image, as every reader gives
-    recipe:str='quick',     # One of `RECIPES`
-    out='runs/quick',       # Folder of the run
+    catalog: pd.DataFrame,  # One row an image, as every reader gives
+    recipe: str = 'quick',  # One of `RECIPES`
+    out='runs/quick',  # Folder of the run
     *,
-    epochs:int|None=None,   # Epochs; the recipe's where not given
-    seed:int=0,             # Seed of weights, batches, augmentation and occlusions
-    workers:int|None=None,  # Loader processes; fastai's choice where not given
-    loading:dict|None=None, # Arguments of `ReIDDataLoaders.from_df` beside or instead of the recipe's, as size, bs
-    model:dict|None=None,   # Arguments of `magnifier_learner` beside or instead of the recipe's, as arch, sab, keep
-    fitting:dict|None=None, # Further arguments of the recipe's fit function, as diversity
-    rerank:bool=False,      # Adds rows after k-reciprocal re-ranking
-    fast:bool=False,        # Trains in bfloat16, channels last and compiled (`fast_training`)
-    resume:bool=False,      # Goes on where a run with the same arguments was ended; from the beginning where there was none
-    cbs=None,               # Further callbacks
-    then=None,              # Called with the learner before the run counts as finished, as what draws its pictures
-    say=log.info,           # What is told of the run's progress goes there
-) -> Run:                   # Learner, figures and record
+    epochs: int | None = None,  # Epochs; the recipe's where not given
+    seed: int = 0,  # Seed of weights, batches, augmentation and occlusions
+    workers: int | None = None,  # Loader processes; fastai's choice where not given
+    loading: dict | None = None,  # Arguments of `ReIDDataLoaders.from_df` beside or instead of the recipe's, as size, bs
+    model: dict | None = None,  # Arguments of `magnifier_learner` beside or instead of the recipe's, as arch, sab, keep
+    loss: dict | None = None,  # Arguments of `MagnifierLoss` beside or instead of the recipe's, as mask_weight
+    fitting: dict | None = None,  # Arguments of `Recipe.plan`, as diversity, milestones, second_lr
+    rerank: bool = False,  # Adds rows after k-reciprocal re-ranking
+    fast: bool = False,  # Trains in bfloat16, channels last and compiled (`fast_training`)
+    resume: bool = False,  # Goes on where a run with the same arguments was ended; from the beginning where there was none
+    cbs=None,  # Further callbacks
+    then=None,  # Called with the learner before the run counts as finished, as what draws its figures
+    say=log.info,  # What is told of the run's progress goes there
+) -> Run:  # Learner, figures and record
     """Trains a recipe over a catalog, evaluated before and after.
 
     In `out`: learner.pkl, metrics.csv, losses.csv (a row an epoch), run.json (what was done, with what, on what), and, until the run is
     finished, checkpoints. Killed and resumed, a run ends with the same weights as one that was not: bit for bit on a CPU with as many
     threads. The global generators are left as they were.
     ValueError: arguments that do not fit, an unfinished run in `out` without `resume`, or `resume` with arguments that give another
-    result. NonFiniteLoss: the loss is no number; the batch is in nonfinite.pth. RunStopped: Ctrl-C; the last epoch done is kept."""
+    result. NonFiniteLoss: the loss is no number; the batch is in nonfinite.pth. RunStopped: Ctrl-C; the last epoch done is kept"""
     plan, out, catalog = named(recipe), Path(out), validate_catalog(catalog, ('train',))
     epochs = plan.epochs if epochs is None else epochs
-    if epochs < 1: raise ValueError(f'epochs={epochs}: train one or more')
-    loading, model, fitting = {**plan.loading, **(loading or {})}, {**plan.model, 'seed': seed, **(model or {})}, fitting or {}
-    asked = as_json(dict(recipe=recipe, epochs=epochs, seed=seed, loading=loading, model=model, fitting=fitting, rerank=rerank, fast=fast, data=describe_data(catalog)))
+    loading, model, loss = {**plan.loading, **(loading or {})}, {**plan.model, 'seed': seed, **(model or {})}, {**plan.loss, **(loss or {})}
+    fitting = fitting or {}
+    plan.plan(epochs, **fitting)  # a mistake is said before anything is read
+    asked = as_json(dict(recipe=recipe, epochs=epochs, seed=seed, loading=loading, model=model, loss=loss, fitting=fitting, rerank=rerank,
+                         fast=fast, data=describe_data(catalog)))
     state, record = _found(out, asked, resume, say)
     if record is not None:
         say(f'{out}: this run was finished on {record["finished"]}; nothing is left to do')
@@ -74,22 +76,22 @@ def train_run(
     join_ranks()  # of several processes each has its GPU from here on
     if rank_distrib(): say = noop
     with seeded(seed):
-        learn = _learner(catalog, loading, model, path=out, seed=seed, num_workers=workers)
+        learn = _learner(catalog, recipe, loading, model, loss, path=out, seed=seed, num_workers=workers)
         learn.add_cbs(cbs)
         asked.update(workers=learn.dls.train.fake_l.num_workers, processes=max(1, num_distrib()))
-        fit = partial(plan.fit, epochs=epochs, **fitting)
+        stages = learn.plan(recipe, epochs, **fitting)
         with on_all_ranks(learn):
-            record = _begin(out, plan, learn, fit, asked, state=state, rerank=rerank, say=say)
-            with fast_training(learn) if fast else nullcontext(): _fit(out, learn, fit, record, state, say)
+            record = _begin(out, plan, learn, stages, asked, state=state, rerank=rerank, say=say)
+            with fast_training(learn) if fast else nullcontext(): _fit(out, learn, stages, record, state, say)
             record['figures'] |= _figures(learn, 'after', rerank)
         with rank0_first(): return _finish(out, learn, record, then)  # where a run has ended on one rank, its files are there
 
 
-def _learner(catalog, loading, model, **kwargs):
+def _learner(catalog, recipe, loading, model, loss, **kwargs):
     "A learner that nothing was trained of; what is cached on a disk is decoded by one process, and read by all"
     on_disk = loading.get('cache') not in (None, 'ram')
     with rank0_first() if on_disk else nullcontext(): dls = ReIDDataLoaders.from_df(catalog, **kwargs, **loading)
-    return magnifier_learner(dls, **model)
+    return recipe_learner(dls, recipe, loss=loss, **model)
 
 
 def _found(out, asked, resume, say):
@@ -98,6 +100,7 @@ def _found(out, asked, resume, say):
     finished = record is not None and record['finished']
     if resume and finished:
         _check_same(out, record['arguments'], asked)
+        shutil.rmtree(checkpoints, ignore_errors=True)  # where it was killed while it removed them
         return None, record
     if not resume and not finished and checkpoint_files(checkpoints):
         raise ValueError(f'{out} holds a run that was not finished: go on with it (--resume, resume=True), name another folder, or remove {checkpoints}')
@@ -116,30 +119,35 @@ def _check_same(out, before, now):
                      f'resume it with {was!r}, or name another folder')
 
 
-def _begin(out, plan, learn, fit, asked, *, state, rerank, say):
+def _begin(out, plan, learn, stages, asked, *, state, rerank, say):
     "The record of a run that starts, or that is taken up; says what will be done"
     now = environment()
     if not rank_distrib(): clear_leftovers(out)
     if state is None:
         shutil.rmtree(out/'checkpoints', ignore_errors=True)  # of a run that was finished
-        record = dict(recipe=asked['recipe'], says=plan.says, arguments=asked, data=asked['data'], device=str(learn.dls.device),
-                      parameters=sum(p.numel() for p in learn.model.parameters()), **now, started=_now(), resumed=[], epochs_done=0, seconds=0.,
-                      finished=None, figures={})
-    else:
-        record = state['note']
-        _check_same(out, record['arguments'], asked)
-        for name, was, is_ in differing(record['versions'], now['versions']):
-            say(f'{name} was {was} when this run began and is {is_} now: the last bits may differ')
-        record['resumed'].append(dict(at=_now(), epochs_done=state['done'], **now))
-    stages = planned_stages(learn, fit)
-    record['stages'] = [dict(zip(s._fields, s)) for s in stages]
+        parameters = sum(p.numel() for p in learn.model.parameters())
+        record = dict(recipe=asked['recipe'], says=plan.says, arguments=asked, data=asked['data'], device=str(learn.dls.device), parameters=parameters,
+                      **now, started=_now(), resumed=[], epochs_done=0, seconds=0., finished=None, figures={})
+    else: record = _taken_up(out, asked, state, now, say)
+    record['stages'] = as_json([stage._asdict() for stage in stages])
     say('\n'.join(_plan(record, learn.dls.train, stages)))
-    report = getattr(getattr(learn.model, 'module', learn.model), 'weights_report', None)
+    report = getattr(learn.model, 'weights_report', None)
     if report: say(f'weights: {report}')
     record['weights'] = report and str(report)
     if state is not None: say(f'going on after epoch {state["done"]} of {sum(s.epochs for s in stages)}')
     else: record['figures'] = _figures(learn, 'before', rerank)
-    _write(out, record)
+    _write(out, record, state['rows'] if state else [])
+    return record
+
+
+def _taken_up(out, asked, state, now, say):
+    "The record that the newest checkpoint holds, brought to that checkpoint's epoch"
+    record = state['note']
+    _check_same(out, record['arguments'], asked)
+    for name, was, is_ in differing(record['versions'], now['versions']):
+        say(f'{name} was {was} when this run began and is {is_} now: the last bits may differ')
+    record.update(epochs_done=state['done'], seconds=round(state['seconds'], 1))
+    record['resumed'].append(dict(at=_now(), epochs_done=state['done'], **now))
     return record
 
 
@@ -155,16 +163,16 @@ def _plan(record, dl, stages):
     for i, stage in enumerate(stages): yield f'  stage {i + 1} of {len(stages)}: {stage}'
 
 
-def _fit(out, learn, fit, record, state, say):
+def _fit(out, learn, stages, record, state, say):
     "The recipe's fits, guarded and stored; the record and losses.csv follow epoch by epoch"
     def each(kept):
         record.update(epochs_done=kept.done, seconds=round(kept.seconds, 1))
-        _write(out, record)
-        with aside(out/'losses.csv') as part: pd.DataFrame(kept.rows).set_index('epoch').to_csv(part)
-    total, keyboard = sum(s['epochs'] for s in record['stages']), StopByKeyboard(say)
-    with Checkpoints(learn, out/'checkpoints', state=state, note=record, each=each) as kept, learn.added_cbs([StopAtNonFinite(out/'nonfinite.pth'), keyboard]):
+        _write(out, record, kept.rows)
+    total, keyboard = sum(stage.epochs for stage in stages), StopByKeyboard(say)
+    kept = Checkpoints(out/'checkpoints', state=state, note=record, each=each)
+    with learn.added_cbs([kept, StopAtNonFinite(out/'nonfinite.pth'), keyboard]):
         try:
-            with keyboard: fit(learn)
+            with keyboard: learn.fit_stages(stages, done=kept.done)
         except KeyboardInterrupt as e: raise RunStopped(f'stopped by the keyboard after epoch {kept.done} of {total}') from e
 
 
@@ -181,9 +189,12 @@ def _finish(out, learn, record, then):
     return Run(learn, table, record)
 
 
-def _write(out, record):
-    "run.json, by one process"
-    if not rank_distrib(): write_json(out/'run.json', record)
+def _write(out, record, rows=()):
+    "run.json and, where there are rows, losses.csv; by one process"
+    if rank_distrib(): return
+    write_json(out/'run.json', record)
+    if not rows: return
+    with aside(out/'losses.csv') as part: pd.DataFrame(rows).set_index('epoch').to_csv(part)
 
 
 def _figures(learn, when, rerank):

@@ -19,7 +19,7 @@ from measure import write_csv
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.data.readers import market1501
 from magnifier.walkers.dataset import walkers
-from magnifier.train.learner import magnifier_learner
+from magnifier.train.learner import recipe_learner
 from magnifier.train.recipes import recipe
 
 SIZES = {(384, 192): 10, (128, 64): 4}  # size: pad
@@ -60,16 +60,16 @@ def loading_row(catalog, cache, size, args):
                 made_in=round(made, 2), cache_mib=round(held, 1), step_seconds='', loading_share='')
 
 
-def training_row(catalog, cache, plan, args, **changed):
+def training_row(catalog, cache, name_of_recipe, args, **changed):
     "The recipe's own training, stopped after a few steps"
-    plan = recipe(plan)
+    plan = recipe(name_of_recipe)
     loading = {**plan.loading, **{k: changed.pop(k) for k in ('bs',) if k in changed}}
     dls = ReIDDataLoaders.from_df(catalog, **{**loading, 'cache': cache, 'num_workers': args.workers, 'device': args.device})
-    learn = magnifier_learner(dls, **{**plan.model, **changed, 'pretrained': False})
+    learn = recipe_learner(dls, name_of_recipe, **{**changed, 'pretrained': False})
     times = StepTimes(args.steps, args.clock)
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(times), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # a schedule that is cut short
-        plan.fit(learn, 10)
+        learn.fit_recipe(name_of_recipe, 10)
     waited, stepped = (statistics.median(o[1:]) for o in (times.loading, times.training))
     return dict(what=f'training {learn.model.__class__.__name__} {plan.model["arch"]}', size='x'.join(map(str, dls.one_batch()[0].shape[-2:])),
                 cache=name(cache), images=len(catalog), workers=args.workers or 0, images_a_second=round(dls.train.bs/(waited + stepped), 1),

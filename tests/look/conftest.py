@@ -52,7 +52,6 @@ def blind(catalog, few, tmp_path_factory):
 def people(seer, few, tmp_path_factory):
     "A gallery of the dozen, an hour apart, made by the full model"
     pytest.importorskip('lance')
-    import magnifier.train.pretrained  # noqa: F401, what a gallery asks of a learner
     from magnifier.gallery.gallery import Gallery
     with Gallery(tmp_path_factory.mktemp('people')/'people', regions=True) as gallery:
         gallery.add(seer, few.assign(time=[1_760_000_000 + 3600*i for i in range(len(few))]), progress=False)

@@ -14,7 +14,7 @@ from magnifier.look.picture import Picture
 from magnifier.look.searched import Searched
 from magnifier.look.show import draw_results, draw_samples
 from magnifier.regions import NO_MASK
-from magnifier.train.callbacks import CPUBfloat16
+from magnifier.train.precision import CPUBfloat16
 
 
 def words(picture): return [t.get_text() for ax in picture.axes for t in ax.texts]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from fastai.vision.all import Callback, CancelFitException
 from magnifier.regions import LOWER_TORSO, UPPER_TORSO
-from magnifier.train.callbacks import (CPUBfloat16, LossParts, RegionOcclusion, SemanticDiversityPhase, TeacherMasks, ValidateEvery,
-                                       bfloat16_pays, draw_kept_regions)
+from magnifier.train.callbacks import RegionOcclusion, SemanticDiversityPhase, TeacherMasks, ValidateEvery, draw_kept_regions
+from magnifier.train.precision import CPUBfloat16, bfloat16_pays
+from magnifier.train.recording import LossParts
 
 
 @pytest.mark.parametrize('keep', [2, 4, 6])

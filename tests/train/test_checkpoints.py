@@ -5,7 +5,9 @@ import resource
 import pytest
 import torch
 from magnifier.train import checkpoints
-from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint, restore_training, training_state, write_checkpoint
+from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint, write_checkpoint
+from magnifier.train.recipes import Stage
+from magnifier.train.state import restore_training, training_state
 
 
 def names(folder): return sorted(f.name for f in folder.iterdir())
@@ -63,7 +65,8 @@ def test_what_cannot_be_read_is_not_removed(tmp_path, monkeypatch):
 
 
 def trained(learn, folder, **kwargs):
-    with Checkpoints(learn, folder, **kwargs) as kept: learn.fit(2, 1e-3)
+    kept = Checkpoints(folder, **kwargs)
+    with learn.added_cbs(kept): learn.fit_stages([Stage(2, 1e-3)], done=kept.done)
     return kept
 
 
@@ -72,8 +75,7 @@ def test_rows_and_notes_are_stored_with_the_state(small_learn, tmp_path):
     kept = trained(small_learn, tmp_path, note=dict(of='me'), each=lambda kept: seen.append((kept.done, names(tmp_path))))
     state = read_checkpoint(tmp_path)
     assert seen == [(1, ['00001.pth']), (2, ['00001.pth', '00002.pth'])] and state['note'] == dict(of='me') and state['rows'] == kept.rows
-    assert (state['stage'], state['epoch'], state['done']) == (0, 2, 2) and state['seconds'] > 0
-    assert '_do_fit' not in vars(small_learn)
+    assert (state['stage'], state['done']) == (1, 2) and state['seconds'] > 0
 
 
 def test_leftovers_of_a_killed_write_are_removed(small_learn, tmp_path):
@@ -139,18 +141,16 @@ def test_frozen_stays_frozen(small_learn):
 
 def test_torchs_own_optimisers_are_stored_too(small, how, tmp_path):
     from functools import partial
-    from fastai.vision.all import OptimWrapper
+    from fastai.vision.all import Callback, OptimWrapper
     from magnifier.train.runs import train_run
     model = {**how['model'], 'opt_func': partial(OptimWrapper, opt=torch.optim.AdamW)}
     kwargs = {**how, 'model': model, 'epochs': 2}
     class Enough(Exception): pass
-    def enough(kept): raise Enough
     straight = train_run(small, 'baseline', tmp_path/'straight', **kwargs).learn
-    keep = Checkpoints._keep
-    try:
-        Checkpoints._keep = lambda self, epoch: (keep(self, epoch), enough(self))
-        with pytest.raises(Enough): train_run(small, 'baseline', tmp_path/'run', **kwargs)
-    finally: Checkpoints._keep = keep
+    class Stop(Callback):
+        order = Checkpoints.order + 1
+        def after_epoch(self): raise Enough("stop here")
+    with pytest.raises(Enough): train_run(small, 'baseline', tmp_path/'run', cbs=[Stop()], **kwargs)
     resumed = train_run(small, 'baseline', tmp_path/'run', resume=True, **kwargs).learn
     for a, b in zip(straight.model.parameters(), resumed.model.parameters()): assert torch.equal(a, b)
 

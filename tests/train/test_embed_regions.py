@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 from magnifier.gallery.crops import crops_folder
 from magnifier.gallery.gallery import Gallery
-from magnifier.train import pretrained  # noqa: F401
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.parts import embed_parts
 

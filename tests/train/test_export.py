@@ -11,7 +11,6 @@ from PIL import Image
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.model.embedder import Embedder
 from magnifier.train import export
-from magnifier.train.export import export_onnx
 from magnifier.train.learner import magnifier_learner
 
 onnx, ort = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
@@ -93,14 +92,14 @@ def test_a_file_that_differs_is_not_written(learn, monkeypatch, tmp_path):
         return Program()
     monkeypatch.setattr(export, '_to_onnx', other)
     monkeypatch.setattr(ort, 'InferenceSession', lambda *a, **kw: type('S', (), {'run': lambda self, names, feed: [np.eye(3, 576, dtype=np.float32)]})())
-    with pytest.raises(RuntimeError, match='differs from torch .cosine .*nothing was written'): export_onnx(learn, tmp_path/'m.onnx')
+    with pytest.raises(RuntimeError, match='differs from torch .cosine .*nothing was written'): learn.export_onnx(tmp_path/'m.onnx')
     assert not list(tmp_path.iterdir())
 
 
 def test_without_the_libraries(learn, monkeypatch, tmp_path, file):
-    with pytest.raises(ValueError, match='people: a name that ends in .onnx'): export_onnx(learn, tmp_path/'people')
+    with pytest.raises(ValueError, match='people: a name that ends in .onnx'): learn.export_onnx(tmp_path/'people')
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
-    with pytest.raises(ImportError, match=r"pip install 'magnifier-reid\[onnx\]'"): export_onnx(learn, tmp_path/'m.onnx')
+    with pytest.raises(ImportError, match=r"pip install 'magnifier-reid\[onnx\]'"): learn.export_onnx(tmp_path/'m.onnx')
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(ImportError, match='pip install onnxruntime'): Embedder(file)
 

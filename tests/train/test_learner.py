@@ -12,8 +12,9 @@ from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.model.net import MagnifierNet
 from magnifier.model.output import MagnifierOutput
 from magnifier.retrieval.ranking import rank
-from magnifier.train.callbacks import CPUBfloat16, RegionOcclusion, TeacherMasks
+from magnifier.train.callbacks import RegionOcclusion, TeacherMasks
 from magnifier.train.learner import ReIDLearner, magnifier_learner
+from magnifier.train.precision import CPUBfloat16, autocast_of
 
 TINY = dict(pretrained=False, hidden=32)
 
@@ -269,7 +270,7 @@ def precisions(learn, monkeypatch, device):
     "What `evaluating` asks torch for on a device"
     asked = []
     monkeypatch.setattr(torch, 'autocast', lambda kind, dtype=None, enabled=True: asked.append((kind, dtype, enabled)))
-    learn._precision(device)
+    autocast_of(learn, device)
     return asked[0]
 
 

@@ -5,7 +5,6 @@ import sys
 import pandas as pd
 import pytest
 import torch
-import magnifier.train.pretrained  # noqa: F401, gives learners what is tested
 from fastai.vision.all import Contrast, Resize, TensorImage, Transform, load_learner
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.data.preprocess import Preprocessing

@@ -1,74 +1,87 @@
 "Recipes: what they fit, found without training, and what their numbers are"
+import subprocess
+import sys
+
 import pytest
-from magnifier.train.records import planned_stages
-from magnifier.train.recipes import RECIPES, fit_baseline, fit_paper, recipe
+import torch
+from fastai.callback.schedule import ParamScheduler
 
+from magnifier.train.callbacks import SemanticDiversityPhase
+from magnifier.train.learner import OPTIMISERS
+from magnifier.train.recipes import RECIPES, Stage, recipe
+from magnifier.train.schedules import WarmupMilestones, stage_callbacks
 
-class Fits:
-    "Stands in for a learner: notes what it is asked to fit"
-    def __init__(self, sfb=True):
-        from types import SimpleNamespace
-        self.model, self.fitted = SimpleNamespace(sfb=sfb or None), []
-
-    def fit(self, n_epoch, lr, cbs): self.fitted.append((n_epoch, lr, {type(cb).__name__: cb for cb in cbs}))
-
-
-def fitted(fit, *args, sfb=True, **kwargs):
-    fits = Fits(sfb)
-    fit(fits, *args, **kwargs)
-    return fits.fitted
+PAPER, BASELINE = RECIPES['paper'], RECIPES['baseline']
 
 
 def test_the_papers_two_stages():
-    one, two = fitted(fit_paper)
-    assert one[:2] == (460, 3.5e-4) and two[:2] == (40, 1e-3)
-    schedule = one[2]['WarmupMilestones']
-    assert schedule.lr == 3.5e-4 and schedule.how == dict(warmup=10, start=.01, milestones=(40, 70), decay=.1)
-    assert 'SemanticDiversityPhase' not in one[2] and 'WarmupMilestones' not in two[2]
-    assert two[2]['SemanticDiversityPhase'].gamma == 2e-3 and two[2]['SemanticDiversityPhase'].start_epoch == 0
+    one, two = PAPER.plan()
+    assert one == Stage(460, 3.5e-4, 'steps', warmup=10, milestones=(40, 70), rank_every=20)
+    assert two == Stage(40, 1e-3, diversity_from=0., rank_every=20)
+    assert (one.diversity_epoch, two.diversity_epoch, two.gamma) == (None, 0, 2e-3)
 
 
-def test_the_diversity_loss_goes_where_it_can():
-    assert not any('SemanticDiversityPhase' in cbs for _, _, cbs in fitted(fit_paper, sfb=False) + fitted(fit_paper, diversity=False))
-    assert not any('SemanticDiversityPhase' in cbs for _, _, cbs in fitted(fit_baseline))
-    assert fitted(fit_baseline, diversity=True)[0][2]['SemanticDiversityPhase'].start_epoch == 70
+def test_the_diversity_loss_goes_where_it_is_asked_for():
+    starts = lambda stages: [stage.diversity_epoch for stage in stages]
+    assert starts(PAPER.plan(diversity=False)) == [None, None]
+    assert starts(BASELINE.plan()) == [None]
+    assert starts(BASELINE.plan(diversity=True)) == [70]
+    assert starts(RECIPES['quick'].plan()) == [13]
+    assert starts(RECIPES['one_cycle'].plan(12)) == [10]
+    assert starts(RECIPES['one_cycle'].plan(1)) == [None]  # no "from epoch 2 on" in a training of one epoch
 
 
 def test_the_baselines_120_epochs():
-    (n, lr, cbs), = fitted(fit_baseline)
-    assert (n, lr) == (120, 3.5e-4) and cbs['WarmupMilestones'].how == dict(warmup=10, start=.01, milestones=(40, 70), decay=.1)
-    (n, _, cbs), = fitted(fit_baseline, 60)
-    assert n == 60 and cbs['WarmupMilestones'].how == dict(warmup=5, start=.01, milestones=(20, 35), decay=.1)
-    (n, _, cbs), = fitted(fit_baseline, 240, milestones=(40,))
-    assert cbs['WarmupMilestones'].how['milestones'] == (80,) and cbs['WarmupMilestones'].how['warmup'] == 20
+    assert BASELINE.plan() == [Stage(120, 3.5e-4, 'steps', warmup=10, milestones=(40, 70), diversity_from=1., rank_every=10)]
+    half, = BASELINE.plan(60)
+    assert (half.epochs, half.warmup, half.milestones) == (60, 5, (20, 35))
 
 
 @pytest.mark.parametrize('epochs, first, second, warmup, milestones', [
-    (500, 460, 40, 10, (40, 70)), (250, 230, 20, 10, (40, 70)), (130, 120, 10, 10, (40, 70)), (65, 60, 5, 5, (20, 35)), (5, 4, 1, 0, (1, 2)), (2, 1, 1, 0, (1, 1))])
+    (500, 460, 40, 10, (40, 70)), (250, 230, 20, 10, (40, 70)), (130, 120, 10, 10, (40, 70)), (65, 60, 5, 5, (20, 35)), (5, 4, 1, 0, (1, 2)),
+    (2, 1, 1, 0, (1, 1))])
 def test_shorter_papers(epochs, first, second, warmup, milestones):
-    one, two = fitted(fit_paper, epochs)
-    assert (one[0], two[0]) == (first, second) and one[0] + two[0] == epochs
-    assert (one[2]['WarmupMilestones'].how['warmup'], one[2]['WarmupMilestones'].how['milestones']) == (warmup, milestones)
+    one, two = PAPER.plan(epochs)
+    assert (one.epochs, two.epochs) == (first, second)
+    assert (one.warmup, one.milestones) == (warmup, milestones)
 
 
-def test_one_epoch_is_one_stage(): assert [n for n, *_ in fitted(fit_paper, 1)] == [1]
+def test_one_epoch_is_one_stage(): assert [stage.epochs for stage in PAPER.plan(1)] == [1]
+
+
+def test_what_is_given_holds_as_it_is():
+    one, two = PAPER.plan(50, milestones=(40,), warmup=3, lr=1e-3, second_lr=2e-4, second_schedule='annealed', gamma=.01, rank_every=7)
+    assert one == Stage(46, 1e-3, 'steps', warmup=3, milestones=(40,), gamma=.01, rank_every=7)
+    assert two == Stage(4, 2e-4, 'annealed', diversity_from=0., gamma=.01, rank_every=7)
+
+
+def test_the_second_stage_can_go_on_at_the_decayed_rate():
+    assert PAPER.plan(second_lr=0)[1].lr == pytest.approx(3.5e-6)
+    assert PAPER.plan(milestones=(40,), second_lr=0)[1].lr == pytest.approx(3.5e-5)  # CUHK03, by the authors
+
+
+@pytest.mark.parametrize('how, message', [
+    (dict(epochs=0), 'epochs=0: train one or more'), (dict(lr=-1.), 'a rate is positive'), (dict(warmup=-1), '0 or more epochs'),
+    (dict(milestones=(70, 40)), 'in order'), (dict(schedule='flat'), "unknown schedule 'flat': use one of constant, annealed"),
+    (dict(gamma=-1.), 'gamma=-1.0: a weight is zero or positive'), (dict(rank_every=0), 'rank_every=0')])
+def test_what_is_no_training_is_refused(how, message):
+    with pytest.raises(ValueError, match=message): PAPER.plan(**how)
+
+
+def test_a_recipe_of_one_stage_has_no_second_rate():
+    with pytest.raises(ValueError, match='this recipe has a single stage'): RECIPES['quick'].plan(second_lr=1e-3)
 
 
 @pytest.mark.parametrize('name', ['paper', 'baseline'])
 def test_the_papers_numbers(name):
     plan = RECIPES[name]
-    assert plan.loading['size'] == (384, 192) and plan.loading['bs'] == 64 and plan.loading['n_per_id'] == 4 and plan.model['arch'] == 'resnet50'
-    import torch
-    from fastai.vision.all import Adam
-    p = torch.nn.Parameter(torch.zeros(3))
-    opt = plan.model['opt_func']([p], lr=.1)
-    assert plan.model['opt_func'].func is Adam and (opt.hypers[0]['mom'], opt.hypers[0]['sqr_mom'], opt.hypers[0]['eps']) == (.9, .999, 1e-8)
+    assert plan.loading == dict(size=(384, 192), bs=64, n_per_id=4, cache='disk')
+    assert (plan.model['arch'], plan.model['opt_func']) == ('resnet50', 'adam')
 
 
 def test_their_adam_is_torchs():
-    import torch
     a, b = (torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
-    ours, torchs = RECIPES['paper'].model['opt_func']([a], lr=.01, wd=5e-4), torch.optim.Adam([b], lr=.01, weight_decay=5e-4)
+    ours, torchs = OPTIMISERS['adam']([a], lr=.01, wd=5e-4), torch.optim.Adam([b], lr=.01, weight_decay=5e-4)
     for step in range(20):
         for p, opt in ((a, ours), (b, torchs)):
             opt.zero_grad()
@@ -77,22 +90,52 @@ def test_their_adam_is_torchs():
     assert torch.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', RECIPES)
-def test_a_plan_is_found_without_training(name, learn):
-    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    plan = recipe(name)
-    stages = planned_stages(learn, plan.fit, plan.epochs)
-    assert sum(s.epochs for s in stages) == plan.epochs and len(stages) == (2 if name == 'paper' else 1)
-    assert all((v == before[k]).all() for k, v in learn.model.state_dict().items()) and learn.opt is None and 'fit' not in vars(learn)
+def test_stages_in_words():
+    one, two = PAPER.plan()
+    assert str(one) == '460 epochs, rate 0.00035, linear warm-up over 10 epochs, x 0.1 from epoch 41 and 71 on, ranked every 20 epochs'
+    assert str(two) == '40 epochs, rate 0.001, semantic diversity loss x 0.002, ranked every 20 epochs'
+    assert str(Stage(1, .01, 'one_cycle', diversity_from=.8)) == '1 epoch, rate 0.01, one cycle with that rate at its top'
+    assert str(Stage(2, .01, 'annealed', diversity_from=.5)) == '2 epochs, rate 0.01, falling to 0, semantic diversity loss x 0.002 from epoch 2 on'
 
 
-def test_the_plan_is_what_will_be_done(learn):
-    one, two = planned_stages(learn, fit_paper, 500)
-    assert str(one) == '460 epochs, rate 0.00035, linear warm-up from 0.01 of it over 10 epochs, x 0.1 at epochs 40 and 70, ranked every 20 epochs'
-    assert str(two) == '40 epochs, rate 0.001, ranked every 20 epochs, semantic diversity loss x 0.002'
-    quick, = planned_stages(learn, RECIPES['quick'].fit, 16)
-    assert quick.lr == 3e-3 and {'one cycle with that rate at its top', 'semantic diversity loss x 0.002 from epoch 14 on'} <= set(quick.says)
+def test_a_model_without_sfb_has_no_diversity_loss(learn, dls):
+    from magnifier.train.learner import magnifier_learner
+    assert learn.plan('paper', 4)[1].diversity_epoch == 0
+    plain = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, sfb=False)
+    assert plain.plan('paper', 4)[1].diversity_epoch is None
+
+
+def rates(learn, stage):
+    "Rates of a stage's batches, as its schedule gives them"
+    learn.fit(stage.epochs, stage.lr, cbs=[cb for cb in stage_callbacks(stage, learn) if isinstance(cb, ParamScheduler)])
+    return learn.recorder.lrs
+
+
+def test_one_cycle_is_fastais(small_learn):
+    got = rates(small_learn, Stage(2, .01, 'one_cycle'))
+    small_learn.fit_one_cycle(2, .01)
+    assert got == pytest.approx(small_learn.recorder.lrs)
+
+
+def test_annealed_falls_to_nothing(small_learn):
+    got = rates(small_learn, Stage(2, .01, 'annealed'))
+    assert got[0] == .01 and got == sorted(got, reverse=True) and got[-1] < .002
+
+
+def test_a_stage_becomes_its_callbacks(small_learn):
+    schedule, = stage_callbacks(Stage(9, .01, 'steps', warmup=2, milestones=(3,)), small_learn)
+    assert isinstance(schedule, WarmupMilestones)
+    assert [schedule.rate(e) for e in (0, 2, 3)] == pytest.approx([1e-4, .01, .001])
+    phase, = stage_callbacks(Stage(10, .01, diversity_from=.7, gamma=.5), small_learn)
+    assert isinstance(phase, SemanticDiversityPhase) and (phase.gamma, phase.start_epoch) == (.5, 7)
+    assert stage_callbacks(Stage(10, .01), small_learn) == []
 
 
 def test_an_unknown_recipe_lists_the_known():
     with pytest.raises(ValueError, match='unknown recipe \'fast\': use one of quick, one_cycle, baseline, paper'): recipe('fast')
+
+
+def test_recipes_are_read_without_heavy_imports():
+    code = 'import sys, magnifier.train.recipes; print(*sys.modules)'
+    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {'torch', 'fastai', 'pandas', 'numpy'} & set(loaded)

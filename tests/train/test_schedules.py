@@ -36,15 +36,3 @@ def test_every_batch_of_an_epoch_has_its_rate(small_learn):
     assert [e for e, _ in rates.seen] == [e for e in range(4) for _ in range(n)]
     for epoch, lrs in rates.seen: assert set(lrs) == {schedule.rate(epoch)}  # every parameter group
     assert learn.recorder.hps['lr'] == [schedule.rate(e) for e, _ in rates.seen] == learn.recorder.lrs
-
-
-def test_it_says_what_it_does():
-    assert str(WarmupMilestones(1.)) == 'linear warm-up from 0.01 of it over 10 epochs, x 0.1 at epochs 40 and 70'
-    assert str(WarmupMilestones(1., warmup=1, milestones=(5,))) == 'linear warm-up from 0.01 of it over 1 epoch, x 0.1 at epoch 5'
-    assert str(WarmupMilestones(1., warmup=0, milestones=())) == 'constant'
-
-
-@pytest.mark.parametrize('how, message', [(dict(lr=0), 'a rate is positive'), (dict(lr=1, warmup=-1), '0 or more epochs'),
-                                          (dict(lr=1, start=0), 'a share above 0'), (dict(lr=1, milestones=(70, 40)), 'in order')])
-def test_what_is_no_schedule_is_refused(how, message):
-    with pytest.raises(ValueError, match=message): WarmupMilestones(**how)

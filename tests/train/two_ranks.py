@@ -17,10 +17,11 @@ from magnifier.cli.evaluate import magnifier_eval
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.data.readers import market1501
 from magnifier.data.transforms import EraseBoxes
-from magnifier.train.callbacks import LossParts, RegionOcclusion
+from magnifier.train.callbacks import RegionOcclusion
 from magnifier.train.distributed import Share, gather_rows, join_ranks, mean_over_ranks, n_ranks, on_all_ranks, rank0_first
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.losses import MagnifierLoss
+from magnifier.train.recording import LossParts
 from magnifier.train.runs import train_run
 
 # With nothing drawn, what a batch holds tells which pictures it was made of

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 from fastai.vision.all import Callback
-from magnifier.train import fast
-from magnifier.train.fast import fast_training
+from magnifier.train import precision
+from magnifier.train.precision import fast_training
 from magnifier.train.runs import train_run
 
 pytestmark = pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor:UserWarning')  # torch's own tracing looks at it
@@ -32,7 +32,7 @@ class Seen(Callback):
 
 @pytest.mark.parametrize('pays', [True, False])
 def test_fits_inside_are_fast_and_the_learner_is_plain_afterwards(small_learn, monkeypatch, pays):
-    monkeypatch.setattr(fast, 'bfloat16_pays', lambda: pays)
+    monkeypatch.setattr(precision, 'bfloat16_pays', lambda: pays)
     seen, cbs = Seen(), list(small_learn.cbs)
     with fast_training(small_learn):
         assert hasattr(small_learn, 'cpu_bfloat16') == pays
@@ -43,7 +43,7 @@ def test_fits_inside_are_fast_and_the_learner_is_plain_afterwards(small_learn, m
 
 
 def test_a_compiled_training_is_the_plain_one(small, how, tmp_path, monkeypatch):
-    monkeypatch.setattr(fast, 'bfloat16_pays', lambda: False)
+    monkeypatch.setattr(precision, 'bfloat16_pays', lambda: False)
     (tmp_path/'a').mkdir(), (tmp_path/'b').mkdir()
     plain, quick = (train_run(small, 'one_cycle', tmp_path/name, epochs=2, fast=name == 'b', **how) for name in 'ab')
     for (name, a), b in zip(plain.learn.model.state_dict().items(), quick.learn.model.state_dict().values()):
