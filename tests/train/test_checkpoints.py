@@ -113,7 +113,7 @@ def test_a_callback_with_a_state_is_asked_for_it(small_learn):
     small_learn.add_cb(counts)
     small_learn.fit(1)
     state = training_state(small_learn)
-    assert state['stateful'] == {'callback counts': {'n': 4}, 'loss': {}} and state['gamma'] == 0.
+    assert state['stateful'] == {'callback counts': {'n': 4}} and state['gamma'] == 0.
     counts.n = 0
     restore_training(small_learn, state)
     assert counts.n == 4
