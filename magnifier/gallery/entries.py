@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from magnifier.data.images import as_images, image_name, read_image
+from magnifier.gallery.video import is_address, read_crop
 
 __all__ = ['entries', 'read_entry', 'ReadImage', 'content_key', 'problem', 'stored_image', 'timestamp', 'number', 'identity', 'is_count',
            'fingerprint_of', 'as_array', 'unit_rows']
@@ -30,12 +31,12 @@ class ReadImage(NamedTuple):
 
 def entries(
     images,  # Catalog; or one image as `read_image` takes it, or several
-    **labels,  # pids, camids, times, paths: one an image, or None
-) -> pd.DataFrame:  # Columns item, path, pid, camid, time; None where unknown
+    **labels,  # pids, camids, times, paths, tracklets: one an image, or None
+) -> pd.DataFrame:  # Columns item, path, pid, camid, time, tracklet; None where unknown
     "Images and labels in one table; a ValueError where their numbers differ, a TypeError for labels that are no numbers"
     table = _of_catalog(images, labels) if isinstance(images, pd.DataFrame) else _of_items(images, labels)
     if not len(table): raise ValueError('no images: give at least one path, image or catalog row')
-    forms = dict(pid=identity, camid=lambda c: number(c, 'camids'), time=timestamp)
+    forms = dict(pid=identity, camid=lambda c: number(c, 'camids'), time=timestamp, tracklet=_name)
     for name, form in forms.items():
         table[name] = pd.Series([form(value) for value in table[name]], dtype=object)
     own = [os.fspath(item) if isinstance(item, (str, Path)) else None for item in table['item']]
@@ -45,9 +46,9 @@ def entries(
 
 def _of_catalog(catalog, labels):
     given = [name for name, label in labels.items() if label is not None]
-    if given: raise ValueError(f'{", ".join(given)} beside a catalog: put them into its columns pid, camid, time')
+    if given: raise ValueError(f'{", ".join(given)} beside a catalog: put them into its columns pid, camid, time, tracklet')
     if 'path' not in catalog: raise ValueError(f'the catalog has no column path, only {", ".join(map(str, catalog.columns))}')
-    columns = dict(item='path', path='path', pid='pid', camid='camid', time='time')
+    columns = dict(item='path', path='path', pid='pid', camid='camid', time='time', tracklet='tracklet')
     return pd.DataFrame({name: pd.Series(list(catalog[of]) if of in catalog else [None]*len(catalog), dtype=object)
                          for name, of in columns.items()})
 
@@ -55,7 +56,7 @@ def _of_catalog(catalog, labels):
 def _of_items(images, labels):
     items = list(as_images(images))
     table = pd.DataFrame({'item': pd.Series(items, dtype=object)})
-    for name, column in dict(paths='path', pids='pid', camids='camid', times='time').items():
+    for name, column in dict(paths='path', pids='pid', camids='camid', times='time', tracklets='tracklet').items():
         table[column] = _one_each(labels.get(name), len(items), name)
     return table
 
@@ -68,6 +69,9 @@ def _one_each(values, n, name):
 
 
 def _missing(x): return x is None or x is pd.NaT or x is pd.NA or isinstance(x, (float, np.floating)) and np.isnan(x)
+
+
+def _name(x): return None if _missing(x) else str(x)
 
 
 def number(
@@ -159,10 +163,17 @@ def stored_image(
 ) -> Image.Image | None:  # Mode RGB; None where the file is gone, or is another by now
     "The image that was added under a path, as long as its content is what it was"
     if not path: return None
+    if is_address(path): return _cut_again(path, key)
     read = read_entry(path)
     if read.image is None: return None
     if key == read.key: return read.image
     with Image.open(path) as image: return read.image if key == content_key(image) else None  # it was added as pixels, and its path told
+
+
+def _cut_again(address, key):
+    try: image = read_crop(address)
+    except (OSError, ValueError): return None
+    return image if key == content_key(image) else None
 
 
 def fingerprint_of(

@@ -5,18 +5,22 @@ import re
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from magnifier.data.images import image_name
-from magnifier.gallery.entries import content_key, entries, fingerprint_of, identity, is_count, problem, read_entry, unit_rows
+from magnifier.gallery.entries import as_array, content_key, entries, fingerprint_of, identity, is_count, problem, read_entry, unit_rows
 from magnifier.gallery.hits import Hits, as_table
 from magnifier.gallery.lance import LanceStore
 from magnifier.gallery.milvus import MilvusStore
 from magnifier.gallery.region_search import described, nearest_by_regions
-from magnifier.gallery.store import MOST_NAMES, Where, joined, where
+from magnifier.gallery.people import certainty, impossible_pairs, join_tracklets, tracklet_distances, unlabelled_threshold
+from magnifier.gallery.store import COLUMNS, MOST_NAMES, Where, joined, where
+from magnifier.gallery.tracklets import Tracklets, VideoReading, summarise, video_entries
+from magnifier.gallery.video import Video
 from magnifier.regions import REGIONS, region_indices
 
 __all__ = ['Gallery', 'Added', 'GalleryWarning']
@@ -26,6 +30,7 @@ RERANKED = 100  # Hits that re-ranking looks at
 EXACT_UP_TO = 500_000_000  # Numbers in all vectors: 2 GB, whose product with a query takes a tenth of a second
 WRITTEN, SECONDS = 1 << 24, 5  # Embeddings are written once they have so many bytes, or have waited so long
 QUERIES = 50  # Images whose neighbours say what an index finds
+EPOCH = pd.Timestamp(0, unit='s', tz='UTC')
 NAME = re.compile('[A-Za-z_][A-Za-z0-9_]{0,200}')
 SERVERS = ('http://', 'https://', 'tcp://', 'unix:')
 log = logging.getLogger(__name__)
@@ -92,11 +97,12 @@ class Gallery:
 
     def add(self,
         embedder,  # Has `.embed(images) -> (n,d)` and `.fingerprint`: a learner, or an exported model's Embedder
-        images,  # Catalog (columns path, and where known pid, camid, time); or paths, PIL images or (h,w,3) uint8 arrays
+        images,  # Catalog (columns path, and where known pid, camid, time, tracklet); or paths, PIL images or (h,w,3) uint8 arrays
         *,
         pids=None,  # Identities, one an image; None where unknown
         camids=None,  # Cameras
         times=None,  # Seconds since 1970 in UTC, ISO texts or datetimes
+        tracklets=None,  # Names of tracklets: what a tracker followed as one person; None for single images
         paths=None,  # Paths to remember, for images that are not given by path
         bs: int = 64,  # Images embedded at once
         progress: bool = True,  # Shows a bar
@@ -106,18 +112,41 @@ class Gallery:
         `label`), and remembers the other path. Files that are no images are left out, with a `GalleryWarning` that names the first.
         ValueError where all are, and where another model made the gallery"""
         if not is_count(bs): raise ValueError(f'bs={bs}: at least one image at once')
+        table = entries(images, pids=pids, camids=camids, times=times, tracklets=tracklets, paths=paths)
+        return self._add(embedder, Reading(self.store, table, bs), len(table), bs, progress)
+
+    def add_video(self,
+        embedder,  # As in `add`; one with `embed_visible` also tells how much of each person is seen
+        video,  # A video file, or a folder of frames whose names end in their number
+        boxes,  # A MOTChallenge file, or a table as `read_mot` gives it: one track is one person in this camera
+        *,
+        camera: int,  # This camera's number
+        start=None,  # When frame 1 was taken (seconds in UTC, ISO text or datetime); None counts from 1970
+        fps: float | None = None,  # Frames a second; None takes a video file's own
+        every: int = 1,  # Embeds each track's first box and every so-many-th after it
+        crops=None,  # Folder that keeps the cut-out people as PNG files; None keeps none
+        bs: int = 64,  # People embedded at once
+        progress: bool = True,  # Shows a bar
+    ) -> Added:  # As in `add`; boxes whose frame is missing or that lie outside it are among the skipped
+        """Adds what a tracker followed in one camera: each track becomes a tracklet (see `tracklets`, `people`). Frames are read once,
+        while the people before are embedded; run again after a crash, it goes on. ValueError for no video, no boxes, and as in `add`"""
+        if not (is_count(bs) and is_count(every)): raise ValueError(f'bs={bs}, every={every}: whole numbers from 1 are wanted')
+        table = video_entries(video, boxes, camera=camera, start=start, fps=fps, every=every)
+        reading = VideoReading(self.store, Video(video, fps=fps), table, bs, crops)
+        return self._add(embedder, reading, len(table), bs, progress)
+
+    def _add(self, embedder, reading, n, bs, progress):
+        "Embeds what `reading` gives, writes it, and says what became of the `n` images that it reads"
         self._check_regions()  # another may have made the gallery since
         self._check_model(embedder)
-        table = entries(images, pids=pids, camids=camids, times=times, paths=paths)
-        reading = Reading(self.store, table, bs)
         with Writing(self.store) as writing:
-            for part in _bar(reading, len(table), bs, progress):
+            for part in _bar(reading, n, bs, progress):
                 if len(part): writing.put(self._embedded(embedder, part))
         self._remember_names(reading.names)
         if writing.added:
             self.store.settle()
             if self.store.kind == 'exact' and len(self) * self.store.about['d'] > self.exact_up_to: self.index('ivf')
-        return _reported(writing.added, len(table) - writing.added - len(reading.skipped), reading.skipped)
+        return _reported(writing.added, n - writing.added - len(reading.skipped), reading.skipped)
 
     def _check_model(self, embedder):
         "An embedder whose embeddings can be compared with what is there"
@@ -130,14 +159,21 @@ class Gallery:
         "Columns to write of new images"
         images = list(part['image'])
         rows = dict(key=list(part['key']), path=[path or '' for path in part['path']], also=[[] for _ in images])
-        rows |= {name: list(part[name]) for name in ('pid', 'camid', 'time')}
-        rows['vector'] = unit_rows(embedder.embed(images), len(images))
+        rows |= {name: list(part[name]) for name in ('pid', 'camid', 'time', 'tracklet')}
+        vectors, rows['visibility'] = self._embed(embedder, images, part['tracklet'].notna().any())
+        rows['vector'] = unit_rows(vectors, len(images))
         if self.regions:
             rows['regions'], visible = described(embedder, images)
             rows['visible'] = visible.tolist()
         if not self.store.about: self._create(embedder, rows)
         self._check_width(rows['vector'])
         return rows
+
+    def _embed(self, embedder, images, tracked):
+        "Embeddings, and how much of each person is seen where a tracklet will ask and the embedder can tell"
+        if not tracked or not hasattr(embedder, 'embed_visible'): return embedder.embed(images), [None] * len(images)
+        vectors, visibility = embedder.embed_visible(images)
+        return vectors, as_array(visibility).tolist()
 
     def _create(self, embedder, rows):
         regions = rows['regions'].shape[1] if 'regions' in rows else 0
@@ -180,23 +216,29 @@ class Gallery:
         self._check_model(embedder)
         wanted = None if regions is None else region_indices(regions)
         rows_meant = where(not_camera=not_camera, cameras=cameras, since=since, until=until)
-        read = read_entry(image)
-        if read.image is None: raise ValueError(f'{image_name(image)} is not a readable image ({read.problem})')
-        if wanted is not None: rows = self._nearest_by_regions(embedder, read.image, int(k), rows_meant, wanted)
-        else: rows = self._nearest(embedder, read.image, int(k), rows_meant, rerank)
+        read = _read_query(image)
+        if wanted is not None: rows = self._nearest_by_regions(embedder, read, int(k), rows_meant, wanted)
+        else: rows = self._nearest(embedder, read, int(k), rows_meant, rerank)
         table = as_table(rows, tuple(name for name in ('similarity', 'reranked', 'shared') if name in rows))
         if threshold is not None: table = table[table['similarity'] >= threshold].reset_index(drop=True)
         return Hits(table, image, None if wanted is None else tuple(REGIONS[r] for r in wanted))
 
-    def _nearest(self, embedder, image, k, where, rerank):
-        vectors = unit_rows(embedder.embed([image]), 1)
+    def _query(self, embedder, image):
+        "(d,) embedding of an image that is searched"
+        if embedder is None: raise ValueError('an image is searched by the model that made the gallery: pass embedder=')
+        self._check_model(embedder)
+        vectors = unit_rows(embedder.embed([_read_query(image)]), 1)
         self._check_width(vectors)
-        rows = self._searched(vectors[0], max(k, RERANKED) if rerank else k, where)
+        return vectors[0]
+
+    def _nearest(self, embedder, image, k, where, rerank):
+        vector = self._query(embedder, image)
+        rows = self._searched(vector, max(k, RERANKED) if rerank else k, where)
         if not rerank: return rows
         first = len(rows['key'][:RERANKED])
         if not first: return {**rows, 'reranked': []}
         from magnifier.retrieval.rerank import rerank as rerank_features  # needs torch, which a plain search does without
-        distances = rerank_features(vectors, self._vectors(rows['key'][:first]))[0].astype(float)
+        distances = rerank_features(vector[None], self._vectors(rows['key'][:first]))[0].astype(float)
         order = [*np.argsort(distances, kind='stable'), *range(first, len(rows['key']))][:k]
         rows['reranked'] = [*distances, *[None]*(len(rows['key']) - first)]
         return {name: [values[i] for i in order] for name, values in rows.items()}
@@ -259,6 +301,73 @@ class Gallery:
         table = self.images()
         labels = identity_clusters(self._vectors(table['key']), eps, min_images, **kwargs)
         return table.assign(cluster=pd.Series(labels).astype('Int64').mask(labels < 0))
+
+    def tracklets(self,
+        *,
+        pids=None,  # Identity or identities; None for all
+        cameras=None,  # Camera or cameras; None for all
+        since=None,  # Earliest time of an image
+        until=None,  # Latest time of an image
+    ) -> Tracklets:  # Their table and their embeddings
+        "What trackers followed, one row a tracklet: camera, times, best image, and the mean embedding weighted by what can be seen"
+        meant = replace(where(pids=pids, cameras=cameras, since=since, until=until), tracklets=())
+        return summarise(self.store.read(meant, (*COLUMNS, 'vector')))
+
+    def search_tracklets(self,
+        query,  # A tracklet's name, or an image as `search` takes it
+        embedder=None,  # The model that made the gallery; needed for an image
+        k: int = 10,  # Tracklets at most
+        *,
+        not_camera=None,  # Camera or cameras to leave out
+        cameras=None,  # Camera or cameras to search in
+        since=None,  # Earliest time
+        until=None,  # Latest time
+    ) -> Hits:  # Most similar first; the columns of `tracklets`, and similarity
+        "Where else was this person followed? A tracklet is not its own hit. A name that no tracklet has is taken for an image's path"
+        if not is_count(k): raise ValueError(f'k={k}: a whole number from 1 wanted')
+        everything = self.tracklets()
+        named = isinstance(query, str) and query in set(everything.table['tracklet'])
+        if named: vector = everything.vectors[everything.table['tracklet'] == query][0]
+        else: vector = self._query(embedder, query)
+        found = self.tracklets(cameras=cameras, since=since, until=until)
+        similarity = found.vectors @ vector if len(found) else np.empty(0, np.float32)
+        left_out = found.table['camid'].isin(where(not_camera=not_camera).not_cameras or ())
+        if named: left_out |= found.table['tracklet'] == query
+        table = found.table.assign(similarity=similarity)[~left_out]
+        return Hits(table.nlargest(int(k), 'similarity').reset_index(drop=True), query)
+
+    def people(self,
+        threshold: float | None = None,  # Least mean similarity of one person's tracklets, -1 to 1; None finds one (`far`)
+        *,
+        far: float = .01,  # Without a threshold: share of strangers, seen at one time in one camera, that may look as alike as that
+        travel=None,  # (camera, camera) -> least seconds from the one to the other
+        centre: bool = True,  # Takes each camera's mean away first: what all people share there, as its light
+        anew: bool = False,  # Forgets who is who; else new tracklets join the people that exist
+        save: bool = True,  # Labels the images with their person
+    ) -> pd.DataFrame:  # person, camid, start, end, tracklet, certainty (-1 to 1), images, path, key; by person and time
+        """Who was where: tracklets of all cameras joined to people by how alike they look (average linkage) and by what is possible:
+        nobody is twice in one camera at one time, or walks faster than `travel`. A ValueError without tracklets, or where too few
+        people were seen together to find a threshold"""
+        found = self.tracklets()
+        if not len(found): raise ValueError(f'{self.uri} has no tracklets: add some with `add_video`, or with `add(..., tracklets=...)`')
+        t = found.table
+        seconds = [((t[name] - EPOCH) / pd.Timedelta('1s')).to_numpy() for name in ('start', 'end')]
+        never = impossible_pairs(t['camid'].to_numpy(), *seconds, travel=travel)
+        distances = tracklet_distances(found.vectors, t['camid'].to_numpy(), centre=centre)
+        if threshold is None: limit = unlabelled_threshold(distances, never, far=far)
+        else: limit = 1 - threshold
+        known = None if anew else t['pid'].fillna(-1).to_numpy(int)
+        t = t.assign(person=join_tracklets(distances, never, limit, known=known))
+        t['certainty'] = certainty(distances, t['person'])
+        if save: self._label_tracklets(dict(zip(t['tracklet'], t['person'])))
+        columns = ['person', 'camid', 'start', 'end', 'tracklet', 'certainty', 'images', 'path', 'key']
+        return t.sort_values(['person', 'start', 'camid'], ignore_index=True)[columns]
+
+    def _label_tracklets(self, people):
+        rows = self.store.read(Where(tracklets=()), ('key', 'tracklet', 'pid'))
+        meant = [int(people.get(name, -1)) for name in rows['tracklet']]
+        changed = [(key, pid) for key, pid, now in zip(rows['key'], meant, rows['pid']) if pid >= 0 and pid != now]
+        if changed: self.store.update(dict(key=[key for key, _ in changed], pid=[pid for _, pid in changed]))
 
     def index(self,
         kind: str,  # 'exact', or the approximate 'ivf'
@@ -389,6 +498,12 @@ class Writing:
             self._write()
             self._wait()
         finally: self._thread.shutdown()
+
+
+def _read_query(image):
+    read = read_entry(image)
+    if read.image is None: raise ValueError(f'{image_name(image)} is not a readable image ({read.problem})')
+    return read.image
 
 
 def _check_search(k, threshold, rerank, regions):

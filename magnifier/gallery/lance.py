@@ -260,6 +260,8 @@ def _schema(about):
         pa.field('pid', pa.int64()),
         pa.field('camid', pa.int64()),
         pa.field('time', pa.float64()),
+        pa.field('tracklet', pa.string()),
+        pa.field('visibility', pa.float32()),
         pa.field('vector', pa.list_(pa.float32(), about['d'])),
     ]
     if about['regions']: fields += [pa.field('regions', pa.list_(pa.float32(), about['regions'])), pa.field('visible', pa.int64())]
@@ -384,6 +386,8 @@ def _sql(where):
         ('key', where.keys), ('pid', where.pids), ('camid', where.cameras), ('visible', where.visible)) if values is not None]
     if where.paths is not None: parts.append(f'({_sql_in("path", where.paths)} OR array_has_any(also, [{_sql_list(where.paths)}]))')
     if where.not_cameras is not None: parts.append(f'(camid IS NULL OR NOT {_sql_in("camid", where.not_cameras)})')
+    if where.tracklets is not None:
+        parts.append(_sql_in('tracklet', where.tracklets) if where.tracklets else 'tracklet IS NOT NULL')
     if where.since is not None: parts.append(f'time >= {where.since!r}')
     if where.until is not None: parts.append(f'time <= {where.until!r}')
     return ' AND '.join(parts) or None

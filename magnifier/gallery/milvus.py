@@ -152,6 +152,8 @@ def _schema(about):
     schema.add_field('also', DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=MOST_NAMES, max_length=LONGEST)
     for field in ('pid', 'camid'): schema.add_field(field, DataType.INT64, nullable=True)
     schema.add_field('time', DataType.DOUBLE, nullable=True)
+    schema.add_field('tracklet', DataType.VARCHAR, max_length=LONGEST, nullable=True)
+    schema.add_field('visibility', DataType.FLOAT, nullable=True)
     if about['regions']:
         schema.add_field('regions', DataType.FLOAT_VECTOR, dim=about['regions'])
         schema.add_field('visible', DataType.INT64)
@@ -185,6 +187,8 @@ def _expression(where):
         ('key', where.keys), ('pid', where.pids), ('camid', where.cameras), ('visible', where.visible)) if values is not None]
     if where.paths is not None: parts.append(f'(path in {_list(where.paths)} or array_contains_any(also, {_list(where.paths)}))')
     if where.not_cameras is not None: parts.append(f'(camid is null or camid not in {_list(where.not_cameras)})')
+    if where.tracklets is not None:
+        parts.append(f'tracklet in {_list(where.tracklets)}' if where.tracklets else 'tracklet is not null')
     if where.since is not None: parts.append(f'time >= {where.since!r}')
     if where.until is not None: parts.append(f'time <= {where.until!r}')
     return ' and '.join(parts)

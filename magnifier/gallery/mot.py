@@ -9,6 +9,7 @@ from magnifier.files import aside
 __all__ = ['read_mot', 'write_mot', 'BOX_COLUMNS']
 
 BOX_COLUMNS = ('frame', 'track', 'left', 'top', 'width', 'height', 'confidence')
+WANTED = 'lines of frame,id,left,top,width,height'
 FEWEST = 6  # Columns that every MOTChallenge file has: frame, id, left, top, width, height
 
 
@@ -16,18 +17,19 @@ def read_mot(
     file: str | Path,  # Lines of `frame,id,left,top,width,height,confidence,...`; frames and pixels are counted from 1
     *,
     min_confidence: float | None = None,  # Boxes below it are left out; None keeps all
-) -> pd.DataFrame:  # `BOX_COLUMNS`, sorted by frame and track; `left` and `top` count pixels from 0; confidence 1 where the file has none
-    """Boxes of tracks. A track is one person as the tracker followed them, so it has at most one box in a frame.
-    A ValueError that names the file and the line for text that is no number, a box without an area, a frame below 1, a track that has
-    two boxes in one frame, and a file without boxes (MOTChallenge, Milan et al. 2016)"""
+) -> pd.DataFrame:  # `BOX_COLUMNS` by frame and track; pixels from 0; confidence 1 where there is none
+    """Boxes of tracks (MOTChallenge, Milan et al. 2016). A track is one person as the tracker followed them.
+
+    A ValueError names the file and the box for text that is no number, a box without an area, a frame below 1 and a track with
+    two boxes in one frame; it also refuses a file without boxes."""
     file = Path(file)
     if not file.is_file(): raise FileNotFoundError(f'{file}: no such file')
     try: values = pd.read_csv(file, header=None, comment='#', skip_blank_lines=True, dtype=float).to_numpy()
     except pd.errors.EmptyDataError: values = np.empty((0, FEWEST))
     except ValueError as e:  # pandas' parser errors and decoding errors are ValueErrors too
-        raise ValueError(f'{file}: not a MOTChallenge file ({e}); lines of frame,id,left,top,width,height,... are wanted') from e
+        raise ValueError(f'{file}: not a MOTChallenge file ({e}); {WANTED} are wanted') from e
     if not len(values): raise ValueError(f'{file} holds no boxes: run the tracker first, or leave this camera out')
-    if values.shape[1] < FEWEST: raise ValueError(f'{file} has {values.shape[1]} columns: frame,id,left,top,width,height are wanted')
+    if values.shape[1] < FEWEST: raise ValueError(f'{file} has {values.shape[1]} columns: {WANTED} are wanted')
     _check_boxes(values, file)
     confidence = values[:, 6] if values.shape[1] > 6 else np.ones(len(values))
     boxes = pd.DataFrame({
@@ -61,7 +63,7 @@ def _check_boxes(values, file):
 
 
 def write_mot(
-    boxes: pd.DataFrame,  # Columns frame, track, left, top, width, height, and confidence where known, as `read_mot` gives them
+    boxes: pd.DataFrame,  # As `read_mot` gives them; confidence may be missing
     file: str | Path,  # Written whole or not at all
 ):
     "A MOTChallenge file of boxes, frames and pixels counted from 1, for other tools"

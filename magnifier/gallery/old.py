@@ -54,7 +54,8 @@ def _copied(client, old, store, name):
     added = 0
     for i in range(0, len(keys), AT_ONCE):
         rows = as_columns(client.get(name, ids=keys[i:i+AT_ONCE], output_fields=columns), columns)
-        added += store.add({**rows, 'also': [[] for _ in rows['key']]})
+        nothing = [None for _ in rows['key']]
+        added += store.add({**rows, 'also': [[] for _ in rows['key']], 'tracklet': nothing, 'visibility': nothing})
     store.settle()
     return added
 

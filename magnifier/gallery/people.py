@@ -1,7 +1,7 @@
 """People across cameras: tracklets joined by what they look like and by what is possible.
 
-A tracklet is one person as one camera followed them, from one time to another. Two tracklets can be one person if they look alike and
-nobody would have to be at two places at once."""
+A tracklet is one person as one camera followed them, from one time to another. Two tracklets can be one person if they look
+alike and nobody would have to be at two places at once."""
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,9 +9,10 @@ import pandas as pd
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-__all__ = ['join_tracklets', 'impossible_pairs', 'unlabelled_threshold', 'certainty']
+__all__ = ['tracklet_distances', 'join_tracklets', 'impossible_pairs', 'unlabelled_threshold', 'certainty']
 
 NEVER = 1e6  # Distance of a pair that cannot be one person: its share of any mean of distances is above every threshold
+FEWEST_CENTRED = 5  # Tracklets of a camera whose mean is the camera's, and not the people's
 FEWEST_PAIRS = 10  # Pairs of different people that a threshold without labels rests on, at least
 
 
@@ -20,12 +21,12 @@ def impossible_pairs(
     starts,  # (t,) seconds at which they begin
     ends,  # (t,) seconds at which they end
     *,
-    travel: Mapping | None = None,  # (camera, camera) -> least seconds between leaving the one and reaching the other, in either order
+    travel: Mapping | None = None,  # (camera, camera) -> least seconds from the one to the other, either way
 ) -> np.ndarray:  # (t, t) booleans, symmetric, False on the diagonal
-    "Pairs of tracklets that are two people: at one time in one camera, or further apart than one can walk in the time between"
+    "Pairs of tracklets that are two people: at one time in one camera, or too far apart for the time between"
     camids, starts, ends = np.asarray(camids), np.asarray(starts, float), np.asarray(ends, float)
     if (ends < starts).any(): raise ValueError(f'tracklet {int((ends < starts).argmax())} ends before it begins')
-    gap = np.maximum(starts[:, None] - ends, starts - ends[:, None])  # (t, t) seconds between; 0 or less where they overlap
+    gap = np.maximum(starts[:, None] - ends, starts - ends[:, None])  # (t, t) seconds; 0 or less: they overlap
     never = (camids[:, None] == camids) & (gap <= 0)
     for pair, seconds in (travel or {}).items():
         if not seconds >= 0: raise ValueError(f'travel between cameras {pair}: {seconds} seconds; 0 or more are wanted')
@@ -36,6 +37,21 @@ def impossible_pairs(
     return never
 
 
+def tracklet_distances(
+    vectors,  # (t, d) embeddings of length 1
+    camids,  # (t,) cameras
+    *,
+    centre: bool = True,  # Takes each camera's mean away, where it has enough tracklets to have one
+) -> np.ndarray:  # (t, t) cosine distances, 0 to 2
+    "How unlike tracklets look. A camera's mean is what its light adds to everybody, which would set its people apart"
+    vectors, camids = np.array(vectors, np.float64), np.asarray(camids)
+    for camera in np.unique(camids) if centre else ():
+        seen = camids == camera
+        if seen.sum() >= FEWEST_CENTRED: vectors[seen] -= vectors[seen].mean(0)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return np.clip(1 - vectors @ vectors.T, 0, 2)
+
+
 def join_tracklets(
     distances,  # (t, t) distances between tracklets, symmetric, 0 or more
     never,  # (t, t) booleans: pairs that cannot be one person (`impossible_pairs`)
@@ -43,8 +59,8 @@ def join_tracklets(
     *,
     known=None,  # (t,) people that are known already, -1 where a tracklet is new: they stay as they are, and stay apart
 ) -> np.ndarray:  # (t,) people from 0; known ones keep their numbers, new ones follow
-    """Average-linkage clustering (Sokal and Michener 1958) in which the impossible never happens. Tracklets that are one person by
-    `known` are joined first, whatever lies between them; new tracklets join known people or become new ones"""
+    """Average-linkage clustering (Sokal and Michener 1958) that never joins pairs of `never`. Tracklets of one `known` person are
+    joined first; new tracklets join known people or become new ones."""
     distances = np.array(distances, dtype=float)
     t = len(distances)
     known = np.full(t, -1) if known is None else np.asarray(known)
@@ -78,12 +94,12 @@ def unlabelled_threshold(
     *,
     far: float = .01,  # Share of the pairs of two people that may lie under the threshold
 ) -> float:  # A distance for `join_tracklets`
-    """A threshold without a single label: two tracklets at one time in one camera are two people, so their distances say how alike
-    strangers look. A ValueError where there are too few of them to say so"""
+    """A threshold without labels: two tracklets at one time in one camera are two people, so their distances say how alike
+    strangers look. A ValueError where there are too few such pairs."""
     strangers = np.asarray(distances)[np.triu(np.asarray(never, bool), 1)]
     if len(strangers) < FEWEST_PAIRS:
-        raise ValueError(f'{len(strangers)} pairs of tracklets are at one time in one camera, and {FEWEST_PAIRS} are needed to tell how alike '
-                         'strangers look: give a threshold, as `learn.threshold` finds one on labelled images')
+        raise ValueError(f'{len(strangers)} pairs of tracklets are at one time in one camera, and {FEWEST_PAIRS} are needed '
+                         'to tell how alike strangers look: give a threshold, as `learn.threshold` finds it on labelled images')
     if not 0 < far < 1: raise ValueError(f'far={far}: a share above 0 and below 1 is wanted')
     return float(np.quantile(strangers, far))
 
@@ -91,7 +107,7 @@ def unlabelled_threshold(
 def certainty(
     distances,  # (t, t) distances between tracklets
     people,  # (t,) person of each
-) -> np.ndarray:  # (t,) from -1 to 1: 1 is sure, 0 could be either, below 0 looks more like somebody else; NaN where nobody else is there
+) -> np.ndarray:  # (t,) from -1 to 1: 1 is sure, below 0 looks more like somebody else; NaN without anybody else
     """How much nearer a tracklet is to its own person than to the nearest other: the silhouette (Rousseeuw 1987).
     A person of one tracklet is as certain as the next person is far, which is taken as 0 as there"""
     distances, people = np.asarray(distances, float), np.asarray(people)

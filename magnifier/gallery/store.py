@@ -11,8 +11,9 @@ from magnifier.gallery.entries import number, timestamp
 
 __all__ = ['Store', 'Where', 'where', 'joined', 'COLUMNS', 'VECTORS', 'EVERYTHING', 'MOST_NAMES']
 
-# Of a row: its content's key, the path it was added under, other paths of the same content, identity, camera, time in seconds
-COLUMNS = ('key', 'path', 'also', 'pid', 'camid', 'time')
+# Of a row: its content's key, the path it was added under, other paths of the same content, identity, camera, time in seconds, the
+# tracklet that it belongs to (None for a single image), and the share of the body that it shows (None where nobody looked)
+COLUMNS = ('key', 'path', 'also', 'pid', 'camid', 'time', 'tracklet', 'visibility')
 MOST_NAMES = 64  # Other paths that a row remembers
 VECTORS = ('vector', 'regions')  # Columns that are (n, d) arrays; all others are lists
 
@@ -28,6 +29,7 @@ class Where:
     not_cameras: tuple | None = None  # Cameras that are left out; images of unknown cameras stay
     since: float | None = None  # Seconds since 1970; images without a time do not fit
     until: float | None = None  # Seconds since 1970; images without a time do not fit
+    tracklets: tuple | None = None  # Names of tracklets; empty stands for the images of any
     visible: tuple | None = None  # Sets of visible regions, as bits
 
     def __bool__(self): return any(condition is not None for condition in astuple(self))

@@ -10,9 +10,11 @@ from PIL import Image
 
 from magnifier.data.images import read_image
 
-__all__ = ['Video', 'Crop', 'cut_boxes', 'read_frame']
+__all__ = ['Video', 'Crop', 'cut_boxes', 'read_frame', 'crop_address', 'is_address', 'box_of', 'read_crop']
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+ADDRESS = re.compile(r'(?P<video>.*)#frame=(?P<frame>\d+)&xywh=(?P<box>[-\d.]+,[-\d.]+,[\d.]+,[\d.]+)')
+NO_PYAV = "video files need PyAV: pip install 'magnifier-reid[video]', or give a folder of frames"
 LEAST_VISIBLE = .1  # Share of a box that must lie in its frame
 
 
@@ -26,8 +28,8 @@ class Crop(NamedTuple):
 class Video:
     """A video file (PyAV decodes it), or a folder of frames whose names end in their number, as 000001.jpg.
 
-    FileNotFoundError where neither is there; ValueError for a folder without numbered frames, or a file that is no video;
-    ImportError where a file needs PyAV and it is missing"""
+    FileNotFoundError where neither is there; ValueError for a folder without numbered frames and a file that is no video;
+    ImportError where a file needs PyAV and it is missing."""
 
     def __init__(
         self,
@@ -39,9 +41,9 @@ class Video:
         if not self.source.exists(): raise FileNotFoundError(f'{source}: no such video, and no such folder of frames')
         self.files = _numbered(self.source) if self.source.is_dir() else None
         if self.files is not None and fps is None:
-            raise ValueError(f'{source} is a folder of frames, which does not say how many there are a second: give fps')
+            raise ValueError(f'{source} is a folder, which does not say how many frames there are a second: give fps')
         self.fps = float(fps) if fps is not None else _video_fps(self.source)
-        if not 0 < self.fps <= 1000: raise ValueError(f'fps={self.fps:g}: frames a second, above 0 and up to 1000, are wanted')
+        if not 0 < self.fps <= 1000: raise ValueError(f'fps={self.fps:g}: above 0 and up to 1000 frames a second are wanted')
 
     def frames(
         self,
@@ -68,13 +70,13 @@ def _numbered(folder):
     for file in sorted(folder.iterdir()):
         number = re.search(r'(\d+)$', file.stem)
         if number and file.suffix.lower() in IMAGE_SUFFIXES: found[int(number[1])] = file
-    if not found: raise ValueError(f'{folder} holds no frames: images whose names end in their number, as 000001.jpg, are wanted')
+    if not found: raise ValueError(f'{folder} holds no frames: images named by their number, as 000001.jpg, are wanted')
     return dict(sorted(found.items()))
 
 
 def _av():
     try: import av
-    except ImportError as e: raise ImportError("video files need PyAV: pip install 'magnifier-reid[video]', or give a folder of frames") from e
+    except ImportError as e: raise ImportError(NO_PYAV) from e
     return av
 
 
@@ -144,3 +146,38 @@ def read_frame(
     "One frame; a ValueError where the video does not have it"
     for _, frame in Video(source, fps=1).frames([number]): return Image.fromarray(frame)
     raise ValueError(f'{source} has no frame {number}')
+
+
+def crop_address(
+    video: str | Path,  # Where the frame is
+    frame: int,  # From 1
+    box,  # Left, top, width, height in pixels
+) -> str:  # As cam1.mp4#frame=12&xywh=100,40,60,150
+    "What a person in a frame is called where no file of their own is kept (the box as in W3C's media fragments)"
+    return f'{video}#frame={int(frame)}&xywh=' + ','.join(f'{value:g}' for value in box)
+
+
+def is_address(
+    path: str,  # Of an image, or an address
+) -> bool:
+    "Whether this names a person in a frame instead of a file"
+    return ADDRESS.fullmatch(path) is not None
+
+
+def box_of(
+    address: str,  # As `crop_address` writes it
+) -> tuple[str, int, list[float]] | None:  # Video, frame, (left, top, width, height); None for another text
+    "Where in which video an address points"
+    found = ADDRESS.fullmatch(address)
+    if found is None: return None
+    return found['video'], int(found['frame']), [float(value) for value in found['box'].split(',')]
+
+
+def read_crop(
+    address: str,  # As `crop_address` writes it
+) -> Image.Image:  # RGB
+    "The person at an address, cut out of the video again; a ValueError where the video has no such frame"
+    video, frame, (left, top, width, height) = box_of(address)
+    image = _cut(np.asarray(read_frame(video, frame)), np.array([left, top, left + width, top + height]))
+    if image is None: raise ValueError(f'{address}: the box lies outside the frame')
+    return image
