@@ -1,5 +1,7 @@
-"The eight regions that every part mask, branch and picture speaks of: names, indices, torso groups, other parsers' labels"
+"The eight regions of a part mask: their names, indices and torso groups, and the labels of other parsers that stand for them"
 
+import operator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 __all__ = ['REGIONS', 'BODY_REGIONS', 'N_REGIONS', 'NO_MASK', 'UPPER_TORSO', 'LOWER_TORSO', 'LABEL_TABLES', 'LabelTable', 'LimbSplit',
@@ -19,18 +21,25 @@ NO_MASK = 255
 
 
 def region_indices(
-    regions,  # Names (`'foot'`) or indices (0..7), one or several, each once; None for all eight
+    regions,  # Names (`'foot'`) or indices from 0, one or several, each once; None for all
+    n: int = N_REGIONS,  # How many regions there are
 ) -> list[int]:  # Their indices, in the order given
     "Indices of `regions`; a ValueError for an unknown name or index lists the known ones, and for a repeat says which"
-    if regions is None: return list(range(N_REGIONS))
-    if isinstance(regions, (str, int)): regions = [regions]
-    known = {**{r: i for i, r in enumerate(REGIONS)}, **{i: i for i in range(N_REGIONS)}}
-    unknown = [r for r in regions if r not in known]
-    if unknown: raise ValueError(f'unknown region {unknown[0]!r}: use names {", ".join(REGIONS)} or indices 0 to {N_REGIONS-1}')
-    indices = [known[r] for r in regions]
-    repeated = [i for at, i in enumerate(indices) if i in indices[:at]]
-    if repeated: raise ValueError(f'region {REGIONS[repeated[0]]!r} is named twice: name different regions')
+    if regions is None: return list(range(n))
+    several = isinstance(regions, Iterable) and not isinstance(regions, str)
+    regions = list(regions) if several else [regions]
+    indices = [_region_index(r, n) for r in regions]
+    for index in indices:
+        name = REGIONS[index] if index < N_REGIONS else index
+        if indices.count(index) > 1: raise ValueError(f'region {name!r} is named twice: name different regions')
     return indices
+
+
+def _region_index(region, n):
+    try: index = REGIONS.index(region) if isinstance(region, str) else operator.index(region)
+    except (ValueError, TypeError): index = -1
+    if not 0 <= index < n: raise ValueError(f'unknown region {region!r}: use names {", ".join(REGIONS[:n])} or indices 0 to {n-1}')
+    return index
 
 
 class LimbSplit(NamedTuple):

@@ -14,11 +14,18 @@ def test_regions_are_the_paper_s():
 
 
 @pytest.mark.parametrize('regions, indices', [
-    (None, list(range(8))), ('foot', [7]), (3, [3]), (['foot', 'head', 2], [7, 1, 2]), ([], [])])
+    (None, list(range(8))), ('foot', [7]), (3, [3]), (np.int64(3), [3]), (np.array([2, 0]), [2, 0]), (['foot', 'head', 2], [7, 1, 2]), ([], [])])
 def test_region_indices(regions, indices): assert region_indices(regions) == indices
 
 
-@pytest.mark.parametrize('regions', ['leg', 8, -1, ['head', 'tail']])
+def test_region_indices_of_another_number_of_regions():
+    assert region_indices(None, 3) == [0, 1, 2]
+    assert region_indices([9, 'head'], 10) == [9, 1]
+    with pytest.raises(ValueError, match="unknown region 'foot': use names background, head, chest or indices 0 to 2"): region_indices('foot', 3)
+    with pytest.raises(ValueError, match='region 9 is named twice'): region_indices([9, 9], 10)
+
+
+@pytest.mark.parametrize('regions', ['leg', 8, -1, ['head', 'tail'], 2.5, [None]])
 def test_unknown_region_lists_the_known(regions):
     with pytest.raises(ValueError, match='unknown region .*background, head, .*0 to 7'): region_indices(regions)
 
@@ -28,7 +35,7 @@ def test_a_region_named_twice_is_refused(regions):
     with pytest.raises(ValueError, match="region 'foot' is named twice: name different regions"): region_indices(regions)
 
 
-# Oracle: the lists of METHOD.md, written out once more, label by label
+# Oracle: the lists of the labels' documentation, written out once more, label by label
 COARSE = [0, 2, 4, 4, 7, 7, 5, 5, 6, 6, 3, 3, 4, 4, 1]
 FINE = [0, 2, 2, 4, 4, 7, 7, 5, 5, 5, 5, 6, 6, 6, 6, 3, 3, 3, 3, 4, 4, 4, 4, 1, 1]
 

@@ -37,12 +37,12 @@ class Labels:
     ) -> tuple[np.ndarray, np.ndarray]:  # Gallery indices of its true matches, ascending, and of what is removed for it
         "True matches and removed items of one query: same identity elsewhere, and same identity in the same camera plus junk"
         same = self.by_pid[self._first[query]:self._last[query]]
-        if self.q_pids[query] == JUNK: matches = own = same[:0]
-        else:
-            own_camera = self.g_camids[same] == self.q_camids[query]
-            matches, own = same[~own_camera], same[own_camera]
-        if self.separate_cameras: own = np.flatnonzero(self.g_camids == self.q_camids[query])
-        return matches, np.concatenate([own, self.junk]) if len(self.junk) else own
+        if self.q_pids[query] == JUNK: same = same[:0]
+        own_camera = self.g_camids[same] == self.q_camids[query]
+        matches = same[~own_camera]
+        removed = same[own_camera]
+        if self.separate_cameras: removed = np.flatnonzero(self.g_camids == self.q_camids[query])
+        return matches, np.concatenate([removed, self.junk]) if len(self.junk) else removed
 
     def why_no_match(self,
         query: int,  # Index of a query without a match left
@@ -59,6 +59,9 @@ class Matches:
     offsets: np.ndarray  # (q+1,) where each query's matches begin and end
     ranks: np.ndarray  # (m,) rank of each match among what is left of the gallery, from 1
     items: np.ndarray  # (m,) its gallery index
+
+    def __post_init__(self):
+        for a in (self.offsets, self.ranks, self.items): a.setflags(write=False)
 
 
 def row_ranks(
@@ -83,14 +86,15 @@ def band_ranks(
     splits: list[tuple[np.ndarray, np.ndarray]],  # Matches and removed items of each
 ) -> np.ndarray:  # (m,) ranks of all their matches, in order
     "The same count, for all matches of a band at once: as much as fits in half a gigabyte in each step"
-    def pairs(which):  # rows and columns of the band
-        cols = [s[which] for s in splits]
-        rows = np.repeat(np.arange(len(cols)), [len(c) for c in cols])
-        return torch.from_numpy(rows).to(band.device), torch.from_numpy(np.concatenate(cols)).to(band.device)
-    band = band.clone().index_put_(pairs(1), band.new_tensor(torch.inf))
-    rows, items = pairs(0)
+    def places(of_each):
+        "Rows and columns of the band"
+        rows = np.repeat(np.arange(len(of_each)), [len(items) for items in of_each])
+        return torch.from_numpy(rows).to(band.device), torch.from_numpy(np.concatenate(of_each)).to(band.device)
+    band = band.clone().index_put_(places([removed for _, removed in splits]), band.new_tensor(torch.inf))
+    rows, items = places([matches for matches, _ in splits])
     before, ranks = torch.arange(band.shape[1], device=band.device), []
-    for r, i in zip(rows.split(step := max(1, GPU_ITEMS // band.shape[1])), items.split(step)):
+    step = max(1, GPU_ITEMS // band.shape[1])
+    for r, i in zip(rows.split(step), items.split(step)):
         dist, own = band[r], band[r, i][:, None]
         ranks.append(1 + ((dist < own) | ((dist == own) & (before < i[:, None]))).sum(1))
     return torch.cat(ranks).cpu().numpy() if ranks else np.empty(0, np.int64)

@@ -2,11 +2,14 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from magnifier.retrieval.inputs import as_features, check_pair
-from magnifier.retrieval.norms import ROW_BLOCK, direction_norms, handy, row_norms, row_slices, squared_sums, unit, unit_rows, working_dtype
+from magnifier.retrieval.copies import copies
+from magnifier.retrieval.inputs import as_features, as_matrix, check_pair
+from magnifier.retrieval.norms import (
+    ROW_BLOCK, can_be_squared, divided, finite_norms, positive_norms, row_norms, row_slices, squared_sums, unit, working_dtype)
 
 __all__ = ['normalise', 'cosine_distances', 'euclidean_distances', 'FeatureDistances', 'MatrixDistances', 'METRICS']
 
@@ -60,39 +63,32 @@ def normalise(
 class Cosine:
     "1 - cosine similarity, 0 to 2. The gallery is divided by its norms after the product, which spares a copy of it"
 
-    def __init__(self, gallery: Tensor, dtype: torch.dtype):
-        norms = direction_norms(gallery, 'gallery_feats')
-        plain = gallery.dtype == dtype and handy(norms)
-        self.gallery = gallery if plain else unit_rows(gallery, norms, dtype)
-        self.scale = (1 / norms if plain else torch.ones_like(norms)).to(dtype)
+    def __init__(self, query: Tensor, gallery: Tensor, dtype: torch.dtype):
+        norms = positive_norms(gallery, 'gallery_feats')
+        as_it_is = gallery.dtype == dtype and can_be_squared(norms)
+        self.gallery = gallery if as_it_is else divided(gallery, norms, dtype)
+        self.scale = (1 / norms if as_it_is else torch.ones_like(norms)).to(dtype)
+        self.query = unit(query, 'query_feats', dtype).neg_()
 
-    def prepare(self, query: Tensor) -> Tensor: return unit(query, 'query_feats', self.gallery.dtype).neg_()
-
-    def band(self, query: Tensor, out: Tensor) -> Tensor:
-        return torch.addcmul(self.scale.new_ones(1), torch.mm(query, self.gallery.T, out=out), self.scale, out=out)
+    def band(self, rows: slice, out: Tensor) -> Tensor:
+        return torch.addcmul(self.scale.new_ones(1), torch.mm(self.query[rows], self.gallery.T, out=out), self.scale, out=out)
 
 
 class SquaredEuclidean:
     "Squared Euclidean distance of the features as they are"
 
-    def __init__(self, gallery: Tensor, dtype: torch.dtype):
-        row_norms(gallery, 'gallery_feats')
-        self.gallery, self.centre = centred(gallery.to(dtype))
-        self.norms = squared_sums(self.gallery).to(dtype)
+    def __init__(self, query: Tensor, gallery: Tensor, dtype: torch.dtype):
+        self.query, self.gallery = ready_to_square(query, gallery, dtype)
+        self.query_sums, self.gallery_sums = (squared_sums(x).to(x.dtype) for x in (self.query, self.gallery))
 
-    def prepare(self, query: Tensor) -> Tensor:
-        row_norms(query, 'query_feats')
-        query = query.to(self.gallery.dtype)
-        return query - self.centre if self.centre.any() else query
-
-    def band(self, query: Tensor, out: Tensor) -> Tensor:
-        return squared_distances(query, self.gallery, squared_sums(query), self.norms, out)
+    def band(self, rows: slice, out: Tensor) -> Tensor:
+        return squared_distances(self.query[rows], self.gallery, self.query_sums[rows], self.gallery_sums, out)
 
 
 class Euclidean(SquaredEuclidean):
     "Euclidean distance of the features as they are"
 
-    def band(self, query: Tensor, out: Tensor) -> Tensor: return super().band(query, out).sqrt_()
+    def band(self, rows: slice, out: Tensor) -> Tensor: return super().band(rows, out).sqrt_()
 
 
 def squared_distances(
@@ -103,32 +99,59 @@ def squared_distances(
     out: Tensor,  # (a, b) written to
 ) -> Tensor:  # `out`
     "|x|^2 + |y|^2 - 2 x.y in place, never below 0"
-    return torch.addmm(col_sums, rows, cols.T, alpha=-2, out=out).add_(row_sums.to(out.dtype)[:, None]).clamp_(min=0)
+    return torch.addmm(col_sums, rows, cols.T, alpha=-2, out=out).add_(row_sums[:, None]).clamp_(min=0)
 
 
-def centred(
-    feats: Tensor,  # (n, d) features, float32 or float64
-) -> tuple[Tensor, Tensor]:  # The features, moved where that pays, and (d,) what was subtracted
-    """Distances do not change when all features move together, but a common offset eats their digits: take it away where it
-    dominates"""
+def ready_to_square(
+    query: Tensor,  # (q, d) features
+    gallery: Tensor,  # (g, d) features
+    dtype: torch.dtype,  # Wanted; float64 takes its place where squares are no numbers of float32
+) -> tuple[Tensor, Tensor]:  # Both of one type, moved together where that pays
+    "Features whose squared distances are numbers; a ValueError where NaN or infinite rows, or lengths, do not allow it"
+    norms = finite_norms(query, 'query_feats'), finite_norms(gallery, 'gallery_feats')
+    offset = common_offset(gallery, norms[1])
+    if offset is not None: norms = tuple(moved_norms(x, offset) for x in (query, gallery))
+    fitting = [t for t in (dtype, torch.float64) if all(can_be_squared(n, t) for n in norms)]
+    if not fitting:
+        lengths = torch.cat(norms)
+        raise ValueError(f'features of lengths from {float(lengths[lengths > 0].min()):g} to {float(lengths.max()):g}: their squared '
+                         "distances are no numbers of float64. Multiply all by one number, or use metric='cosine'")
+    return moved(query, offset, fitting[0]), moved(gallery, offset, fitting[0])
+
+
+def common_offset(
+    feats: Tensor,  # (n, d) features
+    norms: Tensor,  # (n,) their norms, float64
+) -> Tensor | None:  # (d,) float64; None where it would not pay
+    """What all features have in common, where that dominates: it eats the digits of their distances, which do not change when
+    all features move together"""
     mean = torch.stack([f.sum(0, dtype=torch.float64) for f in feats.split(ROW_BLOCK)]).sum(0) / len(feats)
-    power = squared_sums(feats).mean()
-    offset = mean.square().sum()
-    if offset <= 0.9 * power: return feats, torch.zeros_like(mean, dtype=feats.dtype)
+    if mean.square().sum() <= 0.9 * norms.square().mean(): return None
     step = 2 ** (mean.abs().amax().log2().floor() - 6)  # seven bits are enough, and leave equal distances of short numbers equal
-    mean = ((mean / step).round() * step).to(feats.dtype)
-    return feats - mean, mean
+    return (mean / step).round() * step
+
+
+def moved(
+    feats: Tensor,  # (n, d) features
+    offset: Tensor | None,  # (d,) what is subtracted in float64
+    dtype: torch.dtype,  # Of the result
+) -> Tensor:  # (n, d) the features themselves where nothing changes
+    "Features less what they have in common, block by block"
+    if offset is None: return feats.to(dtype)
+    result = torch.empty(feats.shape, dtype=dtype, device=feats.device)
+    for rows in row_slices(len(feats), ROW_BLOCK): result[rows] = feats[rows].double() - offset
+    return result
+
+
+def moved_norms(
+    feats: Tensor,  # (n, d) features
+    offset: Tensor,  # (d,) what is subtracted
+) -> Tensor:  # (n,) float64
+    "Norms of features less what they have in common"
+    return torch.cat([row_norms(f.double() - offset) for f in feats.split(ROW_BLOCK)])
 
 
 METRICS = {'cosine': Cosine, 'euclidean': Euclidean, 'sqeuclidean': SquaredEuclidean}
-
-
-def find_metric(
-    metric: str,  # A name in `METRICS`
-) -> type:  # Its class
-    "The metric of that name; a ValueError lists the names"
-    if metric not in METRICS: raise ValueError(f'unknown metric {metric!r}: use one of {", ".join(METRICS)}')
-    return METRICS[metric]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,35 +160,43 @@ class FeatureDistances:
     query: Tensor  # (q, d) features as the caller holds them
     gallery: Tensor  # (g, d) features as the caller holds them
     metric: str = 'cosine'  # A name in `METRICS`
-    dtype: torch.dtype = torch.float32  # Computed in
+    dtype: torch.dtype = torch.float32  # Computed in, or in float64 where squares are no numbers of it
 
     @property
     def shape(self) -> tuple[int, int]:  # (q, g)
         "Queries and gallery images"
         return len(self.query), len(self.gallery)
 
+    @cached_property
+    def copies(self) -> tuple[np.ndarray, np.ndarray]:  # As of `copies`
+        "Gallery images that repeat an earlier one"
+        return copies(self.gallery)
+
     def bands(self):
-        """Yields (slice of the queries, their (b, g) distances). One piece of memory serves all bands: each is gone when the
-        next is asked for"""
-        with full_precision(self.query.device):
-            metric = find_metric(self.metric)(self.gallery, self.dtype)
-            query = metric.prepare(self.query)
-        slices = band_slices(*self.shape, query.element_size())
-        memory = query.new_empty(slices[0].stop, self.shape[1])
+        """Yields (slice of the queries, their (b, g) distances), copies in the gallery equally far. One piece of memory serves
+        all bands: each is gone when the next is asked for"""
+        later, first = self.copies
+        with full_precision(self.query.device): metric = METRICS[self.metric](self.query, self.gallery, self.dtype)
+        slices = band_slices(*self.shape, metric.query.element_size())
+        memory = metric.query.new_empty(slices[0].stop, self.shape[1])
         for rows in slices:
-            with full_precision(query.device): band = metric.band(query[rows], memory[:rows.stop - rows.start])
+            with full_precision(self.query.device): band = metric.band(rows, memory[:rows.stop - rows.start])
+            if len(later): band[:, later] = band[:, first]
             yield rows, band
 
     def row(self,
         query: int,  # Index of a query
     ) -> np.ndarray:  # (g,) distances
         "One query's distances, computed anew: they may differ from the band's by float rounding"
-        with full_precision(self.query.device):
-            row = torch.empty(1, self.shape[1], dtype=self.dtype, device=self.query.device)
-            for cols in row_slices(self.shape[1], ROW_BLOCK):
-                metric = find_metric(self.metric)(self.gallery[cols], self.dtype)
-                row[:, cols] = metric.band(metric.prepare(self.query[query:query+1]), row.new_empty(1, cols.stop - cols.start))
-            return row[0].cpu().numpy()
+        own, parts = self.query[query:query+1], []
+        with full_precision(own.device):
+            for gallery in self.gallery.split(ROW_BLOCK):
+                metric = METRICS[self.metric](own, gallery, self.dtype)
+                parts.append(metric.band(slice(0, 1), metric.query.new_empty(1, len(gallery))))
+        row = torch.cat(parts, 1)[0].cpu().numpy()
+        later, first = self.copies
+        row[later] = row[first]
+        return row
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,16 +220,28 @@ class MatrixDistances:
         return to_numpy(self.dist[query])
 
 
+def as_distances(
+    dist,  # (q, g) distances, array or tensor, or something that computes them a band at a time
+):  # Something with `.shape`, `.bands()` and `.row(i)`
+    "Distances in the form that the rest reads; an error where they are no matrix of real numbers"
+    return dist if hasattr(dist, 'bands') else MatrixDistances(as_matrix(dist))
+
+
 def full_matrix(
     query_feats,  # (q, d) features
     gallery_feats,  # (g, d) features
     metric: str,  # A name in `METRICS`
 ):  # (q, g) distances
-    "All distances of a metric, filled band by band"
+    "All distances of a metric, filled band by band; copies on either side are equally far. A ValueError where they do not fit"
     q, g = check_pair(query_feats, gallery_feats)
     dtype = working_dtype(q, g)
     dist = torch.empty(len(q), len(g), dtype=dtype, device=q.device)
-    for rows, band in FeatureDistances(q, g, metric, dtype).bands(): dist[rows] = band
+    for rows, band in FeatureDistances(q, g, metric, dtype).bands():
+        dist[rows] = band
+        if band.dtype != dtype and ((dist[rows] == 0) & (band > 0) | dist[rows].isinf()).any():
+            raise ValueError(f'{metric} distances of these features are no numbers of {str(dtype)[6:]}: give the features as float64')
+    later, first = copies(q)
+    if len(later): dist[later] = dist[first]
     return like(dist, query_feats, gallery_feats)
 
 

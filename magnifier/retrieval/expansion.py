@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from magnifier.retrieval.distance import FeatureDistances, full_precision, like
-from magnifier.retrieval.inputs import as_features, as_ids, check_pair
+from magnifier.retrieval.inputs import as_count, as_features, as_ids, check_pair
 from magnifier.retrieval.norms import unit, working_dtype
 
 __all__ = ['average_query_expansion', 'alpha_query_expansion', 'camera_centre']
@@ -17,11 +17,11 @@ def expand(
     weigh,  # From (b, k) cosine similarities to (b, k) weights; the query's own weight is 1
 ) -> Tensor:  # (q, d) rows of length 1
     "Each query plus its weighted nearest gallery images, normalised"
-    if k < 1 or k != int(k): raise ValueError(f'k={k}: a whole number of gallery images from 1 wanted')
+    k = as_count(k, 'k')
     q, g = check_pair(query_feats, gallery_feats)
     dtype, result = working_dtype(q, g), []
     for rows, band in FeatureDistances(q, g, 'cosine', dtype).bands():
-        dist, index = band.topk(min(int(k), band.shape[1]), dim=1, largest=False)
+        dist, index = band.topk(min(k, band.shape[1]), dim=1, largest=False)
         with full_precision(q.device):
             query = unit(q[rows], 'query_feats', dtype)
             near = unit(g[index.flatten()], 'gallery_feats', dtype).view(*index.shape, -1)  # (b, k, d)
@@ -66,7 +66,8 @@ def camera_centre(
     x = as_features(feats)
     ref, ref_cams = (x, camids) if reference is None else (check_pair(feats, reference)[1], reference_camids)
     cams, ref_cams = as_ids(camids, len(x), 'camids'), as_ids(ref_cams, len(ref), 'reference_camids')
-    if missing := sorted(set(cams.tolist()) - set(ref_cams.tolist())):
+    missing = sorted(set(cams.tolist()) - set(ref_cams.tolist()))
+    if missing:
         raise ValueError(f'camera_centre: the reference has no images of camera {", ".join(map(str, missing))}, '
                          f'only of {", ".join(map(str, np.unique(ref_cams)))}')
     dtype = working_dtype(x, ref)

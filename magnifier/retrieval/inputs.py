@@ -1,11 +1,14 @@
-"What comes in at the door: features, distance matrices and ids checked, and turned into what the rest computes with"
+"What callers give: features, distances, ids and numbers, checked once and turned into what the rest computes with"
 
+import operator
 import warnings
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['as_features', 'as_matrix', 'as_ids', 'check_pair', 'choose']
+__all__ = ['as_tensor', 'as_features', 'as_matrix', 'as_ids', 'as_count', 'check_pair', 'choose']
+
+NUMBER_THEM = 'For names, number queries and gallery together: `pd.factorize(names)[0]`'
 
 
 def choose(
@@ -17,24 +20,41 @@ def choose(
     if value not in allowed: raise ValueError(f'{name}={value!r}: use one of {", ".join(allowed)}')
 
 
+def as_count(
+    value,  # What the caller gave: an integer of any kind
+    name: str,  # The argument's name
+    hint: str = '',  # What else to say in an error
+) -> int:  # 1 or more
+    "A number of things; a ValueError where it is no integer or less than 1"
+    try: count = operator.index(value)
+    except TypeError: count = 0
+    if count < 1: raise ValueError(f'{name}={value!r}: a whole number of 1 or more wanted{hint}')
+    return count
+
+
 def as_tensor(
     x,  # Array, tensor or nested list of real numbers
     name: str,  # What to call it in an error
 ) -> Tensor:  # Detached, on its own device, sharing memory wherever that is possible
     "`x` as a floating-point tensor; a TypeError where it holds something else than real numbers"
-    if not isinstance(x, Tensor):
+    if isinstance(x, Tensor): real = not x.is_complex() and x.dtype != torch.bool
+    else:
         x = np.asarray(x)
-        if x.dtype.kind not in 'fiu':
-            raise TypeError(f'{name}: real numbers wanted, got dtype {x.dtype}. Pass a float array or tensor')
-        wanted = x.dtype.newbyteorder('=') if x.dtype in (np.float16, np.float32) else np.dtype(np.float64)
-        if x.dtype != wanted or any(s < 0 for s in x.strides): x = x.astype(wanted)
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'The given NumPy array is not writ', UserWarning)  # nothing here writes to it
-            x = torch.from_numpy(x)
-    if x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f'{name}: real numbers wanted, got {x.dtype}. Pass a float array or tensor')
-    x = x.detach().as_subclass(Tensor)
+        real = x.dtype.kind in 'fiu'
+    if not real: raise TypeError(f'{name}: real numbers wanted, got dtype {x.dtype}. Pass a float array or tensor')
+    x = x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else from_array(x)
     return x if x.is_floating_point() else x.double()
+
+
+def from_array(
+    x: np.ndarray,  # Real numbers
+) -> Tensor:  # The same memory wherever torch can read it; float64 where it has no such type
+    "An array as a tensor that nothing here writes to"
+    wanted = x.dtype.newbyteorder('=') if x.dtype in (np.float16, np.float32) else np.dtype(np.float64)
+    if x.dtype != wanted or any(s < 0 for s in x.strides): x = x.astype(wanted)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'The given NumPy array is not writ', UserWarning)
+        return torch.from_numpy(x)
 
 
 def as_features(
@@ -66,14 +86,15 @@ def as_ids(
     n: int,  # How many there must be
     name: str,  # What to call them in an error
 ) -> np.ndarray:  # (n,) int64, read-only, not the caller's memory
-    "Identities or cameras as int64; a TypeError where they are not integers, a ValueError where their number is wrong"
+    "Identities or cameras as int64; a TypeError where they are not integers, a ValueError for a wrong number of them or too large ones"
     x = np.array(x.detach().cpu().numpy() if isinstance(x, Tensor) else x)
     if x.ndim != 1: raise ValueError(f'{name}: one id per image wanted, shape ({n},), got shape {x.shape}')
     if len(x) != n:
         raise ValueError(f'{name}: {len(x)} ids for {n} images. One id per row of features, or per side of the matrix, is needed')
     if x.dtype.kind not in 'iu':
-        raise TypeError(f'{name}: integers wanted, got dtype {x.dtype}. For names, number queries and gallery together: '
-                        '`pd.factorize(names)[0]`')
+        raise TypeError(f'{name}: integers below 2**63 wanted, got dtype {x.dtype}. {NUMBER_THEM}')
+    if x.dtype.kind == 'u' and n and x.max() > np.iinfo(np.int64).max:
+        raise ValueError(f'{name}: integers below 2**63 wanted, got {x.max()}. {NUMBER_THEM}')
     x = x.astype(np.int64)
     x.setflags(write=False)
     return x

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
-from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, centred, squared_distances
-from magnifier.retrieval.norms import row_norms, row_slices, squared_sums, working_dtype
+from magnifier.retrieval.copies import copies
+from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, ready_to_square, squared_distances
+from magnifier.retrieval.norms import row_slices, squared_sums, working_dtype
 
 __all__ = ['Neighbours', 'FeaturePairs', 'MatrixPairs']
 
@@ -102,55 +103,94 @@ def as_neighbours(
     return Neighbours(index.cpu().numpy(), np.where(furthest > 0, furthest, 1.))
 
 
+def tile_distances(
+    feats: Tensor,  # (n, d) features
+    sums: Tensor,  # (n,) their squared norms
+    rows: slice,  # Some images
+    cols: slice,  # Others
+    memory: Tensor,  # Where the tile goes
+) -> Tensor:  # Their squared distances
+    "Distances of two groups; an image's own is exactly 0"
+    shape = rows.stop - rows.start, cols.stop - cols.start
+    tile = memory[:shape[0] * shape[1]].view(shape)
+    squared_distances(feats[rows], feats[cols], sums[rows], sums[cols], tile)
+    return tile.fill_diagonal_(0) if rows is cols else tile
+
+
+def row_distances(
+    feats: Tensor,  # (n, d) features
+    sums: Tensor,  # (n,) their squared norms
+    rows: Tensor,  # (b,) indices of images
+) -> Tensor:  # (b, n) squared distances
+    "Whole rows of distances, an image's own exactly 0"
+    band = feats.new_empty(len(rows), len(feats))
+    return squared_distances(feats[rows], feats, sums[rows], sums, band).scatter_(1, rows[:, None], 0)
+
+
+def nearest_of_all(
+    feats: Tensor,  # (n, d) features, no two rows the same
+    sums: Tensor,  # (n,) their squared norms
+    k: int,  # How many, the image itself included
+) -> tuple[Tensor, Tensor, Tensor]:  # (n, k) their distances, (n, k) their indices in stable order, (n,) the largest distance
+    "The first k of each image and its furthest, one tile in memory at a time, each used by rows and by columns"
+    n = len(feats)
+    k, best = min(k, n), RunningBest(n, min(k + 1, n), feats)
+    slices, memory = row_slices(n, TILE), feats.new_empty(min(n, TILE) ** 2)
+    for i, rows in enumerate(slices):
+        for cols in slices[i:]:
+            tile = tile_distances(feats, sums, rows, cols, memory)
+            best.offer(rows, tile, 1, cols)
+            if cols is not rows: best.offer(cols, tile, 0, rows)
+        best.settle(rows)
+    dist, index = in_order(best.dist, best.index)
+    tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
+    for rows in tied.split(TILE // 4): index[rows, :k] = nearest_in_rows(row_distances(feats, sums, rows), k)[0]
+    return dist[:, :k], index[:, :k], best.furthest
+
+
+def with_copies(
+    dist: Tensor,  # (b, k) distances of the nearest different images
+    index: Tensor,  # (b, k) which of the different images they are
+    members: Tensor,  # (u, c) images that are the same as each different image, ascending; -1 where there are fewer
+    k: int,  # How many
+) -> Tensor:  # (b, k) nearest images, of equal distances the lower index first
+    "Neighbours when every image counts, copies too"
+    items = members[index].flatten(1)  # (b, k c)
+    dist = dist[:, :, None].expand(-1, -1, members.shape[1]).flatten(1)  # (b, k c)
+    return in_order(dist.masked_fill(items < 0, torch.inf), items)[1][:, :k]
+
+
 class FeaturePairs:
     """Squared Euclidean distances between all images of both sides, from their features; symmetric, so half of the tiles are
-    enough"""
+    enough. Copies of an image are equally far from all others, and 0 from each other"""
 
     def __init__(self,
         query: Tensor,  # (q, d) features
         gallery: Tensor,  # (g, d) features
         dtype: torch.dtype,  # Computed in
     ):
-        row_norms(query, 'query_feats'), row_norms(gallery, 'gallery_feats')
-        self.feats = centred(torch.cat([query.to(dtype), gallery.to(dtype)]))[0]  # (n, d)
-        self.sums = squared_sums(self.feats).to(dtype)
+        self.feats = torch.cat(ready_to_square(query, gallery, dtype))  # (n, d)
+        self.sums = squared_sums(self.feats).to(self.feats.dtype)
         self.plain = FeatureDistances(query, gallery, 'sqeuclidean', dtype)
+        self.original = np.arange(len(self.feats))  # (n,) the first image of those that are the same
+        later, first = copies(self.feats)
+        self.original[later] = first
 
     def nearest(self,
         k: int,  # How many, the image itself included
     ) -> Neighbours:  # Of all images
-        "The first k of each image and its furthest, one tile in memory at a time, each used by rows and by columns"
-        n = len(self.feats)
-        k, best = min(k, n), RunningBest(n, min(k + 1, n), self.feats)
-        slices, memory = row_slices(n, TILE), self.feats.new_empty(min(n, TILE) ** 2)
-        for i, rows in enumerate(slices):
-            for cols in slices[i:]:
-                tile = self.tile(rows, cols, memory)
-                best.offer(rows, tile, 1, cols)
-                if cols is not rows: best.offer(cols, tile, 0, rows)
-            best.settle(rows)
-        dist, index = in_order(best.dist, best.index)
-        tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
-        for rows in tied.split(TILE // 4): index[rows, :k] = nearest_in_rows(self.rows(rows), k)[0]
-        return as_neighbours(index[:, :k], best.furthest, 'features')
-
-    def tile(self,
-        rows: slice,  # Some images
-        cols: slice,  # Others
-        memory: Tensor,  # Where the tile goes
-    ) -> Tensor:  # Their squared distances
-        "Distances of two groups; an image's own is exactly 0"
-        shape = rows.stop - rows.start, cols.stop - cols.start
-        tile = memory[:shape[0] * shape[1]].view(shape)
-        squared_distances(self.feats[rows], self.feats[cols], self.sums[rows], self.sums[cols], tile)
-        return tile.fill_diagonal_(0) if rows is cols else tile
-
-    def rows(self,
-        rows: Tensor,  # Indices of images
-    ) -> Tensor:  # (b, n) squared distances
-        "Whole rows of distances, an image's own exactly 0"
-        band = self.feats.new_empty(len(rows), len(self.feats))
-        return squared_distances(self.feats[rows], self.feats, self.sums[rows], self.sums, band).scatter_(1, rows[:, None], 0)
+        "The first k of each image, and its furthest"
+        different, kind, count = np.unique(self.original, return_inverse=True, return_counts=True)
+        if len(different) == len(self.feats):
+            _, index, furthest = nearest_of_all(self.feats, self.sums, k)
+            return as_neighbours(index, furthest, 'features')
+        dist, index, furthest = nearest_of_all(self.feats[different], self.sums[different], k)
+        order, starts = np.argsort(kind, kind='stable'), np.cumsum(count) - count
+        members = np.full((len(different), min(k, count.max())), -1)
+        for i in range(members.shape[1]): members[count > i, i] = order[starts[count > i] + i]
+        members, k = torch.from_numpy(members).to(index.device), min(k, len(self.feats))
+        index = torch.cat([with_copies(d, i, members, k) for d, i in zip(dist.split(TILE), index.split(TILE))])
+        return as_neighbours(index[kind], furthest[kind], 'features')
 
     def lookup(self,
         wanted: csr_array,  # (n, n) stored where a distance is wanted
@@ -163,7 +203,8 @@ class FeaturePairs:
             pattern = torch.sparse_csr_tensor(start, cols, self.feats.new_zeros(len(cols)), wanted.shape, check_invariants=True)
             product = torch.sparse.sampled_addmm(pattern, self.feats, self.feats.T, beta=0).values()
         dist = self.sums[rows] + self.sums[cols] - 2 * product
-        return dist.clamp_(min=0).masked_fill_(rows == cols, 0).cpu().numpy()
+        same = torch.from_numpy(self.original).to(rows.device)
+        return dist.clamp_(min=0).masked_fill_(same[rows] == same[cols], 0).cpu().numpy()
 
 
 class MatrixPairs:

@@ -3,15 +3,12 @@
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from magnifier.files import aside
 from magnifier.retrieval.counting import Labels, Matches, count_matches
-from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, find_metric
-from magnifier.retrieval.hits import SavedHits, first_k
-from magnifier.retrieval.inputs import as_matrix, check_pair, choose
+from magnifier.retrieval.distance import METRICS, FeatureDistances, as_distances
+from magnifier.retrieval.inputs import as_count, check_pair, choose
 from magnifier.retrieval.region_distance import by_region
 
 __all__ = ['Ranking', 'rank', 'evaluate_distances', 'AP_FORMS', 'NO_MATCH']
@@ -36,33 +33,17 @@ def trapezoid_terms(
 
 AP_FORMS = {'step': step_terms, 'trapezoid': trapezoid_terms}
 NO_MATCH = ('skip', 'zero')
-FORMAT = 1  # Of saved files
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ranking:
     """The outcome of a search for every query: the rank of each true match, kept with ids and settings. Nothing in it can be
-    changed"""
+    changed. `rank` and `evaluate_distances` make it"""
     labels: Labels  # Identities and cameras of both sides, and the rule that removes items
     matches: Matches  # Ranks and gallery indices of all true matches
     ap_form: str  # A name in `AP_FORMS`
     no_match: str  # 'skip' leaves queries without a match out of the figures, 'zero' counts them as 0
-    distances: object  # Where `.hits` reads a query's distances: the features or matrix given, by reference, or what a file held
-
-    def __post_init__(self):
-        choose(self.ap_form, AP_FORMS, 'ap')
-        choose(self.no_match, NO_MATCH, 'no_match')
-        m, (q, g) = self.matches, self.shape
-        query = np.repeat(np.arange(q), np.diff(m.offsets)) if len(m.offsets) == q + 1 else None
-        if query is None or not len(m.ranks) == len(m.items) == m.offsets[-1] == len(query):
-            raise ValueError(f'Ranking: {len(m.ranks)} ranks, '
-                             f'{len(m.items)} items and {len(m.offsets)} offsets do not describe {q} queries')
-        if len(query) and not (1 <= m.ranks.min() and m.ranks.max() <= g and 0 <= m.items.min() and m.items.max() < g):
-            raise ValueError(f'Ranking: ranks must lie in 1..{g} and items in 0..{g-1}')
-        if (np.diff(m.ranks)[np.diff(query) == 0] <= 0).any(): raise ValueError('Ranking: the ranks of each query must ascend')
-        if (self.labels.g_pids[m.items] != self.labels.q_pids[query]).any():
-            raise ValueError('Ranking: a match has another identity than its query')
-        for a in (m.offsets, m.ranks, m.items): a.setflags(write=False)
+    distances: object  # Where `.hits` reads a query's distances: the features or the matrix given, by reference
 
     def __repr__(self):
         q, g = self.shape
@@ -158,63 +139,47 @@ class Ranking:
         query: int,  # Index of a query
         k: int = 10,  # How many, from 1; fewer come back where the gallery holds fewer
         *,
-        removed: bool = False,  # Also show what the protocol removes for this query; it has rank 0. No file holds it
+        removed: bool = False,  # Also show what the protocol removes for this query; it has rank 0
     ) -> pd.DataFrame:  # Nearest first: `item` (gallery index), `rank`, `distance`, `pid`, `camid`, `match`, `removed`
         """The first k gallery images of one query. Its row of distances is computed anew from the features that were given,
         which are kept by reference"""
-        i = self._query(query)
-        if k < 1: raise ValueError(f'k={k}: ask for at least one hit')
+        i, k = self._query(query), as_count(k, 'k')
         row = self.distances.row(i)
         matches, gone = self.labels.split(i)
         out = np.zeros(len(row), bool)
         out[gone] = True
         items = first_k(row, k, among=slice(None) if removed else ~out)
-        if np.isinf(row[items]).any() or removed and len(gone) and isinstance(self.distances, SavedHits):
-            raise ValueError(f'hits(k={k}, removed={removed}): the file that this Ranking came from holds the first {np.isfinite(row).sum()} hits '
-                             f'of query {i} and no removed ones. Ask for less, and not for removed ones; save with more; or rank again')
-        return pd.DataFrame(dict(item=items, rank=np.where(out[items], 0, np.cumsum(~out[items])), distance=row[items],
-                                 pid=self.labels.g_pids[items], camid=self.labels.g_camids[items],
-                                 match=np.isin(items, matches), removed=out[items]))
-
-    def save(self,
-        path: str | Path,  # File to write, `.npz` by custom; it appears whole or not at all
-        hits: int = 50,  # First hits kept of each query, for `.hits` after loading; finding them takes as long as ranking did
-    ) -> Path:  # The file
-        "Write ids, ranks, settings and first hits, from which all figures follow; features are not in it"
-        path, labels, m = Path(path), self.labels, self.matches
-        saved = SavedHits.of(self.distances, labels, hits)
-        with aside(path) as part, open(part, 'wb') as f:
-            np.savez_compressed(f, format=FORMAT, offsets=m.offsets, ranks=m.ranks, items=m.items, ap_form=self.ap_form, no_match=self.no_match,
-                                q_pids=labels.q_pids, g_pids=labels.g_pids, q_camids=labels.q_camids, g_camids=labels.g_camids,
-                                separate_cameras=labels.separate_cameras, hit_items=saved.items, hit_dist=saved.dist)
-        return path
-
-    @classmethod
-    def load(cls,
-        path: str | Path,  # File that `.save` wrote
-    ) -> 'Ranking':  # Equal in all its figures; `.hits` reaches as far as was saved
-        "Read a saved Ranking. A ValueError where the file is damaged or something else"
-        with open(path, 'rb') as file:
-            try:
-                with np.load(file, allow_pickle=False) as f: d = dict(f)
-                if int(d['format']) != FORMAT: raise KeyError('format')
-                ids = [d[n] for n in ('q_pids', 'g_pids', 'q_camids', 'g_camids')]
-                labels = Labels(*ids, (len(ids[0]), len(ids[1])), bool(d['separate_cameras']))
-                return cls(labels, Matches(d['offsets'], d['ranks'], d['items']), str(d['ap_form']), str(d['no_match']),
-                           SavedHits(d['hit_items'], d['hit_dist'], len(ids[1])))
-            except Exception as e:  # zip and zlib have a class of error for each kind of damage
-                raise ValueError(f'{path}: no Ranking in format {FORMAT}, or a damaged one ({e}). Files come from `Ranking.save`') from e
+        return pd.DataFrame(dict(
+            item=items, rank=np.where(out[items], 0, np.cumsum(~out[items])), distance=row[items], pid=self.labels.g_pids[items],
+            camid=self.labels.g_camids[items], match=np.isin(items, matches), removed=out[items]))
 
     def _query(self, query):
         q = self.shape[0]
         if not -q <= query < q: raise IndexError(f'query {query}: there are {q} queries, 0 to {q-1}')
         return int(query) % q
 
-    def _rank_at(self, positions):  # (q,) ranks as floats; what stands where a query has no match is not used
+    def _rank_at(self, positions):
+        "(q,) ranks as floats; those of queries without a match have no meaning"
         if not len(self.matches.ranks): return np.full(len(positions), np.inf)
         return self.matches.ranks[positions.clip(0, len(self.matches.ranks) - 1)].astype(float)
 
-    def _per_query(self, values): return frozen(np.where(self.n_matches > 0, values, 0. if self.no_match == 'zero' else np.nan))
+    def _per_query(self, values):
+        without = 0. if self.no_match == 'zero' else np.nan
+        return frozen(np.where(self.n_matches > 0, values, without))
+
+
+def first_k(
+    row: np.ndarray,  # (g,) distances
+    k: int,  # How many
+    among=slice(None),  # Which of them take part: a slice or (g,) booleans
+) -> np.ndarray:  # Indices of the k nearest; of equal ones the earlier first
+    "The k smallest of a row in stable order, without sorting all of it"
+    items = np.arange(len(row))[among]
+    dist = row[items]
+    if k < len(items):
+        near = np.flatnonzero(dist <= np.partition(dist, k - 1)[k - 1])
+        items, dist = items[near], dist[near]
+    return items[np.argsort(dist, kind='stable')[:k]]
 
 
 def frozen(
@@ -270,9 +235,9 @@ def rank(
     """Rank a gallery for each query by the protocol of Market-1501 (Zheng et al., 2015), computed in float32 a band of queries
     at a time; features by region by `region_distance`. A query's own identity in its own camera is removed, ties go to the earlier
     gallery image; ValueError or TypeError for features or ids that cannot be ranked"""
-    find_metric(metric)
+    choose(metric, METRICS, 'metric')
     if np.ndim(query_feats) == 3: distances = by_region(query_feats, gallery_feats, q_visible, g_visible, regions, metric)
-    elif any(o is not None for o in (regions, q_visible, g_visible)):
+    elif any(given is not None for given in (regions, q_visible, g_visible)):
         raise ValueError('regions, q_visible and g_visible go with features by region, of shape (images, regions, channels); '
                          f'query_feats have shape {tuple(np.shape(query_feats))}')
     else: distances = FeatureDistances(*check_pair(query_feats, gallery_feats), metric, torch.float32)
@@ -291,5 +256,4 @@ def evaluate_distances(
     separate_cameras: bool = False,  # Remove all gallery images of the query's camera, not its identity there alone
 ) -> Ranking:  # CMC, AP, mAP, mINP and hits
     "As `rank`, from distances of any kind: re-ranked, by region, by another tool. Infinite and NaN distances are refused"
-    distances = dist if hasattr(dist, 'bands') else MatrixDistances(as_matrix(dist))
-    return ranking_of(distances, (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)
+    return ranking_of(as_distances(dist), (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)

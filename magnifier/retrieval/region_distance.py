@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from magnifier.regions import region_indices
+from magnifier.retrieval.copies import copies
 from magnifier.retrieval.distance import MatrixDistances, band_slices, full_precision, like
 from magnifier.retrieval.inputs import as_matrix, as_tensor, choose
-from magnifier.retrieval.norms import any_norms, handy, working_dtype
+from magnifier.retrieval.norms import can_be_squared, row_norms, working_dtype
 
 __all__ = ['region_distance', 'NOTHING_SHARED']
 
@@ -30,17 +31,22 @@ def region_distance(
                          'both must come from the same model')
     if q.device != g.device:
         raise ValueError(f'query_regions are on {q.device} and gallery_regions on {g.device}: move one with `.to()`')
-    wanted = chosen(regions, q.shape[1])
+    q_seen, g_seen = as_visible(query_visible, q, 'query_visible'), as_visible(gallery_visible, g, 'gallery_visible')
+    wanted = region_indices(regions, q.shape[1])
+    if not wanted: raise ValueError('regions: none named. Name one or more, or leave `regions` out to compare all')
     dtype = working_dtype(q, g)
-    q_seen, g_seen = as_visible(query_visible, q, 'query_visible')[:, wanted], as_visible(gallery_visible, g, 'gallery_visible')[:, wanted]
-    q, q_seen = unit_regions(q[:, wanted].to(dtype), q_seen, 'query_regions')
-    g, g_seen = unit_regions(g[:, wanted].to(dtype), g_seen, 'gallery_regions')
+    q, q_seen = unit_regions(q[:, wanted].to(dtype), q_seen[:, wanted], 'query_regions')
+    g, g_seen = unit_regions(g[:, wanted].to(dtype), g_seen[:, wanted], 'gallery_regions')
     dist = torch.empty(len(q), len(g), dtype=dtype, device=q.device)
     with full_precision(q.device):
         for rows in band_slices(len(q), len(g), dist.element_size()):
             shared = q_seen[rows] @ g_seen.T  # (b, g) how many regions both show
             similarity = (q[rows] @ g.T).div_(shared.clamp(min=1))
             dist[rows] = (1 - similarity).masked_fill_(shared == 0, NOTHING_SHARED)
+    later, first = copies(g, g_seen)
+    dist[:, later] = dist[:, first]
+    later, first = copies(q, q_seen)
+    dist[later] = dist[first]
     return like(dist, query_regions, gallery_regions)
 
 
@@ -54,8 +60,10 @@ def by_region(
 ) -> MatrixDistances:  # (q, g)
     "`region_distance` as `rank` takes distances"
     choose(metric, ('cosine',), 'metric of features by region')
-    seen = [np.ones(np.shape(x)[:2], bool) if v is None else v for x, v in ((query_regions, query_visible), (gallery_regions, gallery_visible))]
-    return MatrixDistances(as_matrix(region_distance(query_regions, gallery_regions, *seen, regions=regions)))
+    if query_visible is None: query_visible = np.ones(np.shape(query_regions)[:2], bool)
+    if gallery_visible is None: gallery_visible = np.ones(np.shape(gallery_regions)[:2], bool)
+    distances = region_distance(query_regions, gallery_regions, query_visible, gallery_visible, regions=regions)
+    return MatrixDistances(as_matrix(distances))
 
 
 def as_regions(
@@ -92,23 +100,10 @@ def unit_regions(
     "Regions laid side by side, so that one product sums the cosines of those that both images show"
     n, k, c = feats.shape
     feats = feats.masked_fill(~visible[..., None], 0)
-    norms = any_norms(feats.reshape(n * k, c)).view(n, k)
+    norms = row_norms(feats.reshape(n * k, c)).view(n, k)
     bad = (~norms.isfinite()).nonzero()
     if len(bad):
         raise ValueError(f'{name}: region {int(bad[0, 1])} of image {int(bad[0, 0])} is visible and holds NaN or infinite values')
     norms = norms.masked_fill_(norms == 0, 1)
-    if handy(norms): norms = norms.to(feats.dtype)
+    if can_be_squared(norms): norms = norms.to(feats.dtype)  # a division by float64 is a slow one
     return feats.div_(norms[..., None]).reshape(n, k * c), visible.to(feats.dtype)
-
-
-def chosen(
-    regions,  # What the caller gave
-    k: int,  # Regions there are
-) -> list[int]:  # Their indices
-    "Regions to compare, by name or index; a ValueError where one is unknown or none is left"
-    if regions is None: return list(range(k))
-    wanted = [int(r) if isinstance(r, np.integer) else r for r in ([regions] if isinstance(regions, (str, int)) else regions)]
-    wanted = region_indices(wanted) if any(isinstance(r, str) for r in wanted) else wanted
-    if not wanted or len(set(wanted)) < len(wanted) or not all(0 <= r < k for r in wanted):
-        raise ValueError(f'regions={regions!r}: one or more different regions of 0 to {k-1} wanted')
-    return wanted

@@ -6,7 +6,7 @@ import torch
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 from magnifier.retrieval.distance import full_precision, like
-from magnifier.retrieval.inputs import as_matrix, check_pair
+from magnifier.retrieval.inputs import as_count, as_matrix, check_pair
 from magnifier.retrieval.neighbours import FeaturePairs, MatrixPairs, Neighbours
 from magnifier.retrieval.norms import working_dtype
 
@@ -144,14 +144,12 @@ def check_settings(
     k1: int,  # What the caller gave
     k2: int,  # What the caller gave
     lambda_value: float,  # What the caller gave
-):
-    "A ValueError for settings that mean nothing"
-    for name, k in (('k1', k1), ('k2', k2)):
-        if k < 1 or k != int(k):
-            raise ValueError(f'{name}={k}: a whole number of neighbours from 1 wanted; the paper uses k1=20, k2=6')
+) -> tuple[int, int]:  # k1 and k2
+    "The numbers of neighbours; a ValueError for settings that mean nothing"
     if not 0 <= lambda_value <= 1:
         raise ValueError(f'lambda_value={lambda_value}: a weight from 0 (Jaccard alone) to 1 (plain distance alone) wanted; '
                          'the paper uses 0.3')
+    return tuple(as_count(k, name, '; the paper uses k1=20 and k2=6') for name, k in (('k1', k1), ('k2', k2)))
 
 
 def rerank(
@@ -165,11 +163,12 @@ def rerank(
 ):  # (q, g) re-ranked distances, float32 (float64 if given), array or tensor as given; or a Reranked
     """k-reciprocal re-ranking (Zhong et al., CVPR 2017) from squared Euclidean distances of the features as they are. It uses
     the other test images: report it beside the plain figures. ValueError for settings or features that mean nothing"""
-    check_settings(k1, k2, lambda_value)
+    k1, k2 = check_settings(k1, k2, lambda_value)
     q, g = check_pair(query_feats, gallery_feats)
+    dtype = working_dtype(q, g)
     with full_precision(q.device):
-        result = reranked(FeaturePairs(q, g, working_dtype(q, g)), (len(q), len(g)), k1, k2, lambda_value)
-    return result if return_sparse else like(result.dense(), query_feats, gallery_feats)
+        result = reranked(FeaturePairs(q, g, dtype), (len(q), len(g)), k1, k2, lambda_value)
+    return result if return_sparse else like(result.dense().to(dtype), query_feats, gallery_feats)
 
 
 def rerank_distances(
@@ -184,7 +183,7 @@ def rerank_distances(
 ):  # (q, g) re-ranked distances, float32 (float64 if given), array or tensor as given; or a Reranked
     """As `rerank`, from distances: the three matrices are read where they lie, and never joined. ValueError where their shapes
     do not fit"""
-    check_settings(k1, k2, lambda_value)
+    k1, k2 = check_settings(k1, k2, lambda_value)
     q_g, q_q, g_g = as_matrix(q_g_dist, 'q_g_dist'), as_matrix(q_q_dist, 'q_q_dist'), as_matrix(g_g_dist, 'g_g_dist')
     q, g = q_g.shape
     for name, m, n in (('q_q_dist', q_q, q), ('g_g_dist', g_g, g)):

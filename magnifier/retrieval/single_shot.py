@@ -2,8 +2,8 @@
 
 import numpy as np
 from magnifier.retrieval.counting import Labels, check_finite
-from magnifier.retrieval.distance import MatrixDistances, to_numpy
-from magnifier.retrieval.inputs import as_matrix
+from magnifier.retrieval.distance import as_distances, to_numpy
+from magnifier.retrieval.inputs import as_count
 
 __all__ = ['cmc_single_shot']
 
@@ -23,9 +23,8 @@ def cmc_single_shot(
     """Single-shot CMC (Li et al., CVPR 2014, as open-reid draws it): for each query and repeat, one of the images of every
     identity that are left to it makes up the gallery. Queries without a match are left out; ValueError or TypeError as in
     `evaluate_distances`"""
-    for name, n in (('max_rank', max_rank), ('repeats', repeats)):
-        if n < 1 or n != int(n): raise ValueError(f'{name}={n}: a whole number from 1 wanted')
-    distances = dist if hasattr(dist, 'bands') else MatrixDistances(as_matrix(dist))
+    max_rank, repeats = as_count(max_rank, 'max_rank'), as_count(repeats, 'repeats')
+    distances = as_distances(dist)
     labels = Labels(q_pids, g_pids, q_camids, g_camids, distances.shape, separate_cameras)
     rng, found, counted = np.random.default_rng(seed), np.zeros(max_rank + 1), 0
     for rows, band in distances.bands():

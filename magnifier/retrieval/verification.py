@@ -1,15 +1,16 @@
-"Are these two the same person? False accepts and false rejects over thresholds, and the answer for one pair"
+"Are these two the same person? False accepts and false rejects of a threshold, and the answer for one pair"
 
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
 from magnifier.retrieval.counting import Labels, JUNK
-from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, to_numpy
-from magnifier.retrieval.inputs import as_matrix, as_tensor, check_pair
+from magnifier.retrieval.distance import METRICS, FeatureDistances, as_distances, to_numpy
+from magnifier.retrieval.inputs import as_count, as_tensor, check_pair, choose
 from magnifier.retrieval.norms import unit, working_dtype
 
-__all__ = ['VerificationPairs', 'verification_pairs', 'roc', 'verification_table', 'Comparison', 'compare']
+__all__ = ['VerificationPairs', 'verification_pairs', 'roc', 'verification_table', 'SimilarityThreshold', 'similarity_threshold',
+           'Comparison', 'compare']
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +18,7 @@ class VerificationPairs:
     "Distances of the pairs that a verification test is made of, each kind in ascending order"
     genuine: np.ndarray  # (m,) distances of pairs of one identity
     impostor: np.ndarray  # (n,) distances of pairs of two identities, all of them or a random part
+    metric: str = 'cosine'  # Of the distances: 'cosine', 'euclidean' or 'sqeuclidean'
 
     def __post_init__(self):
         for name in ('genuine', 'impostor'):
@@ -39,15 +41,21 @@ class VerificationPairs:
         return (len(self.genuine) - np.searchsorted(self.genuine, threshold, side='right')) / len(self.genuine)
 
     def threshold(self,
-        false_accept: float,  # Wanted rate, 0 to 1
-    ) -> float:  # The largest threshold whose false-accept rate is not above it
-        """Where to cut for a wanted false-accept rate: just before the first impostor pair too many. With fewer than 1 / rate
-        impostor pairs that is before the very first"""
-        if not 0 <= false_accept <= 1:
-            raise ValueError(f'false_accept={false_accept}: a rate from 0 to 1 wanted, 0.001 is one in a thousand')
-        allowed = int(np.floor(false_accept * len(self.impostor) + 1e-9))
-        if allowed >= len(self.impostor): return float(max(self.impostor[-1], self.genuine[-1]))
-        return float(np.nextafter(self.impostor[allowed], -np.inf, dtype=self.impostor.dtype))
+        false_accept: float,  # Wanted rate, 0 and more but less than 1: .01 is one in a hundred
+    ) -> float:  # The largest DISTANCE whose false-accept rate is not above it
+        """The distance just before that of the first impostor pair too many. With fewer than 1 / rate impostor pairs that is
+        before the very first. A ValueError for a rate that lets everybody in"""
+        refused = self.impostor[self.allowed(false_accept)]
+        return float(np.nextafter(refused, -np.inf, dtype=self.impostor.dtype))
+
+    def allowed(self,
+        false_accept: float,  # Wanted rate, as in `threshold`
+    ) -> int:  # How many impostor pairs may be accepted; never all
+        "The rate as a number of pairs"
+        if not 0 <= false_accept < 1:
+            raise ValueError(f'false_accept={false_accept}: a share of 0 or more and less than 1 wanted; one in a hundred is .01')
+        n = len(self.impostor)
+        return min(int(np.floor(false_accept * n + 1e-9)), n - 1)
 
     def equal_error(self) -> tuple[float, float]:  # (rate, threshold)
         """Equal error rate: the mean of both rates at the threshold, among all distances of pairs, where they are nearest each
@@ -66,15 +74,16 @@ def verification_pairs(
     q_camids,  # (q,) cameras of the queries, integers
     g_camids,  # (g,) cameras of the gallery
     *,
-    metric: str = 'cosine',  # 'cosine' L2-normalises; 'euclidean' and 'sqeuclidean' compare the features as they are
+    metric: str = 'cosine',  # 'cosine' L2-normalises; 'euclidean' and 'sqeuclidean' compare the features as they are. Also of distances given
     max_impostors: int = 10_000_000,  # About how many impostor pairs to keep; beyond it a random part of them
     seed: int = 0,  # Of that random part
 ) -> VerificationPairs:  # Genuine pairs of different cameras, and impostor pairs of any cameras
     """All pairs of a query and a gallery image as a verification test. A query's own identity in its own camera is left out, as
     in `rank`; ValueError where one kind of pair is missing"""
-    if gallery_feats is None: distances = MatrixDistances(as_matrix(query_feats))
+    choose(metric, METRICS, 'metric')
+    if gallery_feats is None: distances = as_distances(query_feats)
     else: distances = FeatureDistances(*check_pair(query_feats, gallery_feats), metric, torch.float32)
-    if max_impostors < 1: raise ValueError(f'max_impostors={max_impostors}: at least one pair wanted')
+    max_impostors = as_count(max_impostors, 'max_impostors')
     labels = Labels(q_pids, g_pids, q_camids, g_camids, distances.shape)
     share, rng = min(1., max_impostors / np.prod(distances.shape)), np.random.default_rng(seed)
     genuine, impostor = [], []
@@ -85,7 +94,8 @@ def verification_pairs(
             other = (labels.g_pids != labels.q_pids[query]) & (labels.g_pids != JUNK)
             if share < 1: other &= rng.random(len(row)) < share
             impostor.append(row[other])
-    return VerificationPairs(*(np.concatenate(d) if d else np.empty(0) for d in (genuine, impostor)))
+    none = [np.empty(0, np.float32)]
+    return VerificationPairs(np.concatenate(genuine or none), np.concatenate(impostor or none), metric)
 
 
 def rates(
@@ -94,8 +104,8 @@ def rates(
     index=None,  # Names of the rows
 ) -> pd.DataFrame:  # One row a threshold
     "Both error rates at some thresholds"
-    reject = pairs.false_reject(cuts)
-    return pd.DataFrame(dict(threshold=cuts, false_accept=pairs.false_accept(cuts), false_reject=reject, true_accept=1 - reject), index=index)
+    accept, reject = pairs.false_accept(cuts), pairs.false_reject(cuts)
+    return pd.DataFrame(dict(threshold=cuts, false_accept=accept, false_reject=reject, true_accept=1 - reject), index=index)
 
 
 def roc(
@@ -128,31 +138,67 @@ def verification_table(
 
 
 @dataclass(frozen=True)
+class SimilarityThreshold:
+    "From which cosine similarity on two images are taken for one person, and what that costs"
+    similarity: float  # The threshold, -1 to 1: pairs at least this alike are accepted
+    false_accept: float  # Share of the pairs of two people that it lets in, 0 to 1
+    false_reject: float  # Share of the pairs of one person that it misses, 0 to 1
+
+    def __str__(self):
+        return (f'similarity {self.similarity:.3f} or more: lets in {self.false_accept:.2%} of the pairs of two people, '
+                f'misses {self.false_reject:.2%} of the pairs of one')
+
+
+def similarity_threshold(
+    pairs: VerificationPairs,  # Of cosine distances, from `verification_pairs` on data like yours
+    *,
+    far: float = .01,  # False-accept rate: the share of the pairs of two people that may be let in, 0 and more but less than 1
+) -> SimilarityThreshold:  # `.similarity`, as galleries mean it, `.false_accept` and `.false_reject`
+    """The similarity halfway between the first pair of two people that must be kept out and the next more alike pair: no lower
+    one keeps it out. ValueError for pairs of another metric, which have no similarity, and for a rate out of range"""
+    if pairs.metric != 'cosine':
+        raise ValueError(f"pairs of metric {pairs.metric!r} have no similarity: make them with metric='cosine', or use "
+                         '`pairs.threshold`, which is a distance')
+    genuine, impostor = 1 - pairs.genuine.astype(float), 1 - pairs.impostor.astype(float)
+    kept_out = impostor[pairs.allowed(far)]
+    more_alike = min((s[s > kept_out].min(initial=np.inf) for s in (genuine, impostor)))
+    similarity = np.nextafter(kept_out, 2)
+    if np.isfinite(more_alike): similarity = max(similarity, (kept_out + more_alike) / 2)
+    return SimilarityThreshold(float(similarity), float((impostor >= similarity).mean()), float((genuine < similarity).mean()))
+
+
+@dataclass(frozen=True)
 class Comparison:
-    "The answer to `compare`; true or false by itself where it is about one pair"
-    same: bool | np.ndarray  # Whether the distance is at most the threshold; (n,) for n pairs
-    distance: float | np.ndarray  # 1 - cosine similarity, 0 to 2; (n,) for n pairs
-    threshold: float  # What it was compared with
+    "The answer of `compare`; true or false by itself where it is about one pair"
+    same: bool | np.ndarray  # Whether the similarity reaches the threshold; (n,) for n pairs
+    similarity: float | np.ndarray  # Cosine similarity, -1 to 1; (n,) for n pairs
+    threshold: float  # The similarity that it was compared with
 
     def __bool__(self): return bool(self.same)
+
+    def __str__(self):
+        if np.ndim(self.same): return f'{np.sum(self.same)} of {len(self.same)} pairs reach a similarity of {self.threshold:.3f}'
+        verdict, word = ('the same person', 'reaches') if self.same else ('not the same person', 'is below')
+        return f'{verdict}: similarity {self.similarity:.3f} {word} the threshold of {self.threshold:.3f}'
 
 
 def compare(
     a,  # (d,) embedding of one image, or (n, d) of several
     b,  # (d,) embedding of the other, or (n, d), pair by pair
-    threshold: float,  # Largest cosine distance of one person, 0 to 2: from `verification_table` on data like yours
-) -> Comparison:  # `.same`, `.distance`, `.threshold`
+    threshold: float | SimilarityThreshold,  # Smallest SIMILARITY of one person, -1 to 1: from `similarity_threshold` on data like yours
+) -> Comparison:  # `.same`, `.similarity`, `.threshold`
     """Are these two the same person? There is no threshold for all models and cameras, hence no default. ValueError for shapes
     that differ, zero, NaN or infinite embeddings"""
-    if not 0 <= threshold <= 2:
-        raise ValueError(f'threshold={threshold}: a cosine distance from 0 to 2 wanted. '
-                         '`verification_table` gives it for a wanted false-accept rate')
+    if isinstance(threshold, SimilarityThreshold): threshold = threshold.similarity
+    if not -1 <= threshold <= 1.001:  # a rounding above 1 accepts nobody
+        raise ValueError(f'threshold={threshold}: a cosine similarity from -1 to 1 wanted; '
+                         '`similarity_threshold` gives it for a wanted false-accept rate')
     a, b = as_tensor(a, 'a'), as_tensor(b, 'b')
     if a.shape != b.shape or a.ndim not in (1, 2) or 0 in a.shape:
         raise ValueError('compare: two embeddings (d,) or two sets (n, d) wanted, '
                          f'got shapes {tuple(a.shape)} and {tuple(b.shape)}')
     dtype = working_dtype(a, b)
     x, y = unit(torch.atleast_2d(a), 'a', dtype), unit(torch.atleast_2d(b), 'b', dtype)
-    distance = 1 - (x * y).sum(1).cpu().numpy()
-    if a.ndim == 1: distance = float(distance[0])
-    return Comparison(distance <= threshold, distance, threshold)
+    similarity = (x * y).sum(1).cpu().numpy()
+    if a.ndim == 1: similarity = float(similarity[0])
+    return Comparison(similarity >= threshold, similarity, threshold)

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from magnifier.retrieval.counting import Labels, Matches, band_ranks, row_ranks
-from magnifier.retrieval.distance import Cosine, MatrixDistances, cosine_distances, euclidean_distances
+from magnifier.retrieval.counting import Labels, band_ranks, row_ranks
+from magnifier.retrieval.distance import Cosine, cosine_distances, euclidean_distances
 from magnifier.retrieval.region_distance import region_distance
-from magnifier.retrieval.ranking import AP_FORMS, NO_MATCH, Ranking, evaluate_distances, rank
+from magnifier.retrieval.ranking import AP_FORMS, NO_MATCH, evaluate_distances, rank
 
 spec = importlib.util.spec_from_file_location('retrieval_slow', Path(__file__).with_name('slow.py'))
 slow = importlib.util.module_from_spec(spec)
@@ -159,7 +159,7 @@ def test_read_only_memory_maps_are_read_without_a_copy_or_a_warning(tmp_path):
     gallery = np.load(tmp_path / 'g.npy', mmap_mode='r')
     r = rank(case[0], gallery, *case[2:])
     assert r.mAP == rank(*case).mAP
-    assert np.shares_memory(r.distances.gallery.numpy(), gallery) and np.shares_memory(Cosine(r.distances.gallery, torch.float32).gallery.numpy(), gallery)
+    assert np.shares_memory(r.distances.gallery.numpy(), gallery) and np.shares_memory(Cosine(r.distances.query, r.distances.gallery, torch.float32).gallery.numpy(), gallery)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
@@ -197,51 +197,6 @@ def test_nothing_in_a_ranking_can_be_changed():
         with pytest.raises(ValueError, match='read-only'): a[0] = 1
 
 
-@pytest.mark.parametrize('hits', [0, 3, 50])
-def test_saved_and_loaded(tmp_path, hits):
-    case = features()
-    r = rank(*case, ap='trapezoid', separate_cameras=True, metric='euclidean')
-    back = Ranking.load(r.save(tmp_path / 'r.npz', hits))
-    assert (back.mAP, back.mINP, back.cmc(3), back.ap_form, back.no_match) == (r.mAP, r.mINP, r.cmc(3), 'trapezoid', 'skip')
-    assert list(tmp_path.iterdir()) == [tmp_path / 'r.npz']
-    if hits: pd.testing.assert_frame_equal(back.hits(2, 3).drop(columns='distance'), r.hits(2, 3).drop(columns='distance'))
-    if hits: assert back.hits(2, 3)['distance'].to_numpy() == pytest.approx(r.hits(2, 3)['distance'].to_numpy(), abs=1e-6)
-    if hits < 30:
-        with pytest.raises(ValueError, match=f'holds the first {hits} hits'): back.hits(2, 4)
-    again = Ranking.load(back.save(tmp_path / 'again.npz', hits))
-    if hits: pd.testing.assert_frame_equal(again.hits(1, 3), back.hits(1, 3))
-
-
-def test_a_file_that_is_no_ranking(tmp_path):
-    np.savez(tmp_path / 'a.npz', x=1)
-    np.save(tmp_path / 'b.npy', np.zeros(3))
-    (tmp_path / 'c.npz').write_text('text')
-    for name in ('a.npz', 'b.npy', 'c.npz'):
-        with pytest.raises(ValueError, match='no Ranking in format 1'): Ranking.load(tmp_path / name)
-
-
-def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path):
-    wanted = worked()
-    good = wanted.save(tmp_path / 'r.npz').read_bytes()
-    cut = [good[:n] for n in range(0, len(good), 97)]
-    flipped = [good[:i] + bytes([good[i] ^ 255]) + good[i+1:] for i in range(0, len(good), 7)]
-    for data in cut + flipped:
-        (tmp_path / 'bad.npz').write_bytes(data)
-        try: back = Ranking.load(tmp_path / 'bad.npz')
-        except ValueError as e: assert 'no Ranking in format 1, or a damaged one' in str(e)
-        else: assert back.mAP == wanted.mAP and back.hits(0, 5).equals(wanted.hits(0, 5))
-    with pytest.raises(FileNotFoundError): Ranking.load(tmp_path / 'gone.npz')
-
-
-def test_a_file_does_not_know_what_was_removed(tmp_path):
-    r = evaluate_distances([[0., 1, 2, 3, 4], [0, 1, 2, 3, 4]], [1, 2], [1, 1, 2, 3, 1], [0, 0], [0, 1, 1, 1, 1])
-    back = Ranking.load(r.save(tmp_path / 'r.npz'))
-    assert r.hits(0, 3, removed=True)['item'].tolist() == [0, 1, 2]
-    for k in (1, 3, 5):
-        with pytest.raises(ValueError, match=r'of query 0 and no removed ones'): back.hits(0, k, removed=True)
-    assert back.hits(1, 5, removed=True).equals(r.hits(1, 5, removed=True))  # nothing is removed for this one
-
-
 @pytest.mark.parametrize('convert', [np.asarray, torch.from_numpy])
 def test_features_by_region_are_ranked_by_region_distance(convert):
     rng = np.random.default_rng(0)
@@ -261,14 +216,6 @@ def test_regions_of_whole_features_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message): rank(q, g, *ids, **kwargs)
     with pytest.raises(ValueError, match="metric of features by region='euclidean': use one of cosine"):
         rank(np.ones((2, 8, 3)), np.ones((3, 8, 3)), *ids, metric='euclidean')
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    path = worked().save(tmp_path / 'r.npz')
-    def fail(*args, **kw): raise OSError('disk full')
-    monkeypatch.setattr(np, 'savez_compressed', fail)
-    with pytest.raises(OSError, match='disk full'): worked().save(path)
-    assert Ranking.load(path).mAP == worked().mAP and list(tmp_path.iterdir()) == [path]
 
 
 ids = [0, 1], [0, 1, 0], [0, 0], [1, 1, 1]
@@ -291,11 +238,13 @@ def with_value(x, row, value):
     ((q[:, :2], g, *ids), ValueError, 'query_feats have 2 dimensions and gallery_feats 3'),
     ((q, g, [0], *ids[1:]), ValueError, 'q_pids: 1 ids for 2 images'),
     ((q, g, *ids[:3], [[1, 1, 1]]), ValueError, r'g_camids: one id per image wanted, shape \(3,\)'),
-    ((q, g, ['a', 'b'], *ids[1:]), TypeError, 'q_pids: integers wanted, got dtype <U1.*factorize'),
-    ((q, g, [0., 1], *ids[1:]), TypeError, 'q_pids: integers wanted, got dtype float64'),
+    ((q, g, ['a', 'b'], *ids[1:]), TypeError, r'q_pids: integers below 2\*\*63 wanted, got dtype <U1.*factorize'),
+    ((q, g, [0., 1], *ids[1:]), TypeError, r'q_pids: integers below 2\*\*63 wanted, got dtype float64'),
+    ((q, g, np.array([2**63, 1], np.uint64), *ids[1:]), ValueError, r'q_pids: integers below 2\*\*63 wanted, got 9223372036854775808\. .*factorize'),
+    ((q, g, [2**64, 1], *ids[1:]), TypeError, r'q_pids: integers below 2\*\*63 wanted, got dtype object'),
     ((q.astype(str), g, *ids), TypeError, 'query_feats: real numbers wanted, got dtype <U32'),
     ((q.astype(complex), g, *ids), TypeError, 'query_feats: real numbers wanted, got dtype complex128'),
-    ((torch.eye(3, dtype=torch.bool)[:2], g, *ids), TypeError, 'query_feats: real numbers wanted, got torch.bool'),
+    ((torch.eye(3, dtype=torch.bool)[:2], g, *ids), TypeError, 'query_feats: real numbers wanted, got dtype torch.bool'),
     ((torch.eye(3, device='meta')[:2], g, *ids), ValueError, 'query_feats are on meta and gallery_feats on cpu'),
 ])
 def test_rank_says_what_is_wrong(args, error, message):
@@ -303,7 +252,7 @@ def test_rank_says_what_is_wrong(args, error, message):
 
 
 @pytest.mark.parametrize('kw, message', [
-    (dict(metric='cos'), "unknown metric 'cos': use one of cosine, euclidean"), (dict(ap='mean'), "ap='mean': use one of step, trapezoid"),
+    (dict(metric='cos'), "metric='cos': use one of cosine, euclidean"), (dict(ap='mean'), "ap='mean': use one of step, trapezoid"),
     (dict(no_match='drop'), "no_match='drop': use one of skip, zero")])
 def test_unknown_choices_list_the_known(kw, message):
     with pytest.raises(ValueError, match=message): rank(q, g, *ids, **kw)
@@ -320,16 +269,8 @@ def test_evaluate_distances_says_what_is_wrong(dist, error, message):
 def test_hits_refuses_what_is_not_there():
     for bad in (1, -2):
         with pytest.raises(IndexError, match=f'query {bad}: there are 1 queries, 0 to 0'): worked().hits(bad)
-    with pytest.raises(ValueError, match='k=0: ask for at least one hit'): worked().hits(0, 0)
+    with pytest.raises(ValueError, match='k=0: a whole number of 1 or more wanted'): worked().hits(0, 0)
     assert worked().hits(-1).equals(worked().hits(0))
-
-
-@pytest.mark.parametrize('offsets, ranks, items, message', [
-    ([0, 1], [1], [0], 'do not describe 2 queries'), ([0, 1, 3], [1, 2], [0, 1], 'do not describe'), ([0, 1, 2], [0, 1], [0, 1], r'ranks must lie in 1\.\.3'),
-    ([0, 1, 2], [1, 1], [0, 3], 'items in 0'), ([0, 2, 2], [2, 1], [0, 2], 'must ascend'), ([0, 1, 2], [1, 1], [1, 1], 'another identity')])
-def test_a_ranking_checks_itself(offsets, ranks, items, message):
-    with pytest.raises(ValueError, match=message):
-        Ranking(Labels(*ids, (2, 3)), Matches(*map(np.array, (offsets, ranks, items))), 'step', 'skip', MatrixDistances(torch.zeros(2, 3)))
 
 
 def test_repr_says_how_many_queries_counted():

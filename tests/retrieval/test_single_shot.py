@@ -61,7 +61,7 @@ def test_it_takes_a_sparse_reranking():
     assert cmc_single_shot(rerank(q, g, return_sparse=True), *ids).tolist() == cmc_single_shot(rerank(q, g), *ids).tolist()
 
 
-@pytest.mark.parametrize('kw, message', [(dict(repeats=0), 'repeats=0: a whole number from 1'), (dict(max_rank=1.5), 'max_rank=1.5')])
+@pytest.mark.parametrize('kw, message', [(dict(repeats=0), 'repeats=0: a whole number of 1 or more'), (dict(max_rank=1.5), 'max_rank=1.5')])
 def test_bad_settings(kw, message):
     with pytest.raises(ValueError, match=message): cmc_single_shot([[0.]], [1], [1], [0], [1], **kw)
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from magnifier.retrieval.distance import cosine_distances
-from magnifier.retrieval.verification import Comparison, VerificationPairs, compare, roc, verification_pairs, verification_table
+from magnifier.retrieval.verification import (
+    Comparison, VerificationPairs, compare, roc, similarity_threshold, verification_pairs, verification_table)
 
 distances = st.lists(st.one_of(st.integers(0, 6).map(float), st.floats(0, 2, width=32)), min_size=1, max_size=30)
 
@@ -16,7 +17,7 @@ def slow_rates(genuine, impostor, threshold):
 
 
 @settings(max_examples=300, deadline=None)
-@given(distances, distances, st.floats(0, 1))
+@given(distances, distances, st.floats(0, 1, exclude_max=True))
 def test_rates_and_thresholds(genuine, impostor, far):
     curve = roc(genuine, impostor)
     assert set(curve['threshold']) == set(genuine) | set(impostor)
@@ -78,16 +79,60 @@ def test_a_random_part_of_the_impostors():
 
 
 def test_compare_one_pair_and_several():
-    same = compare([3., 0], [5., 0.1], 0.3)
-    assert isinstance(same, Comparison) and same and same.same is True and same.distance == pytest.approx(1 - 5 / np.hypot(5, 0.1)) and same.threshold == 0.3
-    assert not compare(torch.tensor([1., 0]), torch.tensor([0., 1]), 0.3)
-    assert compare([1., 0], [1., 0], 0.)
+    same = compare([3., 0], [5., 0.1], 0.7)
+    assert isinstance(same, Comparison)
+    assert same.same is True
+    assert same
+    assert same.similarity == pytest.approx(5 / np.hypot(5, 0.1))
+    assert same.threshold == 0.7
+    assert str(same) == 'the same person: similarity 1.000 reaches the threshold of 0.700'
+    other = compare(torch.tensor([1., 0]), torch.tensor([0., 1]), 0.7)
+    assert not other
+    assert str(other) == 'not the same person: similarity 0.000 is below the threshold of 0.700'
+    assert compare([1., 0], [1., 0], 1.)
     many = compare(np.eye(3), np.eye(3)[[0, 2, 1]], 0.5)
-    assert many.same.tolist() == [True, False, False] and many.distance.tolist() == [0, 1, 1]
+    assert many.same.tolist() == [True, False, False]
+    assert many.similarity.tolist() == [1, 0, 0]
+    assert str(many) == '1 of 3 pairs reach a similarity of 0.500'
+
+
+@settings(max_examples=300, deadline=None)
+@given(distances, distances, st.sampled_from([0, .01, .1, .5, .9]))
+def test_similarity_threshold_against_counting(genuine, impostor, far):
+    found = similarity_threshold(VerificationPairs(genuine, impostor), far=far)
+    assert found.false_accept == sum(1 - d >= found.similarity for d in impostor) / len(impostor)
+    assert found.false_reject == sum(1 - d < found.similarity for d in genuine) / len(genuine)
+    assert found.false_accept <= far
+    for similarity in {1 - d for d in impostor} | {1 - d for d in genuine}:  # a lower one lets in too many, or finds no more
+        lets_in = sum(1 - d >= similarity for d in impostor) / len(impostor)
+        misses = sum(1 - d < similarity for d in genuine) / len(genuine)
+        assert lets_in > far or misses >= found.false_reject
+
+
+def test_similarity_threshold_says_what_it_costs():
+    pairs = VerificationPairs([.1, .2, .3, .9], np.linspace(.5, 1.49, 100))
+    found = similarity_threshold(pairs, far=.01)
+    assert .49 < found.similarity < .5
+    assert str(found) == f'similarity {found.similarity:.3f} or more: lets in 1.00% of the pairs of two people, misses 25.00% of the pairs of one'
+    assert compare([1., 0], [.6, .8], found)
+    assert not compare([1., 0], [.4, .917], found)
+
+
+@pytest.mark.parametrize('far', [1, 5, 1., -.1, float('nan')])
+def test_percents_are_no_shares(far):
+    pairs = VerificationPairs([.1], [.5])
+    for ask in (pairs.threshold, lambda rate: similarity_threshold(pairs, far=rate)):
+        with pytest.raises(ValueError, match=f'false_accept={far}: a share of 0 or more and less than 1 wanted; one in a hundred is .01'): ask(far)
+
+
+def test_only_cosine_distances_have_a_similarity():
+    pairs = verification_pairs(*case(), metric='euclidean')
+    with pytest.raises(ValueError, match="pairs of metric 'euclidean' have no similarity: make them with metric='cosine'"): similarity_threshold(pairs)
+    with pytest.raises(ValueError, match="metric='l1': use one of"): verification_pairs(*case(), metric='l1')
 
 
 @pytest.mark.parametrize('args, message', [
-    (([1., 0], [1., 0, 0], 0.3), r'got shapes \(2,\) and \(3,\)'), (([[[1.]]], [[[1.]]], 0.3), 'two embeddings'), (([1., 0], [1., 0], 3), 'threshold=3: a cosine distance from 0 to 2'),
+    (([1., 0], [1., 0, 0], 0.3), r'got shapes \(2,\) and \(3,\)'), (([[[1.]]], [[[1.]]], 0.3), 'two embeddings'), (([1., 0], [1., 0], 3), 'threshold=3: a cosine similarity from -1 to 1'),
     (([0., 0], [1., 0], 0.3), 'a: 1 of 1 rows are zero'), (([1., 0], [np.nan, 0], 0.3), 'b: 1 of 1 rows hold NaN'), (([1., 0], [1., 0], float('nan')), 'threshold=nan')])
 def test_compare_says_what_is_wrong(args, message):
     with pytest.raises(ValueError, match=message): compare(*args)
@@ -97,6 +142,6 @@ def test_what_makes_no_test():
     with pytest.raises(ValueError, match='genuine: no pairs'): roc([], [1.])
     with pytest.raises(ValueError, match='impostor: distances hold NaN'): verification_table([1.], [np.nan])
     with pytest.raises(ValueError, match='points=1: a curve needs'): roc([1.], [1.], points=1)
-    with pytest.raises(ValueError, match='false_accept=2: a rate from 0 to 1'): verification_table([1.], [1.], false_accept=[2])
+    with pytest.raises(ValueError, match='false_accept=2: a share of 0 or more'): verification_table([1.], [1.], false_accept=[2])
     with pytest.raises(ValueError, match='genuine: no pairs'): verification_pairs([[1., 0]], [[1., 0]], [1], [2], [0], [1])
     with pytest.raises(ValueError, match='max_impostors=0'): verification_pairs([[1., 0]], [[1., 0]], [1], [2], [0], [1], max_impostors=0)
