@@ -10,7 +10,7 @@ from magnifier.app.rates import PairRates, pair_rates
 from magnifier.app.uploads import Uploads
 from magnifier.gallery.entries import stored_image
 from magnifier.gallery.hits import Hits
-from magnifier.look.explain import explained, match_words
+from magnifier.look.explain import explain_images, match_words
 from magnifier.look.saliency import Sight
 
 __all__ = ['Query', 'Asked', 'Found', 'Match', 'Finder', 'shrunk', 'region_table', 'region_words']
@@ -172,13 +172,14 @@ class Finder:
         if not self.parts: raise ValueError(f'{NO_PARTS}, so that it cannot say which matched')
         row, query, regions = found.hits.table.iloc[place - 1], found.query, found.hits.regions
         image = self.query(row['key']).image
-        with self._lock: sight, score, table, heats = explained(self.learn, query.image, image)
+        with self._lock: compared = explain_images(self.learn, query.image, image)
+        table, heats = compared.table, compared.heats
         if regions:
             table = region_table(table, regions)
             words, heats = region_words(table, row['similarity']), ()
-        else: words = match_words(table, score)
+        else: words = match_words(table, compared.score)
         images = shrunk(query.image), shrunk(image)
-        return Match(place, query, row, words, table, images, tuple(sight.seen), tuple(heats), regions)
+        return Match(place, query, row, words, table, images, tuple(compared.sight.seen), tuple(heats), regions)
 
     def rates(self,
         regions: tuple = (),  # Regions that are compared

@@ -29,7 +29,7 @@ def magnifier_ablate(
     from pathlib import Path
     import matplotlib
     matplotlib.use('Agg')
-    from magnifier.look.studies import plot_studies
+    from magnifier.look.training import plot_studies
     from magnifier.train.ablation import ablate, settings_of, summary
     wanted, numbers = _parts(studies), _seeds(seeds)
     names = settings_of(wanted)

@@ -95,7 +95,7 @@ def magnifier_search(
             threshold=threshold,
         )
     if save is not None:
-        import magnifier.look.found  # noqa: F401, hits learn to draw themselves
+        import magnifier.look  # noqa: F401, hits get their method that draws
         hits.show(k=k, save=save)
     table = hits.by_identity() if by_identity else hits.table
     if json: return _json(_records(table))

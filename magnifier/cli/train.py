@@ -39,7 +39,7 @@ def magnifier_train(
     loading, model = _loading(size, bs, cache), _model(arch, weights, branches)
     from pathlib import Path
     from fastai.vision.all import rank_distrib
-    import magnifier.look.show  # noqa: F401, its pictures become methods of loaders and learners
+    import magnifier.look  # noqa: F401, figures become methods of loaders and learners
     from magnifier.train.distributed import join_ranks, rank0_first
     from magnifier.train.recipes import recipe as named
     from magnifier.train.runs import train_run

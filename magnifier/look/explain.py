@@ -1,31 +1,43 @@
-"Why two pictures matched: by region, in numbers that add up to the score, in words, and as a picture"
+"Why two images matched: by region, in numbers that add up to the score, in words, and as a figure"
+import textwrap
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.vision.all import patch
-from magnifier.look.drawing import legend_room, outline, paint_heat, put_picture, region_legend
-from magnifier.look.palette import REGION_COLOURS
-from magnifier.train.parts import NO_REGIONS, VISIBLE, region_areas, region_embeddings, region_masks
-from magnifier.look.picture import TEXT, Picture, finish, tiles
-from magnifier.look.saliency import Sight, contributions
+from magnifier.look.contributions import contributions
+from magnifier.look.drawing import legend_room, outline, paint_heat, put_image, region_legend
+from magnifier.look.figure import TEXT, Figure, finish, tiles
+from magnifier.look.palette import REGION_COLOURS, region_name
+from magnifier.look.saliency import Sight, learnt_stripes
 from magnifier.model.resize import labels_to_masks
-from magnifier.regions import REGIONS
+from magnifier.regions import BODY_REGIONS, REGIONS
 from magnifier.train.learner import ReIDLearner
+from magnifier.train.parts import NO_REGIONS, VISIBLE, region_areas, region_embeddings, region_masks
 
-__all__ = ['Explanation', 'explain_pair', 'explained', 'match_words']
+__all__ = ['Explanation', 'Comparison', 'explain_pair', 'explain_images', 'match_words', 'verdict', 'draw_explanation', 'REST']
 
 REST = 'average person'
 
 
+class Comparison(NamedTuple):
+    "What two images have in common"
+    score: float  # Cosine similarity, as the ranking has it
+    table: pd.DataFrame  # See `Explanation`
+    heats: list  # (h,w) of the query and of the hit: where the score comes from, in units of the score
+    sight: Sight | None = None  # Of the two images, where they were looked at
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
-    "Why a query and a hit matched; a notebook shows the picture, then this table"
-    score: float         # Cosine similarity, as the ranking has it
-    table: pd.DataFrame  # By region, and a last row for what an average person would earn: similarity, seen_query, seen_hit, share, a share by branch
-    words: str           # The same in two sentences
-    figure: Picture      # Both pictures with outlines and similarity maps, and the table as bars
+    "Why a query and a hit matched; a notebook shows the figure, then this table"
+    score: float  # Cosine similarity, as the ranking has it
+    table: pd.DataFrame  # A row a region, and a last one for an average person: similarity, seen_query, seen_hit, share, a share by branch
+    words: str  # The same in sentences
+    figure: Figure  # Both images with outlines and similarity maps, and the table as bars
+    same_person: bool | None = None  # Whether both have the same identity; None where the labels are not known
 
     def __repr__(self): return f'{self.words}\n{self.table.round(3).to_string()}'
 
@@ -33,161 +45,183 @@ class Explanation:
 
 
 def explain_pair(
-    model,       # A MagnifierNet in evaluation mode
-    query:dict,  # `feature_maps` of one picture
-    hit:dict,    # `feature_maps` of another
+    model,  # A MagnifierNet in evaluation mode
+    query: dict,  # `feature_maps` of one image
+    hit: dict,  # `feature_maps` of another
     masks=None,  # Two 1 x k x h x w, for a model that makes none
-) -> tuple:  # Score, table, and the two similarity maps (h,w) in units of the score
-    """Similarity, visibility and share of the score for each region.
+) -> Comparison:  # `seen_query` and `seen_hit` are not in its table
+    """Similarity and share of the score for each region.
 
-    `similarity` is the cosine of the two region embeddings (`region_embeddings`), NaN where one picture does not show the region.
-    `share` is what a region earned of the score, the mean of the two sides of `contributions`: shares add up to the score that the
-    ranking used. A region may earn without being seen: that neither picture shows feet is something they have in common. `seen_query`
-    and `seen_hit` are shares of the picture's area, left to the caller.
-
-    Other shoes lower the foot's similarity furthest of the eight in 94 of 100 walkers, and in 71 of 100 seen anew by another camera in another
-    pose (nbs/interpretation.ipynb)"""
+    `similarity` is the cosine of the two region embeddings (`region_embeddings`), NaN where one image does not show the region.
+    `share` is what a region adds to the score, the mean over the two sides of `contributions`: shares add up to the score of the
+    ranking. A region may add something without being seen: that neither image shows feet is something they have in common."""
     masks = masks or (None, None)
     sides = contributions(model, query, hit, masks[0]), contributions(model, hit, query, masks[1])
-    shares = {b: sum(_column(s.parts[b]) for s in sides)/2 for b in sides[0].parts}
-    table = pd.DataFrame({'similarity': _similarity(model, query, hit, masks), 'share': sum(shares.values()), **shares}, index=list(REGIONS))
-    score = float(sides[0].score.double())
-    # float32's rounding goes where the average person's part is, so that the column's sum is the score
+    shares = {b: sum(_by_region(side.parts[b]) for side in sides)/2 for b in sides[0].parts}
+    embeddings = [region_embeddings(model, maps, m)[0] for maps, m in zip((query, hit), masks)]  # k x c
+    similarity = (embeddings[0]*embeddings[1]).sum(1).cpu().numpy()
+    table = pd.DataFrame({'similarity': similarity, 'share': sum(shares.values()), **shares}, index=list(REGIONS))
+    score = float(sides[0].score)
+    # float32's rounding goes to the average person's part, so that the column's sum is the score
     table.loc[REST] = [np.nan, score - table['share'].sum(), *[np.nan]*len(shares)]
-    return score, table, [s.map()[0].cpu().numpy() for s in sides]
+    return Comparison(score, table, [side.map()[0].cpu().numpy() for side in sides])
 
 
-def _column(parts): return parts[0].double().sum((1, 2)).cpu().numpy()  # k
-
-def _similarity(model, query, hit, masks):
-    a, b = (region_embeddings(model, maps, m)[0] for maps, m in zip((query, hit), masks))
-    return (a*b).sum(1).cpu().numpy()
+def _by_region(parts): return parts[0].cpu().double().sum((1, 2)).numpy()  # k; some devices have no float64
 
 
-@patch
-def explain(self:ReIDLearner,
-    query,     # A path, PIL image, array, or a catalog's row
-    hit,       # Another
-    *,
-    save=None, # Where to write the picture
-) -> Explanation:  # `.table`, `.words`, `.figure`, `.score`
-    """Which regions matched, how much, and where (`explain_pair`; how the shares are counted: `magnifier.look.saliency.contributions`).
-
-    A ValueError for a model without a mask module, unless both are rows of a catalog with masks."""
-    sight, score, table, heats = explained(self, query, hit)
-    words = match_words(table, score)
-    return Explanation(score, table, words, draw_explanation(sight, table, words, heats, save=save))
-
-
-def explained(
-    learn:ReIDLearner, # Whose model is asked
-    query,             # A path, PIL image, array, or a catalog's row
-    hit,               # Another
-) -> tuple:  # Sight of both, score, table with what each picture shows, the two similarity maps
-    "`ReIDLearner.explain` before anything is drawn; the same errors"
+def explain_images(
+    learn: ReIDLearner,  # Whose model compares
+    query,  # A path, PIL image, array, or a catalog's row
+    hit,  # Another
+) -> Comparison:
+    "What `ReIDLearner.explain` draws; the same errors"
     sight = Sight.of(learn, _pair(query, hit))
     masks = _given_masks(sight)
-    first, second = sight.rows([0]), sight.rows([1])
-    with learn.evaluating() as (model, _): score, table, heats = explain_pair(model, first, second, masks)
+    with learn.evaluating() as (model, _): compared = explain_pair(model, sight.rows([0]), sight.rows([1]), masks)
     areas = region_areas(sight.maps, None if sight.labels is None else torch.from_numpy(sight.labels))
+    table = compared.table
     for i, name in enumerate(('seen_query', 'seen_hit')): table.insert(1 + i, name, [*areas[i], np.nan])
     table.loc[(table['seen_query'] < VISIBLE) | (table['seen_hit'] < VISIBLE), 'similarity'] = np.nan
-    return sight, score, table, heats
+    return compared._replace(sight=sight)
 
 
 def _pair(query, hit):
-    rows = [o for o in (query, hit) if isinstance(o, pd.Series)]
-    if len(rows) == 1: return [o['path'] if isinstance(o, pd.Series) else o for o in (query, hit)]
-    return pd.DataFrame(rows).reset_index(drop=True) if rows else [query, hit]
+    "Both as the learner's loader takes them; rows keep their masks only where both are rows"
+    if all(isinstance(o, pd.Series) for o in (query, hit)): return pd.DataFrame([query, hit]).reset_index(drop=True)
+    return [o['path'] if isinstance(o, pd.Series) else o for o in (query, hit)]
 
 
 def _given_masks(sight):
-    "Region masks of a model that makes none, from the data; None where the model has its own"
+    "Region masks of the data for a model that makes none; None where the model has its own"
     if region_masks(sight.maps) is not None: return None
     if any(m is None for m in sight.true): raise ValueError(NO_REGIONS)
-    return [labels_to_masks(torch.from_numpy(m)[None], sight.maps['global'].shape[-2:]).to(sight.maps['global']) for m in sight.true]
+    feature_map = sight.maps['global']
+    return [labels_to_masks(torch.from_numpy(m)[None], feature_map.shape[-2:]).to(feature_map) for m in sight.true]
+
+
+@patch
+def explain(self: ReIDLearner,
+    query,  # A path, PIL image, array, or a catalog's row
+    hit,  # Another; where both are rows, it says whether they show the same person
+    *,
+    save=None,  # Where to write the figure
+) -> Explanation:  # `.table`, `.words`, `.figure`, `.score`, `.same_person`
+    """Which regions matched, how much, and where; how the shares are counted: `magnifier.look.contributions.contributions`.
+
+    A ValueError for a model without a mask module, unless both are rows of a catalog with masks."""
+    compared = explain_images(self, query, hit)
+    pids = [o.get('pid') if isinstance(o, pd.Series) else None for o in (query, hit)]
+    known = not any(pid is None or pd.isna(pid) for pid in pids)
+    same = bool(pids[0] == pids[1]) if known else None
+    stripes = compared.sight.stripes or learnt_stripes(self)
+    words = f'{verdict(*pids)} {match_words(compared.table, compared.score, stripes=stripes)}'.strip()
+    figure = draw_explanation(compared, words, same_person=same, stripes=stripes, save=save)
+    return Explanation(compared.score, compared.table, words, figure, same)
+
+
+def verdict(
+    query_pid,  # Identity of the query, or None
+    hit_pid,  # Identity of the hit, or None
+) -> str:  # Empty where one of them is not known
+    "Whether a hit is right, in a sentence"
+    if query_pid is None or hit_pid is None or pd.isna(query_pid) or pd.isna(hit_pid): return ''
+    if query_pid == hit_pid: return f'Right: both are identity {query_pid}.'
+    return f'WRONG: the query is identity {query_pid}, the hit is identity {hit_pid}.'
 
 
 def match_words(
-    table:pd.DataFrame, # Of `explain_pair`, with `seen_query` and `seen_hit`
-    score:float,        # The similarity
-) -> str:  # What matched best, what least, and what could not be seen
+    table: pd.DataFrame,  # Of `explain_images`
+    score: float,  # The similarity
+    *,
+    stripes: bool = False,  # Whether the regions are horizontal stripes, which are then numbered from the top
+) -> str:  # Where the score comes from, what is most and least alike, and what could not be seen
     "The table in sentences"
-    body = table.loc[list(REGIONS[1:])]
-    both = body['similarity'].dropna().sort_values(ascending=False)
-    said = lambda regions: ', '.join(r.replace('_', ' ') for r in regions)
-    parts = [f'Similarity {score:.2f}.']
-    if len(both):
-        best = both.index[0]
-        parts.append(f'Best match: {said([best])} ({both.iloc[0]:.2f}, {body.share[best]:+.2f} of the score).')
-        if len(both) > 1: parts.append(f'Least alike: {said(both.index[-1:])} ({both.iloc[-1]:.2f}, {body.share[both.index[-1]]:+.2f}).')
-        earner = table['share'].idxmax()
-        if earner != best and table.share[earner] > 0: parts.append(f'Largest share: {said([earner])} ({table.share[earner]:+.2f}).')
-    else: parts.append('No region of the body can be seen in both.')
-    query, hit = body.seen_query >= VISIBLE, body.seen_hit >= VISIBLE
-    unseen = {'in either': ~query & ~hit, 'in the query': ~query & hit, 'in the hit': query & ~hit}
-    gone = [f'{said(body.index[which])} {where}' for where, which in unseen.items() if which.any()]
-    if gone: parts.append(f'Not seen: {"; ".join(gone)}.')
-    return ' '.join(parts)
+    def named(regions): return ', '.join(region_name(r, stripes=stripes) for r in regions)
+
+    body = table.loc[list(BODY_REGIONS)]
+    sentences = [f'Similarity {score:.2f}.']
+    largest = table['share'].nlargest(2)
+    largest = largest[largest > 0]
+    if len(largest): sentences.append('Most of it from: ' + ', '.join(f'{named([r])} ({share:+.2f})' for r, share in largest.items()) + '.')
+    alike = body['similarity'].dropna().sort_values(ascending=False)
+    if not len(alike): sentences.append('No region of the body can be seen in both.')
+    else: sentences.append(f'Most alike: {named(alike.index[:1])} ({alike.iloc[0]:.2f}).')
+    if len(alike) > 1: sentences.append(f'Least alike: {named(alike.index[-1:])} ({alike.iloc[-1]:.2f}).')
+    in_query, in_hit = body['seen_query'] >= VISIBLE, body['seen_hit'] >= VISIBLE
+    unseen = {'in either': ~in_query & ~in_hit, 'in the query': ~in_query & in_hit, 'in the hit': in_query & ~in_hit}
+    missing = [f'{named(body.index[which])} {where}' for where, which in unseen.items() if which.any()]
+    if missing: sentences.append(f'Not seen: {"; ".join(missing)}.')
+    if stripes: sentences.append('The stripes are horizontal bands, not body parts.')
+    return ' '.join(sentences)
+
+
+WIDTH = 1.3  # Of an image, in inches
+WORDS = .55  # Room for the words
+BARS = 4.3  # Width of the two columns of bars
 
 
 def draw_explanation(
-    sight:Sight,        # Of the two pictures
-    table:pd.DataFrame, # Of `explain_pair`
-    words:str,          # Over the picture
-    heats,              # The two similarity maps (h,w)
+    compared: Comparison,  # Of `explain_images`
+    words: str,  # Over the images
     *,
-    save=None,          # Where to write the picture
-) -> Picture:
+    same_person: bool | None = None,  # Frames the hit as right or wrong; None where that is not known
+    stripes: bool = False,  # Whether the regions are horizontal stripes
+    save=None,  # Where to write the figure
+) -> Figure:
     "Outlines, similarity maps, and bars of similarity and share"
-    h, w = sight.pictures.shape[1:3]
-    width, right = 1.3, 4.3
+    images = compared.sight.images
+    aspect = min(images.shape[1]/images.shape[2], 3)
     room = legend_room(9.5, 8)
-    sheet, axes = tiles(1, 4, aspect=min(h/w, 3), width=width, above=.25, below=.1, bottom=room, min_width=4*width + right + .6)
-    size = np.array(sheet.get_size_inches()) + (0, .55)
-    sheet.set_size_inches(size)
-    top = max(o.max() for o in heats)
-    paint = [sight.pictures[0], sight.pictures[1], *(paint_heat(p, o.clip(min=0)/max(top, 1e-12)) for p, o in zip(sight.pictures, heats))]
-    for i, (ax, picture, title) in enumerate(zip(axes[0], paint, ('query', 'hit', 'in the query', 'in the hit'))):
-        ax.set_position([(.1 + i*(width + .08))/size[0], (room + .15)/size[1], width/size[0], width*min(h/w, 3)/size[1]])
-        put_picture(ax, picture, title=title)
-        if i < 2: outline(ax, sight.seen[i])
-    _draw_bars(sheet, table, [(4*(width + .08) + 1.05)/size[0], (room + .2)/size[1], 1/size[0], (width*min(h/w, 3) - .1)/size[1]])
-    sheet.text(.1/size[0], 1 - .1/size[1], _wrapped(words, size[0]), va='top', fontsize=TEXT + 1.5)
-    region_legend(sheet, heat='similarity from here')
-    return finish(sheet, save)
+    figure, axes = tiles(1, 4, aspect=aspect, width=WIDTH, above=.25, below=.1, bottom=room, min_width=4*WIDTH + BARS + .6)
+    width, height = figure.get_size_inches() + (0, WORDS)
+    figure.set_size_inches(width, height)
+    top = max(heat.max() for heat in compared.heats)
+    painted = [paint_heat(image, heat.clip(min=0)/max(top, 1e-12)) for image, heat in zip(images, compared.heats)]
+    hit_kind = {True: 'true', False: 'false', None: None}[same_person]
+    shown = zip((*images, *painted), ('query', 'hit', 'score from: query', 'score from: hit'), ('query', hit_kind, None, None))
+    for i, (ax, (image, title, kind)) in enumerate(zip(axes[0], shown)):
+        ax.set_position([(.1 + i*(WIDTH + .08))/width, (room + .15)/height, WIDTH/width, WIDTH*aspect/height])
+        put_image(ax, image, title=title, kind=kind)
+        if i < 2: outline(ax, compared.sight.seen[i])
+    _draw_bars(figure, compared.table, stripes, left=4*(WIDTH + .08) + 1.05, bottom=room + .2, height=WIDTH*aspect - .1)
+    figure.text(.1/width, 1 - .1/height, textwrap.fill(words, int(width*13.5)), va='top', fontsize=TEXT + 1.5)
+    frames = [] if same_person is None else [('true', 'same person') if same_person else ('false', 'another person')]
+    region_legend(figure, stripes=stripes, frames=frames, heat='score comes from here')
+    return finish(figure, save)
 
 
-def _wrapped(words, inches):
-    import textwrap
-    return textwrap.fill(words, int(inches*13.5))
-
-
-def _draw_bars(sheet, table, box):
-    "Two columns of bars, a row a region"
-    order = [*REGIONS[1:], REGIONS[0], REST]
-    colours = [REGION_COLOURS[REGIONS.index(r)] if r in REGIONS else '#bbbbbb' for r in order]
-    left, bottom, inch, height = box
-    for i, (column, title) in enumerate((('similarity', 'similarity'), ('share', 'share of the score'))):
-        ax = sheet.add_axes([left + i*1.65*inch, bottom, 1.45*inch, height])
-        _draw_column(ax, table.loc[order, column], colours, least=1. if i == 0 else 0.)
-        ax.set_yticks(range(len(order))[::-1], [r.replace('_', ' ') for r in order] if i == 0 else [], fontsize=TEXT)
+def _draw_bars(figure, table, stripes, *, left, bottom, height):
+    "Two columns of bars, a row a region; places in inches"
+    order = [*BODY_REGIONS, REGIONS[0], REST]
+    colours = [*REGION_COLOURS[1:], REGION_COLOURS[0], '#bbbbbb']
+    total_w, total_h = figure.get_size_inches()
+    columns = [figure.add_axes([(left + 1.65*i)/total_w, bottom/total_h, 1.45/total_w, height/total_h]) for i in range(2)]
+    for ax, column, title, least in zip(columns, ('similarity', 'share'), ('similarity', 'share of the score'), (1., 0.)):
+        _draw_column(ax, table.loc[order, column], colours, least)
         ax.set_title(title, fontsize=TEXT + .5)
-        ax.set_xticks([])
-        ax.tick_params(length=0)
+        ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
+    columns[0].set_yticks(range(len(order))[::-1], [region_name(r, stripes=stripes) for r in order], fontsize=TEXT)
+    columns[0].tick_params(length=0)
 
 
 def _draw_column(ax, values, colours, least):
     "Bars with their numbers beside them; the axis reaches `least` or further"
-    y, known = np.arange(len(values))[::-1], values.dropna()
+    rows = np.arange(len(values))[::-1]
+    known = values.dropna()
     most = max(least, known.abs().max() if len(known) else 0., 1e-6)
-    ax.barh(y, values.fillna(0), color=colours, edgecolor='#333333', linewidth=.5, height=.7)
-    ax.axvline(0, color='#333333', linewidth=.8)
     low = min(0., known.min() if len(known) else 0.)
+    ax.barh(rows, values.fillna(0), color=colours, edgecolor='#333333', linewidth=.5, height=.7)
+    ax.axvline(0, color='#333333', linewidth=.8)
     ax.set_xlim(low - .45*most*(low < -.005*most), most*1.5)
-    for at, (name, v) in zip(y, values.items()):
-        if np.isfinite(v): text = f'{v + 0.:.2f}'.replace('-0.00', '0.00')
-        else: text = '' if name == REST else 'not seen'
-        v = 0. if not np.isfinite(v) or abs(v) < .005 else v
-        ax.text(v + (.05 if v >= 0 else -.05)*most, at, text, ha='left' if v >= 0 else 'right', va='center', fontsize=TEXT - .5)
+    for row, (name, value) in zip(rows, values.items()): _write_number(ax, row, name, value, most)
+
+
+def _write_number(ax, row, name, value, most):
+    "A bar's number at its end, left of a negative one"
+    if np.isnan(value): text, value = '' if name == REST else 'not seen', 0.
+    else: text = f'{value:.2f}'.replace('-0.00', '0.00')
+    if abs(value) < .005: value = 0.
+    side, align = (1, 'left') if value >= 0 else (-1, 'right')
+    ax.text(value + side*.05*most, row, text, ha=align, va='center', fontsize=TEXT - .5)

@@ -1,4 +1,4 @@
-"show_batch, show_results and show_ranking: the pictures that loaders and learners show of themselves"
+"show_batch, show_results and show_occlusion: the figures that loaders and learners show of themselves"
 from copy import deepcopy
 from pathlib import Path
 
@@ -9,81 +9,93 @@ from plum import dispatch
 from torch import Tensor
 from magnifier.data.batches import IdentityBatches
 from magnifier.data.block import TensorIdentity, TensorPartMask
-from magnifier.look.drawing import legend_room, paint_heat, paint_mask, put_note, put_picture, region_legend
-from magnifier.look.palette import BRANCH_NAMES
-from magnifier.look.picture import finish, tiles
-from magnifier.look.ranked import OVERLAYS, draw_rankings
-from magnifier.look.saliency import Sight, saliency_maps
-from magnifier.look.searched import Searched
+from magnifier.data.loaders import ReIDDataLoaders
+from magnifier.look.drawing import are_stripes, blank_regions, legend_room, paint_heat, paint_mask, put_image, put_note, region_legend
+from magnifier.look.figure import TEXT, Figure, finish, tiles
+from magnifier.look.palette import region_name
+from magnifier.look.saliency import Sight, decode_images, learnt_stripes, saliency_maps
 from magnifier.regions import NO_MASK
+from magnifier.train.callbacks import RegionOcclusion
 from magnifier.train.learner import ReIDLearner
 
 __all__ = ['draw_samples', 'draw_results', 'batch_to_show']
 
+NOTHING = 'no images to show: ask for max_n of at least 1'
+HEAT_MEANS = {'pixels': 'the embedding is made of this', 'share': 'the embedding comes from here', 'energy': 'channel energy'}
+
 
 def draw_samples(
-    pictures,   # (h,w,3) each, in [0,1]
-    labels,     # (h',w') part labels each; None, or `NO_MASK` everywhere, for a picture without
-    titles,     # Words over each
+    images,  # (h,w,3) each, in [0,1]
+    labels,  # (h',w') part labels each; None, or `NO_MASK` everywhere, for an image without
+    titles,  # Words over each
     *,
-    cols:int=8, # Pictures in a row
-    title=None, # Heading
-    save=None,  # Where to write the picture
-):
-    "Pictures with their part masks over them, one legend for all"
-    if not len(pictures): raise ValueError('no pictures to show: ask for max_n of at least 1')
-    masked = [m is not None and not (m == NO_MASK).any() for m in labels]
-    cols = min(cols, len(pictures))
-    rows, aspect, width = -(-len(pictures)//cols), pictures[0].shape[0]/pictures[0].shape[1], 1.0
-    both = 2 if any(masked) else 1  # the picture itself, and under it the mask
-    room = legend_room(max(3.4, cols*(width + .1)), 7) if any(masked) else 0.
-    sheet, axes = tiles(rows*both, cols, aspect=aspect, width=width, above=.2, bottom=room, title=title)
-    for i, (picture, mask, words) in enumerate(zip(pictures, labels, titles)):
-        line = axes[i//cols*both:, i % cols]
-        put_picture(line[0], picture, title=words)
-        if masked[i]: put_picture(line[1], paint_mask(picture, mask))
-        elif any(masked): put_note(line[1], 'no mask')
-    if any(masked): region_legend(sheet)
-    return finish(sheet, save)
+    cols: int = 8,  # Images in a row
+    title: str | None = None,  # Heading
+    save=None,  # Where to write the figure
+) -> Figure:
+    "Images, each with its part mask below, and one legend for all"
+    if not len(images): raise ValueError(NOTHING)
+    labels = [None if mask is None else _known(mask) for mask in labels]
+    masked = _has(labels)
+    cols = min(cols, len(images))
+    aspect, width = images[0].shape[0]/images[0].shape[1], 1.
+    lines = 2 if masked else 1  # of tiles, for each row of images
+    room = legend_room(max(3.4, cols*(width + .1)), 7) if masked else 0.
+    figure, axes = tiles(-(-len(images)//cols)*lines, cols, aspect=aspect, width=width, above=.2, bottom=room, title=title)
+    for i, (image, mask, words) in enumerate(zip(images, labels, titles)):
+        column = axes[i//cols*lines:, i % cols]
+        put_image(column[0], image, title=words)
+        if mask is not None: put_image(column[1], paint_mask(image, mask))
+        elif masked: put_note(column[1], 'no mask')
+    if masked: region_legend(figure, stripes=_all_stripes(labels))
+    return finish(figure, save)
 
 
-def _as_picture(image): return image.as_subclass(Tensor).float().div(255 if not image.is_floating_point() else 1).permute(1, 2, 0).cpu().numpy()
+def _known(labels): return None if (labels == NO_MASK).any() else labels
+
+def _has(labels): return labels is not None and any(mask is not None for mask in labels)
+
+def _all_stripes(labels): return all(are_stripes(mask) for mask in labels if mask is not None)
+
+def _as_image(image): return image.as_subclass(Tensor).float().div(1 if image.is_floating_point() else 255).permute(1, 2, 0).cpu().numpy()
 
 def _as_labels(mask): return mask.as_subclass(Tensor).cpu().numpy()
 
 
 @dispatch
-def show_batch(x:TensorImage, y:tuple[TensorPartMask, TensorIdentity], samples, ctxs=None, max_n=8, save=None, title=None, **kwargs):
-    "Pictures, their part masks, identity and camera; returns the picture. fastai finds this by the types of the batch"
+def show_batch(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], samples, ctxs=None, max_n=8, save=None, title=None, **kwargs):
+    "Images, their part masks, identity and camera. fastai finds this function by the types of the batch"
     shown = list(samples)[:max_n]
-    return draw_samples([_as_picture(s[0]) for s in shown], [_as_labels(s[1]) for s in shown], [str(s[2]) for s in shown], title=title, save=save)
+    return draw_samples([_as_image(s[0]) for s in shown], [_as_labels(s[1]) for s in shown], [str(s[2]) for s in shown], title=title, save=save)
 
 
 @patch
-def show_batch(self:IdentityBatches,
-    b=None,         # A batch to show; None draws one as training would
-    max_n:int=8,    # Pictures at most
-    ctxs=None,      # As in fastai; not used
-    show:bool=True, # False returns the decoded batch instead
-    unique:bool=False, # One picture again and again, to see what augmentation does to it
+def show_batch(self: IdentityBatches,
+    b=None,  # A batch to show; None draws one as training would
+    max_n: int = 8,  # Images at most
+    ctxs=None,  # As in fastai; not used
+    show: bool = True,  # False returns the decoded batch instead
+    unique: bool = False,  # One image again and again, to see what augmentation does to it
     *,
-    seed:int=0,     # Another seed, another batch; the training's own stream stays where it is
-    save=None,      # Where to write the picture
-    **kwargs        # `title`
-):  # Picture
-    "Image, part mask, identity and camera of a batch. Looking changes nothing: no generator of the training moves"
-    if max_n < 1: raise ValueError(f'max_n={max_n}: show at least one picture')
+    seed: int = 0,  # Another seed, another batch; the training's own stream stays where it is
+    title: str | None = None,  # Heading
+    save=None,  # Where to write the figure
+) -> Figure:  # The figure; with show=False (images, targets, samples)
+    """Images, part masks, identities and cameras of a batch. No generator of the training moves.
+
+    `dls.show_batch()` shows the training batches, `dls.valid.show_batch()` queries and gallery"""
+    if max_n < 1: raise ValueError(f'max_n={max_n}: show at least one image')
     if b is None: b = batch_to_show(self, seed, unique)
     decoded = self._pre_show_batch(b, max_n=max_n)
-    return show_batch(*decoded, max_n=max_n, save=save, **kwargs) if show else decoded
+    return show_batch(*decoded, max_n=max_n, title=title, save=save) if show else decoded
 
 
 def batch_to_show(
-    dl:IdentityBatches, # A loader
-    seed:int=0,         # Seed of the batch
-    unique:bool=False,  # One item again and again
-):  # (image, mask, identity), as training has them
-    "A batch from a copy of the loader, with every generator, the global ones too, put back"
+    dl: IdentityBatches,  # A loader
+    seed: int = 0,  # Seed of the batch
+    unique: bool = False,  # One item again and again
+) -> tuple:  # (image, mask, identity), as training has them
+    "A batch from a copy of the loader; every generator is put back, the global ones too"
     with no_random(seed):
         copy = dl.new(after_batch=deepcopy(dl.after_batch), after_item=deepcopy(dl.after_item), num_workers=0, seed=seed)
         if unique:
@@ -93,96 +105,119 @@ def batch_to_show(
 
 
 def draw_results(
-    pictures,      # (h,w,3) each, in [0,1]
-    titles,        # Words over each
+    images,  # (h,w,3) each, in [0,1]
+    titles,  # Words over each
     *,
-    true=None,      # (h',w') part labels each, None for a picture without; or None for all
-    predicted=None, # The same as the model sees them
-    heats=None,     # name -> (n,h',w') maps in [0,1], a column each
-    save=None,      # Where to write the picture
-):
-    "Rows of picture, true mask, mask as the model sees it, saliency of each branch; what the data or the model lacks has no column"
-    if not len(pictures): raise ValueError('no pictures to show: ask for max_n of at least 1')
-    painted = {'image': list(pictures)}
-    for name, labels in (('true mask', true), ('predicted', predicted)):
-        if labels is None or all(m is None for m in labels): continue
-        painted[name] = [None if m is None else paint_mask(p, m) for p, m in zip(pictures, labels)]
-    masks, heats = len(painted) > 1, heats or {}
-    for name, maps in heats.items(): painted[BRANCH_NAMES.get(name, name)] = [paint_heat(p, m) for p, m in zip(pictures, maps)]
-    (h, w), width = pictures[0].shape[:2], 1.25
-    room = legend_room(max(3.4, len(painted)*(width + .1)), 7*masks + 2*bool(heats))
-    sheet, axes = tiles(len(pictures), len(painted), aspect=h/w, width=width, above=.2, bottom=room)
+    true=None,  # (h',w') part labels each, None for an image without; or None for all
+    predicted=None,  # The same as the model sees them
+    heats=None,  # Title -> (n,h',w') maps in [0,1], a column each
+    heat_means: str = HEAT_MEANS['pixels'],  # What dark violet means
+    stripes: bool = False,  # Whether the model learnt horizontal stripes for part masks
+    save=None,  # Where to write the figure
+) -> Figure:
+    "Rows of image, true mask, mask as the model sees it, and maps; what the data or the model lacks has no column"
+    if not len(images): raise ValueError(NOTHING)
+    stripes = stripes or _has(true) and _all_stripes(true)
+    masks = {'stripes' if stripes else 'true mask': true, 'predicted stripes' if stripes else 'predicted': predicted}
+    masks = {name: labels for name, labels in masks.items() if _has(labels)}
+    painted = {'image': list(images)}
+    for name, labels in masks.items():
+        painted[name] = [None if m is None else paint_mask(image, m) for image, m in zip(images, labels)]
+    for name, maps in (heats or {}).items():
+        painted[name] = [paint_heat(image, m) for image, m in zip(images, maps)]
+    (h, w), width = images[0].shape[:2], 1.25
+    room = legend_room(max(3.4, len(painted)*(width + .1)), 7*bool(masks) + 2*bool(heats))
+    figure, axes = tiles(len(images), len(painted), aspect=h/w, width=width, above=.2, bottom=room)
     for i, line in enumerate(axes):
         for (name, column), ax in zip(painted.items(), line):
             if column[i] is None: put_note(ax, 'no mask')
-            else: put_picture(ax, column[i], title=titles[i] if name == 'image' else name)
-    if masks or heats: region_legend(sheet, regions=masks, heat='high activation' if heats else None)
-    return finish(sheet, save)
-
-
-def _known(labels): return None if (labels == NO_MASK).any() else labels
+            else: put_image(ax, column[i], title=titles[i] if name == 'image' else name)
+    region_legend(figure, regions=bool(masks), stripes=stripes, heat=heat_means if heats else None)
+    return finish(figure, save)
 
 
 @dispatch
-def show_results(x:TensorImage, y:tuple[TensorPartMask, TensorIdentity], samples, outs, ctxs=None, max_n=6, save=None, **kwargs):
-    "Picture, true and predicted mask: what fastai's own Interpretation shows. `learn.show_results` adds saliency"
+def show_results(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], samples, outs, ctxs=None, max_n=6, save=None, **kwargs):
+    "Image, true and predicted mask: what fastai's own Interpretation shows. `learn.show_results` adds saliency"
     pairs = list(zip(samples, outs))[:max_n]
-    return draw_results([_as_picture(s[0]) for s, _ in pairs], [str(s[2]) for s, _ in pairs], true=[_known(_as_labels(s[1])) for s, _ in pairs],
+    return draw_results([_as_image(s[0]) for s, _ in pairs], [str(s[2]) for s, _ in pairs], true=[_known(_as_labels(s[1])) for s, _ in pairs],
                         predicted=[_known(_as_labels(o[0])) for _, o in pairs], save=save)
 
 
 @patch
-def show_results(self:ReIDLearner,
-    ds_idx:int=1,  # 0 for the training images, 1 for the validation set; without augmentation either way
-    dl=None,       # Loader or catalog to take them from instead
-    max_n:int=6,   # Pictures at most
-    shuffle:bool=True, # Whether they are drawn at random; else the first
+def show_results(self: ReIDLearner,
+    ds_idx: int = 1,  # 0 for the training images, 1 for the validation set; without augmentation either way
+    dl=None,  # Loader or catalog to take the images from instead
+    max_n: int = 6,  # Images at most
+    shuffle: bool = True,  # Whether they are drawn at random; else the first
     *,
-    branches=None, # Maps to show: 'global', 'sab', 'sfb', 'stage3', 'stage4'; None for the branches the model has, () for none
-    seed:int=0,    # Seed of the draw
-    save=None,     # Where to write the picture
-):  # Picture
-    "Rows of picture, true part mask, the mask as the model sees it, and where each branch looks (paper, Figure 2)"
-    if max_n < 1: raise ValueError(f'max_n={max_n}: show at least one picture')
-    items = dl if isinstance(dl, pd.DataFrame) else _items(self, ds_idx, dl)
+    branches=None,  # Names of branches, and with kind='energy' 'stage3' and 'stage4'; None for the branches of the model, () for none
+    kind: str = 'pixels',  # Of the maps: 'pixels', 'share' or 'energy' (paper, Figure 2), see `saliency_maps`
+    seed: int = 0,  # Seed of the draw
+    save=None,  # Where to write the figure
+) -> Figure:
+    "Rows of image, true part mask, the mask as the model sees it, and where each branch looks (`saliency_maps`)"
+    if max_n < 1: raise ValueError(f'max_n={max_n}: show at least one image')
+    items = _rows(self, ds_idx, dl)
     order = np.random.default_rng(seed).permutation(len(items)) if shuffle else np.arange(len(items))
     chosen = items.iloc[order[:max_n]]
     sight = Sight.of(self, chosen)
-    return draw_results(sight.pictures, [_title(row) for row in chosen.to_dict('records')], true=sight.true, predicted=sight.parsed,
-                        heats=saliency_maps(sight, branches), save=save)
+    titles = {name: branch.title for name, branch in self.model.branches.items()}
+    heats = {titles.get(name, name): maps for name, maps in saliency_maps(self, sight, branches, kind=kind).items()}
+    return draw_results(sight.images, [_title(row) for row in chosen.to_dict('records')], true=sight.true, predicted=sight.parsed,
+                        heats=heats, heat_means=HEAT_MEANS[kind], stripes=learnt_stripes(self), save=save)
 
 
-def _items(learn, ds_idx, dl):
-    "Rows that a loader loads"
+def _rows(learn, ds_idx, dl):
+    "Catalog rows that a loader loads; of a loader over mere images, a table of them"
+    if isinstance(dl, pd.DataFrame): return dl
     if dl is None and (ds_idx >= len(learn.dls.loaders) or not len(learn.dls[ds_idx].dataset)):
-        raise ValueError('this learner carries no data of its own: pass a catalog, as in learn.show_results(dl=catalog)')
-    return (learn.dls[ds_idx] if dl is None else dl).dataset.items
+        raise ValueError('this learner carries no data: pass a catalog, as in learn.show_results(dl=catalog)')
+    items = (learn.dls[ds_idx] if dl is None else dl).dataset.items
+    return items if isinstance(items, pd.DataFrame) else pd.DataFrame({'path': pd.Series(list(items), dtype=object)})
 
 
 def _title(row):
     "Identity and camera of a row, or its file's name"
-    return f'id {row["pid"]} cam {row["camid"]}' if 'pid' in row else Path(str(row['path'])).name[:18]
+    if 'pid' in row: return f'id {row["pid"]} cam {row["camid"]}'
+    return Path(row['path']).name[:18] if isinstance(row['path'], (str, Path)) else ''
 
 
 @patch
-def show_ranking(self:ReIDLearner,
-    queries=None,  # None or 'random', 'worst', 'best' (by average precision); or identities (ints) and file names, one or several
+def show_occlusion(self: ReIDDataLoaders,
+    n: int = 6,  # Occlusions drawn, a column each
     *,
-    k:int=8,       # Hits of each query
-    n:int=4,       # Queries
-    seed:int=0,    # Seed of the random queries
-    save=None,     # Where to write the picture
-    saliency=True, # True: what made the match, over each picture; 'masks': the part masks as the model sees them; False: plain
-    catalog=None,  # Catalog with queries and gallery; None for the validation set
-    regions=None,  # Search by these regions alone, as ['foot', 'lower_leg']: the same shoes, whatever the coat
-    show_removed:bool=False, # Also the hits that the protocol removes (same person, same camera), greyed
-    versus=None,   # Another learner: its list below this one's, on the same queries (paper, Figure 3)
-    names=('this', 'other'), # Names of the two learners
-):  # Picture
-    "Queries and their first hits, right and wrong framed apart, with identity, camera and cosine similarity"
-    if k < 1: raise ValueError(f'k={k}: show at least one hit')
-    if saliency not in OVERLAYS: raise ValueError(f"saliency={saliency!r}: use True for similarity maps, 'masks' for part masks, False for neither")
-    learns = [self] if versus is None else [self, versus]
-    searches = [Searched.of(learn, catalog if versus is None or catalog is not None else _items(self, 1, None), regions) for learn in learns]
-    return draw_rankings(learns, searches, searches[0].choose(queries, n, seed), names=names if versus is not None else None, save=save,
-                         k=k, saliency=saliency, show_removed=show_removed, regions=regions)
+    images: int = 2,  # Images, a row each; an occlusion is the same for a whole batch
+    occlusion: RegionOcclusion | None = None,  # The callback that draws; None for the paper's, four regions kept. A copy of it draws
+    seed: int = 0,  # Seed of the batch
+    save=None,  # Where to write the figure
+) -> Figure:
+    "What the adversarial branch may see in training: images with the dropped regions blanked (paper, section 3.2)"
+    if n < 1 or images < 1: raise ValueError(f'n={n}, images={images}: draw at least one of each')
+    shown, labels = _masked(self.train, seed, images)
+    draw = (RegionOcclusion(seed=seed) if occlusion is None else deepcopy(occlusion)).draw
+    dropped = [np.flatnonzero(~draw().numpy()) for _ in range(n)]
+    figure, axes = tiles(len(shown), n + 1, aspect=shown.shape[1]/shown.shape[2], width=1.05, head=.52, split=1)
+    for image, mask, line in zip(shown, labels, axes):
+        put_image(line[0], image)
+        for ax, regions in zip(line[1:], dropped): put_image(ax, blank_regions(image, mask, regions))
+    for ax, words in zip(axes[0], ['image', *('dropped:\n' + _in_two_lines([region_name(k) for k in regions]) for regions in dropped)]):
+        ax.set_title(words, fontsize=TEXT, linespacing=1.1, pad=3)
+    return finish(figure, save)
+
+
+def _in_two_lines(names):
+    "Names in two lines of about the same length"
+    half = -(-len(names)//2)
+    return ',\n'.join(', '.join(part) for part in (names[:half], names[half:]) if part) or 'nothing'
+
+
+def _masked(dl, seed, n):
+    "The first images of a batch that have a mask, (n,h,w,3) in [0,1], and their labels"
+    x, mask, *_ = batch_to_show(dl, seed)
+    mask = _as_labels(mask)
+    at = [i for i, labels in enumerate(mask) if _known(labels) is not None][:n]
+    if not at:
+        raise ValueError('no image of this batch has a part mask, so there are no regions to drop: name a folder of masks to the reader '
+                         '(masks=...)')
+    return decode_images(x.as_subclass(Tensor)[at], dl), mask[at]

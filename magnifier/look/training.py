@@ -1,54 +1,52 @@
-"Pictures of a training: losses by part, metrics by epoch, and what the adversarial branch was allowed to see"
-from copy import deepcopy
-
-import numpy as np
+"Figures of trainings: losses by part and metrics by epoch, and the ablations (paper, Table 2, Figures 4 and 5)"
 import pandas as pd
 from fastai.vision.all import patch
-from torch import Tensor
-from magnifier.data.batches import IdentityBatches
-from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.look.drawing import blank_regions, put_picture
+from magnifier.look.figure import TEXT, Figure, finish, plot
 from magnifier.look.graphs import LINES
-from magnifier.look.palette import region_name
-from magnifier.look.picture import TEXT, finish, plot, tiles
-from magnifier.look.saliency import decode_pictures
-from magnifier.look.show import batch_to_show
-from magnifier.regions import NO_MASK
-from magnifier.train.callbacks import RegionOcclusion
+from magnifier.train.ablation import STUDIES, summary
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['plot_history']
+__all__ = ['plot_history', 'plot_studies']
 
 STYLES = ('-', '--', ':', '-.')
+SERIES = {'R1': (LINES[0], 'o'), 'mAP': (LINES[4], 's')}
+STRATEGIES = {'torso': (LINES[0], '-', 'o'), 'random': (LINES[1], '--', 's')}
 
 
 def plot_history(
-    losses:pd.DataFrame,       # A column a part, a row an epoch
-    metrics:pd.DataFrame|None=None, # A column a metric, a row an epoch; NaN where an epoch was not ranked
+    losses: pd.DataFrame,  # A column a part, a row an epoch
+    metrics: pd.DataFrame | None = None,  # A column a metric, a row an epoch; NaN where an epoch was not ranked
     *,
-    unit:str='epoch',          # What a row is
-    save=None,                 # Where to write the picture
-):  # Picture
-    "Loss parts, and metrics where there are any, over epochs"
-    tables = {title: t for title, t in (('training loss by part', losses), ('validation', metrics)) if t is not None and t.size}
+    unit: str = 'epoch',  # What a row is
+    save=None,  # Where to write the figure
+) -> Figure:
+    "Parts of the loss, and metrics where there are any, over epochs"
+    tables = {'training loss by part': losses, 'validation': metrics}
+    tables = {title: table for title, table in tables.items() if table is not None and table.size}
     if not tables: raise ValueError('no epoch was trained yet: call fit first')
-    sheet, (axes,) = plot(1, len(tables), size=(4.7, 3.1))
+    figure, (axes,) = plot(1, len(tables), size=(4.7, 3.1))
     for ax, (title, table) in zip(axes, tables.items()):
         _draw_lines(ax, table)
         ax.set(xlabel=unit)
         ax.set_title(title, fontsize=TEXT + 1)
-        positive = table.to_numpy(float)[table.to_numpy(float) > 0]
         if title == 'validation': ax.set_ylim(0, 1.02)
-        elif len(positive) and positive.max()/positive.min() > 30: ax.set_yscale('log')
-    return finish(sheet, save)
+        elif _spans_magnitudes(table): ax.set_yscale('log')
+    return finish(figure, save)
+
+
+def _spans_magnitudes(table):
+    values = table.to_numpy(float)
+    positive = values[values > 0]
+    return len(positive) and positive.max()/positive.min() > 30
 
 
 def _draw_lines(ax, table):
     "A line a column, told apart by colour and by style"
-    few = len(table) < 30
+    mark = 'o' if len(table) < 30 else None
     for i, name in enumerate(table):
-        at = np.arange(1, len(table) + 1)[table[name].notna()]
-        ax.plot(at, table[name].dropna(), color=LINES[i % 7], linestyle=STYLES[i//2 % 4], linewidth=1.8, marker='o' if few else None, markersize=3,
+        known = table[name].notna().to_numpy()
+        epochs = [epoch for epoch, there in enumerate(known, 1) if there]
+        ax.plot(epochs, table[name][known], color=LINES[i % 7], linestyle=STYLES[i//2 % 4], linewidth=1.8, marker=mark, markersize=3,
                 label=str(name).replace('_', ' '))
     ax.grid(alpha=.25)
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -56,64 +54,76 @@ def _draw_lines(ax, table):
 
 
 @patch
-def plot_training(self:ReIDLearner, *,
-    regions:bool=False, # Also the region classifiers' own losses
-    save=None,          # Where to write the picture
-):  # Picture
-    "Loss parts, R1 and mAP over the epochs of the last fit"
-    losses = self.loss_parts.history if hasattr(self, 'loss_parts') and hasattr(self.loss_parts, 'history') else pd.DataFrame()
+def plot_training(self: ReIDLearner, *,
+    regions: bool = False,  # Also the region classifiers' own losses
+    save=None,  # Where to write the figure
+) -> Figure:
+    "Parts of the loss, R1 and mAP over the epochs of the last fit"
+    losses = getattr(getattr(self, 'loss_parts', None), 'history', pd.DataFrame())
     losses = losses[[c for c in losses if regions or not c.startswith('region')]]
     return plot_history(losses, _metrics(self), save=save)
 
 
 def _metrics(learn):
-    "What the recorder wrote by epoch, but for losses and the clock"
-    names, rows = (list(vars(learn.recorder).get(o, ())) for o in ('metric_names', 'values'))  # not there before the first fit
+    "The metrics of the recorder, a row an epoch"
+    names = list(getattr(learn.recorder, 'metric_names', ()))  # not there before the first fit
+    rows = list(getattr(learn.recorder, 'values', ()))
     names = [n for n in names if n not in ('epoch', 'time')]
-    wanted = [m.name for m in learn.metrics]
     table = pd.DataFrame([dict(zip(names, row)) for row in rows])
-    return table[[n for n in wanted if n in table]].apply(pd.to_numeric) if len(table) else table
+    return table[[m.name for m in learn.metrics if m.name in table]].apply(pd.to_numeric)
 
 
-@patch
-def show_occlusion(self:ReIDDataLoaders,
-    n:int=6,              # Occlusions drawn, a column each
+def plot_studies(
+    runs: pd.DataFrame,  # Of `ablate`, `read_runs` or the CSV that `magnifier_ablate` wrote
+    studies=None,  # Names of `STUDIES`; None for all that have a run
     *,
-    images:int=2,         # Pictures, a row each; an occlusion is the same for a whole batch
-    occlusion:RegionOcclusion|None=None, # The callback that draws; None for the paper's, four regions kept. A copy draws, and its own stream stays
-    seed:int=0,           # Seed of the batch
-    save=None,            # Where to write the picture
-):  # Picture
-    "What the adversarial branch may see in training: pictures with the dropped regions blanked (paper, section 3.2)"
-    if n < 1 or images < 1: raise ValueError(f'n={n}, images={images}: draw at least one of each')
-    pictures, labels = _masked(self.train, seed, images)
-    draw = _drawer(occlusion, seed)
-    kept = [draw().numpy() for _ in range(n)]
-    sheet, axes = tiles(len(pictures), n + 1, aspect=pictures.shape[1]/pictures.shape[2], width=1.05, head=.52, split=1)
-    for i, line in enumerate(axes):
-        put_picture(line[0], pictures[i], title='image' if i == 0 else None)
-        for ax, keeps in zip(line[1:], kept):
-            dropped = np.flatnonzero(~keeps)
-            words = 'dropped:\n' + _lines([region_name(k) for k in dropped])
-            put_picture(ax, blank_regions(pictures[i], labels[i], dropped), title=words if i == 0 else None)
-    return finish(sheet, save)
+    save=None,  # Where to write the figure
+) -> Figure:
+    """A panel a study: R1 and mAP of each line, or mAP against the regions kept (Figure 5). Bars are one standard deviation over seeds;
+    a panel of one seed has no bars, and its title says so"""
+    table = summary(runs)
+    known = list(table.index.unique('study'))
+    studies = known if studies is None else list(studies)
+    unknown = [s for s in studies if s not in known]
+    if unknown: raise ValueError(f'no run of study {unknown[0]!r} is there: there are runs of {", ".join(known)}')
+    columns = min(3, len(studies))
+    figure, axes = plot(-(-len(studies)//columns), columns, size=(3.9, 2.9))
+    panels = list(axes.flat)
+    for ax, study in zip(panels, studies):
+        draw = _draw_kept if study == 'Figure 5' else _draw_dots
+        draw(ax, table.loc[study], study)
+        ax.set_title(_study_title(table.loc[study], study), fontsize=TEXT + 1)
+    for ax in panels[len(studies):]: ax.set_axis_off()
+    return finish(figure, save)
 
 
-def _drawer(occlusion, seed):
-    return (RegionOcclusion(seed=seed) if occlusion is None else deepcopy(occlusion)).draw
+def _study_title(table, study):
+    low, high = table.runs.min(), table.runs.max()
+    if high == 1: return f'{study} (one seed)'
+    return f'{study} ({high} seeds)' if low == high else f'{study} ({low} to {high} seeds)'
 
 
-def _lines(names):
-    "Names in two lines of about the same length"
-    half = -(-len(names)//2)
-    return ',\n'.join(', '.join(part) for part in (names[:half], names[half:]) if part) or 'nothing'
+def _draw_dots(ax, table, study):
+    "A line of the study a row, R1 and mAP a mark each"
+    rows = range(len(table))[::-1]
+    for (name, (colour, mark)), shift in zip(SERIES.items(), (.12, -.12)):
+        ax.errorbar(table[name], [row + shift for row in rows], xerr=table[f'± {name}'].fillna(0), color=colour, marker=mark, linestyle='',
+                    capsize=2, label=name)
+    ax.set_yticks(rows, table.index, fontsize=TEXT)
+    ax.set(xlabel='%', ylim=(-.6, len(table) - .4))
+    ax.margins(x=.12)
+    ax.grid(axis='x', alpha=.25)
+    ax.legend(fontsize=TEXT - .5, frameon=True, framealpha=.8, loc='best')
 
 
-def _masked(dl:IdentityBatches, seed, images):
-    "The first pictures of a batch that have a mask, and their labels"
-    x, mask, *_ = batch_to_show(dl, seed)
-    mask = mask.as_subclass(Tensor).cpu().numpy()
-    at = [i for i, m in enumerate(mask) if not (m == NO_MASK).any()][:images]
-    if not at: raise ValueError('no picture of this batch has a part mask, so there are no regions to drop: name a folder of masks to '
-                                'the reader (masks=...)')
-    return decode_pictures(x.as_subclass(Tensor)[at], dl), mask[at]
+def _draw_kept(ax, table, study):
+    "mAP against the number of regions that the adversarial branch keeps, a line a strategy (Figure 5)"
+    for strategy, (colour, style, mark) in STRATEGIES.items():
+        lines = [line for line in STUDIES[study] if line.startswith(strategy) and line in table.index]
+        kept = [int(line.split()[1]) for line in lines]
+        if not lines: continue
+        ax.errorbar(kept, table.mAP[lines], yerr=table['± mAP'][lines].fillna(0), color=colour, linestyle=style, marker=mark, capsize=2,
+                    label=strategy)
+    ax.set(xlabel='body regions kept', ylabel='mAP, %', xticks=(2, 4, 6))
+    ax.grid(alpha=.25)
+    ax.legend(fontsize=TEXT - .5, frameon=False)

@@ -180,7 +180,7 @@ def test_what_was_asked_is_not_worked_out_again(finder, key, monkeypatch):
     found, rates = ask(finder, key), finder.rates()
     match = finder.match(found, 1)
     assert len(rates.impostor)
-    for name in ('pair_rates', 'explained'): monkeypatch.setattr(page_search, name, lambda *a: pytest.fail('again'))
+    for name in ('pair_rates', 'explain_images'): monkeypatch.setattr(page_search, name, lambda *a: pytest.fail('again'))
     assert ask(finder, key) is found
     assert finder.rates() is rates
     assert finder.match(found, 1) is match

@@ -8,25 +8,26 @@ import torch
 from magnifier.walkers.appearance import COLOURS, random_appearance
 from magnifier.walkers.figure import random_pose
 from magnifier.walkers.pedestrian import draw_walker
-from magnifier.look.explain import REST, explain_pair, match_words
+from magnifier.look.explain import REST, explain_pair, match_words, verdict
 from magnifier.train.parts import embed_parts, region_areas
-from magnifier.look.picture import Picture
+from magnifier.look.figure import Figure
 from magnifier.look.saliency import Sight
 from magnifier.regions import N_REGIONS, REGIONS
+from magnifier.train.callbacks import CPUBfloat16
 
 
 def test_shares_add_up_to_the_score_of_the_ranking(seer, few, tmp_path):
-    from magnifier.look.searched import Searched
-    searched = Searched.of(seer)
-    hits = searched.ranking.hits(0, 3)
-    rows = searched.rows_of(0, hits)
+    from magnifier.look.ranked_set import RankedSet
+    ranked = RankedSet.of(seer)
+    hits = ranked.ranking.hits(0, 3)
+    rows = ranked.rows_of(0, hits)
     for i, hit in enumerate(hits.itertuples(), 1):
         made = seer.explain(rows.iloc[0], rows.iloc[i], save=tmp_path/'e.png' if i == 1 else None)
         assert made.table['share'].sum() == pytest.approx(made.score, abs=1e-9) and made.score == pytest.approx(1 - hit.distance, abs=1e-5)
         body = made.table.drop(index=REST)
         assert np.allclose(body[['global', 'sab', 'sfb']].sum(axis=1), body['share']) and list(made.table.index) == [*REGIONS, REST]
         assert np.allclose(body[['seen_query', 'seen_hit']].sum(), 1)
-    assert (tmp_path/'e.png').exists() and isinstance(made.figure, Picture)
+    assert (tmp_path/'e.png').exists() and isinstance(made.figure, Figure)
     assert 'Similarity' in repr(made) and '<table' in made._repr_html_()
 
 
@@ -65,19 +66,65 @@ def table_of(similarity, seen_query, seen_hit, share):
     return pd.concat([pd.DataFrame(0., index=['background'], columns=body.columns), body])
 
 
+NAN = float('nan')
+
+
 def test_words():
-    nan = float('nan')
-    words = match_words(table_of([.2, .9, .5, nan, .4, nan, nan], [.1]*5 + [0, 0], [.1, .1, .1, 0, .1, .1, 0], [.1, .2, .3, 0, 0, 0, 0]), .63)
-    assert words == ('Similarity 0.63. Best match: chest (0.90, +0.20 of the score). Least alike: head (0.20, +0.10). Largest share: upper arm (+0.30). '
-                     'Not seen: foot in either; lower leg in the query; lower arm in the hit.')
-    leading = table_of([.2, .9] + [nan]*5, [.1]*7, [.1]*7, [.1, .2] + [0]*5)
-    leading.loc['background', 'share'] = .3
-    assert 'Largest share: background (+0.30).' in match_words(leading, .63)
-    assert 'Largest' not in match_words(leading.drop(index='background'), .3) and 'Most of' not in words  # the best match, said before
-    leading.loc[REST, 'share'] = .4
-    assert 'Largest share: average person (+0.40).' in match_words(leading, 1.)
-    assert 'No region of the body' in match_words(table_of([nan]*7, [0]*7, [0]*7, [0]*7), .1)
-    assert 'Least' not in match_words(table_of([.2] + [nan]*6, [.1] + [0]*6, [.1]*7, [.1] + [0]*6), .1)
+    table = table_of([.2, .9, .5, NAN, .4, NAN, NAN], [.1]*5 + [0, 0], [.1, .1, .1, 0, .1, .1, 0], [.1, .2, .3, 0, 0, 0, 0])
+    assert match_words(table, .63) == (
+        'Similarity 0.63. Most of it from: upper arm (+0.30), chest (+0.20). Most alike: chest (0.90). Least alike: head (0.20). '
+        'Not seen: foot in either; lower leg in the query; lower arm in the hit.')
+
+
+def test_words_name_the_largest_shares_whose_ever_they_are():
+    table = table_of([.2, .9] + [NAN]*5, [.1]*7, [.1]*7, [.1, .2] + [0]*5)
+    table.loc['background', 'share'] = .3
+    assert 'Most of it from: background (+0.30), chest (+0.20).' in match_words(table, .63)
+    table.loc[REST, 'share'] = .4
+    assert 'Most of it from: average person (+0.40), background (+0.30).' in match_words(table, 1.)
+    table['share'] = -table['share']
+    assert 'Most of it' not in match_words(table, -1.)
+
+
+def test_words_where_little_is_seen():
+    assert 'No region of the body can be seen in both.' in match_words(table_of([NAN]*7, [0]*7, [0]*7, [0]*7), .1)
+    one = match_words(table_of([.2] + [NAN]*6, [.1] + [0]*6, [.1]*7, [.1] + [0]*6), .1)
+    assert 'Most alike: head (0.20).' in one
+    assert 'Least' not in one
+
+
+def test_stripes_are_numbered_and_said():
+    words = match_words(table_of([.2, .9] + [.5]*5, [.1]*7, [.1]*7, [.1, .2] + [0]*5), .3, stripes=True)
+    assert 'Most alike: stripe 2 (0.90).' in words
+    assert 'horizontal bands, not body parts' in words
+    assert 'chest' not in words
+
+
+@pytest.mark.parametrize('pids, says', [((3, 7), 'WRONG: the query is identity 3, the hit is identity 7.'), ((3, 3), 'Right: both are identity 3.'),
+                                        ((None, 3), ''), ((3, NAN), ''), ((3, pd.NA), '')])
+def test_verdicts(pids, says): assert verdict(*pids) == says
+
+
+def test_a_wrong_hit_is_said_and_framed(seer, few):
+    query = few.iloc[0]
+    right = few[(few.pid == query.pid) & (few.index != few.index[0])].iloc[0]
+    wrong = few[few.pid != query.pid].iloc[0]
+    for hit, same, mark, says in ((right, True, '✓', 'Right:'), (wrong, False, '✗', 'WRONG:')):
+        made = seer.explain(query, hit)
+        assert made.same_person is same
+        assert made.words.startswith(says)
+        assert mark in [t.get_text() for t in made.figure.axes[1].texts]
+    unlabelled = seer.explain(query.path, wrong.path)
+    assert unlabelled.same_person is None
+    assert unlabelled.words.startswith('Similarity')
+
+
+def test_half_precision_moves_an_explanation_by_its_rounding_alone(seer, few):
+    for hit in few.path.iloc[[5, 7, 9]]:
+        before = seer.explain(few.path.iat[0], hit)
+        with seer.added_cbs(CPUBfloat16()): after = seer.explain(few.path.iat[0], hit)
+        moved = (after.table['share'] - before.table['share']).abs()
+        assert after.score == pytest.approx(before.score, abs=.02) and 1e-4 < moved.max() < .03 and moved[REST] < .01
 
 
 def shoes_case(rng):
@@ -99,7 +146,7 @@ def test_other_shoes_lower_the_foot_most(seer):
         masks = torch.from_numpy(np.stack([p.mask for p in case]).astype(np.int64))
         with torch.no_grad(): maps = seer.model.eval().feature_maps(x, masks)
         query, same, changed = ({name: o[i:i+1] for name, o in maps.items()} for i in range(3))
-        likeness = lambda a, b: explain_pair(seer.model, a, b)[1]['similarity'].iloc[:N_REGIONS]
+        likeness = lambda a, b: explain_pair(seer.model, a, b).table['similarity'].iloc[:N_REGIONS]
         itself.append(likeness(same, same) - likeness(same, changed))
         again.append(likeness(query, same) - likeness(query, changed))
     itself, again = pd.DataFrame(itself), pd.DataFrame(again)

@@ -4,13 +4,10 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from magnifier.look.browse import Browser
 from magnifier.look.catalogs import contact_sheet, plot_catalog, show_masks
 from magnifier.look.interpret import ReIDInterpretation
-from magnifier.look.picture import Picture
-from magnifier.look.training import plot_history
-from magnifier.regions import BODY_REGIONS, REGIONS
-from magnifier.train.callbacks import RegionOcclusion
+from magnifier.look.figure import Figure
+from magnifier.regions import REGIONS
 
 
 @pytest.fixture(scope='module')
@@ -22,8 +19,8 @@ def blind_interp(blind): return ReIDInterpretation.from_learner(blind)
 
 
 def test_worst_queries(interp, tmp_path):
-    table = interp.worst_queries(2, k=2, saliency=False, save=tmp_path/'w.png')
-    assert list(table['ap']) == sorted(interp.ranking.ap)[:2] and (tmp_path/'w.png').exists() and isinstance(interp.figure, Picture)
+    table = interp.worst_queries(2, k=2, save=tmp_path/'w.png')
+    assert list(table['ap']) == sorted(interp.ranking.ap)[:2] and (tmp_path/'w.png').exists() and isinstance(interp.figure, Figure)
 
 
 def test_confused_identities_against_a_loop(interp):
@@ -60,7 +57,7 @@ def test_distances_keep_the_false_accept_rate(interp):
 
 def test_camera_pairs_against_the_hits(interp):
     table = interp.plot_camera_pairs()
-    s = interp.searched
+    s = interp.ranked
     cams = s.identity[s.query_rows, 2], s.identity[s.gallery_rows, 2]
     assert len(table) == len(set(cams[0]))*len(set(cams[1])) and (table['queries'][table.query_cam == table.gallery_cam] == 0).all()
     for row in table[table.queries > 0].itertuples():
@@ -76,7 +73,7 @@ def test_camera_pairs_against_the_hits(interp):
 def test_camera_pairs_keep_the_settings_of_the_ranking(seer, interp, kwargs):
     from magnifier.retrieval.ranking import rank
     own = ReIDInterpretation.from_learner(seer, **kwargs)
-    table, s, ids = own.plot_camera_pairs(), own.searched, own.searched.identity
+    table, s, ids = own.plot_camera_pairs(), own.ranked, own.ranked.identity
     for row in table.itertuples():
         q, g = (r[ids[r, 2] == cam] for r, cam in ((s.query_rows, row.query_cam), (s.gallery_rows, row.gallery_cam)))
         with warnings.catch_warnings():
@@ -89,7 +86,7 @@ def test_camera_pairs_keep_the_settings_of_the_ranking(seer, interp, kwargs):
 def test_by_groups(interp):
     table = interp.by('camid')
     for cam, row in table.iterrows():
-        own = interp.searched.identity[interp.searched.query_rows, 2] == cam
+        own = interp.ranked.identity[interp.ranked.query_rows, 2] == cam
         assert row.queries == own.sum() and row.mAP == pytest.approx(interp.ranking.ap[own].mean()) and row.R1 == (interp.ranking.first_match[own] == 1).mean()
     with pytest.raises(ValueError, match='no column'): interp.by('mood')
     with pytest.raises(ValueError, match='one for each'): interp.by([1, 2])
@@ -128,7 +125,7 @@ def test_embedding_map_refusals(interp):
 def test_segmentation_against_a_loop(interp, seer, blind_interp):
     from magnifier.look.saliency import Sight
     table = interp.plot_segmentation()
-    sight = Sight.of(seer, interp.searched.items)
+    sight = Sight.of(seer, interp.ranked.items)
     true, seen = np.stack(sight.true), sight.parsed
     for k, name in enumerate(REGIONS):
         both, either = ((true == k) & (seen == k)).sum(), ((true == k) | (seen == k)).sum()
@@ -162,78 +159,3 @@ def test_catalog_pictures(catalog, few, tmp_path):
     with pytest.raises(ValueError, match='no image of this catalog'): show_masks(few.assign(mask=None))
     with pytest.raises(ValueError, match='at least one'): contact_sheet(few, 0)
     with pytest.raises(ValueError, match='no rows'): show_masks(few.iloc[:0])
-
-
-def test_occlusions_are_those_of_the_callback(dls, tmp_path):
-    occlusion, twin = RegionOcclusion('random', 5, seed=3), RegionOcclusion('random', 5, seed=3)
-    picture = dls.show_occlusion(4, images=2, occlusion=occlusion, save=tmp_path/'o.png')
-    kept = [twin.draw().numpy() for _ in range(4)]
-    words = [t.get_text() for ax in picture.axes for t in ax.texts if t.get_text().startswith('dropped')]
-    for said, keep in zip(words, kept):
-        assert said == 'dropped:\n' + said[9:] and {n for n in BODY_REGIONS if n.replace('_', ' ') in said} == {r for r, k in zip(REGIONS, keep) if not k}
-    assert (occlusion.draw() == kept[0]).all()  # a copy drew
-    assert len(picture.axes) == 10 and dls.show_occlusion(1, images=1)
-    with pytest.raises(ValueError, match='at least one of each'): dls.show_occlusion(0)
-
-
-def test_occlusions_need_masks(blind):
-    with pytest.raises(ValueError, match='no picture of this batch'): blind.dls.show_occlusion()
-
-
-def test_history_pictures(learn):
-    with pytest.raises(ValueError, match='no epoch'): learn.plot_training()
-    learn.fit(1)
-    picture = learn.plot_training()
-    left, right = ([t.get_text() for t in ax.get_legend().get_texts()] for ax in picture.axes)
-    assert right == ['R1', 'mAP'] and not any('region' in name for name in left) and len(left) >= 7
-    gaps = pd.DataFrame({'R1': [np.nan, .5, np.nan, .6]})
-    assert list(plot_history(pd.DataFrame({'a': [100., 1, .1, .01]}), gaps).axes[1].lines[0].get_xdata()) == [2, 4]
-    alone = plot_history(pd.DataFrame({'sd': [.4, .3]}), unit='step')
-    assert len(alone.axes) == 1 and alone.axes[0].get_xlabel() == 'step'
-
-
-def test_browser_steps_and_searches_once(seer, monkeypatch, tmp_path):
-    browser = Browser(seer, k=2, saliency=False)
-    assert browser.step(0) == browser.order[0] and browser.step(1) == browser.order[1] and browser.step(-2) == browser.order[-1]
-    assert browser.searched(['foot', 'head']) is browser.searched(['head', 'foot']) and isinstance(browser.picture(['foot']), Picture)
-    assert isinstance(seer.browse(k=2, saliency=False), Picture) and seer.browse(k=2, saliency=False, save=tmp_path/'b.png') and (tmp_path/'b.png').exists()
-
-
-def test_browser_widget(seer, blind):
-    pytest.importorskip('ipywidgets')
-    browser = Browser(seer, k=2, saliency=False)
-    box = browser.widget()
-    bar, ticks, image = box.children
-    first = image.value
-    bar.children[1].click()
-    assert image.value != first and bar.children[2].value.startswith('query 2 of')
-    ticks.children[-1].value = True
-    assert 'by foot alone' in bar.children[2].value
-    bar.children[0].click()
-    assert bar.children[2].value.startswith('query 1 of')
-    assert not Browser(blind, k=1, saliency=False).widget().children[1].children
-
-
-def test_a_widget_shows_its_picture_once(seer, monkeypatch, tmp_path):
-    import IPython.display
-    from types import SimpleNamespace
-    pytest.importorskip('ipywidgets')
-    shown = []
-    monkeypatch.setattr(IPython, 'get_ipython', lambda: SimpleNamespace(kernel=True, execution_count=1))
-    monkeypatch.setattr(IPython.display, 'publish_display_data', lambda *args, **kwargs: shown.append(args))
-    box = seer.browse(k=1, saliency=False)
-    box.children[0].children[1].click()
-    assert bytes(box.children[2].value[:4]) == b'\x89PNG' and not shown
-    assert seer.browse(k=1, saliency=False, save=tmp_path/'b.png') and len(shown) == 1
-
-
-def test_browse_in_a_notebook_and_without_widgets(seer, monkeypatch):
-    import IPython
-    import sys
-    from types import SimpleNamespace
-    widgets = pytest.importorskip('ipywidgets')
-    monkeypatch.setattr(IPython, 'get_ipython', lambda: SimpleNamespace(kernel=True, execution_count=1))
-    assert isinstance(seer.browse(k=1, saliency=False), widgets.VBox)
-    monkeypatch.setitem(sys.modules, 'ipywidgets', None)
-    assert isinstance(seer.browse(k=1, saliency=False), Picture)
-    with pytest.raises(ImportError, match='pip install ipywidgets'): Browser(seer, k=1, saliency=False).widget()

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from magnifier.train.parts import region_masks
 from magnifier.look.explain import REST, explain_pair
-from magnifier.look.saliency import Sight, activation_map, branch_embeddings, contributions, decode_pictures, similarity_maps
+from magnifier.look.contributions import branch_embeddings, contributions, similarity_maps
+from magnifier.look.drawing import resized_heat
+from magnifier.look.saliency import Sight, activation_map, decode_images, pixel_shares, saliency_inside, saliency_maps
 from magnifier.model.branches import AdversarialBranch, FusionBranch, GlobalBranch, RecurrentFusion
 from magnifier.model.heads import SegmentationHead
 from magnifier.model.net import MagnifierNet, create_magnifier
@@ -84,7 +86,7 @@ def test_what_is_not_shared_out_is_what_an_average_person_earns(name):
     masks = [torch.rand(3, N_REGIONS, *m['global'].shape[-2:]).softmax(1) for m in (a, b)]
     for i in range(3):  # the last row of the table is the same, of both sides
         one = lambda maps: {k: o[i:i+1] for k, o in maps.items()}
-        score, table, _ = explain_pair(model, one(a), one(b), [m[i:i+1] for m in masks] if name == 'G' else None)
+        score, table, *_ = explain_pair(model, one(a), one(b), [m[i:i+1] for m in masks] if name == 'G' else None)
         assert table.share[REST] == pytest.approx((want[i] + back[i]).item()/2, abs=1e-5) and table.share.sum() == pytest.approx(score, abs=1e-9)
 
 
@@ -166,11 +168,11 @@ def test_pointing_game_over_walkers(branches, few):
 def test_sight_shows_what_the_loader_gives(seer, few):
     sight = Sight.of(seer, few.iloc[:3])
     x, m, y = seer.loader(few.iloc[:3]).one_batch()
-    assert sight.pictures.shape == (3, 64, 32, 3) and 0 <= sight.pictures.min() and sight.pictures.max() <= 1
-    assert np.allclose(sight.pictures, decode_pictures(x, seer.dls.valid)) and (sight.labels == m.numpy()).all() and (sight.identity == y.numpy()).all()
+    assert sight.images.shape == (3, 64, 32, 3) and 0 <= sight.images.min() and sight.images.max() <= 1
+    assert np.allclose(sight.images, decode_images(x, seer.dls.valid)) and (sight.labels == m.numpy()).all() and (sight.identity == y.numpy()).all()
     assert sight.parsed.shape == (3, 64, 32) and len(sight.seen) == 3
     again = Sight.of(seer, few.path.tolist()[:3])
-    assert again.labels is None and again.true == [None]*3 and np.allclose(again.pictures, sight.pictures)
+    assert again.labels is None and again.true == [None]*3 and np.allclose(again.images, sight.images)
 
 
 def test_regions_of_a_model_without_a_mask_module(blind, few):
@@ -184,7 +186,91 @@ def few_labels(few, size):
 
 
 def test_learn_saliency(seer, blind, few):
-    maps = seer.saliency(few.path.iat[0])
-    assert list(maps) == ['global', 'sab', 'sfb'] and all(m.shape == (1, 4, 2) and m.min() == 0 and abs(m.max() - 1) < 1e-6 for m in maps.values())
-    assert list(seer.saliency(few.iloc[:2], ('stage3', 'sab'))) == ['stage3', 'sab'] and list(blind.saliency(few.path.iat[0])) == ['global']
-    with pytest.raises(ValueError, match='no map'): blind.saliency(few.path.iat[0], 'sfb')
+    path, sizes = few.path.iat[0], dict(pixels=(1, 64, 32), share=(1, 4, 2), energy=(1, 4, 2))
+    for kind, size in sizes.items():
+        maps = seer.saliency(path, kind=kind)
+        assert list(maps) == ['global', 'sab', 'sfb']
+        assert {m.shape for m in maps.values()} == {size}
+        assert all(m.min() >= 0 and m.max() == pytest.approx(1) for m in maps.values())
+    assert list(seer.saliency(few.iloc[:2], ('stage3', 'sab'), kind='energy')) == ['stage3', 'sab']
+    assert list(blind.saliency(path)) == ['global']
+
+
+def test_maps_that_are_not_there(seer, blind, few):
+    with pytest.raises(ValueError, match="no map 'sfb' of kind 'pixels' in this model: it has global$"): blind.saliency(few.path.iat[0], 'sfb')
+    with pytest.raises(ValueError, match="no map 'stage4'"): seer.saliency(few.path.iat[0], 'stage4')
+    with pytest.raises(ValueError, match='use one of pixels, share, energy'): seer.saliency(few.path.iat[0], kind='heat')
+
+
+def test_shares_of_an_image_are_its_contributions_to_itself(seer, few):
+    sight = Sight.of(seer, few.iloc[:2])
+    with seer.evaluating() as (model, _): parts = contributions(model, sight.maps, sight.maps).parts
+    for name, heat in saliency_maps(seer, sight, kind='share').items():
+        want = parts[name].sum(1).clamp(min=0).numpy()
+        assert np.allclose(heat, want/want.max((1, 2), keepdims=True), atol=1e-5)
+
+
+class Pooled(nn.Module):
+    "The mean colour of the image at stage 4: a model whose pixel shares are known"
+    widths = {3: 3, 4: 3}
+    def forward(self, x): return (nn.functional.avg_pool2d(x, 16),)*2
+
+
+def test_pixel_shares_of_a_linear_model():
+    "<f_bn(x), f_bn(x)>/|f_bn(x)|^2 is linear in the pixels of its first side: each counts with its own product"
+    torch.manual_seed(0)
+    model = MagnifierNet(Pooled(), {'global': GlobalBranch(3, 2)}).eval()
+    x = torch.rand(2, 3, 32, 16)
+    with torch.no_grad(): e = model.branches['global'].neck.bn(x.mean((2, 3)))
+    slope = (1 + model.branches['global'].neck.bn.eps)**-.5
+    want = torch.einsum('nchw,nc->nhw', x, e)*slope/(32*16)/e.square().sum(1)[:, None, None]
+    assert torch.allclose(pixel_shares(model, x, steps=1)['global'], want, atol=1e-6)
+    assert torch.allclose(pixel_shares(model, x, steps=3)['global'].sum((1, 2)), torch.ones(2), atol=1e-5)
+
+
+def test_pixel_shares_add_up_to_what_a_grey_image_leaves():
+    model = untrained()
+    x = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(): own, grey = (branch_embeddings(model, model.feature_maps(i)) for i in (x, torch.zeros_like(x)))
+    want = torch.ones(2)
+    for f, g, part in zip(own.values(), grey.values(), joined(model, own)):
+        want -= (g*part).sum(1)*part.norm(dim=1)/f.norm(dim=1)
+    got = sum(o.sum((1, 2)) for o in pixel_shares(model, x, steps=64).values())
+    assert torch.allclose(got, want, atol=.03)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_pixel_shares_find_the_patch():
+    "All that this network knows people by is magenta: no other pixel has a share"
+    model = eye(('sab', 'sfb'))
+    x = torch.rand(3, 3, 64, 32, generator=torch.Generator().manual_seed(0))*.4
+    patch = torch.zeros(64, 32, dtype=torch.bool)
+    patch[16:32, 0:16] = True
+    x[:, :, patch] = torch.tensor([1., 0, 1.])[:, None]
+    for shares in pixel_shares(model, x).values():
+        assert shares[:, patch].sum() > 10*shares[:, ~patch].abs().sum()
+
+
+def test_saliency_inside_against_a_loop(seer, few):
+    rows = few.iloc[:5]
+    table = saliency_inside(seer, rows, regions=['foot', 'lower_leg'], kinds=('share', 'energy'), bs=2)
+    inside = [np.isin(labels, [6, 7]) for labels in Sight.of(seer, rows).true]
+    used = [i for i, mask in enumerate(inside) if mask.any()]
+    assert np.allclose(table['chance'], np.mean([inside[i].mean() for i in used]))
+    for (kind, branch), row in table.iterrows():
+        maps, shares = seer.saliency(rows, kind=kind)[branch], []
+        for i in used:
+            heat = resized_heat(maps[i], (64, 32))
+            shares.append(heat[inside[i]].sum()/heat.sum())
+        assert row.inside == pytest.approx(np.mean(shares), abs=1e-5)
+        assert row.ratio == pytest.approx(row.inside/row.chance)
+
+
+def test_a_map_of_one_value_scores_chance(seer, few, monkeypatch):
+    from magnifier.look import saliency
+    monkeypatch.setattr(saliency, 'saliency_maps', lambda learn, sight, kind: {b: np.ones((len(sight.images), 4, 2)) for b in learn.model.branches})
+    assert np.allclose(saliency_inside(seer, few.iloc[:6])['ratio'], 1)
+
+
+def test_saliency_inside_needs_masks(seer, few):
+    with pytest.raises(ValueError, match='no image has a part mask'): saliency_inside(seer, few.assign(mask=None), kinds=('energy',))

@@ -1,14 +1,18 @@
 "Palette, sheets and drawing functions on plain arrays"
 import itertools
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
-from magnifier.look import picture as sheets
-from magnifier.look.drawing import blank_regions, legend_room, outline, paint_heat, paint_mask, put_picture, region_legend, resized_labels, spotlight
-from magnifier.look.palette import REGION_COLOURS, region_name
-from magnifier.look.picture import Picture, finish, plot, tiles
+from magnifier.look import figure as figures
+from magnifier.data.joints import stripe_masks
+from magnifier.data.masks import read_mask
+from magnifier.look.drawing import (are_stripes, as_png, blank_regions, legend_room, outline, paint_heat, paint_mask, put_image, region_legend,
+                                    resized_labels, spotlight, stack)
+from magnifier.look.palette import HEAT, REGION_COLOURS, region_name
+from magnifier.look.figure import Figure, finish, plot, tiles
 from magnifier.regions import N_REGIONS, NO_MASK, REGIONS
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
@@ -34,6 +38,45 @@ def test_regions_that_touch_stay_apart_for_everybody(sight):
     assert min(np.linalg.norm(seen[a] - seen[b]) for a, b in itertools.combinations(REGIONS[1:], 2)) > 15
 
 
+@pytest.mark.parametrize('sight', SIGHTS)
+def test_heat_has_a_colour_of_its_own(sight):
+    "Nowhere along its way can it be taken for a region, and the hotter the darker"
+    def seen(colour):
+        linear = np.where(colour <= .04045, colour/12.92, ((colour + .055)/1.055)**2.4)
+        return lab(np.asarray(SIGHTS[sight]) @ linear)
+    way = [seen(np.array(HEAT(x)[:3])) for x in np.linspace(.6, 1, 9)]
+    assert min(np.linalg.norm(a - seen(b)) for a in way for b in REGION_COLOURS) > 15
+    lightness = [seen(np.array(HEAT(x)[:3]))[0] for x in np.linspace(0, 1, 21)]
+    assert (np.diff(lightness) < 0).all()
+
+
+def test_stripes_are_told_from_parts(catalog):
+    stripes = stripe_masks((64, 32))
+    assert are_stripes(stripes)
+    assert are_stripes(np.pad(stripes[6:, 4:], ((6, 0), (4, 0))))  # shifted, as training does
+    assert not any(are_stripes(read_mask(path)) for path in catalog['mask'])
+    assert not are_stripes(np.zeros((8, 4), int))
+    assert not are_stripes(np.ones((8, 4), int))
+
+
+def test_png_bytes_hold_the_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (7, 5, 3))
+    assert (np.asarray(Image.open(BytesIO(as_png(image/255)))) == image).all()
+
+
+def test_a_stack_is_both():
+    image, below = np.zeros((80, 4, 3)), np.full((80, 4, 3), .5)
+    both = stack(image, below)
+    assert (both[:80] == image).all()
+    assert (both[-80:] == below).all()
+    assert (both[80:-80] == 1).all()
+
+
+def test_a_figure_saves_itself(tmp_path):
+    path = plot()[0].save(tmp_path/'a'/'b.png')
+    with Image.open(path) as image: assert image.width > 100
+
+
 def test_names(): assert [region_name(3), region_name(0)] == ['upper arm', 'background']
 
 
@@ -52,7 +95,7 @@ def test_painting():
     assert np.allclose(painted[0, 0], picture[0, 0].mean())  # background: grey, and nothing over it
     assert np.allclose(painted[0, 3], .38*picture[0, 3].mean() + .62*REGION_COLOURS[1])
     cold, hot = paint_heat(picture, np.zeros((2, 2))), paint_heat(picture, np.ones((2, 2)))
-    assert np.allclose(cold, .35*picture.mean(2, keepdims=True) + .45*picture) and hot.std(axis=(0, 1)).max() < .15
+    assert np.allclose(cold, .42 + .4*picture.mean(2, keepdims=True) + .18*picture) and np.allclose(hot, .1*cold + .9*np.array(HEAT(1.)[:3]))
     assert 0 <= min(cold.min(), hot.min()) and max(cold.max(), hot.max()) <= 1
     blank = blank_regions(picture, labels, [7])
     assert (blank[:4] == picture[:4]).all() and (blank[4:, 2:] == picture[4:, 2:]).all() and not (blank[4:, :2] == picture[4:, :2]).any()
@@ -65,7 +108,7 @@ def test_outlines_hold_their_region():
     labels = np.zeros((20, 10), int)
     labels[5:9, 2:6] = 3
     labels[19, 9] = 7  # a single pixel at the very edge
-    put_picture(axes[0, 0], np.zeros((20, 10, 3)))
+    put_image(axes[0, 0], np.zeros((20, 10, 3)))
     outline(axes[0, 0], labels)
     found = {tuple(np.round(c.get_edgecolor()[0][:3], 3)): c.get_paths()[0].get_extents() for c in axes[0, 0].collections[1::2]}
     box = found[tuple(np.round(REGION_COLOURS[3], 3))]
@@ -77,7 +120,7 @@ def test_outlines_hold_their_region():
 def test_tiles_and_legend_overlap_nowhere(rows, cols):
     room = legend_room(max(3.4, cols*1.2), 10)
     sheet, axes = tiles(rows, cols, aspect=2, above=.3, below=.2, left=.5, bottom=room, title='title', split=1, head=.2)
-    for ax in axes.flat: put_picture(ax, np.zeros((4, 2, 3)), title='id 1501 cam 3\ngallery', caption='0.123', kind='false')
+    for ax in axes.flat: put_image(ax, np.zeros((4, 2, 3)), title='id 1501 cam 3\ngallery', caption='0.123', kind='false')
     region_legend(sheet, heat='heat', frames=[('true', 'same person'), ('false', 'another person')])
     sheet.canvas.draw()
     words = [t.get_window_extent() for ax in axes.flat for t in ax.texts if t.get_text() not in '✗'] + [t.get_window_extent() for t in sheet.texts]
@@ -113,7 +156,7 @@ def test_a_notebook_shows_a_picture_once_a_cell(monkeypatch):
     import IPython.display
     shown, cell = [], [1]
     monkeypatch.setattr(IPython.display, 'publish_display_data', lambda data: shown.append(data['image/png'][:4]))
-    monkeypatch.setattr(sheets, '_cell', lambda: cell[0])
+    monkeypatch.setattr(figures, '_cell', lambda: cell[0])
     sheet = finish(plot()[0])
     assert shown == [b'\x89PNG']
     sheet._ipython_display_()  # the cell's last value: it is there already
@@ -124,7 +167,7 @@ def test_a_notebook_shows_a_picture_once_a_cell(monkeypatch):
 
 
 def test_outside_of_a_notebook_there_is_no_cell():
-    assert sheets._cell() is None and isinstance(finish(plot()[0]), Picture)
+    assert figures._cell() is None and isinstance(finish(plot()[0]), Figure)
 
 
 def test_palette_has_every_region(): assert REGION_COLOURS.shape == (N_REGIONS, 3) and NO_MASK >= N_REGIONS

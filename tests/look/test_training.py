@@ -1,12 +1,13 @@
-"Pictures of ablations"
+"Figures of trainings and ablations"
+import numpy as np
+import pandas as pd
 import pytest
-from magnifier.look.studies import plot_studies
+from magnifier.look.training import plot_history, plot_studies
 from magnifier.train.ablation import FIGURES, SETTINGS, STUDIES
 
 
 @pytest.fixture
 def runs():
-    import pandas as pd
     return pd.DataFrame([dict(setting=name, seed=s, **{f: (10*i + 5*s + j)/500 for j, f in enumerate(FIGURES)}) for i, name in enumerate(SETTINGS) for s in (0, 1)])
 
 
@@ -27,3 +28,24 @@ def test_one_seed_says_so_and_missing_runs_are_left_out(runs):
     uneven = plot_studies(runs[(runs.seed == 0) | (runs.setting == 'lstm')], ['cell'])
     assert uneven.axes[0].get_title() == 'cell (1 to 2 seeds)'
     with pytest.raises(ValueError, match="no run of study 'cell' is there: there are runs of Table 2"): plot_studies(runs[runs.setting == 'G'], ['cell'])
+
+
+def test_history_of_a_fit(learn):
+    with pytest.raises(ValueError, match='no epoch'): learn.plot_training()
+    learn.fit(1)
+    left, right = ([t.get_text() for t in ax.get_legend().get_texts()] for ax in learn.plot_training().axes)
+    assert right == ['R1', 'mAP']
+    assert len(left) >= 7
+    assert not any('region' in name for name in left)
+
+
+def test_history_leaves_out_epochs_that_were_not_ranked():
+    gaps = pd.DataFrame({'R1': [np.nan, .5, np.nan, .6]})
+    figure = plot_history(pd.DataFrame({'a': [100., 1, .1, .01]}), gaps)
+    assert list(figure.axes[1].lines[0].get_xdata()) == [2, 4]
+    assert figure.axes[0].get_yscale() == 'log'
+
+
+def test_history_without_metrics():
+    figure = plot_history(pd.DataFrame({'sd': [.4, .3]}), unit='step')
+    assert [ax.get_xlabel() for ax in figure.axes] == ['step']
