@@ -13,7 +13,7 @@ from magnifier.train.parts import embed_parts, region_areas
 from magnifier.look.figure import Figure
 from magnifier.look.saliency import Sight
 from magnifier.regions import N_REGIONS, REGIONS
-from magnifier.train.callbacks import CPUBfloat16
+from magnifier.train.precision import CPUBfloat16
 
 
 def test_shares_add_up_to_the_score_of_the_ranking(seer, few, tmp_path):
