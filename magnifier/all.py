@@ -13,6 +13,7 @@ from magnifier.gallery.hits import *
 from magnifier.gallery.gallery import *
 from magnifier.data.images import *
 from magnifier.data.catalog import *
+from magnifier.data.own_sets import *
 from magnifier.data.readers import *
 from magnifier.walkers.appearance import *
 from magnifier.walkers.pedestrian import *

@@ -42,19 +42,24 @@ def read_catalog(
     data:str,   # walkers (embedded) or a reader's name, as market1501
     path:str,   # The set's folder; the embedded set may do without
     masks:str,  # Folder of part masks; None to look beside the data
+    **reading   # Further arguments of the reader, as camera, include, exclude; None where not given
 ):              # The catalog
     "Catalog of a data set named on the command line"
     from pathlib import Path
-    from magnifier.data import readers
+    from inspect import signature
+    from magnifier.data.readers import READERS, market1501
     from magnifier.walkers.dataset import walkers
     if data == EMBEDDED:
         drawn = path is not None and (Path(path)/'walkers.json').exists()  # taken as it is, whatever its size
         root = Path(path) if drawn else walkers(path)
         say(f'{root}: the embedded data set (drawn pedestrians)')
-        return readers.market1501(root, masks=masks)
-    if data not in readers.__all__: raise ValueError(f'unknown data set {data!r}: use {EMBEDDED} or one of {", ".join(sorted(readers.__all__))}')
+        return market1501(root, masks=masks)
+    if data not in READERS: raise ValueError(f'unknown data set {data!r}: use {EMBEDDED} or one of {", ".join(sorted(READERS))}')
     if path is None: raise ValueError(f'{data}: name the folder that holds it, as in `magnifier_train {data} PATH`')
-    return getattr(readers, data)(path, masks=masks)
+    given = {name: value for name, value in reading.items() if value is not None}
+    foreign = sorted(set(given) - set(signature(READERS[data]).parameters))
+    if foreign: raise ValueError(f'--{foreign[0]} is no argument of {data}: it is for folders of your own (identity_folders)')
+    return READERS[data](path, masks=masks, **given)
 
 
 def percent(

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from magnifier.data.images import IMAGE_ENDINGS
+
 __all__ = ['COLUMNS', 'SPLITS', 'CatalogWarning', 'make_catalog', 'validate_catalog', 'lost_queries', 'lost_queries_message',
            'find_masks', 'join_catalogs', 'describe']
 
 COLUMNS = ('path', 'mask', 'pid', 'camid', 'split')
 SPLITS = ('train', 'query', 'gallery')
-IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+LARGEST = 2**63 - 1  # of 64 bits
+EXACT = 2**53  # Whole numbers above it lose digits as floats
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +62,7 @@ def validate_catalog(
     _check_splits(catalog)
     for s in splits:
         if not (catalog['split'] == s).any(): raise ValueError(f'the catalog has no {s} images: found {_found_splits(catalog)}')
-    for column in ('pid', 'camid'): _integers(catalog, column)
+    for column in ('pid', 'camid'): _integers(catalog, column)  # refuses what is none
     _check_pids(catalog)
     _check_paths(catalog)
     _check_identities(catalog)
@@ -130,9 +133,10 @@ def join_catalogs(
     parts, pids, cams = [], 0, 0
     for i, c in enumerate(catalogs):
         _check_columns(c)
-        c = c.assign(pid=_integers(c, 'pid') + pids, camid=_integers(c, 'camid') + cams)
+        c = c.assign(pid=_moved(c, 'pid', pids), camid=_moved(c, 'camid', cams))
         _check_pids(c)
-        pids, cams = max(pids, c['pid'].max() + 1), max(cams, c['camid'].max() + 1)
+        pids = max(pids, int(c['pid'].max()) + 1)
+        cams = max(cams, int(c['camid'].max()) + 1)
         parts.append(c if test in (None, i) else c[c['split'] == 'train'])
     joined = make_catalog(pd.concat(parts, ignore_index=True))
     _check_duplicates(joined)
@@ -169,11 +173,30 @@ def _check_splits(catalog):
 
 
 def _integers(catalog, column):
-    "`column` as int64; a ValueError names the first row that is not a whole number"
-    values = pd.to_numeric(catalog[column], errors='coerce')
-    bad = catalog[values.isna() | (values % 1 != 0)]
-    if len(bad): raise ValueError(f'{bad["path"].iat[0]}: {column} {bad[column].tolist()[0]!r} is not a whole number')
-    return values.astype('int64')
+    "`column` as int64, to the last digit; a ValueError names the first row that is not a whole number"
+    values = [_whole_number(v) for v in catalog[column].tolist()]
+    if None in values:
+        row = values.index(None)
+        path, value = catalog['path'].iat[row], catalog[column].tolist()[row]
+        raise ValueError(f'{path}: {column} {value!r} is not a whole number of at most 64 bits; catalog["{column}"].astype(int) '
+                         f'makes numbers of digits, pd.factorize(catalog["{column}"])[0] of names')
+    return pd.Series(values, index=catalog.index, dtype='int64')
+
+
+def _moved(catalog, column, by):
+    values = _integers(catalog, column)
+    if int(values.max()) + by > LARGEST:
+        raise ValueError(f'{column} up to {values.max()} cannot be moved up by {by} within 64 bits: number the column anew '
+                         f'(pd.factorize) before joining')
+    return values + by
+
+
+def _whole_number(value):
+    "An int, or None for what is none, or does not fit; floats count as far as they are exact"
+    if isinstance(value, (float, np.floating)):
+        return int(value) if float(value).is_integer() and abs(value) <= EXACT else None
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return int(value) if abs(value) <= LARGEST else None
+    return None
 
 
 def _check_pids(catalog):

@@ -1,21 +1,21 @@
 "Every problem of a data set in one table: the thorough check, which opens the files"
 
 import hashlib
-import io
 import os
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image, ImageOps
 
 from magnifier.data.catalog import SPLITS, _check_columns, _integers, _missing, lost_queries
+from magnifier.data.images import UnreadableImage, opened_image, read_image
 from magnifier.data.masks import read_mask
 
 __all__ = ['check_catalog']
 
 EXIF_ORIENTATION = 0x0112
-SIXTEEN_BIT = ('I', 'F')  # and I;16 and its kin
+DEEP = ('I', 'F')  # Modes of more than 8 bits, and I;16 and its kin
 
 
 def check_catalog(
@@ -28,7 +28,7 @@ def check_catalog(
 
     Files: missing, empty, truncated, no image, CMYK, 16 bits, EXIF rotation; masks: missing, unreadable, of another size, with labels
     beyond 7, all background; rows: duplicate paths, negative identities, unknown splits, identities in training and test, the same
-    image in two splits, training identities with one image, queries without a match. ValueError where columns are missing.
+    image of two identities or in two splits, training identities with one image, queries without a match. ValueError where columns are missing.
     """
     _check_columns(catalog)
     for c in ('pid', 'camid'): _integers(catalog, c)
@@ -63,7 +63,8 @@ def _row_problems(catalog):
 def _file_problems(path, mask, decode):
     "Problems of an image and its mask, and the digest of the image's bytes (None unread)"
     found, digest, size = [], None, None
-    if not os.path.isfile(path): found.append((str(path), 'the file does not exist', 'correct the path, or drop the row'))
+    if not os.path.exists(path): found.append((str(path), 'the file does not exist', 'correct the path, or drop the row'))
+    elif not os.path.isfile(path): found.append((str(path), 'no regular file', 'drop the row'))
     elif decode:
         data = Path(path).read_bytes()
         digest = hashlib.blake2b(data, digest_size=16).digest() if data else None
@@ -76,20 +77,18 @@ def _file_problems(path, mask, decode):
 
 
 def _image_problems(data):
-    "[(problem, advice)] and the (w, h) of an image file's bytes, None where it does not decode"
+    "[(problem, advice)] and the (w, h) of an image file, given its bytes; no size where it does not decode"
     if not data: return [('the file is empty (0 bytes)', 'copy it again, or drop the row')], None
-    try: image = Image.open(io.BytesIO(data))
-    except (OSError, ValueError, Image.DecompressionBombError): return [('no image that Pillow can read', 'drop the row')], None
     found = []
-    if image.mode == 'CMYK': found.append(('CMYK colours', 'convert it to RGB: colours may come out inverted'))
-    if image.mode in SIXTEEN_BIT or image.mode.startswith('I;'):
-        found.append((f'more than 8 bits a pixel (mode {image.mode})', 'scale it to 8 bits: other tools clip it to white'))
-    try: image.load()
-    except (OSError, ValueError, SyntaxError) as e:
-        return [*found, (f'truncated or damaged ({e})', 'copy it again, or drop the row')], None
-    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-        found.append(('rotated by its EXIF tag', 'it is turned when read, other tools may not turn it: save it upright'))
-    return found, ImageOps.exif_transpose(image).size
+    try:
+        with opened_image(data) as image:
+            if image.mode == 'CMYK': found.append(('CMYK colours', 'convert it to RGB: colours may come out inverted'))
+            if image.mode in DEEP or image.mode.startswith('I;'):
+                found.append((f'more than 8 bits a pixel (mode {image.mode})', 'scale it to 8 bits: other tools clip it to white'))
+            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+                found.append(('rotated by its EXIF tag', 'it is turned when read, other tools may not turn it: save it upright'))
+        return found, read_image(data).size
+    except UnreadableImage as e: return [*found, (str(e).partition(': ')[2].partition('; mend')[0], 'copy it again, or drop the row')], None
 
 
 def _mask_problems(mask, size):
@@ -106,9 +105,12 @@ def _mask_problems(mask, size):
 
 
 def _same_image(catalog, digests):
-    "Rows whose bytes are those of an image in another split: a query's answer in the gallery, or a test image trained on"
-    first = {}
-    for path, split, digest in zip(catalog['path'], catalog['split'], digests):
-        twin, role = first.setdefault(digest, (path, split))
-        if digest is not None and role != split:
-            yield str(path), f'the same image as {twin} ({role} and {split})', 'drop one of the two: figures measured on it flatter'
+    "Files whose bytes are those of another identity's, or of another split: a query's answer, or a test image trained on"
+    seen = defaultdict(list)  # digest -> rows with these bytes
+    for row, digest in zip(catalog.itertuples(), digests):
+        if digest is None: continue
+        twin = next((r for r in seen[digest] if (r.pid, r.split) != (row.pid, row.split)), None)
+        seen[digest].append(row)
+        if twin is None: continue
+        what = f'{twin.split} and {row.split}' if twin.split != row.split else f'identities {twin.pid} and {row.pid}'
+        yield str(row.path), f'the same image as {twin.path} ({what})', 'drop one of the two: figures would be too good or too bad'

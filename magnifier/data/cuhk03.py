@@ -1,77 +1,45 @@
-"CUHK03 under the new protocol: the published PNG folders, or the raw .mat written as those once"
+"CUHK03's raw .mat, written once as the PNG folders of the new protocol"
 
 import logging
 import os
 import re
-from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy.io import loadmat
 
-from magnifier.data.layouts import MARKET_FOLDERS, existing, expects, find_root, market_style, save_png
+from magnifier.data.folders import save_png
 
-__all__ = ['cuhk03_np', 'cuhk03']
+__all__ = ['unpack_cuhk03']
 
-NP_NAMES = ('cuhk03-np', 'CUHK03')
-RAW_NAMES = ('cuhk03_release', 'cuhk03', 'cuhk-03')
-COUNTS = dict(labeled=dict(train=(7368, 767), query=(1400, 700), gallery=(5328, 700)),
-              detected=dict(train=(7365, 767), query=(1400, 700), gallery=(5332, 700)))
 CROP_NAME = re.compile(r'(?P<pair>\d+)_(?P<person>\d+)_(?P<camid>\d+)_(?P<image>\d+)')
 log = logging.getLogger(__name__)
 
 
-def cuhk03_np(
-    path: str | Path,  # The root with `labeled` and `detected`, one of the two, or a folder that holds the root by a usual name
-    kind: str = 'labeled',  # 'labeled' (boxes by hand) or 'detected'
-    masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<root>_ps_label`
-    expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the root has the real set's name
-) -> pd.DataFrame:  # Catalog
-    "CUHK03-NP (Zhong et al. 2017), `0001_c1_...png`, evaluated as Market-1501 is; errors as `market1501`"
-    counts, path = _counts(kind), existing(path)
-    root = path.parent if path.name == kind else find_root(path, [kind], NP_NAMES, 'CUHK03-NP')
-    find_root(root / kind, MARKET_FOLDERS.values(), (), f'CUHK03-NP ({kind})')
-    return market_style(root / kind, f'CUHK03-NP ({kind})', counts, masks=masks, expected=expects(expected, root, NP_NAMES))
+def unpack_cuhk03(
+    root: Path,  # The folder with `cuhk-03.mat` and `cuhk03_new_protocol_config_<kind>.mat`, in it or up to two levels below
+    kind: str,  # 'labeled' or 'detected'
+    out: Path,  # Root of the PNGs, which come into a folder named by the kind
+    folders: dict,  # Split -> folder of its images
+):
+    """Every image of the protocol as PNG, in `<kind>.partial` until the last is there.
 
-
-def cuhk03(
-    path: str | Path,  # The folder with `cuhk-03.mat` and `cuhk03_new_protocol_config_<kind>.mat`, in it or up to two levels below
-    kind: str = 'labeled',  # 'labeled' (boxes by hand) or 'detected'
-    masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<out>_ps_label`
-    expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the folder has the release's name
-    *,
-    out: str | Path | None = None,  # Root of the PNGs; default: `cuhk03-np` in `path`
-) -> pd.DataFrame:  # Catalog
-    """CUHK03 (Li et al. 2014) from its raw .mat, with the new protocol's split (Zhong et al. 2017).
-
-    The first call writes the images as PNGs in CUHK03-NP's layout, into a folder that gets its name when it is complete, so that a
-    killed run is taken up again; later calls read those. ImportError without h5py; ValueError where a file is not what it should be.
+    A killed run is taken up again. ImportError without h5py; FileNotFoundError or ValueError where a file is not what it should be.
     """
-    _counts(kind)
-    root = existing(path)
-    out = root / 'cuhk03-np' if out is None else Path(out).expanduser().absolute()
-    if not (out / kind).is_dir(): _write_pngs(root, kind, out)
-    return cuhk03_np(out, kind, masks, expects(expected, root, RAW_NAMES))
-
-
-def _counts(kind):
-    if kind not in COUNTS: raise ValueError(f'kind={kind!r}: use {" or ".join(map(repr, COUNTS))}')
-    return COUNTS[kind]
-
-
-def _write_pngs(root, kind, out):
-    "Every image of the protocol as PNG, in `<kind>.partial` until the last is there"
-    mat, config = (_find(root, name) for name in ('cuhk-03.mat', f'cuhk03_new_protocol_config_{kind}.mat'))
-    entries, aside, written = _protocol(config), out / f'{kind}.partial', 0
-    with _h5py().File(mat, 'r') as file:
+    mat = _find(root, 'cuhk-03.mat')
+    config = _find(root, f'cuhk03_new_protocol_config_{kind}.mat')
+    entries, partial, written = _protocol(config, folders), out / f'{kind}.partial', 0
+    h5py = _h5py()
+    with _reading(mat): file = h5py.File(mat, 'r')
+    with file:
         if kind not in file: raise ValueError(f'{mat} has no {kind!r}: it holds {", ".join(file)}')
-        pairs = [file[ref] for ref in np.ravel(file[kind][()])]
+        with _reading(mat): pairs = [file[ref] for ref in np.ravel(file[kind][()])]
         for target, place in entries:
-            if (aside / target).exists(): continue
-            save_png(_crop(file, pairs, place, mat, config), aside / target)
+            if (partial / target).exists(): continue
+            save_png(_crop(file, pairs, place, mat, config), partial / target)
             written += 1
-    os.replace(aside, out / kind)
+    os.replace(partial, out / kind)
     log.info('%s: %d images written, %d were there', out / kind, written, len(entries) - written)
 
 
@@ -87,14 +55,27 @@ def _h5py():
     return h5py
 
 
-def _protocol(config) -> list[tuple]:
+@contextmanager
+def _reading(mat):
+    "What the library of HDF5 raises on damaged bytes becomes a ValueError that names the file"
+    try: yield
+    except (OSError, KeyError, RuntimeError, TypeError, AttributeError) as e: raise _damaged(mat, e) from e
+
+
+def _damaged(file, error): return ValueError(f'{file} is damaged, or no such MATLAB file ({error}): copy it again')
+
+
+def _protocol(config, folders) -> list[tuple]:
     "(path of the PNG below its root, crop's name match) for each image of the split, MATLAB's 1-based indices undone"
-    table = loadmat(config)
+    try: table = loadmat(config)
+    except MemoryError: raise
+    except Exception as e: raise _damaged(config, e) from e  # scipy raises what it likes on damaged bytes
     lacking = [k for k in ('train_idx', 'query_idx', 'gallery_idx', 'labels', 'filelist') if k not in table]
     if lacking: raise ValueError(f'{config} lacks {", ".join(lacking)}: is it the new protocol\'s split?')
-    names, pids = [str(np.ravel(n)[0]) for n in np.ravel(table['filelist'])], np.ravel(table['labels']).astype(int)
+    names = [str(np.ravel(n)[0]) for n in np.ravel(table['filelist'])]
+    pids = np.ravel(table['labels']).astype(int)
     entries = []
-    for split, folder in MARKET_FOLDERS.items():
+    for split, folder in folders.items():
         for i in np.ravel(table[f'{split}_idx']).astype(int) - 1:
             if not 0 <= i < min(len(names), len(pids)):
                 raise ValueError(f'{config}: {split}_idx {i+1}, and it lists {len(names)} images')
@@ -109,6 +90,6 @@ def _crop(file, pairs, place, mat, config):
     pair, person, image = (int(place[k]) - 1 for k in ('pair', 'person', 'image'))
     if pair >= len(pairs) or image >= pairs[pair].shape[0] or person >= pairs[pair].shape[1]:
         raise ValueError(f'{config} names {place.string}, which {mat} does not hold')
-    crop = file[pairs[pair][image, person]][()]
+    with _reading(mat): crop = file[pairs[pair][image, person]][()]
     if crop.ndim != 3 or crop.shape[0] != 3: raise ValueError(f'{mat}: {place.string} is empty or no RGB image')
     return np.ascontiguousarray(crop.T.astype(np.uint8))  # (3, w, h) -> (h, w, 3)

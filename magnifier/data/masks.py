@@ -13,7 +13,7 @@ import pandas as pd
 from magnifier.data.catalog import SPLITS, CatalogWarning
 from magnifier.data.images import opened_image, read_image
 from magnifier.data.joints import stripe_masks
-from magnifier.data.layouts import existing, images as image_files, save_png
+from magnifier.data.folders import existing, image_files, mask_folder, save_png
 from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS, label_table
 
 __all__ = ['read_mask', 'check_same_size', 'write_mask', 'convert_mask', 'convert_masks', 'make_stripe_masks', 'mask_report', 'mask_agreement']

@@ -1,18 +1,23 @@
-"One's own data: a folder an identity, or a table"
+"One's own data: a folder an identity, or a table, and the split into training, queries and gallery"
 
+import csv
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from magnifier.data.catalog import SPLITS, find_masks, make_catalog
-from magnifier.data.layouts import existing, images
+from magnifier.data.catalog import SPLITS, CatalogWarning, find_masks, make_catalog
+from magnifier.data.folders import existing, image_files
 
-__all__ = ['identity_folders', 'catalog_csv']
+__all__ = ['identity_folders', 'catalog_csv', 'read_table', 'split_queries']
 
+MISSING = ('', 'nan', 'none', 'null', 'na', 'n/a', '<na>')  # how programs write that an identity is not known, in small letters
+LARGEST = 2**63 - 1  # of 64 bits
+SPLIT_FOLDER = re.compile(r'(?i)^(train|val|test|query|probe|gallery|bounding_box|all)')
 log = logging.getLogger(__name__)
 
 
@@ -21,32 +26,51 @@ def identity_folders(
     camera: str | Callable | None = None,  # A regex with one group, or a function, of the path below `path`, 'ann/cam2_1.jpg'; None: unknown
     split: str | Callable | None = None,  # The same, giving 'train', 'query', 'gallery' or 'test'; None: identities are drawn
     *,
+    include: str | None = None,  # A regex, searched in the path below `path`: only these images
+    exclude: str | None = None,  # The same: but not these
     train: float = 0.5,  # Share of the identities that train, where `split` is None; in [0, 1]
     n_query: int = 1,  # Queries drawn for each test identity and camera, where the split does not say
     seed: int = 0,  # Of both draws; the same on every machine
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<path>_ps_label`
 ) -> pd.DataFrame:  # Catalog, with the folder's name in a column `identity`
-    """A folder an identity. Names that are all numbers are the identities, else their sorted order is; cameras likewise.
+    r"""A folder an identity: `identity_folders('people', camera=r'cam(\d+)_')` reads `people/ann/cam2_0001.jpg`.
 
-    Where cameras are not known, queries are camera 0 and gallery camera 1 (training 0), as in test sets without cameras: an image is
-    compared with all others of its person. ValueError for a pattern that does not match, naming the file.
+    Identities whose names are all numbers keep them, others are numbered in sorted order; cameras likewise. Where cameras are not
+    known, an image is compared with all others of its person: queries are camera 0 and the gallery is camera 1 (training 0), as in
+    test sets without cameras. Rows that are dropped later take their queries with them: draw again by `split_queries`. ValueError
+    for a pattern that does not match, naming the file.
     """
-    if not 0 <= train <= 1: raise ValueError(f'train={train}: a share of the identities, 0 to 1')
-    if n_query < 1: raise ValueError(f'n_query={n_query}: at least 1 image of an identity and camera has to ask')
     root = existing(path)
-    files, rng = images(root, recursive=True), np.random.default_rng(seed)
+    files = image_files(root, recursive=True, include=include, exclude=exclude)
     loose = [p for p in files if p.parent == root]
     if loose: raise ValueError(f'{loose[0]} lies in no identity\'s folder')
-    table = pd.DataFrame(dict(path=[str(p) for p in files], identity=[p.parent.name for p in files]))
     below = [p.relative_to(root).as_posix() for p in files]
+    if split is None: _notice_layouts(root, below)
+    table = pd.DataFrame(dict(path=[str(p) for p in files], identity=[p.parent.name for p in files]))
     table['pid'] = _numbered(table['identity'], apart=True)
     table['camid'] = 0 if camera is None else _numbered([_ask(camera, b, 'camera') for b in below])
-    table['split'] = _draw_train(table['pid'], train, rng) if split is None else [_role(split, b) for b in below]
-    table['split'] = _draw_queries(table, n_query, rng)
-    if camera is None:
-        table['camid'] = (table['split'] == 'gallery').astype(int)
-        log.info('%s: cameras not known; queries are camera 0, the gallery camera 1', root)
+    table['split'] = 'test' if split is None else [_role(split, b) for b in below]
+    table = _split(table, train if split is None else None, n_query, seed, cameras=camera is not None)
+    if camera is None: log.info('%s: cameras not known; queries are camera 0, the gallery camera 1', root)
     return find_masks(make_catalog(table), masks)
+
+
+def split_queries(
+    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
+    train: float | None = None,  # Share of the identities that train, drawn anew, in [0, 1]; None: those that train now
+    *,
+    n_query: int = 1,  # Queries drawn for each test identity and camera
+    cameras: bool = True,  # Whether `camid` says who took an image; False: queries become camera 0 and the gallery camera 1
+    seed: int = 0,  # Of both draws; the same on every machine
+) -> pd.DataFrame:  # The catalog with its splits drawn anew
+    """Draws training identities and queries again, after rows were left out or added.
+
+    As in Market-1501, `n_query` images of each test identity and camera are queries. Who could not be matched stays in the gallery:
+    a lone image, and a person seen by one camera where there are several.
+    """
+    table = make_catalog(catalog)
+    if train is None: table['split'] = table['split'].where(table['split'] == 'train', 'test')
+    return make_catalog(_split(table, train, n_query, seed, cameras=cameras))
 
 
 def catalog_csv(
@@ -61,26 +85,57 @@ def catalog_csv(
     ValueError for columns that are not there, naming those that are. A catalog written with `to_csv(index=False)` reads back the same.
     """
     file = Path(file).expanduser().absolute()
-    if not file.is_file(): raise FileNotFoundError(f'{file} is not there')
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    table = read_table(file)
     columns = {c: c for c in ('path', 'pid', 'camid', 'split')} | ({'mask': 'mask'} if 'mask' in table else {}) | (columns or {})
     lacking = [f'{theirs!r} (for {ours})' for ours, theirs in columns.items() if theirs not in table]
     if lacking: raise ValueError(f'{file} has no column {", ".join(lacking)}: it has {", ".join(table)}; name them with columns=')
-    table = table.rename(columns={theirs: ours for ours, theirs in columns.items()})
+    others = [c for c in table if c not in columns and c not in columns.values()]
+    table = pd.DataFrame({ours: table[theirs] for ours, theirs in columns.items()}).join(table[others])
     base = file.parent if root is None else existing(root)
     for i, row in enumerate(table[['path', 'pid', 'camid']].itertuples(index=False), 2):
-        if '' in row: raise ValueError(f'{file}, line {i}: {row._fields[row.index("")]} is empty')
-    for c in {'path', 'mask'} & set(table): table[c] = [str(base / p) if p else None for p in table[c]]
+        empty = [name for name, value in zip(row._fields, row) if value.strip().lower() in MISSING]
+        if empty: raise ValueError(f'{file}, line {i}: {empty[0]} is empty')
+    for c in {'path', 'mask'} & set(table): table[c] = pd.Series([str(base / p) if p else None for p in table[c]], dtype=object)
     for c in ('pid', 'camid'): table[c] = _numbered(table[c])
     catalog = make_catalog(table)
     return catalog if masks is None and catalog['mask'].notna().any() else find_masks(catalog, masks)
 
 
+def read_table(
+    file: str | Path,  # A CSV file in UTF-8, with a header
+) -> pd.DataFrame:  # All columns as text
+    "A CSV file; a ValueError names the file, and the line where it is no table, and FileNotFoundError a file that is not there"
+    if not Path(file).is_file(): raise FileNotFoundError(f'{file} is not there')
+    try:
+        with open(file, encoding='utf-8-sig', newline='') as text:
+            lines = csv.reader(text)
+            rows = [(lines.line_num, row) for row in lines if row]
+    except UnicodeDecodeError as e: raise ValueError(f'{file} is not in UTF-8 ({e.reason} at byte {e.start}): save it as CSV in UTF-8') from e
+    except csv.Error as e: raise ValueError(f'{file}, line {lines.line_num}: {e}; a CSV table is wanted') from e
+    if not rows: raise ValueError(f'{file} is empty: a CSV table with a header is wanted')
+    (_, header), *rows = rows
+    twice = [c for i, c in enumerate(header) if c in header[:i]]
+    if twice: raise ValueError(f'{file} has two columns {twice[0]!r}: name them differently')
+    for number, row in rows:
+        if len(row) != len(header): raise ValueError(f'{file}, line {number}: {len(row)} fields, and the header has {len(header)}')
+    return pd.DataFrame([row for _, row in rows], columns=header, dtype=object)
+
+
+def _notice_layouts(root, below):
+    "Warns where folders of splits are read as one set"
+    places = sorted({b.rsplit('/', 2)[0] if b.count('/') > 1 else '.' for b in below})
+    if len(places) < 2 or not any(SPLIT_FOLDER.match(part) for place in places for part in place.split('/')): return
+    warnings.warn(f'{root}: identities lie in {", ".join(places[:6])}{", ..." if len(places) > 6 else ""}, and all are read as one '
+                  "set. Say which is which by split=r'^(train|test)/' or a function, or leave some out by exclude= or include=",
+                  CatalogWarning, stacklevel=3)
+
+
 def _numbered(names, apart=False) -> list[int]:
-    "The numbers where all names are whole numbers, else places in sorted order; `apart`: 1 and 001 are two names, not one number"
+    "The numbers where all names are whole numbers of 64 bits, else places in sorted order; `apart`: 1 and 001 are two names"
     distinct = sorted(set(map(str, names)))
-    numbers = [int(float(n)) for n in distinct if re.fullmatch(r'-?\d+(\.0+)?', n)]
-    if len(numbers) < len(distinct) or apart and len(set(numbers)) < len(distinct): numbers = range(len(distinct))
+    numbers = [int(n.split('.')[0]) for n in distinct if re.fullmatch(r'-?\d+(\.0+)?', n)]
+    exact = len(numbers) == len(distinct) and all(abs(n) <= LARGEST for n in numbers)
+    if not exact or apart and len(set(numbers)) < len(distinct): numbers = range(len(distinct))
     number = dict(zip(distinct, numbers))
     return [number[str(n)] for n in names]
 
@@ -101,6 +156,18 @@ def _role(split, below):
     return role
 
 
+def _split(table, train, n_query, seed, *, cameras):
+    "The table with 'test' divided into query and gallery; with a share `train` all identities are divided first"
+    if train is not None and not 0 <= train <= 1: raise ValueError(f'train={train}: a share of the identities, 0 to 1')
+    if n_query < 1: raise ValueError(f'n_query={n_query}: at least 1 image of an identity and camera has to ask')
+    rng = np.random.default_rng(seed)
+    table = table.sort_values('path', ignore_index=True)  # the draw does not depend on the order of rows
+    if not cameras: table = table.assign(camid=0)
+    if train is not None: table = table.assign(split=_draw_train(table['pid'], train, rng))
+    table = table.assign(split=_draw_queries(table, n_query, rng))
+    return table if cameras else table.assign(camid=(table['split'] == 'gallery').astype(int))
+
+
 def _draw_train(pids, share, rng) -> list[str]:
     "'train' or 'test' for each image: identities are shuffled, the first share of them trains"
     people = sorted(set(pids))
@@ -109,16 +176,20 @@ def _draw_train(pids, share, rng) -> list[str]:
 
 
 def _draw_queries(table, n_query, rng) -> list[str]:
-    """Splits with 'test' divided: `n_query` images of each identity and camera ask, as in Market-1501.
-
-    Who could not be matched stays in the gallery: a lone image, and a person seen by one camera where there are several.
-    """
-    split, several = table['split'].to_numpy(dtype=object, copy=True), table['camid'].nunique() > 1
+    "Splits with 'test' divided, as `split_queries` says"
+    split = table['split'].to_numpy(dtype=object, copy=True)
+    several = table['camid'].nunique() > 1
     for _, person in table[table['split'] == 'test'].groupby('pid'):
-        groups = [g.index.to_numpy() for _, g in person.groupby('camid')]
-        asking = [g for g in groups if len(g) > n_query]
-        if len(groups) == 1: asking = [] if several else [groups[0][:-1]] if not asking else asking
-        elif not asking: asking = [groups[rng.integers(len(groups))]]  # few images in each: one camera asks the others
         split[person.index] = 'gallery'
-        for g in asking: split[g[rng.permutation(len(g))[:n_query]]] = 'query'
+        for group in _asking([g.index.to_numpy() for _, g in person.groupby('camid')], n_query, several, rng):
+            split[group[rng.permutation(len(group))[:n_query]]] = 'query'
     return split.tolist()
+
+
+def _asking(groups, n_query, several, rng):
+    "Of a person's images, by camera, those from which queries are drawn"
+    large = [g for g in groups if len(g) > n_query]
+    if len(groups) == 1:
+        if several: return []  # no other camera has an answer
+        return large or [groups[0][:-1]]
+    return large or [groups[rng.integers(len(groups))]]  # few images in each: one camera asks the others

@@ -1,31 +1,62 @@
-"Readers: the folder of a published data set in, its catalog out"
+"Readers of published data sets: a folder in, its catalog out"
 
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+from fastcore.meta import delegates
 
-from magnifier.data.cuhk03 import cuhk03, cuhk03_np
-from magnifier.data.layouts import MARKET_FOLDERS, existing, expects, find_root, finish, images, market_style
+from magnifier.data.catalog import SPLITS, CatalogWarning, find_masks, make_catalog
+from magnifier.data.cuhk03 import unpack_cuhk03
+from magnifier.data.folders import existing, find_root, image_files, plain
 from magnifier.data.own_sets import catalog_csv, identity_folders
 
-__all__ = ['market1501', 'dukemtmc', 'occluded_duke', 'cuhk03_np', 'cuhk03', 'msmt17', 'partial_reid', 'occluded_reid',
-           'identity_folders', 'catalog_csv']
+__all__ = ['market1501', 'dukemtmc', 'occluded_duke', 'cuhk03_np', 'cuhk03', 'msmt17', 'partial_reid', 'occluded_reid', 'READERS']
 
-MARKET_NAMES = ('Market-1501-v15.09.15', 'Market-1501', 'market1501')
-MARKET_COUNTS = dict(train=(12936, 751), query=(3368, 750), gallery=(15913, 751))  # the gallery: 750 and the distractors' 0000
-DUKE_NAMES = ('DukeMTMC-reID', 'DukeMTMC', 'Duke')
-DUKE_COUNTS = dict(train=(16522, 702), query=(2228, 702), gallery=(17661, 1110))
-OCCLUDED_DUKE_NAMES = ('Occluded_Duke', 'Occluded-DukeMTMC', 'Occluded-DukeMTMC-reID')
-OCCLUDED_DUKE_COUNTS = dict(train=(15618, 702), query=(2210, 519), gallery=(17661, 1110))
-MSMT17_VERSIONS = (('train', 'test'), ('mask_train_v2', 'mask_test_v2'))
-MSMT17_NAMES = ('MSMT17_V1', 'MSMT17_V2', 'MSMT17')
-MSMT17_COUNTS = dict(train=(32621, 1041), query=(11659, 3060), gallery=(82161, 3060))
-PARTIAL_NAMES = ('Partial-REID_Dataset', 'Partial_REID')
-OCCLUDED_NAMES = ('Occluded_REID',)
 log = logging.getLogger(__name__)
+
+
+class PublishedSet(NamedTuple):
+    "What a data set is called, and how much of it was published"
+    title: str
+    names: tuple[str, ...]  # Usual names of its root
+    counts: dict[str, tuple[int, int]]  # Split -> images, identities
+
+
+CUHK03_NAMES = ('cuhk03-np', 'CUHK03')
+MSMT17_NAMES = ('MSMT17_V1', 'MSMT17_V2', 'MSMT17')
+PUBLISHED = {
+    'market1501': PublishedSet(  # the gallery's identities: 750 and the distractors' 0000
+        'Market-1501', ('Market-1501-v15.09.15', 'Market-1501', 'market1501'),
+        dict(train=(12936, 751), query=(3368, 750), gallery=(15913, 751))),
+    'dukemtmc': PublishedSet(
+        'DukeMTMC-reID', ('DukeMTMC-reID', 'DukeMTMC', 'Duke'),
+        dict(train=(16522, 702), query=(2228, 702), gallery=(17661, 1110))),
+    'occluded_duke': PublishedSet(
+        'Occluded-Duke', ('Occluded_Duke', 'Occluded-DukeMTMC', 'Occluded-DukeMTMC-reID'),
+        dict(train=(15618, 702), query=(2210, 519), gallery=(17661, 1110))),
+    'cuhk03_np labeled': PublishedSet(
+        'CUHK03-NP (labeled)', CUHK03_NAMES, dict(train=(7368, 767), query=(1400, 700), gallery=(5328, 700))),
+    'cuhk03_np detected': PublishedSet(
+        'CUHK03-NP (detected)', CUHK03_NAMES, dict(train=(7365, 767), query=(1400, 700), gallery=(5332, 700))),
+    'msmt17': PublishedSet(
+        'MSMT17', MSMT17_NAMES, dict(train=(32621, 1041), query=(11659, 3060), gallery=(82161, 3060))),
+    'msmt17 without val': PublishedSet(
+        'MSMT17', MSMT17_NAMES, dict(train=(30248, 1041), query=(11659, 3060), gallery=(82161, 3060))),
+    'partial_reid': PublishedSet(
+        'Partial-REID', ('Partial-REID_Dataset', 'Partial_REID'), dict(query=(300, 60), gallery=(300, 60))),
+    'occluded_reid': PublishedSet(
+        'Occluded-REID', ('Occluded_REID',), dict(query=(1000, 200), gallery=(1000, 200))),
+}
+KINDS = ('labeled', 'detected')
+CUHK03_RELEASE = ('cuhk03_release', 'cuhk03', 'cuhk-03')
+MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')
+MARKET_NAME = re.compile(r'(?P<pid>-1|\d+)_c(?P<camid>\d+)(?:s\d+)?_')
+MSMT17_VERSIONS = (('train', 'test'), ('mask_train_v2', 'mask_test_v2'))
 
 
 def market1501(
@@ -38,29 +69,58 @@ def market1501(
     Junk (-1) is left out and counted in the log; distractors (0000) stay in the gallery. Cameras keep the numbers of the names.
     FileNotFoundError where the folders are not there; ValueError for an empty one or an image whose name does not parse.
     """
-    root = find_root(path, MARKET_FOLDERS.values(), MARKET_NAMES, 'Market-1501')
-    return market_style(root, 'Market-1501', MARKET_COUNTS, masks=masks, expected=expects(expected, root, MARKET_NAMES))
+    return _market_style('market1501', path, masks, expected)
 
 
+@delegates(market1501)
 def dukemtmc(
     path: str | Path,  # The root with Market-1501's three folders, or a folder that holds it by a usual name
-    masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<root>_ps_label`
-    expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the root has the real set's name
+    **kwargs  # As `market1501`
 ) -> pd.DataFrame:  # Catalog
     "DukeMTMC-reID (Ristani et al. 2016, Zheng et al. 2017), `0002_c1_f0044158.jpg`; errors as `market1501`"
-    root = find_root(path, MARKET_FOLDERS.values(), DUKE_NAMES, 'DukeMTMC-reID')
-    return market_style(root, 'DukeMTMC-reID', DUKE_COUNTS, masks=masks, expected=expects(expected, root, DUKE_NAMES))
+    return _market_style('dukemtmc', path, **kwargs)
 
 
+@delegates(market1501)
 def occluded_duke(
     path: str | Path,  # The root with Market-1501's three folders, or a folder that holds it by a usual name
+    **kwargs  # As `market1501`
+) -> pd.DataFrame:  # Catalog
+    "Occluded-Duke (Miao et al. 2019), with DukeMTMC-reID's folders and names; errors as `market1501`"
+    return _market_style('occluded_duke', path, **kwargs)
+
+
+def cuhk03_np(
+    path: str | Path,  # The root with `labeled` and `detected`, one of the two, or a folder that holds the root by a usual name
+    kind: str = 'labeled',  # 'labeled' (boxes by hand) or 'detected'
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<root>_ps_label`
     expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the root has the real set's name
 ) -> pd.DataFrame:  # Catalog
-    "Occluded-Duke (Miao et al. 2019), with DukeMTMC-reID's folders and names; errors as `market1501`"
-    root = find_root(path, MARKET_FOLDERS.values(), OCCLUDED_DUKE_NAMES, 'Occluded-Duke')
-    expected = expects(expected, root, OCCLUDED_DUKE_NAMES)
-    return market_style(root, 'Occluded-Duke', OCCLUDED_DUKE_COUNTS, masks=masks, expected=expected)
+    "CUHK03-NP (Zhong et al. 2017), `0001_c1_...png`, evaluated as Market-1501 is; errors as `market1501`"
+    _check_kind(kind)
+    path = existing(path)
+    root = path.parent if path.name == kind else find_root(path, [kind], CUHK03_NAMES, 'CUHK03-NP')
+    return _market_style(f'cuhk03_np {kind}', root / kind, masks, expected, named=root)
+
+
+def cuhk03(
+    path: str | Path,  # The folder with `cuhk-03.mat` and `cuhk03_new_protocol_config_<kind>.mat`, in it or up to two levels below
+    kind: str = 'labeled',  # 'labeled' (boxes by hand) or 'detected'
+    masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<out>_ps_label`
+    *,
+    out: str | Path | None = None,  # Root of the PNGs; default: `cuhk03-np` in `path`
+    expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the folder has the release's name
+) -> pd.DataFrame:  # Catalog
+    """CUHK03 (Li et al. 2014) from its raw .mat, with the new protocol's split (Zhong et al. 2017).
+
+    The first call writes the images as PNGs in CUHK03-NP's layout, into a folder that gets its name when it is complete, so that a
+    killed run is taken up again; later calls read those. ImportError without h5py; ValueError where a file is not what it should be.
+    """
+    _check_kind(kind)
+    root = existing(path)
+    out = root / 'cuhk03-np' if out is None else Path(out).expanduser().absolute()
+    if not (out / kind).is_dir(): unpack_cuhk03(root, kind, out, MARKET_FOLDERS)
+    return cuhk03_np(out, kind, masks, expected=_expects(expected, root, CUHK03_RELEASE))
 
 
 def msmt17(
@@ -81,10 +141,10 @@ def msmt17(
     shift = 1 + max(pid for name in ('train', 'val') for _, pid, _ in lists[name])
     training = lists['train'] + (lists['val'] if val_in_train else [])
     rows = [dict(path=p, pid=pid, camid=cam, split='train') for p, pid, cam in training]
-    rows += [dict(path=p, pid=pid + shift, camid=cam, split=name) for name in ('query', 'gallery') for p, pid, cam in lists[name]]
+    for name in ('query', 'gallery'):
+        rows += [dict(path=p, pid=pid + shift, camid=cam, split=name) for p, pid, cam in lists[name]]
     log.info('MSMT17: %d validation images %s', len(lists['val']), 'are part of training' if val_in_train else 'are left out')
-    counts = MSMT17_COUNTS if val_in_train else {**MSMT17_COUNTS, 'train': (30248, 1041)}
-    return finish(rows, 'MSMT17', counts, masks=masks, expected=expects(expected, root, MSMT17_NAMES))
+    return _finished(rows, PUBLISHED['msmt17' if val_in_train else 'msmt17 without val'], root, masks, expected)
 
 
 def partial_reid(
@@ -92,12 +152,11 @@ def partial_reid(
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<root>_ps_label`
     expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the root has the real set's name
     *,
-    queries: str = 'partial',  # 'partial' or 'occluded': which images ask
+    queries: str = 'partial',  # 'partial' or 'occluded': which images are queries
 ) -> pd.DataFrame:  # Catalog with query and gallery, no training images
-    "Partial-REID (Zheng et al. 2015), test only: partial images (camera 0) against whole ones (camera 1), since no cameras are given"
+    "Partial-REID (Zheng et al. 2015), test only: partial images (camera 0) against whole ones (camera 1), as no cameras are given"
     if queries not in ('partial', 'occluded'): raise ValueError(f"queries={queries!r}: use 'partial' or 'occluded'")
-    counts = dict(query=(300, 60), gallery=(300, 60))
-    return _body_images(path, queries, 'Partial-REID', PARTIAL_NAMES, counts, masks=masks, expected=expected)
+    return _body_images('partial_reid', path, queries, masks, expected)
 
 
 def occluded_reid(
@@ -106,8 +165,61 @@ def occluded_reid(
     expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the root has the real set's name
 ) -> pd.DataFrame:  # Catalog with query and gallery, no training images
     "Occluded-REID (Zhuo et al. 2018), test only: occluded images (camera 0) against whole ones (camera 1), as no cameras are given"
-    counts = dict(query=(1000, 200), gallery=(1000, 200))
-    return _body_images(path, 'occluded', 'Occluded-REID', OCCLUDED_NAMES, counts, masks=masks, expected=expected)
+    return _body_images('occluded_reid', path, 'occluded', masks, expected)
+
+
+def _market_style(key, path, masks=None, expected='auto', named=None):
+    "Catalog of a set with Market-1501's three folders; `named`: the folder whose name says whether it is the real set"
+    published = PUBLISHED[key]
+    root = find_root(path, MARKET_FOLDERS.values(), published.names if named is None else (), published.title)
+    rows = [row for split, folder in MARKET_FOLDERS.items() for row in _market_rows(root / folder, split)]
+    return _finished(rows, published, named or root, masks, expected)
+
+
+def _market_rows(folder, split) -> list[dict]:
+    "Rows of a folder with Market-1501's names; junk (-1) is left out, a distractor (0000) outside the gallery is a ValueError"
+    rows, junk = [], 0
+    for p in image_files(folder):
+        name = MARKET_NAME.match(p.name)
+        if not name: raise ValueError(f'{p}: the name does not begin with <identity>_c<camera>_ or <identity>_c<camera>s<sequence>_, '
+                                      'as 0002_c1s1_000451_03.jpg does')
+        pid, camid = int(name['pid']), int(name['camid'])
+        if pid == 0 and split != 'gallery': raise ValueError(f'{p}: identity 0000 marks distractors, which belong in the gallery '
+                                                             f'alone, not in {split}; number this person differently')
+        if pid == -1: junk += 1
+        else: rows.append(dict(path=str(p), pid=pid, camid=camid, split=split))
+    if junk: log.info('%s: %d junk images (identity -1) left out', folder, junk)
+    return rows
+
+
+def _finished(rows, published, root, masks, expected):
+    "Rows to catalog: masks found, and where `expected` the counts compared"
+    catalog = find_masks(make_catalog(rows), masks)
+    if _expects(expected, root, published.names): _check_counts(catalog, published)
+    return catalog
+
+
+def _expects(expected, root, names) -> bool:
+    "Whether to compare counts: 'auto' where the root has one of the real set's names"
+    if expected not in (True, False, 'auto'): raise ValueError(f"expected={expected!r}: use True, False or 'auto'")
+    return plain(root.name) in {plain(n) for n in names} if expected == 'auto' else expected
+
+
+def _check_counts(catalog, published):
+    "One warning for the splits whose images or identities are not those of the published set"
+    wrong = []
+    for split in SPLITS:
+        c = catalog[catalog['split'] == split]
+        seen = (len(c), c['pid'].nunique())
+        if split in published.counts and seen != published.counts[split]:
+            images, people = published.counts[split]
+            wrong.append(f'{split} has {seen[0]:,} images of {seen[1]:,} identities, expected {images:,} of {people:,}')
+    if wrong: warnings.warn(f'{published.title}: {"; ".join(wrong)}. The copy may be incomplete; expected=False if it is meant so',
+                            CatalogWarning, stacklevel=2)
+
+
+def _check_kind(kind):
+    if kind not in KINDS: raise ValueError(f'kind={kind!r}: use {" or ".join(map(repr, KINDS))}')
 
 
 def _msmt17_root(path):
@@ -138,14 +250,20 @@ def _read_list(file, folder) -> list[tuple]:
     return found
 
 
-def _body_images(path, queries, title, names, counts, *, masks, expected):
+def _body_images(key, path, queries, masks, expected):
     "Catalog of a test-only set: a folder of whole, one of incomplete images. Identity: the sub-folder, else the name's first number"
+    published = PUBLISHED[key]
     folders = dict(query=f'{queries}_body_images', gallery='whole_body_images')
-    root, rows = find_root(path, folders.values(), names, title), []
+    root, rows = find_root(path, folders.values(), published.names, published.title), []
     for camid, (split, folder) in enumerate(folders.items()):
-        for p in images(root / folder, recursive=True):
+        for p in image_files(root / folder, recursive=True):
             name = p.parent.name if p.parent != root / folder else re.split('[_.]', p.name)[0]
             if not name.isdigit():
                 raise ValueError(f'{p}: no identity in the name; expected <identity>_<number>, or a folder an identity')
             rows.append(dict(path=str(p), pid=int(name), camid=camid, split=split))
-    return finish(rows, title, counts, masks=masks, expected=expects(expected, root, names))
+    return _finished(rows, published, root, masks, expected)
+
+
+# By name, for shells
+READERS = {reader.__name__: reader for reader in (market1501, dukemtmc, occluded_duke, cuhk03_np, cuhk03, msmt17, partial_reid,
+                                                  occluded_reid, identity_folders, catalog_csv)}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from magnifier.data.layouts import existing, images
+from magnifier.data.folders import existing, image_files
 from magnifier.gallery.entries import timestamp
 
 __all__ = ['CROP_PATTERN', 'crops_folder', 'crops_csv']
@@ -24,7 +24,7 @@ def crops_folder(
     root, patterns = existing(path), [pattern] if isinstance(pattern, str) else list(pattern)
     for p in patterns: _check_pattern(p)
     rows = []
-    for file in images(root, recursive=True):
+    for file in image_files(root, recursive=True):
         name, found = file.relative_to(root).as_posix(), {}
         for p in patterns:
             if m := re.search(p, name, re.I): found |= {k: v for k, v in m.groupdict().items() if v is not None}

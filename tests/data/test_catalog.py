@@ -48,7 +48,7 @@ def test_order_does_not_depend_on_the_order_of_rows(people, random):
 
 
 def test_missing_masks_become_none_and_own_columns_stay(tmp_path):
-    rows = pd.DataFrame(dict(path=[tmp_path/'a', tmp_path/'b', tmp_path/'c', tmp_path/'d'], mask=['m', np.nan, '', pd.NA], pid=[1., 2., 3., 4.], camid='1',
+    rows = pd.DataFrame(dict(path=[tmp_path/'a', tmp_path/'b', tmp_path/'c', tmp_path/'d'], mask=['m', np.nan, '', pd.NA], pid=[1., 2., 3., 4.], camid=1,
                              split='train', hat=[True, False, True, False]), index=[7, 7, 7, 7])
     catalog = make_catalog(rows)
     assert catalog['mask'].tolist() == ['m', None, None, None] and catalog['hat'].tolist() == [True, False, True, False]
@@ -57,9 +57,20 @@ def test_missing_masks_become_none_and_own_columns_stay(tmp_path):
 
 @pytest.mark.parametrize('change, message', [
     (dict(pid='bob'), "x.jpg: pid 'bob' is not a whole number"), (dict(pid=None), 'x.jpg: pid .* is not a whole number'),
-    (dict(camid=1.5), 'x.jpg: camid 1.5 is not a whole number'), (dict(split='test'), "x.jpg: split 'test', use train, query, gallery")])
+    (dict(camid=1.5), 'x.jpg: camid 1.5 is not a whole number'), (dict(pid='7'), r"pid '7' is not .*astype\(int\)"),
+    (dict(pid=float('inf')), 'pid inf is not'), (dict(camid=-np.inf), 'camid -inf is not'), (dict(pid=True), 'pid True is not'),
+    (dict(pid=2**63), 'pid 9223372036854775808 is not a whole number of at most 64 bits'), (dict(pid=1e22), 'pid 1e.22 is not'),
+    (dict(pid=float(2**53 + 2)), 'is not a whole number of'), (dict(split='test'), "x.jpg: split 'test', use train, query, gallery")])
 def test_wrong_rows_are_named(change, message):
     with pytest.raises(ValueError, match=message): make_catalog([dict(path='x.jpg', pid=1, camid=1, split='train') | change])
+
+
+def test_large_numbers_are_exact():
+    pids = list(range(2**53 - 1, 2**53 + 5)) + [2**63 - 1]
+    catalog = make_catalog(rows_of(*((f'{i}.png', p, p, 'train') for i, p in enumerate(pids))))
+    assert catalog.pid.tolist() == pids
+    assert catalog.camid.tolist() == pids
+    with pytest.raises(ValueError, match='cannot be moved up'): join_catalogs(make_catalog(rows_of(('a', 1, 1, 'train'))), catalog)
 
 
 def test_no_rows_and_no_columns():

@@ -142,3 +142,16 @@ def test_names_and_kinds_that_do_not_fit(release):
     with pytest.raises(ValueError, match="'x.png' is not <pair>_<person>_<camera>_<image>"): cuhk03(release)
     with h5py.File(release/'cuhk03_release'/'cuhk-03.mat', 'a') as f: del f['detected']
     with pytest.raises(ValueError, match="has no 'detected': it holds #refs#, labeled"): cuhk03(release, 'detected')
+
+
+@pytest.mark.parametrize('content', [b'', b'hello', b'\x89HDF\r\n\x1a\n' + bytes(300), b'MATLAB 5.0 MAT-file' + bytes(200)])
+def test_damaged_files_are_named(release, content):
+    mat = next(release.rglob('cuhk-03.mat'))
+    whole = mat.read_bytes()
+    for spoilt in (content, whole[:len(whole)//2]):
+        mat.write_bytes(spoilt)
+        with pytest.raises(ValueError, match='cuhk-03.mat is damaged, or no such MATLAB file'): cuhk03(release)
+    config = next(release.rglob('*config_labeled.mat'))
+    for spoilt in (content, config.read_bytes()[:200]):
+        config.write_bytes(spoilt)
+        with pytest.raises(ValueError, match='config_labeled.mat is damaged|config_labeled.mat lacks'): cuhk03(release)

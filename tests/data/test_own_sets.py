@@ -1,15 +1,15 @@
 "One's own data: identity folders and tables"
 
 import logging
+import os
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from magnifier.data.catalog import lost_queries, validate_catalog
-from magnifier.data.own_sets import _draw_queries
-from magnifier.data.readers import catalog_csv, identity_folders
+from magnifier.data.catalog import CatalogWarning, lost_queries, validate_catalog
+from magnifier.data.own_sets import _draw_queries, catalog_csv, identity_folders, read_table, split_queries
 
 
 def draw(root, *names):
@@ -96,6 +96,58 @@ def test_patterns_that_do_not_fit(zoo):
         identity_folders(zoo, split='(cam)')
 
 
+def test_images_are_chosen_by_patterns(zoo):
+    chosen = identity_folders(zoo, r'cam(\d+)', include='^(ann|bob|cat|dan)/', exclude=r'_2\.')
+    assert set(chosen.identity) == {'ann', 'bob', 'cat', 'dan'}
+    assert len(chosen) == 4*4
+    assert (chosen.split == 'query').sum() == 4, 'drawn among what is left'
+    with pytest.raises(ValueError, match="holds no image .*; left out: 48 by include='nobody'"): identity_folders(zoo, include='nobody')
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    draw(tmp_path/'elsewhere', 'eve/1.png', 'eve/2.png')
+    root = draw(tmp_path/'set', 'ann/1.png', 'bob/1.jfif.png')
+    Image.new('L', (4, 8)).save(root/'bob'/'2.jfif', format='JPEG')
+    (root/'eve').symlink_to(tmp_path/'elsewhere'/'eve')
+    (root/'ann'/'again').symlink_to(root)
+    assert identity_folders(root, train=1).groupby('identity').size().to_dict() == dict(ann=1, bob=2, eve=2)
+
+
+def test_what_is_left_out_is_said_once(tmp_path, caplog):
+    root = draw(tmp_path/'set', 'ann/1.png', 'bob/1.png', 'bob/1.png.png')
+    for name in ('a.heic', 'b.heic', 'c.mp4', 'notes.txt'): (root/'ann'/name).touch()
+    (root/'bob'/'gone.jpg').symlink_to(root/'nowhere')
+    os.mkfifo(root/'bob'/'pipe.jpg')
+    with open(os.fsencode(root/'bob') + b'/caf\xe9.jpg', 'wb'): pass
+    with caplog.at_level(logging.WARNING, 'magnifier'): assert len(identity_folders(root, train=1)) == 2
+    assert [r.message for r in caplog.records] == [f'{root}: left out 2 .heic (no image), 1 .mp4 (no image), 1 copies with a second ending, '
+                                                   '1 names that are not UTF-8, 2 pipes, devices or broken links']
+
+
+def test_folders_of_splits_are_noticed(tmp_path):
+    root = draw(tmp_path/'set', 'train/ann/1.png', 'val/query/bob/1.png', 'val/gallery/bob/2.png', 'val/all_imgs/bob/1.png', 'val/all_imgs/bob/2.png')
+    with pytest.warns(CatalogWarning, match="identities lie in train, val/all_imgs, val/gallery, val/query, and all are read as one set.*split="):
+        identity_folders(root)
+    identity_folders(root, split='^(?:val/)?(train|query|gallery)/', exclude='all_imgs')
+    identity_folders(draw(tmp_path/'cameras', 'north/ann/1.png', 'south/ann/1.png'), '^([a-z]+)/')
+
+
+def test_queries_are_drawn_again_after_rows_are_left_out(zoo):
+    catalog = identity_folders(zoo, r'cam(\d+)_')
+    left = catalog[catalog.split != 'query']
+    again = split_queries(left)
+    assert set(again.path) == set(left.path)
+    assert (again[again.split == 'train'].path == left[left.split == 'train'].path).all()
+    queries = again[again.split == 'query'].groupby(['pid', 'camid']).size()
+    assert len(queries) == 8
+    assert (queries == 1).all()
+    assert split_queries(catalog, .25).query('split == "train"').pid.nunique() == 2
+    assert split_queries(catalog, .5).equals(catalog), 'as the reader drew'
+    unknown = split_queries(identity_folders(zoo)[::2], cameras=False, n_query=2)
+    assert unknown.groupby('split').camid.unique().map(list).to_dict() == dict(train=[0], query=[0], gallery=[1])
+    with pytest.raises(ValueError, match='n_query=0'): split_queries(catalog, n_query=0)
+
+
 def test_folders_refuse(tmp_path):
     with pytest.raises(ValueError, match='holds no image'): identity_folders(tmp_path)
     with pytest.raises(FileNotFoundError, match='nowhere is not a folder'): identity_folders(tmp_path/'nowhere')
@@ -163,6 +215,45 @@ def test_csv_refuses(tmp_path, text, message):
     else:
         assert catalog_csv(file)['pid'].tolist() == [1]
         with pytest.raises(FileNotFoundError, match='1 of 1 image files do not exist'): validate_catalog(catalog_csv(file))
+
+
+@pytest.mark.parametrize('content, message', [
+    ('path,pid\n'.encode('utf-16'), 'is not in UTF-8'), ('path,pid\ncaf\xe9,1\n'.encode('cp1252'), 'is not in UTF-8 .* at byte 12'), (b'', 'is empty'), (b'\n\n', 'is empty'),
+    (b'path,pid\na,1,2\n', 'line 2: 3 fields, and the header has 2'), (b'path,pid\na,1\nb\n', 'line 3: 1 fields'), (b'path,pid,pid\n', "two columns 'pid'"),
+    (b'path,pid\n"a,1\n', 'fields|CSV')])
+def test_files_that_are_no_tables_are_named(tmp_path, content, message):
+    (tmp_path/'list.csv').write_bytes(content)
+    with pytest.raises(ValueError, match=f'list.csv.*{message}'): read_table(tmp_path/'list.csv')
+    with pytest.raises(ValueError, match='list.csv'): catalog_csv(tmp_path/'list.csv')
+
+
+def test_a_table_is_text(tmp_path):
+    (tmp_path/'list.csv').write_bytes('\ufeffpath,pid\n\n"a, b",007\n'.encode())
+    assert read_table(tmp_path/'list.csv').to_dict('records') == [dict(path='a, b', pid='007')]
+
+
+def test_numbers_of_a_table_are_exact_or_names(tmp_path):
+    header = 'path,pid,camid,split\n'
+    exact = [9007199254740993 + i for i in range(6)]
+    for pids, expected in ((exact, exact), ([f'{p}.0' for p in exact], exact), ([10**22 + i for i in range(6)], list(range(6)))):
+        file = write(tmp_path/'list.csv', header + ''.join(f'{i}.png,{p},{p},train\n' for i, p in enumerate(pids)))
+        catalog = catalog_csv(file)
+        assert catalog.pid.tolist() == expected
+        assert catalog.camid.tolist() == expected
+
+
+@pytest.mark.parametrize('missing', ['NaN', ' ', 'None', 'null', 'N/A'])
+def test_words_for_unknown_are_no_identity(tmp_path, missing):
+    file = write(tmp_path/'list.csv', f'path,pid,camid,split\na,1,1,train\nb,{missing},1,train\n')
+    with pytest.raises(ValueError, match='list.csv, line 3: pid is empty'): catalog_csv(file)
+
+
+def test_a_column_named_beside_one_of_the_same_name(tmp_path):
+    file = write(tmp_path/'list.csv', 'path,pid,person,camid,split\na,5,1,1,train\nb,6,2,1,train\n')
+    catalog = catalog_csv(file, {'pid': 'person'})
+    assert catalog.pid.tolist() == [1, 2]
+    swapped = catalog_csv(file, {'pid': 'camid', 'camid': 'pid'})
+    assert swapped.camid.tolist() == [5, 6]
 
 
 def test_csv_that_is_not_there(tmp_path):
