@@ -152,7 +152,7 @@ def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
         files = [Path(os.path.abspath(p)) for p in (images['path'] if isinstance(images, pd.DataFrame) else images)]
         if not files: raise ValueError('no images given')
         root = Path(os.path.commonpath([p.parent for p in files]))
-    dst = root.with_name(root.name + '_ps_label') if dst is None else Path(dst)
+    dst = mask_folder(root) if dst is None else Path(dst)
     targets = [(str(p), (dst / p.relative_to(root)).with_suffix('.png')) for p in files]
     image_of = {}
     for p, mask in targets:
