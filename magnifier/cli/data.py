@@ -27,7 +27,8 @@ def magnifier_masks(
     action:str,             # convert (a parser's label files), make (with a keypoint network) or stripes (horizontal bands, no parts)
     src:str,                # Folder: of label files for convert, of images for the others
     dst:str=None,           # Folder of the part masks, same sub-paths; beside the images, as <folder>_ps_label, where not given
-    labels:str='lip',       # convert: the parser's labelling: ps_label, densepose14, densepose24, lip, pascal, atr, cihp, sapiens
+    labels:str='lip',       # convert: ps_label, densepose14, densepose24, lip, pascal, atr, cihp, sapiens, pifpaf, or a CSV file (label, region)
+    images:str=None,        # convert, of pifpaf's fields: folder of their images
     weights:str=None,       # make: file of Keypoint R-CNN's weights; torchvision downloads them where not given
     bs:int=8,               # make: images a batch
     debug:bool=False,       # Shows the traceback of an error
@@ -41,11 +42,12 @@ def magnifier_masks(
         warnings.simplefilter('ignore', masks.CatalogWarning)  # the report says the same
         if action == 'convert':
             if dst is None: raise ValueError('name the folder of the part masks, as in `magnifier_masks convert SRC DST --labels lip`')
-            return _report(masks.convert_masks(src, dst, labels), dst)
+            _report(masks.convert_masks(src, dst, labels, images=images), dst)
+            return say(f'The loaders look in <folder of the images>_ps_label by themselves; else name it: masks={dst!r}, or --masks {dst} in a shell')
         if action == 'make': return _make_masks(src, dst, weights, bs)
     if action != 'stripes': raise ValueError(f'unknown action {action!r}: use convert, make or stripes')
     files = masks.make_stripe_masks(src, dst)
-    say(f'{len(files)} files of horizontal stripes, which are no body parts, for the images of {src}: {files[0].parent}')
+    say(f'{len(files)} files of horizontal stripes, which are no body parts, for the images of {src}. {_found_by_loaders(src, dst)}')
 
 
 def _make_masks(src, dst, weights, bs):
@@ -55,14 +57,24 @@ def _make_masks(src, dst, weights, bs):
     from pathlib import Path
     from magnifier.data.keypoint_masks import make_masks
     from magnifier.look.catalogs import contact_sheet
-    src = Path(src).expanduser().absolute()
-    dst = src.with_name(src.name + '_ps_label') if dst is None else Path(dst)
+    from magnifier.data.folders import mask_folder
+    given, src = dst, Path(src).expanduser().absolute()
+    dst = mask_folder(src) if dst is None else Path(dst)
     report = make_masks(src, dst, weights, bs=bs)
     sheet = dst.with_name(dst.name + '_sheet.png')
     if report['mask'].notna().any():
         contact_sheet(report, save=sheet)
         say(f'how good they are is seen in {sheet}')
     _report(report, dst)
+    say(_found_by_loaders(src, given))
+
+
+def _found_by_loaders(src, dst):
+    "Where the loaders look for masks"
+    from pathlib import Path
+    from magnifier.data.folders import mask_folder
+    if dst is None: return f'The loaders look in {mask_folder(Path(src).expanduser().absolute())} by themselves'
+    return f'Name their folder to the loaders: masks={str(dst)!r}, or --masks {dst} in a shell'
 
 
 def _report(report, dst):

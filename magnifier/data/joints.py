@@ -1,16 +1,31 @@
-"Part masks without a parser: limbs drawn around body joints, and plain horizontal stripes"
+"Part masks without a parser: limbs drawn around body joints, fields of joints' confidence, and plain horizontal stripes"
 
 import math
+
 import numpy as np
+from PIL import Image
+
 from magnifier.regions import region_indices
 
-__all__ = ['regions_from_joints', 'stripe_masks']
+__all__ = ['regions_from_joints', 'regions_from_fields', 'stripe_masks']
 
 HEAD, CHEST, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG, FOOT = region_indices(range(1, 8))
 
 # COCO's order of joints
 NOSE, EYES, EARS = 0, (1, 2), (3, 4)
 SHOULDERS, ELBOWS, WRISTS, HIPS, KNEES, ANKLES = (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)
+
+# OpenPifPaf's 36 fields: 17 joints in COCO's order, then 19 connections of two joints, in the order of its COCO skeleton
+FIELDS = {
+    HEAD: (NOSE, *EYES, *EARS, 29, 30, 31, 32, 33, 34, 35),  # between eyes, nose and ears, and from ear to shoulder
+    CHEST: (*SHOULDERS, *HIPS, 21, 22, 23, 24),  # between shoulders and hips
+    UPPER_ARM: (*ELBOWS, 25, 26),
+    LOWER_ARM: (*WRISTS, 27, 28),
+    UPPER_LEG: (*KNEES, 18, 20),
+    LOWER_LEG: (17, 19),
+    FOOT: ANKLES,
+}
+CONFIDENT = .3  # Below, a field sees nothing
 
 # Lengths in statures (Drillis and Contini 1966, as textbooks of biomechanics give them); the camera only ever shortens them
 LENGTHS = ((SHOULDERS, ELBOWS, .18), (ELBOWS, WRISTS, .146), (HIPS, KNEES, .245), (KNEES, ANKLES, .246))
@@ -38,6 +53,25 @@ def regions_from_joints(
     for _, region, a, b, radii in sorted(_parts(joints, body), key=lambda part: part[0]):
         flat = FLAT.get(region, (False, False))
         if np.isfinite([*a, *b]).all(): _paint(mask, region, a, b, [r * body for r in radii], flat=flat)
+    return mask
+
+
+def regions_from_fields(
+    fields: np.ndarray,  # (36, h', w') confidence in 0..1, as OpenPifPaf gives it and as its users save it: joints, then connections
+    size: tuple[int, int],  # Height and width of the mask
+) -> np.ndarray:  # (h, w) uint8 regions, background where no field is confident
+    "Every pixel is of the region whose joints and connections are the most confident there. A ValueError for other shapes"
+    fields = np.asarray(fields)
+    if fields.ndim != 3 or len(fields) != 36 or not fields.size or fields.dtype.kind != 'f':
+        raise ValueError(f'fields of shape {fields.shape} and type {fields.dtype}: (36, h, w) floats are wanted, of 17 joints and 19 connections')
+    best = np.full(size, CONFIDENT, np.float32)
+    mask = np.zeros(size, np.uint8)
+    for region, members in FIELDS.items():
+        field = np.ascontiguousarray(fields[list(members)].max(0), dtype=np.float32)
+        field = np.asarray(Image.fromarray(field).resize(size[::-1], Image.Resampling.BILINEAR))
+        better = field > best
+        best[better] = field[better]
+        mask[better] = region
     return mask
 
 

@@ -64,8 +64,10 @@ def keypoint_network(
     if weights is None:
         default = KeypointRCNN_ResNet50_FPN_Weights.DEFAULT
         try: return keypointrcnn_resnet50_fpn(weights=default, **size).eval()
-        except OSError as e: raise OSError(f'the weights of Keypoint R-CNN could not be downloaded ({e}): fetch {default.url} where '
-                                           'there is a network, and pass the file as weights=') from e
+        except OSError as e: raise OSError(f'the weights of Keypoint R-CNN could not be downloaded ({e}). Two ways out: fetch {default.url} '
+                                           'where there is a network, and name the file (weights=FILE, or --weights FILE in a shell); or try '
+                                           'things out with horizontal stripes (make_stripe_masks, or `magnifier_masks stripes FOLDER`), which '
+                                           'are no body parts') from e
     network = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None, **size)
     try: network.load_state_dict(torch.load(weights, map_location='cpu', weights_only=True))
     except (RuntimeError, TypeError) as e: raise ValueError(f'{weights} does not hold the weights of torchvision\'s '

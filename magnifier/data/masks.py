@@ -2,21 +2,25 @@
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastprogress import progress_bar
 
 from magnifier.data.catalog import SPLITS, CatalogWarning
-from magnifier.data.images import opened_image, read_image
-from magnifier.data.joints import stripe_masks
 from magnifier.data.folders import existing, image_files, mask_folder, save_png
-from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS, label_table
+from magnifier.data.images import IMAGE_ENDINGS, opened_image, read_image
+from magnifier.data.joints import regions_from_fields, stripe_masks
+from magnifier.data.own_sets import read_table
+from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS, LabelTable, label_table, region_indices
 
-__all__ = ['read_mask', 'check_same_size', 'write_mask', 'convert_mask', 'convert_masks', 'make_stripe_masks', 'mask_report', 'mask_agreement']
+__all__ = ['read_mask', 'check_same_size', 'write_mask', 'convert_mask', 'convert_masks', 'read_label_table', 'make_stripe_masks', 'mask_report', 'mask_agreement']
 
 log = logging.getLogger(__name__)
 
@@ -104,21 +108,26 @@ def _divide(regions, labels, split, *, anchor, height):
 
 
 def convert_masks(
-    src: str | Path,  # Folder of a parser's label files (PNG), any depth
+    src: str | Path,  # Folder of a parser's label files (PNG), any depth; of OpenPifPaf's fields (.npy) for labels='pifpaf'
     dst: str | Path,  # Folder of the part masks, same sub-paths; what is there already is left
-    labels='lip',  # A name of LABEL_TABLES, a LabelTable, or the region of each label 0, 1, ...
+    labels='lip',  # A name of LABEL_TABLES, 'pifpaf', a CSV file (see `read_label_table`), a LabelTable, or the region of each label
     *,
+    images: str | Path | None = None,  # For 'pifpaf': folder of the images, same sub-paths, since fields are smaller than they
     workers: int | None = None,  # Threads; default: as many as there are cores
+    progress: bool = True,  # Show a bar
 ) -> pd.DataFrame:  # One row a file: `path`, `mask`, `result` ('converted', 'already there', 'failed'), `problem`
     """A folder of label files as part masks; resumable, and a file that fails does not stop the others (a warning says how many did).
 
     DensePose's three-channel IUV files are read by their I.
     """
-    src, dst, table = existing(src), Path(dst), label_table(labels)
-    files = sorted(p for p in src.rglob('*') if p.suffix.lower() == '.png' and not p.name.startswith('.'))
-    if not files: raise ValueError(f'{src} holds no PNG file')
-    def convert(p): return _convert_file(p, dst / p.relative_to(src), table)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool: rows = list(pool.map(convert, files))
+    src, dst = existing(src), Path(dst)
+    ending, convert = _converter(labels, src, images)
+    files = sorted(p for p in src.rglob('*') if p.suffix.lower() == ending and not p.name.startswith('.'))
+    if not files: raise ValueError(f'{src} holds no {ending} file')
+    def convert_one(p): return _convert_file(p, dst / _mask_name(p.relative_to(src)), convert)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        done = pool.map(convert_one, files)
+        rows = list(progress_bar(done, total=len(files)) if progress else done)
     report = pd.DataFrame(rows, columns=['path', 'mask', 'result', 'problem'])
     failed = report[report['result'] == 'failed']
     if len(failed): warnings.warn(f'{len(failed)} of {len(files)} files were not converted (first: {failed["problem"].iat[0]})',
@@ -126,9 +135,51 @@ def convert_masks(
     return report
 
 
-def _convert_file(path, target, table):
+def read_label_table(
+    file: str | Path,  # A CSV file with columns `label` (0, 1, ...) and `region` (a name or 0 to 7)
+) -> LabelTable:  # Labels that the file does not name are background
+    "A table of one's own parser; a ValueError names the file and what is wrong in it"
+    table = read_table(file)
+    if not {'label', 'region'} <= set(table): raise ValueError(f'{file}: columns label and region are wanted, not {", ".join(table)}')
+    region_of = {}
+    for label, region in zip(table['label'].str.strip(), table['region'].str.strip()):
+        if not re.fullmatch(r'\d{1,5}', label): raise ValueError(f'{file}: label {label!r} is no whole number from 0')
+        if int(label) in region_of: raise ValueError(f'{file}: label {label} is there twice')
+        try: region_of[int(label)], = region_indices([int(region) if region.isdigit() else region])
+        except ValueError as e: raise ValueError(f'{file}: label {label}: {e}') from e
+    if not region_of: raise ValueError(f'{file} names no label')
+    return LabelTable(tuple(region_of.get(i, 0) for i in range(max(region_of) + 1)), (), str(file))
+
+
+def _converter(labels, src, images):
+    "Ending of a parser's files, and the function from one of them to regions"
+    if labels == 'pifpaf':
+        if images is None: raise ValueError("labels='pifpaf': fields are smaller than their images; name the folder of these as images")
+        return '.npy', partial(_from_fields, src=src, images=existing(images))
+    table = read_label_table(labels) if str(labels).lower().endswith('.csv') else label_table(labels)
+    return '.png', lambda path: convert_mask(_parser_labels(path, table), table)
+
+
+def _from_fields(path, src, images):
+    place = (images / path.relative_to(src)).parent
+    name = _mask_name(path).stem
+    image = next((p for ending in IMAGE_ENDINGS if (p := place / f'{name}{ending}').is_file()), None)
+    if image is None: raise ValueError(f'{path}: no image {place / name} ({", ".join(IMAGE_ENDINGS)})')
+    try: fields = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e: raise ValueError(f'{path}: no array of NumPy ({e})') from e
+    return regions_from_fields(fields, read_image(image).size[::-1])
+
+
+def _mask_name(path):
+    "`x.npy`, `x.jpg.npy`, `x.jpg.confidence_fields.npy` and `x.png` -> `x.png`"
+    name = path.name.removesuffix(path.suffix).removesuffix('.confidence_fields')
+    if path.suffix == '.npy' and Path(name).suffix.lower() in IMAGE_ENDINGS: name = Path(name).stem
+    return path.with_name(f'{name}.png')
+
+
+def _convert_file(path, target, convert):
     if target.exists(): return str(path), str(target), 'already there', None
-    try: write_mask(target, convert_mask(_parser_labels(path, table), table))
+    try: write_mask(target, convert(path))
     except (ValueError, OSError) as e:
         return str(path), None, 'failed', str(e) if str(path) in str(e) else f'{path}: {e}'
     return str(path), str(target), 'converted', None
@@ -147,7 +198,9 @@ def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
 
     Default `dst`: `<folder>_ps_label`, where `find_masks` looks; of a list or a catalog the folder is the one common to all.
     """
-    if isinstance(images, (str, os.PathLike)): root = existing(images); files = image_files(root, recursive=True)
+    if isinstance(images, (str, os.PathLike)):
+        root = existing(images)
+        files = image_files(root, recursive=True)
     else:
         files = [Path(os.path.abspath(p)) for p in (images['path'] if isinstance(images, pd.DataFrame) else images)]
         if not files: raise ValueError('no images given')

@@ -4,7 +4,7 @@ from hypothesis import given, settings, strategies as st
 from magnifier.walkers.appearance import random_appearance
 from magnifier.walkers.canvas import stream
 from magnifier.walkers.figure import random_box, random_pose
-from magnifier.data.joints import regions_from_joints, stripe_masks
+from magnifier.data.joints import regions_from_fields, regions_from_joints, stripe_masks
 from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
 from magnifier.regions import BODY_REGIONS
 
@@ -118,3 +118,20 @@ def test_stripes_are_stripes(size):
     (dict(size=(9, 9), edges=(0, .1, .2, .2, .4, .5, .6)), 'rising'), (dict(size=(9, 9), edges=(0, .1, .2, .3, .4, .5, 1)), 'all below 1')])
 def test_bad_stripes(kwargs, message):
     with pytest.raises(ValueError, match=message): stripe_masks(**kwargs)
+
+
+def test_fields_of_confidence_are_regions():
+    "A field a corner: the most confident wins, and what is below .3 is background"
+    fields = np.zeros((36, 4, 2), np.float32)
+    fields[0, 0] = .9  # nose
+    fields[24, 1] = .8  # between the shoulders
+    fields[18, 2] = .5  # left knee to hip
+    fields[17, 2] = .4  # left ankle to knee
+    fields[15, 3] = .29  # left ankle
+    assert regions_from_fields(fields, (4, 2)).tolist() == [[1, 1], [2, 2], [5, 5], [0, 0]]
+    large = regions_from_fields(fields, (64, 32))
+    assert large.shape == (64, 32)
+    assert large[2].tolist() == [1]*32
+    assert large[40].tolist() == [5]*32
+    for wrong in (fields[:35], fields[0], fields.astype(int), fields[:, :0]):
+        with pytest.raises(ValueError, match=r'\(36, h, w\) floats'): regions_from_fields(wrong, (4, 2))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from magnifier.data.catalog import CatalogWarning, find_masks, make_catalog
 from magnifier.data.joints import stripe_masks
-from magnifier.data.masks import (convert_mask, convert_masks, make_stripe_masks, mask_agreement, mask_report, mask_targets, read_mask, write_mask)
+from magnifier.data.masks import (convert_mask, convert_masks, make_stripe_masks, mask_agreement, mask_report, mask_targets, read_label_table, read_mask, write_mask)
 from magnifier.regions import LABEL_TABLES, N_REGIONS, REGIONS
 
 
@@ -210,7 +210,7 @@ def test_convert_folder(tmp_path):
 
 def test_convert_folder_refuses(tmp_path):
     with pytest.raises(ValueError, match="unknown labels 'coco'"): convert_masks(tmp_path, tmp_path/'out', 'coco')
-    with pytest.raises(ValueError, match='holds no PNG file'): convert_masks(tmp_path, tmp_path/'out')
+    with pytest.raises(ValueError, match='holds no .png file'): convert_masks(tmp_path, tmp_path/'out')
     with pytest.raises(FileNotFoundError, match='nowhere is not a folder'): convert_masks(tmp_path/'nowhere', tmp_path/'out')
 
 
@@ -283,3 +283,44 @@ def test_agreement_refuses(tmp_path):
     with pytest.warns(CatalogWarning, match='1 masks are in one of'): mask_agreement(tmp_path/'a', tmp_path/'b')
     write_mask(tmp_path/'b'/'x.png', np.ones((5, 4), int)), (tmp_path/'b'/'y.png').unlink()
     with pytest.raises(ValueError, match=r'x.png is \(4, 4\) and .*x.png is \(5, 4\)'): mask_agreement(tmp_path/'a', tmp_path/'b')
+
+
+# --- other parsers' files
+
+@pytest.mark.parametrize('name', ['a.npy', 'a.jpg.npy', 'a.jpg.confidence_fields.npy'])
+def test_fields_of_openpifpaf_become_masks_of_their_images_size(tmp_path, name):
+    fields = np.zeros((36, 8, 4), np.float32)
+    fields[0, :4] = .9  # nose
+    fields[15, 4:] = .9  # ankle
+    for folder in ('fields', 'images'): (tmp_path/folder/'query').mkdir(parents=True)
+    np.save(tmp_path/'fields'/'query'/name, fields)
+    np.save(tmp_path/'fields'/'query'/'gone.npy', fields)
+    (tmp_path/'fields'/'query'/'text.npy').write_text('hello')
+    for image in ('a', 'text'): Image.new('RGB', (32, 64)).save(tmp_path/'images'/'query'/f'{image}.jpg')
+    with pytest.warns(CatalogWarning, match='2 of 3 files were not converted'):
+        report = convert_masks(tmp_path/'fields', tmp_path/'masks', 'pifpaf', images=tmp_path/'images', progress=False)
+    mask = read_mask(tmp_path/'masks'/'query'/'a.png')
+    assert mask.shape == (64, 32)
+    assert set(mask[:28].ravel()) == {1}
+    assert set(mask[36:].ravel()) == {7}
+    problems = report.problem.dropna().tolist()
+    assert any('gone.npy: no image' in p for p in problems)
+    assert any('text.npy: no array of NumPy' in p for p in problems)
+    with pytest.raises(ValueError, match='name the folder of these as images'): convert_masks(tmp_path/'fields', tmp_path/'masks', 'pifpaf')
+
+
+def test_a_table_of_ones_own(tmp_path):
+    (tmp_path/'own.csv').write_text('label,region\n3,head\n1,foot\n0,0\n')
+    assert read_label_table(tmp_path/'own.csv').regions == (0, 7, 0, 1)
+    (tmp_path/'labels').mkdir()
+    Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8)).save(tmp_path/'labels'/'x.png')
+    convert_masks(tmp_path/'labels', tmp_path/'masks', str(tmp_path/'own.csv'), progress=False)
+    assert read_mask(tmp_path/'masks'/'x.png').tolist() == [[0, 7], [0, 1]]
+
+
+@pytest.mark.parametrize('text, message', [
+    ('a,b\n1,2\n', 'columns label and region'), ('label,region\nx,head\n', "label 'x' is no whole number"), ('label,region\n1,hat\n', "label 1: unknown region 'hat'"),
+    ('label,region\n1,9\n', 'unknown region 9'), ('label,region\n1,head\n1,foot\n', 'label 1 is there twice'), ('label,region\n', 'names no label')])
+def test_tables_that_make_no_sense_are_named(tmp_path, text, message):
+    (tmp_path/'own.csv').write_text(text)
+    with pytest.raises(ValueError, match=f'own.csv.*{message}'): read_label_table(tmp_path/'own.csv')

@@ -40,6 +40,7 @@ def test_convert(tmp_path, capsys):
     assert {1, 2, 5, 6} <= set(np.unique(read_mask(tmp_path/'out'/'a.png')))
     said = capsys.readouterr().out
     assert '1 converted, 1 failed' in said and 'b.png' in said
+    assert f'--masks {tmp_path/"out"}' in said
     assert pd.read_csv(tmp_path/'out_report.csv')['result'].tolist() == ['converted', 'failed']
 
 
@@ -49,7 +50,9 @@ def test_make(images, monkeypatch, capsys):
     masks = images.with_name('images_ps_label')
     assert sorted(p.relative_to(masks).as_posix() for p in masks.rglob('*.png')) == ['a.png', 'sub/b.png']
     said = capsys.readouterr().out
-    assert '2 made, 1 no person' in said and 'dark.jpg' in said
+    assert '2 made, 1 no person' in said
+    assert 'dark.jpg' in said
+    assert f'The loaders look in {masks} by themselves' in said
     with Image.open(images.with_name('images_ps_label_sheet.png')) as sheet: assert sheet.width > 100
     magnifier_masks('make', str(images))
     assert '2 already there, 1 no person' in capsys.readouterr().out
@@ -58,7 +61,9 @@ def test_make(images, monkeypatch, capsys):
 def test_stripes(images, capsys):
     magnifier_masks('stripes', str(images))
     assert set(np.unique(read_mask(images.with_name('images_ps_label')/'dark.png'))) == set(range(1, 8))
-    assert 'no body parts' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'no body parts' in said
+    assert f'The loaders look in {images.with_name("images_ps_label")} by themselves' in said
 
 
 @pytest.mark.parametrize('arguments, message', [
