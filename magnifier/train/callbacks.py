@@ -69,7 +69,7 @@ class RegionOcclusion(Callback):
 
     def before_fit(self):
         "Asks the adversarial branch whether it has the background"
-        sab = getattr(self.learn.model, 'module', self.learn.model).sab
+        sab = self.learn.net.sab
         self.keep_background = sab is None or sab.keep_background
         _check_keep(self.strategy, self.keep, self.keep_background)
 
@@ -97,7 +97,7 @@ class SemanticDiversityPhase(Callback):
 
     def before_fit(self):
         "Remembers the weight; a model without region features has nothing to make diverse"
-        if getattr(self.learn.model, 'sfb', True) is None:
+        if self.learn.net.sfb is None:
             raise ValueError('the semantic diversity loss compares the fusion branch\'s region features: build the learner with sfb=True')
         self.former = self.learn.loss_func.gamma
 

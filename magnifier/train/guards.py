@@ -1,16 +1,19 @@
-"What may end a training early: a loss that is no number, and the keyboard"
+"What may end or mislead a training: a loss that is no number, the keyboard, trackers of figures that are not there"
 import logging
+import math
 import signal
 import threading
 from collections import deque
 from pathlib import Path
 
 import torch
+from fastai.callback.mixup import MixHandler
+from fastai.callback.tracker import TrackerCallback
 from fastai.vision.all import Callback
 from magnifier.files import aside
 from magnifier.train.recording import LossParts
 
-__all__ = ['NonFiniteLoss', 'StopAtNonFinite', 'StopByKeyboard']
+__all__ = ['NonFiniteLoss', 'StopAtNonFinite', 'StopByKeyboard', 'check_callbacks', 'TrackersWait']
 
 log = logging.getLogger(__name__)
 _MOST_WAITING = 16  # Batches a GPU may be ahead of the check; each is held in memory until its loss is known
@@ -119,3 +122,45 @@ class StopByKeyboard(Callback):
     def after_batch(self):
         "The batch is done: stops where that was asked for"
         if self.asked: raise KeyboardInterrupt
+
+
+def check_callbacks(
+    cbs,  # Callbacks of a fit, or their classes
+):
+    "A ValueError for those that would mislead a training of identities"
+    for cb in cbs:
+        kind = cb if isinstance(cb, type) else type(cb)
+        if issubclass(kind, MixHandler):
+            raise ValueError(f'{kind.__name__} mixes images and the labels of classes, and the triplet loss needs one identity an image: '
+                             'use the loaders\' erase=0.5, which erases a part of each image')
+        if issubclass(kind, TrackerCallback) and getattr(cb, 'monitor', 'valid_loss') == 'valid_loss':
+            raise ValueError(f'{kind.__name__} would follow valid_loss, which says nothing of people that the training does not know: '
+                             f"use {kind.__name__}(monitor='mAP')")
+
+
+class TrackersWait(Callback):
+    "Trackers look only at epochs whose figure is there: not at those that `ValidateEvery` leaves out, or that a resumed fit passes over"
+
+    order = TrackerCallback.order - 1
+
+    def before_fit(self):
+        "All are awake"
+        self.asleep = []
+
+    def after_epoch(self):
+        "Trackers whose figure is missing sleep"
+        for cb in self.learn.cbs:
+            if isinstance(cb, TrackerCallback) and cb.run and not getattr(cb, 'every_epoch', False) and self._is_missing(cb):
+                cb.run = False
+                self.asleep.append(cb)
+
+    def _is_missing(self, tracker): return self.recorder.passed_over or self.recorder.values[-1][tracker.idx] is None
+
+    def before_epoch(self):
+        "And wake up"
+        for cb in self.asleep: cb.run = True
+        self.asleep = []
+
+    def after_fit(self):
+        "One that has seen a figure may go back to its best epoch"
+        for cb in self.asleep: cb.run = math.isfinite(cb.best)

@@ -1,9 +1,12 @@
 "The learner: MagnifierNet with its losses and callbacks as fastai knows them; it trains, embeds, evaluates, saves and exports"
 import re
 import tempfile
+import warnings
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -20,15 +23,18 @@ from magnifier.model.embedding import EmbeddingNet
 from magnifier.model.fingerprint import fingerprint as fingerprint_of
 from magnifier.model.net import MagnifierNet, create_magnifier, model_splitter
 from magnifier.model.saved import MODEL_FILES, read_model, write_model
+from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.retrieval.distance import normalise
 from magnifier.train.callbacks import RegionOcclusion, SemanticDiversityPhase, TeacherMasks
 from magnifier.train.distributed import Share, distributed
 from magnifier.train.export import write_onnx
+from magnifier.train.guards import TrackersWait, check_callbacks
 from magnifier.train.losses import MagnifierLoss
-from magnifier.train.metrics import rank_embeddings, reid_metrics
+from magnifier.train.metrics import rank_by_role, rank_embeddings, reid_metrics
 from magnifier.train.parts import embed_parts, rank_parts
 from magnifier.train.precision import autocast_of
 from magnifier.train.recipes import Stage, recipe as named
+from magnifier.train.records import differing, versions
 from magnifier.train.recording import CalmProgress, DeviceRecorder, LossParts
 from magnifier.train.schedules import stage_callbacks
 
@@ -37,6 +43,20 @@ __all__ = ['ReIDLearner', 'magnifier_learner', 'recipe_learner']
 # Optimisers by name. The papers' Adam adds the weight decay to the gradient, and is torch's; fastai's keeps it apart, has eps 1e-5, and
 # averages the squared gradient over 100 steps instead of 1,000
 OPTIMISERS = {'adam': partial(Adam, decouple_wd=False, mom=.9, sqr_mom=.999, eps=1e-8), 'adamw': Adam}
+
+
+class Prediction(NamedTuple):
+    "What a model makes of one image"
+
+    decoded: tuple  # (part mask, nearest training identity), to be shown
+    tensors: tuple  # The same as tensors
+    embedding: torch.Tensor  # (d,), L2-normalised
+
+    def __repr__(self):
+        *masks, identity = self.decoded
+        parts = ', '.join(REGIONS[k] for k in sorted(set(self.tensors[0].flatten().tolist())) if k < N_REGIONS) if masks else ''
+        return (f'of the people that training knew, {identity} (a stranger too resembles one of them most: compare embeddings to know); '
+                f'regions seen: {parts or "unknown"}; embedding of {len(self.embedding)} numbers')
 
 
 class ReIDLearner(Learner):
@@ -83,11 +103,13 @@ class ReIDLearner(Learner):
         was, device = self.model.training, next(self.model.parameters()).device
         try:
             # In a distributed fit: without the wrapper, which waits for other ranks
-            with torch.no_grad(), autocast_of(self, device.type): yield self._net.eval(), device
+            with torch.no_grad(), autocast_of(self, device.type): yield self.net.eval(), device
         finally: self.model.train(was)
 
     @property
-    def _net(self): return getattr(self.model, 'module', self.model)
+    def net(self) -> torch.nn.Module:  # A MagnifierNet
+        "The model itself: in a distributed fit, what the wrapper holds"
+        return getattr(self.model, 'module', self.model)
 
     def with_progress(
         self,
@@ -98,6 +120,19 @@ class ReIDLearner(Learner):
 
     # Training
 
+    def fit(
+        self,
+        n_epoch: int,  # Epochs
+        lr=None,  # As in fastai
+        wd=None,  # As in fastai
+        cbs=None,  # Further callbacks
+        reset_opt: bool = False,  # Whether the optimiser starts anew
+        start_epoch: int = 0,  # Epochs passed over
+    ):
+        "fastai's; a ValueError for callbacks that would mislead it"
+        check_callbacks([*self.cbs, *L(cbs)])
+        super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+
     def plan(
         self,
         recipe: str,  # One of `RECIPES`
@@ -106,7 +141,7 @@ class ReIDLearner(Learner):
     ) -> list[Stage]:
         "What `fit_recipe` would do, stage by stage; a model without SFB has no semantic diversity loss"
         stages = named(recipe).plan(epochs, **changes)
-        return stages if self._net.sfb is not None else [stage._replace(diversity_from=1.) for stage in stages]
+        return stages if self.net.sfb is not None else [stage._replace(diversity_from=1.) for stage in stages]
 
     def fit_recipe(
         self,
@@ -195,6 +230,7 @@ class ReIDLearner(Learner):
         self,
         catalog=None,  # Catalog or DataLoader with queries and gallery; None for the validation set
         *,
+        by_branch: bool = False,  # Adds a row for each branch alone
         distance: str = 'cosine',  # Of the embeddings; 'regions': of the regions that both images show, each by itself
         regions=None,  # With 'regions': names or indices of those to compare; None for the body's, without the background
         given_masks: bool = False,  # With 'regions': what is seen is by the catalog's part masks, not by the model's own
@@ -205,24 +241,57 @@ class ReIDLearner(Learner):
         k2: int = 6,  # Re-ranking: neighbours averaged
         lambda_value: float = 0.3,  # Re-ranking: share of the original distance
         **kwargs,  # Passed to `rank`: ap, no_match, separate_cameras
-    ) -> pd.DataFrame:  # Columns R1 R5 R10 mAP mINP in [0,1]; rows 'plain' (or 'regions') and, if asked for, 're-ranked'
-        "Table of retrieval figures: CMC at ranks 1, 5 and 10, mean average precision, mean inverse negative penalty"
+    ) -> pd.DataFrame:  # Columns R1 R5 R10 mAP mINP in [0,1]; rows 'plain' (or 'regions') and, if asked for, 're-ranked', the branches
+        """Table of retrieval figures: CMC at ranks 1, 5 and 10, mean average precision, mean inverse negative penalty. Its `.attrs` say how
+        many `queries` there were and how many of them were `left_out`, since the gallery has nobody for them"""
+        by_regions = distance == 'regions'
         if distance not in ('cosine', 'regions'): raise ValueError(f'unknown distance {distance!r}: use cosine or regions')
-        if flip_test and distance == 'regions': raise ValueError('flip_test adds embeddings up, and distance="regions" has none: leave one out')
-        if (regions is not None or given_masks) and distance == 'cosine': raise ValueError('regions and given_masks go with distance="regions"')
+        if by_regions and (flip_test or by_branch): raise ValueError('flip_test and by_branch are about embeddings: not with distance="regions"')
+        if not by_regions and (regions is not None or given_masks): raise ValueError('regions and given_masks go with distance="regions"')
         again = dict(k1=k1, k2=k2, lambda_value=lambda_value) if rerank else None
         dl = self.loader(self._test_images(catalog), bs=bs)
-        if distance == 'regions': rows = rank_parts(embed_parts(self, dl, regions, given_masks=given_masks), again, **kwargs)
-        else: rows = rank_embeddings(*self.embed(dl, flip_test=flip_test, with_identity=True), again, **kwargs)
+        if by_regions: rows = rank_parts(embed_parts(self, dl, regions, given_masks=given_masks), again, **kwargs)
+        else:
+            embeddings, identity = self.embed(dl, flip_test=flip_test, with_identity=True)
+            rows = rank_embeddings(embeddings, identity, again, **kwargs)
+            if rows and by_branch: rows |= {b: rank_by_role(embeddings[:, at], identity, **kwargs) for b, at in self.net.branch_slices.items()}
         if not rows: raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"')
-        return pd.concat([r.table().set_axis([name]) for name, r in rows.items()])
+        table = pd.concat([ranking.table().set_axis([name]) for name, ranking in rows.items()])
+        first = next(iter(rows.values()))
+        table.attrs = dict(queries=len(first.ap), left_out=int(first.n_skipped))
+        return table
 
     def _test_images(self, catalog):
         if catalog is not None: return catalog
         if not self.dls.valid.n: raise ValueError('this learner was loaded, and carries no images: give a catalog with queries and gallery')
         return self.dls.valid
 
+    def gradient_shares(
+        self,
+        batch=None,  # (images, part masks, identities); None for one of the training loader's
+    ) -> pd.DataFrame:  # By part of the loss: its value, its weight in the total, the norm of its gradient, and that norm's share of the sum
+        "How strongly each part of the loss pulls at the backbone, which all parts share; the learner stays as it is"
+        images, masks, identity = to_device(batch or self.dls.train.new(num_workers=0).one_batch(), self.dls.device)
+        net, occlusion = deepcopy(self.net).train(), deepcopy(getattr(self, 'region_occlusion', None))
+        kept = None if occlusion is None else occlusion.draw().to(images.device)
+        output = net(images, masks if net.segmentation is not None else None, kept)
+        rows = {}
+        for part in self.loss_func.parts(output, masks, identity):
+            norm = _gradient_norm(part.weight*part.value, net.backbone)
+            rows[part.name] = dict(loss=part.value.item(), weight=part.weight, gradient=norm)
+        table = pd.DataFrame.from_dict(rows, orient='index')
+        return table.assign(share=table['gradient']/table['gradient'].sum())
+
     # Predictions
+
+    def tta(
+        self,
+        *args,  # As in fastai
+        **kwargs,  # As in fastai
+    ):
+        "Refused: fastai's averages the probabilities of classes"
+        raise NotImplementedError('tta averages the probabilities of classes, and who is searched for is of no class: use '
+                                  'learn.embed(images, flip_test=True) or learn.evaluate(flip_test=True), which add the mirrored image')
 
     def get_preds(
         self,
@@ -248,12 +317,12 @@ class ReIDLearner(Learner):
         item,  # A path, PIL image or (h,w,3) uint8 array
         rm_type_tfms=None,  # As in fastai; not needed here
         with_input: bool = False,  # Whether the image comes first
-    ) -> tuple:  # (part mask, nearest training identity) decoded; the same as tensors; embedding (d,)
+    ) -> 'Prediction':  # (part mask, nearest training identity) decoded; the same as tensors; embedding (d,)
         "What the model makes of one image: its parts, who of the training set it resembles, and its embedding"
         dl = self.loader([item])
         x, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True, reorder=False)
         shown = self.dls.decode_batch((x, *decoded))[0]
-        result = (tuple(shown[1:]), tuple(d[0] for d in decoded), preds.embedding[0])
+        result = Prediction(tuple(shown[1:]), tuple(d[0] for d in decoded), preds.embedding[0])
         return (detuplify(shown[:1]), *result) if with_input else result
 
     def predict_masks(
@@ -288,7 +357,7 @@ class ReIDLearner(Learner):
         "Hash of the weights and the preprocessing: which model made an embedding"
         try: preprocessing = preprocessing_of(self.dls).to_json()
         except ValueError: preprocessing = _steps_of(self.dls)  # steps of one's own, which have no other words
-        return fingerprint_of(self._net, preprocessing)
+        return fingerprint_of(self.net, preprocessing)
 
     def export(
         self,
@@ -297,12 +366,25 @@ class ReIDLearner(Learner):
     ):
         "fastai's, whole or not at all; in `distrib_ctx` rank 0 writes it, without what belongs to the processes"
         if rank_distrib(): return
+        self.made_with = versions()
         dls, opt = self.dls, self.opt
         try:
             with self._alone(), aside(self.path/fname) as part: super().export(part.absolute(), **kwargs)
         except BaseException:
             self.dls, self.opt = dls, opt  # fastai's empties the learner while it writes
             raise
+
+    def __setstate__(self, state):
+        "Of a pickle: says where it was made by other versions, under which it may not work"
+        super().__setstate__(state)
+        for name, was, now in differing(state.get('made_with', {}), versions()):
+            if was and was.split('.')[:2] != now.split('.')[:2]:
+                warnings.warn(f'this learner was exported with {name} {was} and is loaded with {now}: it may fail or differ. '
+                              '`save_pretrained` is the form that travels between versions')
+
+    def __repr__(self):
+        about = self.net.arguments or {}
+        return f'ReIDLearner: {about.get("arch", "a network of your own")}, branches {" + ".join(self.net.branches)}, d = {self.net.embedding_dim}'
 
     def export_onnx(
         self,
@@ -363,6 +445,13 @@ class ReIDLearner(Learner):
             return api.upload_folder(repo_id=name, folder_path=str(folder), commit_message=message, allow_patterns=list(MODEL_FILES))
 
 
+def _gradient_norm(loss, module):
+    if not loss.requires_grad: return 0.
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    return torch.stack([g.norm() for g in gradients if g is not None]).norm().item() if any(g is not None for g in gradients) else 0.
+
+
 def _steps_of(dls):
     "What validation does to an image, in the steps' own words; a transform of split 0 acts on training images alone"
     steps = [tfm for pipeline in (dls.valid.after_item, dls.valid.after_batch) for tfm in pipeline.fs if tfm.split_idx != 0]
@@ -406,7 +495,7 @@ def magnifier_learner(
         if opt_func not in OPTIMISERS: raise ValueError(f'unknown optimiser {opt_func!r}: use one of {", ".join(OPTIMISERS)}')
         opt_func = OPTIMISERS[opt_func]
     model = create_magnifier(arch, n_classes=dls.c, pretrained=pretrained, mask=mask, sab=sab, sfb=sfb, **kwargs)
-    callbacks = [LossParts()]
+    callbacks = [LossParts(), TrackersWait()]
     if mask: callbacks.append(TeacherMasks())
     if sab: callbacks.append(RegionOcclusion(strategy, keep, seed=seed))
     if loss_func is None or isinstance(loss_func, (type, partial)): loss_func = (loss_func or MagnifierLoss)()

@@ -75,6 +75,14 @@ class DeviceRecorder(Recorder):
         "Whatever ended the fit"
         if hasattr(self, 'fetched'): self.fetch()
 
+    def plot_loss(
+        self,
+        skip_start: int = 5,  # Batches left out at the start
+        **kwargs,  # As in fastai: log, show_epochs, ax
+    ):  # The axes
+        "fastai's curve of the training loss; there is no validation loss to draw beside it"
+        return super().plot_loss(skip_start, **{**kwargs, 'with_valid': False})
+
 
 class CalmProgress(ProgressCallback):
     "fastai's progress bar, which asks for the loss once a second instead of at every batch"
@@ -92,8 +100,10 @@ class CalmProgress(ProgressCallback):
 class LossParts(Callback):
     """Training losses by part, averaged over an epoch: columns beside the metrics, all of them in `.history`.
 
-    Columns add the branches up (`id`, `triplet`), beside `mask` and `sd`; the history keeps each part, the regions' own too. Sums stay on
-    the device until the epoch ends, so that no step waits for a number; of several processes each then has the mean"""
+    Columns add the branches up (`id`, `triplet`), beside `mask` and `sd`; the history keeps each part, the regions' own too. The people of
+    the validation images are none of the training's, so that of their losses the mask loss alone is defined: it is shown by that name,
+    `valid_mask_loss`, where there is a mask module, and fastai's `valid_loss` is not shown. Sums stay on the device until the epoch ends,
+    so that no step waits for a number; of several processes each then has the mean"""
 
     order = Recorder.order + 1  # the recorder's row is there, and nobody has shown it yet
 
@@ -102,18 +112,24 @@ class LossParts(Callback):
         if not hasattr(self, 'history') or self.learn.epoch == 0: self.history = pd.DataFrame()
         names, loss = self.recorder.metric_names, self.learn.loss_func
         self.columns = list(loss.columns)
-        self.at = names.index('valid_loss') + 1 if 'valid_loss' in names else len(names)
-        self.recorder.metric_names = names[:self.at] + self.columns + names[self.at:]
+        if self.learn.net.segmentation is not None: self.columns.append('valid_mask_loss')
+        self.at = names.index('valid_loss') if 'valid_loss' in names else len(names)
+        self.recorder.metric_names = names[:self.at] + self.columns + names[self.at + 1:]
 
     def before_epoch(self):
         "Forgets the last epoch's sums"
         self.sums, self.n = {}, 0
+        self.valid_masks, self.n_valid = 0, 0
 
     def after_loss(self):
-        "Adds up the parts of a training batch, where they are"
-        if not self.training: return
-        for key, value in self.learn.loss_func.last.items(): self.sums[key] = self.sums.get(key, 0) + value.detach()
-        self.n += 1
+        "Adds up the parts of a batch, where they are"
+        last = self.learn.loss_func.last
+        if self.training:
+            for key, value in last.items(): self.sums[key] = self.sums.get(key, 0) + value.detach()
+            self.n += 1
+        elif 'mask' in last:
+            self.valid_masks = self.valid_masks + last['mask']
+            self.n_valid += 1
 
     def after_validate(self):
         "Epoch's means into the recorder's row; a validation alone has none"
@@ -122,7 +138,8 @@ class LossParts(Callback):
         means = dict(zip(self.sums, (mean_over_ranks(sums)/self.n).tolist()))
         self.history = pd.concat([self.history, pd.DataFrame([means])], ignore_index=True)
         column_of = self.learn.loss_func.column_of
-        shown = [sum(v for key, v in means.items() if column_of[key] == column) for column in self.columns]
-        row = list(self.recorder.log)
-        row += [None]*(len(self.recorder.metric_names) - len(shown) - self.recorder.add_time - len(row))  # a validation left out
-        self.recorder.log = L(row[:self.at] + shown + row[self.at:])
+        shown = {column: sum(v for key, v in means.items() if column_of[key] == column) for column in self.columns}
+        if 'valid_mask_loss' in shown: shown['valid_mask_loss'] = (mean_over_ranks(self.valid_masks)/self.n_valid).item() if self.n_valid else None
+        row = [*self.recorder.log[:self.at], *shown.values(), *self.recorder.log[self.at + 1:]]
+        row += [None]*(len(self.recorder.metric_names) - self.recorder.add_time - len(row))  # a validation left out
+        self.recorder.log = L(row)

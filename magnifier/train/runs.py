@@ -10,7 +10,7 @@ import pandas as pd
 from fastai.vision.all import noop, num_distrib, rank_distrib
 from magnifier.data.catalog import validate_catalog
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.files import aside, clear_leftovers
+from magnifier.files import aside, clear_leftovers, locked
 from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint
 from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
 from magnifier.train.guards import StopAtNonFinite, StopByKeyboard
@@ -61,7 +61,8 @@ def train_run(
     finished, checkpoints. Killed and resumed, a run ends with the same weights as one that was not: bit for bit on a CPU with as many
     threads. The global generators are left as they were.
     ValueError: arguments that do not fit, an unfinished run in `out` without `resume`, or `resume` with arguments that give another
-    result. NonFiniteLoss: the loss is no number; the batch is in nonfinite.pth. RunStopped: Ctrl-C; the last epoch done is kept"""
+    result. BlockingIOError: another process trains in `out`. NonFiniteLoss: the loss is no number; the batch is in nonfinite.pth.
+    RunStopped: Ctrl-C; the last epoch done is kept"""
     plan, out, catalog = named(recipe), Path(out), validate_catalog(catalog, ('train',))
     epochs = plan.epochs if epochs is None else epochs
     loading, model, loss = {**plan.loading, **(loading or {})}, {**plan.model, 'seed': seed, **(model or {})}, {**plan.loss, **(loss or {})}
@@ -69,22 +70,23 @@ def train_run(
     plan.plan(epochs, **fitting)  # a mistake is said before anything is read
     asked = as_json(dict(recipe=recipe, epochs=epochs, seed=seed, loading=loading, model=model, loss=loss, fitting=fitting, rerank=rerank,
                          fast=fast, data=describe_data(catalog)))
-    state, record = _found(out, asked, resume, say)
-    if record is not None:
-        say(f'{out}: this run was finished on {record["finished"]}; nothing is left to do')
-        return Run(None, pd.read_csv(out/'metrics.csv', index_col='model'), record)
-    join_ranks()  # of several processes each has its GPU from here on
-    if rank_distrib(): say = noop
-    with seeded(seed):
-        learn = _learner(catalog, recipe, loading, model, loss, path=out, seed=seed, num_workers=workers)
-        learn.add_cbs(cbs)
-        asked.update(workers=learn.dls.train.fake_l.num_workers, processes=max(1, num_distrib()))
-        stages = learn.plan(recipe, epochs, **fitting)
-        with on_all_ranks(learn):
-            record = _begin(out, plan, learn, stages, asked, state=state, rerank=rerank, say=say)
-            with fast_training(learn) if fast else nullcontext(): _fit(out, learn, stages, record, state, say)
-            record['figures'] |= _figures(learn, 'after', rerank)
-        with rank0_first(): return _finish(out, learn, record, then)  # where a run has ended on one rank, its files are there
+    with nullcontext() if rank_distrib() else locked(out):  # of several processes the first one keeps the folder
+        state, record = _found(out, asked, resume, say)
+        if record is not None:
+            say(f'{out}: this run was finished on {record["finished"]}; nothing is left to do')
+            return Run(None, pd.read_csv(out/'metrics.csv', index_col='model'), record)
+        join_ranks()  # each has its GPU from here on
+        if rank_distrib(): say = noop
+        with seeded(seed):
+            learn = _learner(catalog, recipe, loading, model, loss, path=out, seed=seed, num_workers=workers)
+            learn.add_cbs(cbs)
+            asked.update(workers=learn.dls.train.fake_l.num_workers, processes=max(1, num_distrib()))
+            stages = learn.plan(recipe, epochs, **fitting)
+            with on_all_ranks(learn):
+                record = _begin(out, plan, learn, stages, asked, state=state, rerank=rerank, say=say)
+                with fast_training(learn) if fast else nullcontext(): _fit(out, learn, stages, record, state, say)
+                record['figures'] |= _figures(learn, 'after', rerank)
+            with rank0_first(): return _finish(out, learn, record, then)  # where a run has ended on one rank, its files are there
 
 
 def _learner(catalog, recipe, loading, model, loss, **kwargs):

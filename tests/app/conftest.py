@@ -14,7 +14,6 @@ def few(catalog):
 
 def make_learner(catalog, few, path, **kwargs):
     "A silent learner on a few images, its batch norms filled as if it had been trained"
-    import magnifier.train.pretrained  # noqa: F401, a learner's fingerprint
     from magnifier.data.loaders import ReIDDataLoaders
     from magnifier.train.learner import magnifier_learner
     rows = pd.concat([catalog[catalog.split == 'train'], few], ignore_index=True)
