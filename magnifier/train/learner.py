@@ -25,12 +25,13 @@ from magnifier.model.net import MagnifierNet, create_magnifier, model_splitter
 from magnifier.model.saved import MODEL_FILES, read_model, write_model
 from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.retrieval.distance import normalise
+from magnifier.retrieval.verification import Comparison, SimilarityThreshold, compare, similarity_threshold, verification_pairs
 from magnifier.train.callbacks import RegionOcclusion, SemanticDiversityPhase, TeacherMasks
 from magnifier.train.distributed import Share, distributed
 from magnifier.train.export import write_onnx
 from magnifier.train.guards import TrackersWait, check_callbacks
 from magnifier.train.losses import MagnifierLoss
-from magnifier.train.metrics import rank_by_role, rank_embeddings, reid_metrics
+from magnifier.train.metrics import by_role, rank_by_role, rank_embeddings, reid_metrics
 from magnifier.train.parts import embed_parts, rank_parts
 from magnifier.train.precision import autocast_of
 from magnifier.train.recipes import Stage, recipe as named
@@ -265,6 +266,31 @@ class ReIDLearner(Learner):
         if catalog is not None: return catalog
         if not self.dls.valid.n: raise ValueError('this learner was loaded, and carries no images: give a catalog with queries and gallery')
         return self.dls.valid
+
+    def threshold(
+        self,
+        test=None,  # Catalog or DataLoader with queries and gallery, like the images to be told apart; None for the validation set
+        *,
+        far: float = .01,  # Share of the pairs of two people that may be taken for one, 0 to 1
+    ) -> SimilarityThreshold:  # The similarity, what it lets in and what it misses
+        "From which similarity on two images are taken for one person; `compare` uses the last one that was asked for"
+        embeddings, identity = self.embed(self._test_images(test), with_identity=True)
+        sides = by_role(identity)
+        if sides is None: raise ValueError('nothing to compare: the catalog needs rows of split "query" and of split "gallery"')
+        pairs = verification_pairs(embeddings[sides.query], embeddings[sides.gallery], *sides.ids)
+        self.last_threshold = similarity_threshold(pairs, far=far)
+        return self.last_threshold
+
+    def compare(
+        self,
+        a,  # An image of a person, as `embed` takes it
+        b,  # Another
+        threshold: float | None = None,  # Smallest similarity of one person, -1 to 1; None for the last one of `threshold`
+    ) -> Comparison:  # True or false by itself; its words say the similarity and the threshold
+        "Are these two the same person? A ValueError where no threshold is known"
+        threshold = getattr(self, 'last_threshold', None) if threshold is None else threshold
+        if threshold is None: raise ValueError('no threshold is known: learn.threshold(test, far=.01) finds one, or give threshold=...')
+        return compare(*self.embed([a, b]), threshold)
 
     def gradient_shares(
         self,

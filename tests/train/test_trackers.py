@@ -132,3 +132,15 @@ def test_a_prediction_reads_as_a_sentence(learn, catalog):
     said = repr(learn.predict(catalog.path.iat[0]))
     assert 'a stranger too resembles one of them most' in said
     assert len(said) < 400
+
+
+def test_a_threshold_is_a_similarity_and_compares(learn, catalog):
+    with pytest.raises(ValueError, match='learn.threshold'): learn.compare(*catalog.path[:2])
+    found = learn.threshold(far=.1)
+    assert -1 <= found.similarity <= 1 and found.false_accept <= .1
+    same = learn.compare(catalog.path.iat[0], catalog.path.iat[0])
+    assert same and same.similarity == pytest.approx(1, abs=1e-5) and same.threshold == found.similarity
+    assert not learn.compare(catalog.path.iat[0], catalog.path.iat[0], threshold=1.0005)
+    other = learn.compare(*catalog.path[[0, len(catalog) - 1]], threshold=-1.)
+    a, b = learn.embed(catalog.path[[0, len(catalog) - 1]].tolist())
+    assert other and other.similarity == pytest.approx(float(a @ b), abs=1e-5)
