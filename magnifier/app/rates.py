@@ -25,7 +25,7 @@ def pair_rates(
     *,
     seed: int = 0,  # Of the sample
 ) -> PairRates | None:  # None where no two people have names
-    "Similarities of pairs among a sample of the labelled images. Identity 0 is nobody in Market-like sets, and left out"
+    "Similarities of pairs in a sample of the labelled images. Identity 0, nobody in Market-like sets, is left out"
     keys = sample_keys(gallery.images(), seed)
     vectors = ('regions', 'visible') if regions else ('vector',)
     rows = gallery.store.read(Where(keys=tuple(keys)), ('pid', 'camid', *vectors))
@@ -46,12 +46,10 @@ def sample_keys(
     seed: int = 0,  # Of the choice
 ) -> list:  # Keys, at most `SAMPLE` of them
     "A sample of the images of people with names, all images of one person together"
-    rng = np.random.default_rng(seed)
     named = images[images['pid'].notna() & (images['pid'] != 0)]
-    shuffled = named.iloc[rng.permutation(len(named))].groupby('pid', sort=False).head(PER_IDENTITY)
-    place = {pid: i for i, pid in enumerate(shuffled['pid'].unique())}
-    order = np.argsort(shuffled['pid'].map(place).to_numpy(), kind='stable')
-    return shuffled.iloc[order]['key'].head(SAMPLE).tolist()
+    people = named.sample(frac=1, random_state=seed).groupby('pid', sort=False)
+    order = np.argsort(people.ngroup()[people.head(PER_IDENTITY).index], kind='stable')
+    return people.head(PER_IDENTITY)['key'].iloc[order].head(SAMPLE).tolist()
 
 
 def _by_regions(rows, regions):

@@ -6,6 +6,7 @@ from threading import RLock
 import numpy as np
 import pandas as pd
 from PIL import Image
+
 from magnifier.app.rates import PairRates, pair_rates
 from magnifier.app.uploads import Uploads
 from magnifier.gallery.entries import stored_image
@@ -15,9 +16,9 @@ from magnifier.look.saliency import Sight
 
 __all__ = ['Query', 'Asked', 'Found', 'Match', 'Finder', 'shrunk', 'region_table', 'region_words']
 
-HITS = 24      # of a search, at most
-SIDE = 256     # pixels of the longer side of what is shown
-REMEMBERED = 8 # searches, and explanations, that need not be made again when a threshold moves
+HITS = 24  # of a search, at most
+SIDE = 256  # pixels of the longer side of what is shown
+REMEMBERED = 8  # searches and explanations that are not made again when a threshold moves
 NO_PARTS = 'this model knows no parts: it was built with mask=False'
 
 
@@ -92,19 +93,14 @@ class Match:
 
 class Finder:
     """A gallery and the model that made it, for one page; its methods may be called from several threads. Images are
-    read from the paths that the gallery keeps, and shown only while they are what was added. ValueError for a gallery
-    without images or of another model"""
+    read from the paths that the gallery keeps, and shown only while they are what was added. The errors of
+    `Gallery.search`: a ValueError for a gallery without images or of another model"""
 
     def __init__(self,
         learn,  # A ReIDLearner
         gallery,  # A Gallery
     ):
-        info = gallery.info()
-        if not info['images']:
-            raise ValueError(f'{gallery.uri} is empty: add images first, with `Gallery({gallery.uri!r}).add(learn, catalog)`')
-        if info['model'] != learn.fingerprint:
-            raise ValueError(f'{gallery.uri} was made by the model {info["model"]}, and this learner is '
-                             f'{learn.fingerprint}: use the learner that made it')
+        gallery.search(learn, Image.new('RGB', (16, 16)), 1)  # says why, where it cannot be searched
         self.learn, self.gallery, self.uploads = learn, gallery, Uploads()
         self.parts = learn.model.segmentation is not None
         self.by_region = self.parts and gallery.regions
@@ -140,11 +136,12 @@ class Finder:
             if image is None: raise ValueError('your image is not kept any more: choose it again')
         else:
             image, row = self.image(key), self._rows.loc[key] if key in self._rows.index else None
-            if image is None: raise ValueError('this image cannot be shown: its file is gone, or is not the one that was added')
+            if image is None:
+                raise ValueError('this image cannot be shown: its file is gone, or is not the one that was added')
         return Query(key, image, row)
 
     def _find(self, asked: Asked) -> Found:
-        "Hits, the most similar first, the query itself left out; a ValueError in a sentence for filters that mean nothing"
+        "Hits, the most similar first, the query itself left out; a ValueError for filters that mean nothing"
         query = self.query(asked.query)
         unknown = {*asked.cameras, *asked.not_cameras}.difference(self.cameras)
         if unknown: raise ValueError(f'this gallery has no camera {min(unknown)}: open the page again')
@@ -160,7 +157,7 @@ class Finder:
         return Found(query, Hits(table, query.image, hits.regions), images, left_out)
 
     def _labels(self, found: Found) -> list:
-        "(h, w) part labels of each hit by the model, None where there is no image; a ValueError for a model without parts"
+        "(h, w) part labels of each hit by the model, None where there is no image; a ValueError without parts"
         if not self.parts: raise ValueError(NO_PARTS)
         there = [image for image in found.images if image is not None]
         if not there: return [None]*len(found.images)
@@ -226,8 +223,8 @@ def region_words(
     said = lambda names: ', '.join(names).replace('_', ' ')
     if len(both) > 1:
         best, least = both.idxmax(), both.idxmin()
-        words = (f'Similarity {score:.2f}, the mean over {said(both.index)}. Best match: {said([best])} ({both[best]:.2f}). '
-                 f'Least alike: {said([least])} ({both[least]:.2f}).')
+        words = (f'Similarity {score:.2f}, the mean over {said(both.index)}. '
+                 f'Best match: {said([best])} ({both[best]:.2f}). Least alike: {said([least])} ({both[least]:.2f}).')
     else: words = f'Similarity {score:.2f}, by {said(both.index)} alone.'
     return words + (f' Left out, since not seen in both: {said(unseen)}.' if len(unseen) else '')
 

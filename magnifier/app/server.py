@@ -1,4 +1,4 @@
-"Serves the page: its routes, who may ask for them, and the socket; on this machine alone unless told otherwise"
+"Serves the page: its routes, whom it answers, and the socket; on this machine alone unless told otherwise"
 import socket
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -11,27 +11,32 @@ from fasthtml.common import FastHTML, Link, Meta, Response, Script
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from magnifier.app import page
-from magnifier.app.page import gallery_page
+
+from magnifier.app.page import chosen, gallery_page, hits_list, rates_said, status, whole_page, why
 from magnifier.app.search import Asked, Finder
 from magnifier.app.uploads import MAX_BYTES
 
-__all__ = ['Guard', 'make_page', 'serve_page', 'is_local']
+__all__ = ['make_page', 'serve_page']
 
 LOCAL = ('localhost', '127.0.0.1', '::1')
+PORTS = range(7860, 7960)
+# No sockets, no other loggers, no trust in what a proxy says of a visitor
+SERVER = dict(loop='asyncio', http='h11', ws='none', lifespan='off', log_config=None, access_log=False,
+              server_header=False, proxy_headers=False, limit_concurrency=100, timeout_graceful_shutdown=3)
 MAX_FORM = 100_000  # bytes of a request that carries no image
 # The browser asks nobody else for anything, keeps nothing on its disk, and shows nothing of the page inside another
-HEADERS = {'content-security-policy': "default-src 'none'; img-src data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
-                                      "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-           'cache-control': 'no-store', 'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer',
-           'cross-origin-resource-policy': 'same-origin', 'cross-origin-opener-policy': 'same-origin'}
-HEAD = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Link(rel='icon', href='data:,'),
-        Link(rel='stylesheet', href='page.css'), Script(src='page.js', defer=True))
+POLICY = ("default-src 'none'; img-src data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
+          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+HEADERS = {'content-security-policy': POLICY, 'cache-control': 'no-store', 'x-content-type-options': 'nosniff',
+           'referrer-policy': 'no-referrer', 'cross-origin-resource-policy': 'same-origin',
+           'cross-origin-opener-policy': 'same-origin'}
+HEAD = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
+        Link(rel='icon', href='data:,'), Link(rel='stylesheet', href='page.css'), Script(src='page.js', defer=True))
 
 
 class Guard:
-    """Refuses requests under another name than the page's own (DNS rebinding), from another site's page, and those that are
-    too large, do not say how large they are, or would be written to a temporary file"""
+    """Refuses requests under another name than the page's own (DNS rebinding), requests of another site's page, and
+    those that are too large, do not say how large they are, or would be written to a temporary file"""
 
     def __init__(self,
         names=LOCAL,  # Names and addresses under which the page may be asked for
@@ -40,13 +45,14 @@ class Guard:
         self.public = _netloc(public) if public else None
         if self.public and ('/' in public or not self.public[0]):
             raise ValueError(f'public_host={public!r}: NAME or NAME:PORT wanted, as people.example.org')
-        self.names = {*names, *(self.public or ())[:1]}
+        self.names = {*names, self.public[0]} if self.public else {*names}
 
     async def __call__(self, request, call_next):
         "As starlette's BaseHTTPMiddleware calls it"
-        if status := self.refusal(request.method, request.url.path, request.headers):
-            return Response('refused\n', status, headers={'connection': 'close'}, media_type='text/plain')
-        request.scope['headers'] = [(k, v) for k, v in request.scope['headers'] if k != b'cookie']  # other servers' of this machine
+        refused = self.refusal(request.method, request.url.path, request.headers)
+        if refused: return Response('refused\n', refused, headers={'connection': 'close'}, media_type='text/plain')
+        # Cookies are those of other servers on this machine, and FastHTML would take them for fields of a form
+        request.scope['headers'] = [(name, value) for name, value in request.scope['headers'] if name != b'cookie']
         response = await call_next(request)
         response.headers.update(HEADERS)
         return response
@@ -59,7 +65,8 @@ class Guard:
         "Whether a request is one of the page's own"
         asked = _netloc(headers.get('host', ''))
         if asked[0] not in self.names: return 421
-        if 'origin' in headers and _netloc(headers['origin'].partition('://')[2]) not in (asked, self.public): return 403
+        origin = _netloc(headers['origin'].partition('://')[2]) if 'origin' in headers else asked
+        if origin not in (asked, self.public): return 403
         if headers.get('content-type', '').startswith('multipart/'): return 415
         length = headers.get('content-length', '0' if method in ('GET', 'HEAD') else '')
         if 'transfer-encoding' in headers or not length.isdecimal(): return 411
@@ -77,13 +84,14 @@ def _netloc(text):
 def make_page(
     learn,  # The ReIDLearner that made the gallery
     gallery,  # A Gallery with images
-    guard: Guard | None = None,  # Who may ask; None for this machine alone
+    guard: Guard | None = None,  # Whom it answers; None for this machine alone
 ) -> FastHTML:  # An ASGI application; `serve_page` serves it
     "The page over a gallery. A ValueError for a gallery without images or of another model"
-    finder = Finder(learn, gallery)
+    finder, guarded = Finder(learn, gallery), Middleware(BaseHTTPMiddleware, dispatch=guard or Guard())
     app = FastHTML(title='magnifier', hdrs=HEAD, htmlkw=dict(lang='en'), default_hdrs=False, canonical=False,
-                   sess_cls=None, secret_key='no sessions', middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard or Guard())])
+                   sess_cls=None, secret_key='no sessions', middleware=[guarded])
     _add_files(app)
+    _add_choosing(app, finder)
     _add_search(app, finder)
     _add_gallery(app, finder)
     return app
@@ -91,23 +99,22 @@ def make_page(
 
 def _add_files(app):
     "The page's own style and script"
+    text = lambda name: Path(__file__).with_name(name).read_text(encoding='utf-8')
+
     @app.get('/page.css')
-    def style(): return _file('page.css', 'text/css')
+    def style(): return Response(text('page.css'), media_type='text/css')
 
     @app.get('/page.js')
-    def script(): return _file('page.js', 'text/javascript')
+    def script(): return Response(text('page.js'), media_type='text/javascript')
 
 
-def _file(name, kind): return Response(Path(__file__).with_name(name).read_text(encoding='utf-8'), media_type=kind)
-
-
-def _add_search(app, finder):
-    "Routes of the first tab. Forms state everything that an answer needs, so that the server keeps nothing of a visitor but uploads"
+def _add_choosing(app, finder):
+    "The page as it opens, and who is searched"
 
     @app.get('/')
     def index():
         finder.refresh()
-        return page.whole_page(finder)
+        return whole_page(finder)
 
     @app.post('/upload')
     async def upload(req, size: int = 0):
@@ -121,31 +128,37 @@ def _add_search(app, finder):
         "Who is searched from now on, or why nobody is; the last explanation goes"
         try:
             key = key_of()
-            return page.chosen(finder.query(key) if key else None), page.why()
-        except ValueError as e: return page.chosen(wrong=_sentence(e)), page.why()
+            return chosen(finder.query(key) if key else None), why()
+        except ValueError as e: return chosen(wrong=_sentence(e)), why()
+
+
+def _add_search(app, finder):
+    "Hits and explanations. The form says all that an answer needs: the server keeps nothing of a visitor but uploads"
 
     @app.post('/search')
-    def search(query: str = '', hit: str = '', leave_out: str = '', cameras: list[int] = None, since: str = '', until: str = '',
-               regions: list[str] = None, threshold: float = 0., masks: str = ''):
-        rates = lambda regions: page.rates_said(finder.rates(regions), threshold, len(finder.images))
+    def search(query: str = '', hit: str = '', leave_out: str = '', cameras: list[int] = None, since: str = '',
+               until: str = '', regions: list[str] = None, threshold: float = 0., masks: str = ''):
         try:
-            asked = Asked(query, leave_out == 'own', tuple(cameras), (int(leave_out),) if leave_out.isdecimal() else (),
-                          since, until, tuple(regions))
+            not_cameras = (int(leave_out),) if leave_out.isdecimal() else ()
+            asked = Asked(query, leave_out == 'own', tuple(cameras), not_cameras, since, until, tuple(regions))
             found = finder.find(asked) if query else None
             labels = finder.labels(found) if found and masks else None
-            return (page.status(found, threshold, parts=finder.parts), rates(asked.regions), page.hits_list(found, threshold, labels),
-                    explain(found, hit, bool(masks)))
-        except ValueError as e: return page.status(wrong=_sentence(e)), rates(()), page.hits_list(), page.why()
+            rates = finder.rates(asked.regions)
+        except ValueError as e:
+            rates = rates_said(finder.rates(), threshold, len(finder.images))
+            return status(wrong=_sentence(e)), rates, hits_list(), why()
+        return (status(found, threshold, parts=finder.parts), rates_said(rates, threshold, len(finder.images)),
+                hits_list(found, threshold, labels), explain(found, hit, bool(masks)))
 
     def explain(found, hit, masks):
         place = found.place(hit) if found else None
-        if place is None: return page.why()
-        try: return page.why(finder.match(found, place), masks)
-        except ValueError as e: return page.why(wrong=_sentence(e))
+        if place is None: return why()
+        try: return why(finder.match(found, place), masks)
+        except ValueError as e: return why(wrong=_sentence(e))
 
 
 def _add_gallery(app, finder):
-    "The second tab. Another tab is a name in `page.TABS`, a form of that name, and a route that fills it"
+    "The second tab. Another tab is a name in `page.TABS` and a route of that name"
 
     @app.post('/gallery')
     def gallery(by: str = '', only: str = '', page: int = 1): return gallery_page(finder, by, only, page)
@@ -156,48 +169,42 @@ def _sentence(error):
     return text[:1].upper() + text[1:] + ('' if text.endswith('.') else '.')
 
 
-def is_local(
-    host: str,  # Name or address that a server binds to
-) -> bool:
-    "Whether nobody but this machine can reach it"
-    return host in LOCAL
-
-
 @contextmanager
 def serve_page(
     learn,  # The ReIDLearner that made the gallery
     gallery,  # A Gallery with images
     *,
-    host: str = '127.0.0.1',  # Name or address to bind to; another lets the network in, and nobody is asked for a password
+    host: str = '127.0.0.1',  # Address to bind to; another lets the network in, and nobody is asked for a password
     port: int | None = None,  # Port; None for the first free one from 7860 on
-    public_host: str = '',  # NAME or NAME:PORT that visitors see: of a proxy before the page, or of this machine in the network
+    public_host: str = '',  # NAME or NAME:PORT that visitors type: a proxy's, or this machine's in the network
 ):  # The address, while the `with` lasts
-    """The page, answering in a thread of its own. The errors of `make_page`; ValueError for a host that stands for all addresses
-    without a public name, OSError for a port that is taken"""
-    if _is_any(host) and not public_host:
-        raise ValueError(f'{host} stands for every address of this machine, and the page answers under one: name it with public_host')
+    """The page, answering in a thread of its own. The errors of `make_page`; ValueError for a host that stands for all
+    addresses without a public name, OSError for a port that is taken"""
+    if _is_every(host) and not public_host:
+        raise ValueError(f'host={host!r} stands for every address of this machine, and the page answers under one '
+                         'name: give it as public_host')
     app = make_page(learn, gallery, Guard({*LOCAL, host}, public_host))
-    with _listening(host, port) as sock:
-        config = uvicorn.Config(app, loop='asyncio', http='h11', ws='none', lifespan='off', log_config=None, access_log=False,
-                                server_header=False, proxy_headers=False, limit_concurrency=100)
-        server = uvicorn.Server(config)
-        thread = Thread(target=server.run, args=([sock],), daemon=True)
+    with _listening(host, port) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, **SERVER))
+        thread = Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
-        try: yield f'http://{f"[{host}]" if ":" in host else host}:{sock.getsockname()[1]}/'
+        try: yield f'http://{f"[{host}]" if ":" in host else host}:{listening.getsockname()[1]}/'
         finally:
             server.should_exit = True
             thread.join()
 
 
-def _is_any(host):
+def _is_every(host):
     try: return ip_address(host).is_unspecified
     except ValueError: return not host
 
 
 def _listening(host, port):
     "A socket that listens: visitors wait in its queue until the server runs"
-    ports = range(7860, 7960) if port is None else [port]
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    ports = PORTS if port is None else [port]
     for tried in ports:
-        try: return socket.create_server((host, tried), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
-        except OSError as e: why = e
-    raise OSError(f'{host}:{ports[0]}{"" if port else f" to {ports[-1]}"}: cannot listen there ({why}); choose another port')
+        try: return socket.create_server((host, tried), family=family)
+        except OSError as e: why_not = e
+    raise OSError(f'{host}: cannot listen on port {ports[0]}{f" to {ports[-1]}" if port is None else ""} '
+                  f'({why_not}); choose another') from why_not

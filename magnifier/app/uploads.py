@@ -6,6 +6,7 @@ from threading import Lock
 
 import numpy as np
 from PIL import Image
+
 from magnifier.data.images import read_image
 
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_SIDE', 'read_upload', 'Uploads']
@@ -17,10 +18,6 @@ MAX_SIDE = 1024          # pixels of the longer side that are kept: models see f
 KEPT_BYTES = 64_000_000  # of all images that are kept
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')  # decoders that strangers' bytes may reach
 WANTED = 'use a JPEG, PNG, WebP or BMP image'
-# How files begin that people take for images
-OTHERS = {b'GIF8': 'a GIF', b'%PDF': 'a PDF', b'II*\0': 'a TIFF', b'MM\0*': 'a TIFF', b'PK\3\4': 'an archive',
-          b'\x1f\x8b': 'an archive', b'<svg': 'an SVG drawing', b'<?xm': 'an XML or SVG text', b'<!DO': 'a web page'}
-PHONES = (b'ftypheic', b'ftypheix', b'ftypmif1', b'ftypavif')  # from the fifth byte on
 
 
 def read_upload(
@@ -30,11 +27,14 @@ def read_upload(
     "Decodes an image without trusting it. A ValueError says in one sentence why not, and quotes nothing of the file"
     size = max(size, len(data))
     if size > MAX_BYTES:
-        raise ValueError(f'this file has {size/1e6:.1f} MB, and at most {MAX_BYTES/1e6:.0f} MB are read: use a smaller image')
+        raise ValueError(f'this file has {size/1e6:.1f} MB, and at most {MAX_BYTES/1e6:.0f} MB are read: '
+                         'use a smaller image')
     if not data: raise ValueError(f'this file is empty: {WANTED}')
     try: image = Image.open(BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning): raise _too_many('far more pixels') from None
-    except Exception: raise ValueError(f'this is {_kind(data)}: {WANTED}') from None  # hostile bytes raise what they like
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_many('far more pixels') from None
+    except Exception:  # hostile bytes raise what they like
+        raise ValueError(f'this is not an image that can be read: {WANTED}') from None
     _check_header(image)
     try: return _shrunk(image)
     except Exception: raise ValueError('this image is damaged or cut off: it does not decode to its end') from None
@@ -60,12 +60,6 @@ def _shrunk(image):
 def _too_many(what):
     return ValueError(f'this image has {what}, and at most {MAX_PIXELS/1e6:.0f} million are decoded: '
                       'use a smaller image or cut the person out')
-
-
-def _kind(data):
-    if data[4:12] in PHONES: return 'a HEIC or AVIF image'
-    start = data[:64].lstrip()
-    return next((name for begin, name in OTHERS.items() if start.startswith(begin)), 'not an image that can be read')
 
 
 class Uploads:

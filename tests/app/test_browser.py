@@ -156,7 +156,7 @@ def test_files(app, visit, few, tmp_path):
     page = opened(1280, 900)
     (tmp_path/'evil.svg').write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
     page.set_input_files('#file', tmp_path/'evil.svg')
-    shows(page, '#chosen [role=alert]', 'SVG')
+    shows(page, '#chosen [role=alert]', 'not an image')
     (tmp_path/'large.jpg').write_bytes(b'\xff\xd8' + b'x'*11_000_000)
     page.set_input_files('#file', tmp_path/'large.jpg')
     shows(page, '#chosen [role=alert]', '11.0 MB')
@@ -180,17 +180,17 @@ def test_the_gallery(app, visit, few):
     page = opened(1280, 900)
     page.get_by_role('tab', name='Search').focus()
     page.keyboard.press('ArrowRight')  # tabs by keys
-    page.wait_for_selector('#everybody .card')
+    page.wait_for_selector('#gallery-shown .card')
     assert page.get_by_role('tab', name='Gallery').get_attribute('aria-selected') == 'true'
-    assert page.locator('#everybody .card').count() == len(few)
+    assert page.locator('#gallery-shown .card').count() == len(few)
     fits(page)
     page.focus('[name=by]')
     page.select_option('[name=by]', 'camera')
-    shows(page, '#everybody h3', 'camera 1')
+    shows(page, '#gallery-shown h3', 'camera 1')
     assert page.evaluate('document.activeElement.name') == 'by'
     page.select_option('[name=only]', 'camera 1')
-    until(page, lambda: page.locator('#everybody h3').count() == 1)
-    page.locator('#everybody .card').first.focus()
+    until(page, lambda: page.locator('#gallery-shown h3').count() == 1)
+    page.locator('#gallery-shown .card').first.focus()
     page.keyboard.press('Enter')  # search for somebody there, by keys
     shows(page, '#status', 'most similar first')
     assert page.locator('#chosen figcaption').is_visible()
@@ -209,7 +209,7 @@ def test_on_a_phone(visit):
     shows(page, '#why h3', 'Hit 1')
     fits(page)
     page.get_by_role('tab', name='Gallery').click()
-    page.wait_for_selector('#everybody .card')
+    page.wait_for_selector('#gallery-shown .card')
     fits(page)
     page.close()
     assert not complaints

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from fasthtml.common import to_xml
 from magnifier.app import page
-from magnifier.app.page import EVERYBODY, card, chosen, data_url, gallery_page, group_choices, hits_list, picture, rates_said, status, strip, why
+from magnifier.app.page import EVERYBODY, card, chosen, data_url, gallery_page, hits_list, picture, rates_said, status, strip, why
 from magnifier.app.rates import PairRates
 from magnifier.app.search import Found, Match, Query, region_table
 from magnifier.gallery.hits import Hits
@@ -225,6 +225,14 @@ class Shelf:
     def some(self): return self.images.iloc[3:7]
 
 
+def test_another_tab_is_a_name(monkeypatch, finder):
+    monkeypatch.setitem(page.TABS, 'people', 'People')
+    read = Reader(page.whole_page(finder))
+    assert [b['aria-controls'] for b in read.all('button') if b.get('role') == 'tab'] == ['panel-search', 'panel-gallery', 'panel-people']
+    assert [f['action'] for f in read.all('form')] == ['search', 'gallery', 'people']
+    assert 'people-shown' in [d.get('id') for d in read.all('div')]
+
+
 def test_a_few_people_to_begin_with():
     shelf = Shelf()
     assert [b['value'] for b in Reader(strip(shelf)).all('button')] == ['k3', 'k4', 'k6']  # the file of k5 is gone
@@ -253,14 +261,13 @@ def test_every_image_once_in_order(monkeypatch, by, column, per_page):
 
 def test_groups_by_name(monkeypatch):
     shelf = Shelf()
-    choices = group_choices(shelf.images, 'camera')
+    choices = [o['value'] for o in Reader(gallery_page(shelf, 'camera')).all('option')][2:]
     assert choices == [EVERYBODY, 'camera 1', 'camera 2', 'camera 3', 'camera unknown']
     own = shelf.images[shelf.images['camid'] == 2]
     keys, text = tab(shelf, 'camera', 'camera 2')
     assert sorted(keys) == sorted(own['key'])
     assert f'camera 2 {len(own)} images' in text
     assert sum(len(tab(shelf, 'camera', c)[0]) for c in choices[1:]) == 23
-    assert 'camera unknown' not in group_choices(shelf.images.dropna(), 'camera')
     assert len(tab(shelf, 'nonsense', 'identity 77')[0]) == 23  # what is no choice is everybody
     monkeypatch.setattr(page, 'PER_PAGE', 2)
     assert ', continued' not in tab(shelf, 'camera', 'camera 2', 1)[1]

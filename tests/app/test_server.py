@@ -4,7 +4,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from magnifier.app.server import LOCAL, MAX_FORM, Guard, is_local, make_page, serve_page
+from magnifier.app.server import MAX_FORM, Guard, make_page, serve_page
 from magnifier.app.uploads import MAX_BYTES
 from starlette.testclient import TestClient
 
@@ -61,8 +61,8 @@ def test_an_upload_is_searched(client, people, keys):
     assert '✓' not in text and '✗' not in text  # nobody knows who it is
 
 
-@pytest.mark.parametrize('content, size, words', [(b'', 0, 'This file is empty'), (b'', MAX_BYTES + 1, '10.0 MB'), (b'<svg onload=alert(1)>', 0, 'SVG'),
-                                                  (b'GIF89a', 0, 'GIF'), (bytes(500), 0, 'not an image')])
+@pytest.mark.parametrize('content, size, words', [(b'', 0, 'This file is empty'), (b'', MAX_BYTES + 1, '10.0 MB'), (b'<svg onload=alert(1)>', 0, 'not an image'),
+                                                  (b'GIF89a', 0, 'not an image'), (bytes(500), 0, 'not an image')])
 def test_a_refused_upload_is_a_sentence_and_nobody_is_searched(client, content, size, words):
     text = client.post(f'/upload?size={size}', content=content).text
     assert words in text
@@ -179,14 +179,9 @@ def test_refusals_reach_the_client(client):
     assert client.options('/search', headers={'origin': 'https://evil.example', 'access-control-request-method': 'POST'}).status_code == 403
 
 
-def test_local():
-    assert all(is_local(host) for host in LOCAL)
-    assert not any(is_local(host) for host in ('0.0.0.0', '192.168.0.2', '', '::'))
-
-
 @pytest.mark.parametrize('host', ['0.0.0.0', '::', ''])
 def test_every_address_needs_a_name(seer, people, host):
-    with pytest.raises(ValueError, match='name it with public_host'), serve_page(seer, people, host=host): pass
+    with pytest.raises(ValueError, match='give it as public_host'), serve_page(seer, people, host=host): pass
 
 
 def asked(address, host):
@@ -206,5 +201,5 @@ def test_it_is_bound_to_this_machine_alone_and_a_port_that_is_taken_is_said(seer
         port = int(address.rsplit(':')[-1].strip('/'))
         with socket.socket() as other: other.bind(('127.0.0.2', port))  # free, which it is not where all addresses are taken
         assert asked(address, f'127.0.0.1:{port}') == 200
-        with pytest.raises(OSError, match=f'{port}: cannot listen there .* choose another port'), serve_page(seer, people, port=port): pass
+        with pytest.raises(OSError, match=f'cannot listen on port {port} .* choose another'), serve_page(seer, people, port=port): pass
     with pytest.raises(OSError): urlopen(address, timeout=5)
