@@ -1,18 +1,25 @@
-"Stages 3 and 4 of an ImageNet network"
+"Stages 3 and 4 of a network of torchvision's, timm's, or an OSNet"
 
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 
+import torch
 import torchvision
 from torch import Tensor, nn
+
+from magnifier.model.osnet import OSNETS, OSNet
 
 __all__ = ['Backbone', 'TimmBackbone', 'create_backbone', 'backbone_names', 'arch_name']
 
 
-def backbone_names() -> list[str]:  # Names that `arch` takes, sorted
-    "torchvision's residual networks: those whose stages are `layer1` to `layer4`"
-    return sorted(name for name in torchvision.models.list_models(module=torchvision.models) if 'resne' in name)
+def backbone_names() -> list[str]:  # Names that `arch` takes without timm, sorted
+    "torchvision's residual networks, those whose stages are `layer1` to `layer4`, and OSNets"
+    return sorted([*_residual_names(), *OSNETS])
+
+
+def _residual_names():
+    return [name for name in torchvision.models.list_models(module=torchvision.models) if 'resne' in name]
 
 
 def arch_name(
@@ -21,7 +28,7 @@ def arch_name(
     "torchvision's or timm's name of `arch`"
     if isinstance(arch, str): return arch
     name = getattr(arch, '__name__', None)
-    return name if name in backbone_names() and torchvision.models.get_model_builder(name) is arch else None
+    return name if name in _residual_names() and torchvision.models.get_model_builder(name) is arch else None
 
 
 class Backbone(nn.Module):
@@ -35,7 +42,7 @@ class Backbone(nn.Module):
         last_stride: int = 1,  # Stride of stage 4: 1 keeps stage 3's size, 2 is the network as published
         stage3_stride: int = 2,  # Stride of stage 3: 2 is the network as published, 1 keeps stage 2's size
     ):
-        "As published but for its strides: with stage 4 at stride 1 both maps are 1/16 of the image (paper, section 4.1)"
+        "As published but for its strides: with stage 4 at stride 1 both maps are 1/16 of the image, as in reid-strong-baseline"
         super().__init__()
         missing = [name for name in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer4') if not hasattr(net, name)]
         if missing: raise ValueError(f'{type(net).__name__} has no `{missing[0]}`: use one of {", ".join(backbone_names())}')
@@ -65,73 +72,95 @@ def _out_channels(block):
 
 
 class TimmBackbone(nn.Module):
-    "The last two feature maps of a timm network, the first of them of stride 16 (a ViT's are the patch grid after its last two blocks)"
+    """The last two feature maps of a timm network, the first of them of stride 16 (a ViT's are the patch grid after its last two blocks).
+
+    Where the network ends in a convolution (MobileNetV2, EfficientNet), that is stage 5, which the global branch hangs on"""
 
     def __init__(
         self,
-        name: str,  # timm's name, as 'convnext_tiny', 'efficientnet_b0', 'vit_small_patch16_224'
+        name: str,  # timm's name, as 'convnext_tiny', 'mobilenetv2_100', 'vit_small_patch16_224'
         pretrained: bool = False,  # timm's default weights for it
         last_stride: int = 1,  # 1 keeps stage 3's size in stage 4 (timm dilates), 2 is the network as published
+        stage3_stride: int = 2,  # 2 is the network as published, 1 keeps stage 2's size
     ):
-        "Stages by stride; a ValueError where there is no map of stride 16, or where stage 4 cannot keep its size"
+        "Stages by stride; a ValueError where there is no map of stride 16, or where the network cannot keep a map's size"
         super().__init__()
         import timm
         build = partial(timm.create_model, name, features_only=True, out_indices=(-2, -1))
-        options = _timm_options(name, build(), last_stride)
+        with torch.device('meta'): options = _timm_options(name, build(), last_stride, stage3_stride)
         try: self.net = build(pretrained=pretrained, **options)
         except (NotImplementedError, TypeError, AssertionError) as e:
             raise ValueError(f'{name} does not take {options}, which it needs here: pass last_stride=2, or another arch') from e
         self.widths = dict(zip((3, 4), self.net.feature_info.channels()))
+        with torch.device('meta'): has_head = _ends_in_convolution(timm.create_model(name))
+        if has_head:
+            whole = timm.create_model(name, pretrained=pretrained)
+            self.conv_head = whole.conv_head
+            self.bn2 = whole.bn2  # with its activation
+            self.widths[5] = whole.conv_head.out_channels
 
     def forward(
         self,
         images: Tensor,  # n x 3 x H x W
-    ) -> tuple[Tensor, Tensor]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 x H/16 x W/16 (H/32 with `last_stride=2`)
-        "Both maps; not all of timm's networks end a stage in a ReLU, which the part branches' own bottlenecks do"
-        return tuple(self.net(images))
+    ) -> tuple[Tensor, ...]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 x H/16 x W/16 (H/32 with `last_stride=2`), stage 5 of its size
+        "The maps; not all of timm's networks end a stage in a ReLU, which the part branches' own bottlenecks do"
+        stage3, stage4 = self.net(images)
+        return (stage3, stage4, self.bn2(self.conv_head(stage4))) if 5 in self.widths else (stage3, stage4)
 
 
-def _timm_options(name, net, last_stride):
+def _ends_in_convolution(net):
+    return isinstance(getattr(net, 'conv_head', None), nn.Conv2d) and isinstance(getattr(net, 'bn2', None), nn.BatchNorm2d)
+
+
+def _timm_options(name, net, last_stride, stage3_stride):
     # What makes a network's maps ours: of stride 16, for images of any size, channels first
     strides = tuple(net.feature_info.reduction())
+    if stage3_stride == 1 and (strides != (16, 32) or last_stride == 2):
+        raise ValueError(f'{name}: stage3_stride=1 goes with a network of stages and last_stride=1')
     if strides == (16, 16): return dict(dynamic_img_size=True)  # a ViT: position embeddings are resized to the image
     if strides == (14, 14): return dict(dynamic_img_size=True, patch_size=16)  # the same; timm resamples the patches of its weights
     if strides != (16, 32):
         raise ValueError(f'{name}: its last two maps have strides {strides[0]} and {strides[1]}; 16 and 32, or 16 and 16, are wanted')
-    options = dict(output_stride=16) if last_stride == 1 else {}
+    options = dict(output_stride=8 * stage3_stride) if last_stride == 1 else {}
     if str(getattr(net, 'output_fmt', '')).endswith('NHWC'): options |= dict(strict_img_size=False, feature_cls='getter')  # Swin
     return options
 
 
 def create_backbone(
-    arch: str | Callable = 'resnet50',  # torchvision's function or its name, one of `backbone_names()`; or timm's name, if installed
+    arch: str | Callable = 'resnet50',  # torchvision's function or its name, an OSNet's name, or timm's name, if installed
     pretrained: bool | str = True,  # ImageNet weights; a string names torchvision's version, as 'IMAGENET1K_V2'
-    last_stride: int = 1,  # Stride of stage 4, 1 or 2
-    stage3_stride: int = 2,  # Stride of stage 3, 2 as published or 1; torchvision's networks alone
-) -> nn.Module:  # Images -> a map for each stage of its `.widths`: the channels of stages 3 and 4
-    """A network cut after stage 4. torchvision's comes first where both have a name ('timm/resnet50' is timm's). An OSError where weights
-    cannot be had, a ValueError for an unknown `arch`"""
+    last_stride: int = 1,  # Stride of stage 4: 1, or 2 as ResNets are published
+    stage3_stride: int = 2,  # Stride of stage 3: 2 as published, or 1 for maps of twice the size
+) -> nn.Module:  # Images -> a map for each stage of its `.widths`, the channels of stages 3 and 4, and 5 where there is one
+    """A network cut after its last map. torchvision's comes first where both have a name ('timm/resnet50' is timm's). An OSError where
+    weights cannot be had, a ValueError for an unknown `arch` or stride"""
     for what, stride in dict(last_stride=last_stride, stage3_stride=stage3_stride).items():
         if stride not in (1, 2): raise ValueError(f'{what}={stride!r}: it is 1 or 2')
     name = arch if isinstance(arch, str) else getattr(arch, '__name__', repr(arch))
-    build = _builder(arch, name, pretrained, last_stride, stage3_stride)
-    try: return build()
+    build = _builder(arch, name, pretrained)
+    try: return build(last_stride=last_stride, stage3_stride=stage3_stride)
     except OSError as e:  # no network, or no room
         raise OSError(f'the ImageNet weights of {name} could not be downloaded ({e}): '
                       'pass pretrained=False, or weights=FILE with a file that holds them') from e
 
 
-def _builder(arch, name, pretrained, last_stride, stage3_stride):
-    if isinstance(arch, str) and name not in backbone_names():
+def _builder(arch, name, pretrained):  # -> a function of last_stride and stage3_stride
+    if name in OSNETS: return partial(_osnet, name, pretrained)
+    if isinstance(arch, str) and name not in _residual_names():
         if not _timm_has(name.removeprefix('timm/')):
             hint = '' if find_spec('timm') else ' (or install timm for more)'
             raise ValueError(f'unknown arch {name!r}: use one of {", ".join(backbone_names())}{hint}')
-        if stage3_stride != 2: raise ValueError(f'{name}: stage3_stride=1 is for torchvision\'s networks')
-        return lambda: TimmBackbone(name.removeprefix('timm/'), bool(pretrained), last_stride)
+        return partial(TimmBackbone, name.removeprefix('timm/'), bool(pretrained))
     make = torchvision.models.get_model_builder(name) if isinstance(arch, str) else arch
     # Version 1 by default: the weights of the paper's time, and all that resnet18 and 34 have
     weights = 'IMAGENET1K_V1' if pretrained is True else pretrained or None
-    return lambda: Backbone(make(weights=weights), last_stride, stage3_stride)
+    return lambda **strides: Backbone(make(weights=weights), **strides)
+
+
+def _osnet(name, pretrained, last_stride, stage3_stride):
+    # Stage 4 keeps stage 3's size as published: `last_stride` is either way
+    if pretrained: raise ValueError(f'{name} has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
+    return OSNet(name, stage3_stride)
 
 
 def _timm_has(name):

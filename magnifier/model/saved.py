@@ -1,25 +1,24 @@
 "A model in a folder of two files: weights as safetensors, all else as JSON. Reading it runs nothing that the folder brings"
 
 import json
-import os
 import re
-import shutil
-import tempfile
 from inspect import signature
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import nn
 
 import magnifier
 from magnifier.data.preprocess import Preprocessing
-from magnifier.model.backbone import backbone_names
+from magnifier.files import aside_folder
 from magnifier.model.fingerprint import fingerprint
 from magnifier.model.net import MagnifierNet, create_magnifier
+from magnifier.model.weights import read_safetensors
 
 __all__ = ['write_model', 'read_model', 'model_folder', 'MODEL_FILES']
 
-FORMAT = 1
+FORMAT = 2  # 1 had no weights of branches
 KEYS = ('format', 'version', 'fingerprint', 'model', 'preprocessing', 'classes')
 MODEL_FILES = WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 
@@ -36,23 +35,14 @@ def write_model(
     if not model.arguments or model.arguments['arch'] is None:
         raise ValueError('only a network that can be built again by its arguments can be saved so: use create_magnifier with an arch of '
                          "torchvision's or timm's, or learn.export, which pickles it")
-    folder = Path(folder)
     Preprocessing.from_json(preprocessing)  # refuses what cannot be read again
-    config = dict(format=FORMAT, version=magnifier.__version__, fingerprint=fingerprint(model, preprocessing),
-                  model=model.arguments, preprocessing=preprocessing, classes=[c if isinstance(c, str) else int(c) for c in classes])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, aside/WEIGHTS, metadata={'format': 'pt'})
-        (aside/CONFIG).write_text(json.dumps(config, indent=1) + '\n')
-        (aside/WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
-        if folder.is_dir():
-            for name in MODEL_FILES: os.replace(aside/name, folder/name)
-        else:
-            aside.chmod(0o755)  # a temporary folder is its owner's alone
-            os.rename(aside, folder)
-    finally: shutil.rmtree(aside, ignore_errors=True)
-    return folder
+    config = dict(format=FORMAT, version=magnifier.__version__, fingerprint=fingerprint(model, preprocessing), model=model.arguments,
+                  preprocessing=preprocessing, classes=[c if isinstance(c, str) else int(c) for c in classes])
+    with aside_folder(folder, exist_ok=True) as part:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part/WEIGHTS, metadata={'format': 'pt'})
+        (part/WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+        (part/CONFIG).write_text(json.dumps(config, indent=1) + '\n')
+    return Path(folder)
 
 
 def model_folder(
@@ -74,16 +64,13 @@ def read_model(
     source: str | Path,  # See `model_folder`
     **hub,  # See `model_folder`
 ) -> tuple[MagnifierNet, dict]:  # The model, in training mode as `create_magnifier` gives it; the content of config.json
-    """A saved model. A ValueError for files of a later format, with unknown keys, whose shapes are not those of the arguments, or that do not
-    belong together"""
+    """A saved model. A ValueError that names the file for what is damaged, of a later format, has unknown keys, describes no network or
+    another one than the weights are of, and for files that do not belong together"""
     folder = model_folder(source, **hub)
-    tensors, config = _read_weights(folder/WEIGHTS), _read_config(folder/CONFIG)
-    arguments = config['model']
-    # Without memory first: arguments that do not fit the file are refused before anything is made for them
-    with torch.device('meta' if arguments['arch'] in backbone_names() else 'cpu'):
-        model = create_magnifier(pretrained=False, **arguments)
-    _check_tensors(model, tensors, folder)
-    model.load_state_dict(tensors, assign=True)
+    for name in MODEL_FILES:
+        if not (folder/name).is_file(): raise FileNotFoundError(f'{folder} holds no {name}: a folder of learn.save_pretrained is wanted')
+    tensors, config = read_safetensors(folder/WEIGHTS), _read_config(folder/CONFIG)
+    model = _build(config['model'], tensors, folder)
     found = fingerprint(model, config['preprocessing'])
     if found != config['fingerprint']:
         raise ValueError(f'{folder}: its weights and its {CONFIG} do not belong together (fingerprint {found}, written was '
@@ -91,34 +78,29 @@ def read_model(
     return model, config
 
 
-def _read_weights(file):
-    try: from safetensors import SafetensorError
-    except ImportError as e: raise ImportError(f"{file}: pip install 'magnifier-reid[safetensors]' to read it") from e
-    from safetensors.torch import load_file
-    if not file.is_file(): raise FileNotFoundError(f'{file.parent} holds no {file.name}: a folder of learn.save_pretrained is wanted')
-    try: return load_file(file)
-    except SafetensorError as e: raise ValueError(f'{file} is cut short or no safetensors file ({e})') from e
-
-
 def _read_config(file):
-    if not file.is_file(): raise FileNotFoundError(f'{file.parent} holds no {file.name}: a folder of learn.save_pretrained is wanted')
-    try: config = json.loads(file.read_text())
-    except ValueError as e: raise ValueError(f'{file} is no JSON ({e})') from e
+    try: config = json.loads(file.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e: raise ValueError(f'{file} is no JSON ({e})') from e
     if not isinstance(config, dict) or 'format' not in config: raise ValueError(f'{file} is not of this package: it has no "format"')
     if config['format'] != FORMAT:
         raise ValueError(f'{file} is of format {config["format"]}, by magnifier {config.get("version")}; this is magnifier {magnifier.__version__}, '
                          f'which reads format {FORMAT}: install the version that wrote it')
     _check_keys(file, config, KEYS)
-    defaults = {k: p.default for k, p in signature(create_magnifier).parameters.items() if k not in ('pretrained', 'weights')}
-    _check_keys(f'{file}: model', config['model'], defaults)
-    for key, default in defaults.items():
-        value = config['model'][key]
-        if type(value) is not type(default) and not (key == 'sfb' and value == 'ab'):
-            raise ValueError(f'{file}: model: {key} is {value!r}; {type(default).__name__} is wanted')
-    Preprocessing.from_json(config['preprocessing'])
+    parameters = {k: p for k, p in signature(create_magnifier).parameters.items() if k not in ('pretrained', 'weights')}
+    _check_keys(f'{file}: model', config['model'], parameters)
+    for key, parameter in parameters.items():
+        value, wanted = config['model'][key], get_args(parameter.annotation) or (parameter.annotation,)
+        # An arch is a function too, which JSON does not have
+        if type(value) not in wanted: raise ValueError(f'{file}: model: {key} is {value!r}; {_names(wanted)} is wanted')
+    try: Preprocessing.from_json(config['preprocessing'])
+    except ValueError as e: raise ValueError(f'{file}: {e}') from e
     if not isinstance(config['classes'], list) or len(config['classes']) != config['model']['n_classes']:
         raise ValueError(f'{file}: as many classes as n_classes={config["model"]["n_classes"]} are wanted')
     return config
+
+
+def _names(types):
+    return ' or '.join('null' if t is type(None) else getattr(t, '__name__', str(t)) for t in types)
 
 
 def _check_keys(where, found, wanted):
@@ -127,10 +109,27 @@ def _check_keys(where, found, wanted):
         if keys: raise ValueError(f'{where}: {what} {", ".join(sorted(map(str, keys)))}; {", ".join(wanted)} are wanted')
 
 
+def _build(arguments, tensors, folder):
+    # Without memory first: arguments that do not fit the file are refused before anything is made for them
+    try:
+        with torch.device('meta'): model = create_magnifier(pretrained=False, **arguments)
+    except (ValueError, RuntimeError) as e: raise ValueError(f'{folder/CONFIG}: {e}') from e
+    _check_tensors(model, tensors, folder)
+    model.load_state_dict(tensors, assign=True)
+    if not any(t.is_meta for t in model.buffers()): return model
+    # Some of timm's networks have buffers that no file holds
+    model = create_magnifier(pretrained=False, **arguments)
+    model.load_state_dict(tensors)
+    return model
+
+
 def _check_tensors(model, tensors, folder):
-    own = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    for name in [*own, *found]:
-        if own.get(name) != found.get(name):
-            raise ValueError(f'{folder}: {name} is {found.get(name, "missing")} in {WEIGHTS} and {own.get(name, "unknown")} by {CONFIG}: '
-                             'files of two models; save the model again')
+    wanted, found = ({name: (tuple(t.shape), t.dtype) for name, t in named.items()} for named in (model.state_dict(), tensors))
+    for name in [*wanted, *found]:
+        if wanted.get(name) == found.get(name): continue
+        shape, dtype = found.get(name, ('missing', ''))
+        own_shape, own_dtype = wanted.get(name, ('unknown', ''))
+        if shape == own_shape: shape, own_shape = dtype, own_dtype
+        raise ValueError(f'{folder}: {name} is {shape} in {WEIGHTS} and {own_shape} by {CONFIG}: files of two models; save the model again')
+    broken = next((name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
+    if broken: raise ValueError(f'{folder/WEIGHTS}: {broken} holds values that are no finite numbers')

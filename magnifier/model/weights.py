@@ -1,13 +1,14 @@
 "Weights from a file: which of its tensors belong where, and a report of it"
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ['WeightsReport', 'load_weights', 'read_weights']
+__all__ = ['WeightsReport', 'load_weights', 'read_weights', 'read_safetensors']
 
 WRAPPERS = ('state_dict', 'model_state_dict', 'model')  # keys under which training scripts keep the tensors
 LEADING = ('module.', '_orig_mod.')  # what data parallelism and compilation put before every name
@@ -40,10 +41,23 @@ def read_weights(
     """The tensors of a file; no code of it is run. A ValueError where it holds none that can be read so, an ImportError for
     `.safetensors` without that library"""
     file = Path(file)
-    if file.suffix == '.safetensors':
-        try: from safetensors.torch import load_file
-        except ImportError as e: raise ImportError(f'{file}: pip install safetensors to read it') from e
-        return _without_leading(load_file(file))
+    tensors = read_safetensors(file) if file.suffix == '.safetensors' else _unpickled(file)
+    for lead in LEADING: tensors = {name.removeprefix(lead): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def read_safetensors(
+    file: Path,  # A `.safetensors` file
+) -> dict[str, Tensor]:  # Tensors by name, on the CPU
+    "The tensors of a file, under their own names. A ValueError for a damaged file, an ImportError without the library"
+    try: from safetensors import SafetensorError
+    except ImportError as e: raise ImportError(f"{file}: pip install safetensors, or 'magnifier-reid[safetensors]', to read it") from e
+    from safetensors.torch import load_file
+    try: return load_file(file)
+    except SafetensorError as e: raise ValueError(f'{file} is cut short or no safetensors file ({e})') from e
+
+
+def _unpickled(file):
     try: found = torch.load(file, map_location='cpu', weights_only=True)
     except OSError: raise
     except Exception as e:  # whatever a file of another kind makes the unpickler say
@@ -51,26 +65,47 @@ def read_weights(
                          'or learn.save(file, with_opt=False)') from e
     for wrapper in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict): found = found[wrapper]
-    tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, dict) else {}
+    entries = found.items() if isinstance(found, dict) else ()
+    tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors: raise ValueError(f'{file} holds no named tensors: a state dict is wanted')
-    return _without_leading(tensors)
-
-
-def _without_leading(tensors):
-    for lead in LEADING: tensors = {k.removeprefix(lead): v for k, v in tensors.items()}
     return tensors
 
 
-def _sources(model, tensors):
+def load_weights(
+    model: nn.Module,  # A MagnifierNet
+    file: str | Path,  # See `read_weights`: of a MagnifierNet, of a plain backbone, or of reid-strong-baseline
+) -> WeightsReport:  # Also logged
+    """Fills in what fits by name and shape, whatever prefix the backbone has in the file, and leaves the rest as it is. A ValueError
+    where nothing fits, or where the file's backbone is of another arch: other shapes, fewer blocks or more"""
+    tensors, own = read_weights(file), model.state_dict()
+    sources = _sources(model, own, tensors)
+    _resample_patches(tensors, own, sources)
+    loaded = [name for name, source in sources.items() if tensors[source].shape == own[name].shape]
+    if not any(own[name].ndim for name in loaded):
+        raise ValueError(f'{file}: none of its {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...) fits the model '
+                         f'({", ".join(list(own)[:3])}, ...); is it of another arch?')
+    used = {sources[name] for name in loaded}
+    report = WeightsReport(str(file), loaded, [name for name in sources if name not in loaded], [name for name in own if name not in sources],
+                           [name for name in tensors if name not in used])
+    _check_arch(report, tensors, own, sources)
+    model.load_state_dict({name: tensors[sources[name]] for name in loaded}, strict=False)
+    logger.info('%s', report)
+    return report
+
+
+def _sources(model, own, tensors):
     # The model's name -> the file's: as it is, or as a backbone under whatever prefix the most names agree with
+    as_it_is = {name: name for name in own if name in tensors}
     backbone = {_bare(name): 'backbone.' + name for name in model.backbone.state_dict()}
-    first, found = next(iter(backbone)), {k.replace('_', '.'): k for k in tensors}
-    ways = [{name: name for name in model.state_dict()}]
-    for prefix in {k.removesuffix(first) for k in found if k.endswith(first)}:
-        ways.append({ours: found[prefix + name] for name, ours in backbone.items() if prefix + name in found})
-    best = max(ways, key=lambda way: sum(source in tensors for source in way.values()))
-    if best is ways[0]: return best
-    return best | {ours + k.removeprefix(theirs): k for theirs, ours in NECK.items() for k in tensors if k.startswith(theirs)}
+    found = {name.replace('_', '.'): name for name in tensors}
+    first = next(iter(backbone))
+    prefixes = {name.removesuffix(first) for name in found if name.endswith(first)}
+    ways = [{ours: found[prefix + name] for name, ours in backbone.items() if prefix + name in found} for prefix in prefixes]
+    best = max([as_it_is, *ways], key=len)
+    if best is as_it_is: return best
+    # A plain backbone may bring reid-strong-baseline's neck
+    neck = {ours + name.removeprefix(theirs): name for theirs, ours in NECK.items() for name in tensors if name.startswith(theirs)}
+    return best | {ours: name for ours, name in neck.items() if ours in own}
 
 
 def _bare(name):
@@ -78,37 +113,30 @@ def _bare(name):
     return name.removeprefix('net.').removeprefix('model.').replace('_', '.')
 
 
-def _as_patches(kernel, shape):
+def _resample_patches(tensors, own, sources):
     # A ViT made for patches of 14 runs here with patches of 16, whose strides fit the others'
-    if kernel.shape[:2] != shape[:2] or kernel.shape == shape: return kernel
-    from timm.layers import resample_patch_embed
-    return resample_patch_embed(kernel, list(shape[2:]))
+    for name, source in sources.items():
+        kernel, shape = tensors[source], own[name].shape
+        if not name.endswith('patch_embed.proj.weight') or kernel.shape[:2] != shape[:2] or kernel.shape == shape: continue
+        from timm.layers import resample_patch_embed
+        tensors[source] = resample_patch_embed(kernel, list(shape[2:]))
 
 
-def load_weights(
-    model: nn.Module,  # A MagnifierNet
-    file: str | Path,  # See `read_weights`: of a MagnifierNet, of a plain backbone, or of reid-strong-baseline
-) -> WeightsReport:  # Also logged: as a warning where the backbone is incomplete
-    """Fills in what fits by name and shape, whatever prefix the backbone has in the file, and leaves the rest as it is. A ValueError
-    where nothing fits, or where the backbone has tensors of other shapes, as of another arch"""
-    tensors, own = read_weights(file), model.state_dict()
-    pairs = {name: source for name, source in _sources(model, tensors).items() if name in own and source in tensors}
-    for name, source in pairs.items():
-        if name.endswith('patch_embed.proj.weight'): tensors[source] = _as_patches(tensors[source], own[name].shape)
-    loaded = [name for name, source in pairs.items() if tensors[source].shape == own[name].shape]
-    if not any(own[name].ndim for name in loaded):
-        raise ValueError(f'{file}: none of its {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...) fits the model '
-                         f'({", ".join(list(own)[:3])}, ...); is it of another arch?')
-    reshaped = [name for name in pairs if name not in loaded]
-    # a ViT's position embeddings follow the image's size; any other shape is another network's
-    foreign = next((name for name in reshaped if name.startswith('backbone.') and 'pos_embed' not in name), None)
-    if foreign:
-        raise ValueError(f'{file}: {pairs[foreign]} is {tuple(tensors[pairs[foreign]].shape)} there and {tuple(own[foreign].shape)} in this backbone; '
-                         'it is of another arch: name the arch it was trained with')
-    model.load_state_dict({name: tensors[pairs[name]] for name in loaded}, strict=False)
-    used = {pairs[name] for name in loaded}
-    report = WeightsReport(str(file), loaded, reshaped, [name for name in own if name not in pairs],
-                           [k for k in tensors if k not in used])
-    whole = all(name in loaded for name in own if name.startswith('backbone.') and own[name].ndim)
-    logger.log(logging.INFO if whole else logging.WARNING, '%s', report)
-    return report
+def _check_arch(report, tensors, own, sources):
+    # A ViT's position embeddings follow the image's size; any other shape, a block that is missing or one too many is another network's
+    other = next((name for name in report.reshaped if name.startswith('backbone.') and 'pos_embed' not in name), None)
+    missing = next((name for name in report.missing if name.startswith('backbone.') and own[name].ndim), None)
+    stages = {_stage(source) for name, source in sources.items() if name.startswith('backbone.')}
+    surplus = next((name for name in report.unused if _stage(name) and _stage(name) in stages), None)
+    if other:
+        found = f'{sources[other]} is {tuple(tensors[sources[other]].shape)} there and {tuple(own[other].shape)} in this backbone'
+    elif missing: found = f'it has no {missing.removeprefix("backbone.")}'
+    elif surplus: found = f'its {surplus} is no part of this backbone'
+    else: return
+    raise ValueError(f'{report.file}: {found}; it is of another arch: name the arch it was trained with')
+
+
+def _stage(name):
+    # What is before the first number, as 'base.layer1' of 'base.layer1.2.conv1.weight'; '' without one
+    head, _, rest = re.sub(r'\.\d+\.', '\n', name, count=1).partition('\n')
+    return head if rest else ''
