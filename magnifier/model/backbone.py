@@ -87,12 +87,13 @@ class TimmBackbone(nn.Module):
         super().__init__()
         import timm
         build = partial(timm.create_model, name, features_only=True, out_indices=(-2, -1))
-        with torch.device('meta'): options = _timm_options(name, build(), last_stride, stage3_stride)
+        with torch.device('meta'):  # only looked at
+            options = _timm_options(name, build(), last_stride, stage3_stride)
+            has_head = _ends_in_convolution(timm.create_model(name))
         try: self.net = build(pretrained=pretrained, **options)
         except (NotImplementedError, TypeError, AssertionError) as e:
             raise ValueError(f'{name} does not take {options}, which it needs here: pass last_stride=2, or another arch') from e
         self.widths = dict(zip((3, 4), self.net.feature_info.channels()))
-        with torch.device('meta'): has_head = _ends_in_convolution(timm.create_model(name))
         if has_head:
             whole = timm.create_model(name, pretrained=pretrained)
             self.conv_head = whole.conv_head

@@ -212,11 +212,14 @@ def _check_arguments(given):
     n_classes, weights = given['n_classes'], given['branch_weights']
     if not isinstance(n_classes, int) or n_classes < 1:
         raise ValueError(f'n_classes={n_classes!r}: the number of training identities is wanted')
+    for name in ('hidden', 'n_regions'):
+        if given[name] < 1: raise ValueError(f'{name}={given[name]}: 1 or more is wanted')
     if (given['sab'] or given['sfb']) and not given['mask']:
         raise ValueError('sab and sfb pool by region masks, which mask=False leaves out: pass mask=True, or sab=False and sfb=False too')
     if given['mask_resize'] not in MASK_RESIZES:
         raise ValueError(f'mask_resize={given["mask_resize"]!r}: use one of {", ".join(MASK_RESIZES)}')
-    if weights is not None and (set(weights) - set(BRANCHES) or min(weights.values(), default=1) < 0):
+    known = {name: weight for name, weight in (weights or {}).items() if name in BRANCHES and isinstance(weight, (int, float)) and weight >= 0}
+    if known != (weights or {}):
         raise ValueError(f'branch_weights={weights!r}: zero or positive weights by branch are wanted, of {", ".join(BRANCHES)}')
 
 

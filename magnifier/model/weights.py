@@ -50,9 +50,10 @@ def read_safetensors(
     file: Path,  # A `.safetensors` file
 ) -> dict[str, Tensor]:  # Tensors by name, on the CPU
     "The tensors of a file, under their own names. A ValueError for a damaged file, an ImportError without the library"
-    try: from safetensors import SafetensorError
-    except ImportError as e: raise ImportError(f"{file}: pip install safetensors, or 'magnifier-reid[safetensors]', to read it") from e
-    from safetensors.torch import load_file
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as e: raise ImportError(f"{file}: pip install 'magnifier-reid[safetensors]' to read it") from e
     try: return load_file(file)
     except SafetensorError as e: raise ValueError(f'{file} is cut short or no safetensors file ({e})') from e
 

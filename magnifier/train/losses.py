@@ -1,9 +1,10 @@
 "What is minimised: cross-entropy, batch-hard triplet, semantic diversity, region segmentation, and their sum (Eq. 4)"
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magnifier.data.block import TensorIdentity, TensorPartMask
@@ -14,7 +15,7 @@ from magnifier.model.resize import has_mask, resize_labels
 from magnifier.regions import NO_MASK
 from magnifier.train.distributed import gather_own, n_ranks
 
-__all__ = ['LossPart', 'identity_loss', 'batch_hard_triplet', 'semantic_diversity_loss', 'region_segmentation_loss', 'MagnifierLoss']
+__all__ = ['LossPart', 'identity_loss', 'batch_hard_triplet', 'semantic_diversity_loss', 'region_segmentation_loss', 'MagnifierLoss', 'gradient_norms']
 
 TRIPLETS = ('none', 'plain', 'normalised')
 
@@ -236,3 +237,23 @@ class MagnifierLoss:
         if not self.masks: return TensorIdentity(identity)
         labels = torch.full((n, 1, 1), NO_MASK) if output.mask_logits is None else output.mask_logits.argmax(1)
         return TensorPartMask(labels), TensorIdentity(identity)
+
+
+def gradient_norms(
+    model: nn.Module,  # A MagnifierNet, left as it is
+    loss: MagnifierLoss,  # Whose parts are looked at, each with its weight
+    images: Tensor,  # n x 3 x H x W
+    *targets: Tensor,  # Part mask and identity, or identity alone, as the loss takes them
+    kept_regions: Tensor | None = None,  # k booleans of an occlusion
+) -> dict[str, float]:  # By part, as 'sab_tri'; 0 where it has no gradient there
+    "How hard each part of the loss pulls at the layers that all share: the norm of its gradient on the backbone's parameters"
+    model = deepcopy(model).train()  # a forward pass moves the running means of its norms
+    shared = [p for p in model.backbone.parameters() if p.requires_grad]
+    output = model(images, targets[0] if len(targets) > 1 else None, kept_regions)
+    norms = {}
+    for part in loss.parts(output, *targets):
+        norms[part.name] = 0.
+        if not part.value.requires_grad: continue
+        grads = torch.autograd.grad(part.weight * part.value.mean(), shared, retain_graph=True, allow_unused=True)
+        norms[part.name] = torch.stack([g.norm() for g in grads if g is not None] or [torch.zeros(())]).norm().item()
+    return norms

@@ -40,9 +40,9 @@ def test_what_it_cannot_build(kwargs, said):
     with pytest.raises(ValueError, match=said): create_backbone(pretrained=False, **kwargs)
 
 
-def test_names_are_all_residual():
+def test_names_are_residual_networks_and_osnets():
     assert {'resnet18', 'resnet34', 'resnet50', 'resnet101'} <= set(backbone_names())
-    for name in backbone_names(): assert 'resne' in name
+    for name in backbone_names(): assert 'resne' in name or name.startswith('osnet')
 
 
 def test_failed_download_says_what_to_pass(monkeypatch):
@@ -104,7 +104,7 @@ def test_unknown_name_without_timm_mentions_it(monkeypatch):
 
 # A convolutional network with stages, one with squeeze and excitation, windows, patch grids (DINO's too, of 14 pixels), and their smallest sizes
 @pytest.mark.parametrize('name, last_stride, widths', [
-    ('timm/resnet18', 1, (256, 512)), ('seresnext26t_32x4d', 2, (1024, 2048)), ('test_convnext', 1, (48, 64)), ('test_efficientnet', 1, (48, 64)),
+    ('timm/resnet18', 1, (256, 512)), ('seresnext26t_32x4d', 2, (1024, 2048)), ('test_convnext', 1, (48, 64)), ('test_efficientnet', 1, (48, 64, 256)),
     ('swin_tiny_patch4_window7_224', 2, (384, 768)), ('test_vit', 1, (64, 64)), ('vit_tiny_patch16_224', 1, (192, 192)),
     ('vit_small_patch14_dinov2', 1, (384, 384))])
 def test_timm_itself_trains_a_step(name, last_stride, widths):
@@ -134,3 +134,76 @@ def test_timm_itself_trains_a_step(name, last_stride, widths):
 def test_swin_needs_its_own_last_stride():
     pytest.importorskip('timm')
     with pytest.raises(ValueError, match='swin_tiny_patch4_window7_224 does not take .*pass last_stride=2'): create_backbone('swin_tiny_patch4_window7_224', False)
+
+
+# --- OSNet
+
+def test_osnet_is_the_published_network():
+    backbone = create_backbone('osnet_x1_0', False)
+    # 2,193,616 as its authors count: with the linear layer that follows the pooling, and the gate at each of its four uses
+    after_pooling = 512*512 + 512 + 2*512
+    gates = sum(p.numel() for name, p in backbone.named_parameters() if '.gate.' in name)
+    assert sum(p.numel() for p in backbone.parameters()) + after_pooling + 3*gates == 2_193_616
+    stage3, stage4 = backbone(torch.randn(2, 3, 256, 128))
+    assert stage3.shape == (2, 384, 16, 8)
+    assert stage4.shape == (2, 512, 16, 8)
+    assert min(stage3.min(), stage4.min()) >= 0
+
+
+def test_an_osnet_block_is_its_four_streams():
+    from torch.nn import functional as F
+    block = create_backbone('osnet_x0_25', False).eval().conv2[0]
+    weights = {k: v for k, v in block.state_dict().items()}
+    for name, value in weights.items():
+        if 'bn.running' in name or 'bn.weight' in name: value.uniform_(.5, 1.5)
+
+    def norm(x, name): return F.batch_norm(x, *(weights[f'{name}.bn.{p}'] for p in ('running_mean', 'running_var', 'weight', 'bias')))
+
+    def light(x, name):
+        x = F.conv2d(F.conv2d(x, weights[f'{name}.conv1.weight']), weights[f'{name}.conv2.weight'], padding=1, groups=x.shape[1])
+        return norm(x, name).clamp(min=0)
+
+    def gated(x):
+        squeezed = F.adaptive_avg_pool2d(x, 1)
+        squeezed = F.conv2d(squeezed, weights['gate.fc1.weight'], weights['gate.fc1.bias']).clamp(min=0)
+        return x * torch.sigmoid(F.conv2d(squeezed, weights['gate.fc2.weight'], weights['gate.fc2.bias']))
+
+    x = torch.randn(2, 16, 8, 4)
+    reduced, mixed = norm(F.conv2d(x, weights['conv1.conv.weight']), 'conv1').clamp(min=0), 0
+    for depth, stream in enumerate('abcd', 1):
+        y = reduced
+        for i in range(depth): y = light(y, 'conv2a' if stream == 'a' else f'conv2{stream}.{i}')
+        mixed = mixed + gated(y)
+    shortcut = norm(F.conv2d(x, weights['downsample.conv.weight']), 'downsample')
+    with torch.no_grad():
+        want = (norm(F.conv2d(mixed, weights['conv3.conv.weight']), 'conv3') + shortcut).clamp(min=0)
+        torch.testing.assert_close(block(x), want)
+
+
+@pytest.mark.parametrize('name', ['osnet_x1_0', 'osnet_x0_5'])
+def test_an_osnet_trains_a_step_and_embeds(name):
+    from magnifier.model.embedding import EmbeddingNet
+    from magnifier.model.net import create_magnifier
+    model = create_magnifier(name, 5, False, hidden=16)
+    model(torch.randn(2, 3, 64, 32)).embedding.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.backbone.parameters())
+    net, images = EmbeddingNet(model), torch.randn(2, 3, 64, 32)
+    assert not [m for m in net.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]  # all of them were folded
+    with torch.no_grad(): torch.testing.assert_close(net(images), model.eval()(images).embedding, atol=1e-5, rtol=0)
+
+
+def test_osnet_has_no_weights_to_download():
+    with pytest.raises(ValueError, match='osnet_x1_0 has no ImageNet weights to download: pass pretrained=False, or weights=FILE'):
+        create_backbone('osnet_x1_0')
+
+
+# --- strides
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'osnet_x0_25', 'test_efficientnet'])
+def test_stage_3_without_its_stride(name):
+    if name.startswith('test'): pytest.importorskip('timm')
+    published, larger = (create_backbone(name, False, stage3_stride=stride) for stride in (2, 1))
+    larger.load_state_dict(published.state_dict())
+    images = torch.randn(2, 3, 64, 32)
+    for a, b in zip(published(images), larger(images)): assert b.shape == (*a.shape[:2], 2*a.shape[2], 2*a.shape[3])
+    with pytest.raises(ValueError, match='stage3_stride=3: it is 1 or 2'): create_backbone(name, False, stage3_stride=3)

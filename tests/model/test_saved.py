@@ -85,9 +85,9 @@ def test_half_replaced_is_refused(folder, monkeypatch):
 
 
 @pytest.mark.parametrize('values, message', [
-    (dict(format=2, version='9.1'), 'format 2, by magnifier 9.1.*reads format 1'), (dict(format=None), 'has no "format"'), (dict(hook='os.system'), 'unknown hook'),
+    (dict(format=3, version='9.1'), 'format 3, by magnifier 9.1.*reads format 2'), (dict(format=None), 'has no "format"'), (dict(hook='os.system'), 'unknown hook'),
     (dict(classes=None), 'missing classes'), (dict(model__depth=3), 'model: unknown depth'), (dict(model__cell=None), 'model: missing cell'),
-    (dict(model__hidden='16'), "hidden is '16'; int"), (dict(model__hidden=True), 'hidden is True; int'), (dict(model__sfb='abc'), "sfb is 'abc'"),
+    (dict(model__hidden='16'), "hidden is '16'; int"), (dict(model__hidden=True), 'hidden is True; int'), (dict(model__sfb='abc'), "config.json: sfb='abc'"),
     (dict(model__arch='os.system'), "unknown arch 'os.system'"), (dict(model__hidden=8), r'sab.neck.bn.weight is \(16,\) in .* and \(8,\) by'),
     (dict(model__hidden=10**6), r'and \(1000000,\) by'),  # refused before memory is asked for
     (dict(model__arch='resnet34'), 'layer1.2.*missing'), (dict(model__sab=False), 'branches.sab.*unknown by'), (dict(classes=[1]), 'n_classes=3'),
@@ -103,7 +103,7 @@ def test_damaged_files_are_refused(folder):
     save_file({k: v + (k == 'backbone.conv1.weight') for k, v in tensors.items()}, weights)
     with pytest.raises(ValueError, match='do not belong together'): read_model(folder)
     save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, weights)
-    with pytest.raises(ValueError, match='do not belong together'): read_model(folder)
+    with pytest.raises(ValueError, match='is torch.float16 in model.safetensors and torch.float32 by'): read_model(folder)
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match='cut short or no safetensors file'): read_model(folder)
     weights.write_bytes(pickle.dumps({'a': 1}))
@@ -115,6 +115,52 @@ def test_damaged_files_are_refused(folder):
     with pytest.raises(FileNotFoundError, match='holds no config.json'): read_model(folder)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match='holds no model.safetensors.*save_pretrained'): read_model(folder)
+
+
+@pytest.mark.parametrize('values, message', [
+    (dict(model__hidden=10**9), 'config.json: '), (dict(model__hidden=-1), 'hidden=-1: 1 or more'), (dict(model__hidden=0), 'hidden=0: 1 or more'),
+    (dict(model__n_regions=-8), 'n_regions=-8: 1 or more'), (dict(model__branch_weights={'sab': 'much'}), "branch_weights={'sab': 'much'}"),
+    (dict(model__branch_weights=[1]), 'branch_weights is .1.; dict or null is wanted'), (dict(model__arch=18), 'arch is 18; str or Callable'),
+    (dict(model={}), 'model: missing'), (dict(model=[]), 'model: missing'), (dict(preprocessing=3), 'config.json: ')])
+def test_arguments_of_no_network_name_the_file(folder, values, message):
+    change(folder, **values)
+    with pytest.raises(ValueError, match=message) as e: read_model(folder)
+    assert str(folder/'config.json') in str(e.value)
+
+
+def test_a_foreign_arch_is_refused_before_it_is_built(folder, monkeypatch):
+    pytest.importorskip('timm')
+    change(folder, model__arch='vit_giant_patch14_dinov2')
+    made = []
+    init = torch.nn.init.trunc_normal_
+    monkeypatch.setattr(torch.nn.init, 'trunc_normal_', lambda tensor, **how: made.append(tensor.device.type) or init(tensor, **how))
+    with pytest.raises(ValueError, match='by config.json: files of two models'): read_model(folder)
+    assert set(made) <= {'meta'}
+
+
+def test_deeply_nested_json(folder):
+    (folder/'config.json').write_text('[' * 10**5)
+    with pytest.raises(ValueError, match='config.json is no JSON'): read_model(folder)
+
+
+def test_weights_that_are_no_numbers_are_refused_whatever_the_fingerprint(folder):
+    weights, config = folder/'model.safetensors', json.loads((folder/'config.json').read_text())
+    tensors = load_file(weights)
+    tensors['branches.sab.reduce.weight'][0, 0] = torch.nan
+    save_file(tensors, weights)
+    model = build()
+    model.load_state_dict(tensors)
+    change(folder, fingerprint=fingerprint(model, config['preprocessing']))
+    with pytest.raises(ValueError, match='model.safetensors: branches.sab.reduce.weight holds values that are no finite numbers'): read_model(folder)
+
+
+def test_a_network_of_timm_comes_back_with_the_buffers_that_no_file_holds(tmp_path):
+    pytest.importorskip('timm')
+    model = create_magnifier('swin_tiny_patch4_window7_224', 3, False, hidden=16, last_stride=2).eval()
+    write_model(model, tmp_path/'m', HOW, [7, 2, 11])
+    again, _ = read_model(tmp_path/'m')
+    images = torch.randn(1, 3, 64, 32)
+    with torch.no_grad(): assert torch.equal(again.eval()(images).embedding, model(images).embedding)
 
 
 def test_what_cannot_be_built_again(tmp_path):

@@ -66,10 +66,9 @@ def test_a_whole_magnifier(tmp_path):
     assert not row.weights_report.missing and all(k.startswith('branches.sfb') for k in row.weights_report.unused)
 
 
-def test_incomplete_backbone_is_warned_about(tmp_path, imagenet, caplog):
+def test_an_incomplete_backbone_is_refused(tmp_path, imagenet):
     torch.save({k: v for k, v in imagenet.items() if not k.startswith('layer4')}, tmp_path/'w.pth')
-    build(weights=tmp_path/'w.pth')
-    assert [r.levelname for r in caplog.records] == ['WARNING'] and 'missing (backbone.layer4.0.conv1.weight' in caplog.text
+    with pytest.raises(ValueError, match='w.pth: it has no layer4.0.conv1.weight; it is of another arch'): build(weights=tmp_path/'w.pth')
 
 
 def test_nothing_fits(tmp_path, imagenet):
@@ -101,7 +100,7 @@ def test_safetensors(tmp_path, imagenet):
 
 def test_safetensors_without_the_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
-    with pytest.raises(ImportError, match='pip install safetensors'): read_weights(tmp_path/'w.safetensors')
+    with pytest.raises(ImportError, match='pip install .magnifier-reid.safetensors'): read_weights(tmp_path/'w.safetensors')
 
 
 def test_weights_take_the_place_of_the_download(tmp_path, imagenet, monkeypatch):
@@ -158,3 +157,59 @@ def test_a_backbone_of_another_arch_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r'other.pth: layer1.0.conv1.weight is \(64, 64, 3, 3\) there and \(64, 64, 1, 1\) in this backbone; it is of another arch'):
         load_weights(model, tmp_path/'other.pth')
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize('there, here, said', [('resnet18', 'resnet34', 'it has no layer1.2.conv1.weight'),
+                                               ('resnet34', 'resnet18', 'its .*layer1.2.conv1.weight is no part'),
+                                               ('resnet50', 'resnet101', 'it has no layer3.6.conv1.weight')])
+@pytest.mark.parametrize('prefix', ['', 'module.base.', 'backbone.'])
+def test_a_backbone_with_fewer_or_more_blocks_is_refused(tmp_path, there, here, said, prefix):
+    tensors = torchvision.models.get_model(there).state_dict()
+    torch.save({prefix + k: v for k, v in tensors.items()}, tmp_path/'w.pth')
+    with torch.device('meta'): model = create_magnifier(here, 5, False, hidden=16)
+    with pytest.raises(ValueError, match=f'w.pth: {said}.*; it is of another arch'): load_weights(model, tmp_path/'w.pth')
+
+
+@pytest.mark.parametrize('style', ['', 'module.', 'backbone.', 'model.module.'])
+def test_osnet_files_of_several_styles(tmp_path, style):
+    from magnifier.model.osnet import OSNet
+    torch.manual_seed(1)
+    tensors = {f'{style}{k}': v + 1 for k, v in OSNet('osnet_x0_25').state_dict().items()}
+    others = {f'{style}fc.0.weight': torch.ones(512, 512), f'{style}classifier.weight': torch.ones(1000, 512)}
+    torch.save({'state_dict': tensors | others, 'epoch': 3}, tmp_path/'w.pth.tar')
+    model = create_magnifier('osnet_x0_25', 5, hidden=16, weights=tmp_path/'w.pth.tar')
+    for name, value in model.backbone.state_dict().items(): assert torch.equal(value, tensors[style + name])
+    assert {name.split('.', 1)[0] for name in model.weights_report.unused} <= {'fc', 'classifier', 'backbone', 'module'}
+    assert len(model.weights_report.unused) == 2
+    instance_norms = {f'{style}conv2.0.IN.weight': torch.ones(64)}
+    torch.save(tensors | instance_norms, tmp_path/'ibn.pth')
+    with pytest.raises(ValueError, match='conv2.0.IN.weight is no part of this backbone'):
+        create_magnifier('osnet_x0_25', 5, hidden=16, weights=tmp_path/'ibn.pth')
+
+
+def test_the_last_convolution_comes_from_the_file(tmp_path):
+    timm = pytest.importorskip('timm')
+    net = timm.create_model('test_efficientnet')
+    torch.save(net.state_dict(), tmp_path/'w.pth')
+    model = create_magnifier('test_efficientnet', 5, hidden=16, weights=tmp_path/'w.pth').eval()
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        assert model(images).features['global'].shape == (2, 256)
+        published = create_magnifier('test_efficientnet', 5, hidden=16, weights=tmp_path/'w.pth', last_stride=2).eval()
+        torch.testing.assert_close(published(images).features['global'], net.eval().forward_features(images).mean((2, 3)))
+        assert model.segmentation.deconv.in_channels == 64  # the head parses stage 4
+
+
+def test_names_that_are_no_words_are_left_out(tmp_path, imagenet):
+    torch.save({**imagenet, 3: torch.ones(1)}, tmp_path/'w.pth')
+    check_backbone(build(weights=tmp_path/'w.pth'), imagenet)
+    torch.save({3: torch.ones(1)}, tmp_path/'w.pth')
+    with pytest.raises(ValueError, match='holds no named tensors'): build(weights=tmp_path/'w.pth')
+
+
+def test_damaged_safetensors(tmp_path, imagenet):
+    safetensors = pytest.importorskip('safetensors.torch')
+    file = tmp_path/'w.safetensors'
+    safetensors.save_file(imagenet, file)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match='w.safetensors is cut short or no safetensors file'): build(weights=file)

@@ -1,5 +1,7 @@
 "Losses against loops that say the same in the longest way"
+import copy
 import itertools
+import math
 import pickle
 from functools import partial
 
@@ -13,7 +15,7 @@ from magnifier.model.net import create_magnifier
 from magnifier.model.output import MagnifierOutput
 from magnifier.model.resize import resize_labels
 from magnifier.regions import NO_MASK
-from magnifier.train.losses import (MagnifierLoss, batch_hard_triplet, identity_loss, region_segmentation_loss,
+from magnifier.train.losses import (MagnifierLoss, batch_hard_triplet, gradient_norms, identity_loss, region_segmentation_loss,
                                     semantic_diversity_loss)
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -332,3 +334,52 @@ def test_half_precision_is_computed_in_float32(dtype):
                          (region_segmentation_loss, (features[..., None], torch.ones(4, 6, 1, dtype=torch.long)))):
             got = fn(*args)
             assert got.dtype == torch.float32 and torch.equal(got, fn(args[0].float(), *args[1:]))
+
+
+# --- the adversarial branch's own
+
+def test_sab_has_no_triplet_unless_asked(output, batch):
+    loss = MagnifierLoss()
+    loss(output, *batch[1:])
+    assert set(loss.last) == PARTS - {'sab_tri'}
+    with pytest.raises(ValueError, match="sab_triplet='hard': use one of none, plain, normalised"): MagnifierLoss(sab_triplet='hard')
+
+
+def test_sabs_triplet_on_features_of_length_one(output, batch):
+    loss = MagnifierLoss(sab_triplet='normalised')
+    loss(output, *batch[1:])
+    features = output.features['sab'].detach()
+    unit = features / features.norm(dim=1, keepdim=True)
+    assert value(loss.last['sab_tri']) == pytest.approx(slow_triplet(unit, batch[2][:, 0], 0.3), rel=1e-5)
+    assert value(loss.last['sfb_tri']) == pytest.approx(slow_triplet(output.features['sfb'].detach(), batch[2][:, 0], 0.3), rel=1e-5)
+
+
+@pytest.mark.parametrize('reduction', ['mean', 'none'])
+def test_sabs_identity_loss_by_the_share_kept(model, batch, reduction):
+    model.train()
+    occluded = model(batch[0], batch[1], [True] * 2 + [False] * 6)
+    plain, weighed = MagnifierLoss(reduction=reduction), MagnifierLoss(reduction=reduction, sab_share=True)
+    for loss in (plain, weighed): loss(occluded, *batch[1:])
+    assert occluded.kept_share.tolist() == [[.25]] * 6
+    assert value(weighed.last['sab_cls']) == pytest.approx(value(plain.last['sab_cls']) / (1 + math.exp(-.25)), rel=1e-5)
+    for name in set(plain.last) - {'sab_cls'}: assert weighed.last[name] == plain.last[name]
+
+
+# --- gradients by part
+
+def test_gradient_norms_are_those_of_each_part_alone(model, batch):
+    model.train()
+    loss, kept = MagnifierLoss(gamma=.5), [True] * 5 + [False] * 3
+    before = copy.deepcopy(model.state_dict())
+    got = gradient_norms(model, loss, batch[0], *batch[1:], kept_regions=kept)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    output = model(batch[0], batch[1], kept)
+    for part in loss.parts(output, *batch[1:]):
+        model.zero_grad()
+        (part.weight * part.value).backward(retain_graph=True)
+        grads = [p.grad.flatten() for p in model.backbone.parameters() if p.grad is not None]
+        assert got[part.name] == pytest.approx(torch.cat(grads).double().norm().item(), rel=1e-3)
+    model.zero_grad(set_to_none=True)
+    assert set(got) == PARTS - {'sab_tri'}
+    assert gradient_norms(model, MagnifierLoss(), *batch)['sd'] == 0
