@@ -179,7 +179,6 @@ def test_osnet_files_of_several_styles(tmp_path, style):
     torch.save({'state_dict': tensors | others, 'epoch': 3}, tmp_path/'w.pth.tar')
     model = create_magnifier('osnet_x0_25', 5, hidden=16, weights=tmp_path/'w.pth.tar')
     for name, value in model.backbone.state_dict().items(): assert torch.equal(value, tensors[style + name])
-    assert {name.split('.', 1)[0] for name in model.weights_report.unused} <= {'fc', 'classifier', 'backbone', 'module'}
     assert len(model.weights_report.unused) == 2
     instance_norms = {f'{style}conv2.0.IN.weight': torch.ones(64)}
     torch.save(tensors | instance_norms, tmp_path/'ibn.pth')
