@@ -27,8 +27,8 @@ def aside(
     *,
     synced: bool = True,  # Wait for the disk, as a power cut asks for; False for thousands of small files
 ):  # Path to write to, hidden, in the same folder and of this call alone
-    """A file beside `file` that takes its place once it is written; where writing fails or is killed, `file` stays as it was.
-    An OSError that names `file` where it cannot be written"""
+    """A file beside `file` that takes its place once it is written; where writing fails or is killed, `file` stays
+    as it was. An OSError that names `file` where it cannot be written"""
     file = Path(file)
     part = _part_of(file)
     with _named(file, part):
@@ -50,9 +50,9 @@ def aside_folder(
     *,
     exist_ok: bool = False,  # The files join a folder that is there, and replace those of their names one by one
 ):  # Path to an empty hidden folder, beside `folder` and of this call alone
-    """A folder that takes the place of `folder` once it is filled; where filling it fails or is killed, nothing changes. What
-    killed processes left beside `folder` is removed. A FileExistsError where `folder` holds anything (an empty one is
-    replaced), and an OSError that names `folder` where it cannot be written"""
+    """A folder that takes the place of `folder` once it is filled; where filling it fails or is killed, nothing
+    changes. What killed processes left beside `folder` is removed. A FileExistsError where `folder` holds anything
+    (an empty one is replaced), and an OSError that names `folder` where it cannot be written"""
     folder = Path(folder)
     part = _part_of(folder)
     whole = part/'whole'
@@ -84,14 +84,14 @@ def clear_leftovers(
 def locked(
     folder,  # Made where it is not there
 ):
-    """Keeps `folder` for this process until the block or the process ends, however it ends. A BlockingIOError where another
-    process, or another thread of this one, keeps it"""
+    """Keeps `folder` for this process until the block or the process ends, however it ends. A BlockingIOError where
+    another process, or another thread of this one, keeps it"""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder/'.lock'
     lock = _take_lock(file, without=True)
     if not lock:
-        raise BlockingIOError(f'{folder}: another process is at work in this folder. Wait until it ends, or name another folder')
+        raise BlockingIOError(f'{folder}: another process is at work in this folder. Wait for its end, or name another')
     try: yield
     finally: _drop(lock, file)
 
@@ -152,7 +152,8 @@ def _new_lock(file):
 
 
 def _take_lock(file, without):
-    "An open file that holds the lock of `file`, or None where another does; `without` is the answer where there are no locks"
+    """An open file that holds the lock of `file`, or None where another does; `without` is the answer where there
+    are no locks"""
     handle = open(file, 'ab', buffering=0)
     if _lock(handle, without) and _is_at(file, handle):
         _held.add(handle)
@@ -186,7 +187,8 @@ def _release(lock):
 
 
 def _drop(lock, path):
-    "Removes `path`, file or folder, and gives up its lock: in this order, so that nobody takes a lock that is about to go"
+    """Removes `path`, file or folder, and gives up its lock: in this order, so that nobody takes a lock that is
+    about to go"""
     if WINDOWS: _release(lock)  # it removes no open file
     if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,11 +1,12 @@
-"The eight regions of a part mask: their names, indices and torso groups, and the labels of other parsers that stand for them"
+"""The eight regions of a part mask: their names, indices and torso groups, and the labels of other parsers that
+stand for them"""
 
 import operator
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ['REGIONS', 'BODY_REGIONS', 'N_REGIONS', 'NO_MASK', 'UPPER_TORSO', 'LOWER_TORSO', 'LABEL_TABLES', 'LabelTable', 'LimbSplit',
-           'region_indices', 'label_table']
+__all__ = ['REGIONS', 'BODY_REGIONS', 'N_REGIONS', 'NO_MASK', 'UPPER_TORSO', 'LOWER_TORSO', 'LABEL_TABLES',
+           'LabelTable', 'LimbSplit', 'region_indices', 'label_table']
 
 # Order of EANet's `ps_label` files. Left and right share a label, so a horizontal flip never renames a region.
 REGIONS = ('background', 'head', 'chest', 'upper_arm', 'lower_arm', 'upper_leg', 'lower_leg', 'foot')
@@ -38,16 +39,17 @@ def region_indices(
 def _region_index(region, n):
     try: index = REGIONS.index(region) if isinstance(region, str) else operator.index(region)
     except (ValueError, TypeError): index = -1
-    if not 0 <= index < n: raise ValueError(f'unknown region {region!r}: use names {", ".join(REGIONS[:n])} or indices 0 to {n-1}')
+    if not 0 <= index < n:
+        raise ValueError(f'unknown region {region!r}: use names {", ".join(REGIONS[:n])} or indices 0 to {n-1}')
     return index
 
 
 class LimbSplit(NamedTuple):
     """A limb that a parser labels as one, divided by length: its far end is the lower part.
 
-    The lower part is a quarter of the person's height (shank 0.246, forearm and hand 0.254 of the stature in Drillis & Contini's
-    body proportions, 1966), or half the limb where that is more. So a whole leg is cut at the knee, a bare arm below a short sleeve
-    at the elbow, and the hand that a long sleeve leaves is lower arm.
+    The lower part is a quarter of the person's height (shank 0.246, forearm and hand 0.254 of the stature in Drillis &
+    Contini's body proportions, 1966), or half the limb where that is more. So a whole leg is cut at the knee, a bare
+    arm below a short sleeve at the elbow, and the hand that a long sleeve leaves is lower arm.
     """
     labels: tuple[int, ...]  # Labels that are divided; the table gives them their upper region
     limb: tuple[int, ...]  # Labels that together are the limb, and measure its length
@@ -70,24 +72,26 @@ def _table(n, source, *splits, **labels_of):
     return LabelTable(tuple(regions), splits, source)
 
 
-# Parsers of clothing label a sleeve as garment: a clothed arm is chest, and only its bare part is arm. A dress, coat or jumpsuit is
-# chest down to its hem. Bags, where they have a label, are background.
+# Parsers of clothing label a sleeve as garment: a clothed arm is chest, and only its bare part is arm. A dress, coat or
+# jumpsuit is chest down to its hem. Bags, where they have a label, are background.
 LABEL_TABLES = {
-    'ps_label': LabelTable(tuple(range(N_REGIONS)), (), 'EANet part labels (Huang et al. 2018): the regions themselves'),
+    'ps_label': LabelTable(tuple(range(N_REGIONS)), (), 'EANet part labels (Huang et al. 2018): the regions'),
     # Hands belong to the lower arm, as in EANet's labels
     'densepose14': _table(
         15, 'DensePose-COCO coarse parts (Guler et al. 2018)',
-        chest=(1,), lower_arm=(2, 3, 12, 13), foot=(4, 5), upper_leg=(6, 7), lower_leg=(8, 9), upper_arm=(10, 11), head=(14,)),
+        chest=(1,), lower_arm=(2, 3, 12, 13), foot=(4, 5), upper_leg=(6, 7), lower_leg=(8, 9), upper_arm=(10, 11),
+        head=(14,)),
     'densepose24': _table(
         25, 'DensePose fine parts, the I of IUV (Guler et al. 2018)',
-        chest=(1, 2), lower_arm=(3, 4, 19, 20, 21, 22), foot=(5, 6), upper_leg=(7, 8, 9, 10), lower_leg=(11, 12, 13, 14),
-        upper_arm=(15, 16, 17, 18), head=(23, 24)),
+        chest=(1, 2), lower_arm=(3, 4, 19, 20, 21, 22), foot=(5, 6), upper_leg=(7, 8, 9, 10),
+        lower_leg=(11, 12, 13, 14), upper_arm=(15, 16, 17, 18), head=(23, 24)),
     # Arms, and trousers, skirt and bare legs as one limb, are divided by length; socks are lower leg, gloves lower arm
     'lip': _table(
         20, 'Look into Person (Gong et al. 2017)',
-        LimbSplit((14,), (14,), 4, False), LimbSplit((15,), (15,), 4, False), LimbSplit((9, 12, 16, 17), (8, 9, 12, 16, 17), 6, True),
-        head=(1, 2, 4, 13), chest=(5, 6, 7, 10, 11), lower_arm=(3,), upper_arm=(14, 15), upper_leg=(9, 12, 16, 17), lower_leg=(8,),
-        foot=(18, 19)),
+        LimbSplit((14,), (14,), 4, False), LimbSplit((15,), (15,), 4, False),
+        LimbSplit((9, 12, 16, 17), (8, 9, 12, 16, 17), 6, True),
+        head=(1, 2, 4, 13), chest=(5, 6, 7, 10, 11), lower_arm=(3,), upper_arm=(14, 15), upper_leg=(9, 12, 16, 17),
+        lower_leg=(8,), foot=(18, 19)),
     # Feet are part of the lower legs: region 7 never occurs
     'pascal': _table(
         7, 'Pascal-Person-Part (Chen et al. 2014), as the human parsers number it',
@@ -95,29 +99,33 @@ LABEL_TABLES = {
     # Divided as LIP is
     'atr': _table(
         18, 'ATR (Liang et al. 2015)',
-        LimbSplit((14,), (14,), 4, False), LimbSplit((15,), (15,), 4, False), LimbSplit((5, 6, 12, 13), (5, 6, 12, 13), 6, True),
+        LimbSplit((14,), (14,), 4, False), LimbSplit((15,), (15,), 4, False),
+        LimbSplit((5, 6, 12, 13), (5, 6, 12, 13), 6, True),
         head=(1, 2, 3, 11), chest=(4, 7, 8, 17), upper_arm=(14, 15), upper_leg=(5, 6, 12, 13), foot=(9, 10)),
     # As LIP, but label 10 is the torso's bare skin
     'cihp': _table(
         20, 'Crowd Instance-level Human Parsing (Gong et al. 2018)',
-        LimbSplit((14,), (14,), 4, False), LimbSplit((15,), (15,), 4, False), LimbSplit((9, 12, 16, 17), (8, 9, 12, 16, 17), 6, True),
-        head=(1, 2, 4, 13), chest=(5, 6, 7, 10, 11), lower_arm=(3,), upper_arm=(14, 15), upper_leg=(9, 12, 16, 17), lower_leg=(8,),
-        foot=(18, 19)),
-    # Bare limbs come divided; lower clothing (trousers, shorts, skirt) is divided by the length of the legs it is part of
+        LimbSplit((14,), (14,), 4, False), LimbSplit((15,), (15,), 4, False),
+        LimbSplit((9, 12, 16, 17), (8, 9, 12, 16, 17), 6, True),
+        head=(1, 2, 4, 13), chest=(5, 6, 7, 10, 11), lower_arm=(3,), upper_arm=(14, 15), upper_leg=(9, 12, 16, 17),
+        lower_leg=(8,), foot=(18, 19)),
+    # Bare limbs come divided; lower clothing (trousers, shorts, skirt) is divided by the length of its legs
     'sapiens': _table(
         28, 'Sapiens body parts, 28 Goliath classes (Khirodkar et al. 2024)',
         LimbSplit((12,), (7, 9, 11, 12, 16, 18, 20), 6, True),
-        head=(2, 3, 23, 24, 25, 26, 27), chest=(21, 22), upper_arm=(10, 19), lower_arm=(5, 6, 14, 15), upper_leg=(11, 12, 20),
-        lower_leg=(7, 9, 16, 18), foot=(4, 8, 13, 17)),
+        head=(2, 3, 23, 24, 25, 26, 27), chest=(21, 22), upper_arm=(10, 19), lower_arm=(5, 6, 14, 15),
+        upper_leg=(11, 12, 20), lower_leg=(7, 9, 16, 18), foot=(4, 8, 13, 17)),
 }
 
 
 def label_table(
     labels,  # A name of LABEL_TABLES, a LabelTable, or a sequence: the region of each label 0, 1, ...
 ) -> LabelTable:  # The table
-    "The table for a parser's labels; a ValueError for an unknown name lists the known ones, and for a region says what is allowed"
+    """The table for a parser's labels; a ValueError for an unknown name lists the known ones, and for a region says
+    what is allowed"""
     if isinstance(labels, LabelTable): return labels
     if isinstance(labels, str):
-        if labels not in LABEL_TABLES: raise ValueError(f'unknown labels {labels!r}: use one of {", ".join(LABEL_TABLES)}')
+        if labels not in LABEL_TABLES:
+            raise ValueError(f'unknown labels {labels!r}: use one of {", ".join(LABEL_TABLES)}')
         return LABEL_TABLES[labels]
     return LabelTable(tuple(i for region in labels for i in region_indices([region])), (), 'given by the caller')

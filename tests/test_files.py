@@ -223,7 +223,7 @@ def test_clearing_needs_no_folder(tmp_path): clear_leftovers(tmp_path/'none')
 
 def test_a_folder_is_kept_by_one_and_free_afterwards(tmp_path):
     with locked(tmp_path/'run'):
-        with pytest.raises(BlockingIOError, match='run: another process is at work in this folder. Wait until it ends'):
+        with pytest.raises(BlockingIOError, match='run: another process is at work in this folder. Wait for its end'):
             with locked(tmp_path/'run'): pytest.fail('two in one folder')
     assert names(tmp_path/'run') == []
     with pytest.raises(KeyError), locked(tmp_path/'run'): raise KeyError

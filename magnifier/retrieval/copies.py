@@ -13,9 +13,9 @@ BLOCK = 1024    # Whole rows looked at together
 
 def copies(
     *parts: Tensor,  # (n, d_i) each; rows are copies where they agree in all parts
-) -> tuple[np.ndarray, np.ndarray]:  # (m,) indices of rows that repeat an earlier one, and (m,) of the first of their kind
-    """A matrix product sums in an order that depends on where a row lies, so that copies come out a rounding apart. Few columns
-    rule out most rows; what is left is told by its bytes"""
+) -> tuple[np.ndarray, np.ndarray]:  # (m,) rows that repeat an earlier one, and (m,) the first of their kind
+    """A matrix product sums in an order that depends on where a row lies, so that copies come out a rounding apart.
+    Few columns rule out most rows; what is left is told by its bytes"""
     few = row_bytes([p[:, ::-(-p.shape[1] // SEEN_FIRST)] for p in parts])
     _, kind, count = np.unique(few.view(f'V{few.shape[1]}').ravel(), return_inverse=True, return_counts=True)
     seen, later, first = {}, [], []

@@ -13,7 +13,8 @@ GPU_ITEMS = 1 << 27  # Distances compared at once where there is no cache to sta
 
 
 class Labels:
-    "Identities and cameras of both sides, and the protocol's rule: which gallery items match a query, which are removed for it"
+    """Identities and cameras of both sides, and the protocol's rule: which gallery items match a query, which are
+    removed for it"""
 
     def __init__(self,
         q_pids,  # (q,) identities of the queries, integers; -1 is junk
@@ -30,12 +31,14 @@ class Labels:
         self.junk = np.flatnonzero(self.g_pids == JUNK)
         self.by_pid = np.argsort(self.g_pids, kind='stable')
         ordered = self.g_pids[self.by_pid]
-        self._first, self._last = np.searchsorted(ordered, self.q_pids), np.searchsorted(ordered, self.q_pids, side='right')
+        self._first = np.searchsorted(ordered, self.q_pids)
+        self._last = np.searchsorted(ordered, self.q_pids, side='right')
 
     def split(self,
         query: int,  # Index of a query
     ) -> tuple[np.ndarray, np.ndarray]:  # Gallery indices of its true matches, ascending, and of what is removed for it
-        "True matches and removed items of one query: same identity elsewhere, and same identity in the same camera plus junk"
+        """True matches and removed items of one query: same identity elsewhere, and same identity in the same
+        camera plus junk"""
         same = self.by_pid[self._first[query]:self._last[query]]
         if self.q_pids[query] == JUNK: same = same[:0]
         own_camera = self.g_camids[same] == self.q_camids[query]
@@ -55,7 +58,8 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    "The true matches of all queries, one after the other: those of query i lie at offsets[i]:offsets[i+1], nearest first"
+    """The true matches of all queries, one after the other: those of query i lie at offsets[i]:offsets[i+1],
+    nearest first"""
     offsets: np.ndarray  # (q+1,) where each query's matches begin and end
     ranks: np.ndarray  # (m,) rank of each match among what is left of the gallery, from 1
     items: np.ndarray  # (m,) its gallery index
@@ -69,8 +73,8 @@ def row_ranks(
     matches: np.ndarray,  # Gallery indices of its true matches
     removed: np.ndarray,  # Gallery indices of what does not count
 ) -> np.ndarray:  # Ranks of the matches, from 1
-    """Ranks in one row. Only values up to the last match are sorted, which is many times as fast as to sort indices; of equal
-    distances the earlier in the gallery is the nearer"""
+    """Ranks in one row. Only values up to the last match are sorted, which is many times as fast as to sort
+    indices; of equal distances the earlier in the gallery is the nearer"""
     row = row.copy()  # leaves the caller's matrix alone
     row[removed] = np.inf
     own = row[matches]
@@ -113,7 +117,7 @@ def count_band(
     ranks = []
     with np.errstate(over='ignore', invalid='ignore'):
         for i, (row, split) in enumerate(zip(band.numpy(), splits)):
-            if not np.isfinite(row.sum()): check_finite(band[i:i+1], first + i)  # a finite sum proves a row finite, and is quick
+            if not np.isfinite(row.sum()): check_finite(band[i:i+1], first + i)  # the sum alone is quicker
             ranks.append(row_ranks(row, *split))
     return np.concatenate(ranks)
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from magnifier.retrieval.copies import copies
 from magnifier.retrieval.inputs import as_features, as_matrix, check_pair
 from magnifier.retrieval.norms import (
-    ROW_BLOCK, can_be_squared, divided, finite_norms, positive_norms, row_norms, row_slices, squared_sums, unit, working_dtype)
+    ROW_BLOCK, can_be_squared, divided, finite_norms, positive_norms, row_norms, row_slices, squared_sums, unit,
+    working_dtype)
 
 __all__ = ['normalise', 'cosine_distances', 'euclidean_distances', 'FeatureDistances', 'MatrixDistances', 'METRICS']
 
@@ -33,7 +34,8 @@ def band_slices(
     g: int,  # Length of a row of distances
     itemsize: int = 4,  # Bytes a distance
 ) -> list[slice]:  # Slices that cover 0..q in order
-    "Slices of the queries whose distances take about 48 MB, though never fewer than 256 rows: below that a product is slow"
+    """Slices of the queries whose distances take about 48 MB, though never fewer than 256 rows: below that a
+    product is slow"""
     return row_slices(q, min(1024, max(256, BAND_BYTES // (g * itemsize))))
 
 
@@ -71,7 +73,8 @@ class Cosine:
         self.query = unit(query, 'query_feats', dtype).neg_()
 
     def band(self, rows: slice, out: Tensor) -> Tensor:
-        return torch.addcmul(self.scale.new_ones(1), torch.mm(self.query[rows], self.gallery.T, out=out), self.scale, out=out)
+        product = torch.mm(self.query[rows], self.gallery.T, out=out)
+        return torch.addcmul(self.scale.new_ones(1), product, self.scale, out=out)
 
 
 class SquaredEuclidean:
@@ -114,8 +117,9 @@ def ready_to_square(
     fitting = [t for t in (dtype, torch.float64) if all(can_be_squared(n, t) for n in norms)]
     if not fitting:
         lengths = torch.cat(norms)
-        raise ValueError(f'features of lengths from {float(lengths[lengths > 0].min()):g} to {float(lengths.max()):g}: their squared '
-                         "distances are no numbers of float64. Multiply all by one number, or use metric='cosine'")
+        smallest, largest = float(lengths[lengths > 0].min()), float(lengths.max())
+        raise ValueError(f'features of lengths from {smallest:g} to {largest:g}: their squared distances are no '
+                         "numbers of float64. Multiply all by one number, or use metric='cosine'")
     return moved(query, offset, fitting[0]), moved(gallery, offset, fitting[0])
 
 
@@ -123,11 +127,12 @@ def common_offset(
     feats: Tensor,  # (n, d) features
     norms: Tensor,  # (n,) their norms, float64
 ) -> Tensor | None:  # (d,) float64; None where it would not pay
-    """What all features have in common, where that dominates: it eats the digits of their distances, which do not change when
-    all features move together"""
+    """What all features have in common, where that dominates: it eats the digits of their distances, which do not
+    change when all features move together"""
     mean = torch.stack([f.sum(0, dtype=torch.float64) for f in feats.split(ROW_BLOCK)]).sum(0) / len(feats)
     if mean.square().sum() <= 0.9 * norms.square().mean(): return None
-    step = 2 ** (mean.abs().amax().log2().floor() - 6)  # seven bits are enough, and leave equal distances of short numbers equal
+    # Seven bits are enough, and leave equal distances of short numbers equal
+    step = 2 ** (mean.abs().amax().log2().floor() - 6)
     return (mean / step).round() * step
 
 
@@ -173,8 +178,8 @@ class FeatureDistances:
         return copies(self.gallery)
 
     def bands(self):
-        """Yields (slice of the queries, their (b, g) distances), copies in the gallery equally far. One piece of memory serves
-        all bands: each is gone when the next is asked for"""
+        """Yields (slice of the queries, their (b, g) distances), copies in the gallery equally far. One piece of
+        memory serves all bands: each is gone when the next is asked for"""
         later, first = self.copies
         with full_precision(self.query.device): metric = METRICS[self.metric](self.query, self.gallery, self.dtype)
         slices = band_slices(*self.shape, metric.query.element_size())
@@ -232,14 +237,16 @@ def full_matrix(
     gallery_feats,  # (g, d) features
     metric: str,  # A name in `METRICS`
 ):  # (q, g) distances
-    "All distances of a metric, filled band by band; copies on either side are equally far. A ValueError where they do not fit"
+    """All distances of a metric, filled band by band; copies on either side are equally far. A ValueError where
+    they do not fit"""
     q, g = check_pair(query_feats, gallery_feats)
     dtype = working_dtype(q, g)
     dist = torch.empty(len(q), len(g), dtype=dtype, device=q.device)
     for rows, band in FeatureDistances(q, g, metric, dtype).bands():
         dist[rows] = band
         if band.dtype != dtype and ((dist[rows] == 0) & (band > 0) | dist[rows].isinf()).any():
-            raise ValueError(f'{metric} distances of these features are no numbers of {str(dtype)[6:]}: give the features as float64')
+            raise ValueError(f'{metric} distances of these features are no numbers of {str(dtype)[6:]}: '
+                             'give the features as float64')
     later, first = copies(q)
     if len(later): dist[later] = dist[first]
     return like(dist, query_feats, gallery_feats)
@@ -249,8 +256,8 @@ def cosine_distances(
     query_feats,  # (q, d) features, array or tensor on any device
     gallery_feats,  # (g, d) features of the same model, on the same device
 ):  # (q, g) distances from 0 to 2, float32 (float64 if given), array or tensor as given
-    """1 - cosine similarity. Half-precision features are normalised and summed in float32. A ValueError names zero, NaN or
-    infinite rows"""
+    """1 - cosine similarity. Half-precision features are normalised and summed in float32. A ValueError names zero,
+    NaN or infinite rows"""
     return full_matrix(query_feats, gallery_feats, 'cosine')
 
 

@@ -34,8 +34,8 @@ def average_query_expansion(
     gallery_feats,  # (g, d) features of the same model, on the same device
     k: int = 10,  # Gallery images that join each query; all of them where there are fewer
 ):  # (q, d) new query features, L2-normalised, float32 (float64 if given), array or tensor as given
-    """Average query expansion (Chum et al., ICCV 2007): the mean of a query and its first k gallery images takes its place. It
-    uses the gallery: report it beside the plain figures. ValueError for features without direction"""
+    """Average query expansion (Chum et al., ICCV 2007): the mean of a query and its first k gallery images takes
+    its place. It uses the gallery: report it beside the plain figures. ValueError for features without direction"""
     return expand(query_feats, gallery_feats, k, torch.ones_like)
 
 
@@ -44,10 +44,10 @@ def alpha_query_expansion(
     gallery_feats,  # (g, d) features of the same model, on the same device
     k: int = 10,  # Gallery images that join each query; all of them where there are fewer
     *,
-    alpha: float = 3.,  # Power of the cosine similarity that weighs each, 0 and more; 0 is the average, 3 as in the paper
+    alpha: float = 3.,  # Power of the cosine similarity that weighs each, 0 or more; 0 averages, 3 is the paper's
 ):  # (q, d) new query features, L2-normalised, float32 (float64 if given), array or tensor as given
-    """Alpha query expansion (Radenovic et al., TPAMI 2018): as `average_query_expansion`, each image weighted by similarity **
-    alpha, and not at all where the similarity is negative"""
+    """Alpha query expansion (Radenovic et al., TPAMI 2018): as `average_query_expansion`, each image weighted by
+    similarity ** alpha, and not at all where the similarity is negative"""
     if alpha < 0: raise ValueError(f'alpha={alpha}: a power of 0 or more wanted; the paper uses 3')
     return expand(query_feats, gallery_feats, k, lambda similarity: similarity.clamp(min=0) ** alpha)
 
@@ -56,11 +56,11 @@ def camera_centre(
     feats,  # (n, d) features, array or tensor on any device
     camids,  # (n,) the camera of each, integers
     *,
-    reference=None,  # (m, d) features whose means are subtracted, say the gallery's for the queries; `feats` itself by default
+    reference=None,  # (m, d) features whose means are subtracted, say the gallery's; None for `feats` itself
     reference_camids=None,  # (m,) their cameras
 ):  # (n, d) centred features, not normalised, float32 (float64 if given), array or tensor as given
-    """Subtract each camera's mean, which takes away what its light and background add to every image. Normalise before, as
-    `rank` normalises after. A ValueError names cameras that the reference lacks"""
+    """Subtract each camera's mean, which takes away what its light and background add to every image. Normalise
+    before, as `rank` normalises after. A ValueError names cameras that the reference lacks"""
     if (reference is None) != (reference_camids is None):
         raise ValueError('camera_centre: give `reference` and `reference_camids` together, or neither')
     x = as_features(feats)

@@ -66,7 +66,8 @@ def as_features(
     if x.ndim != 2:
         raise ValueError(f'{name}: a matrix (images, dimensions) wanted, got shape {tuple(x.shape)}. '
                          'Use `feats[None]` for a single image')
-    if 0 in x.shape: raise ValueError(f'{name}: empty, shape {tuple(x.shape)}. At least one image and one dimension are needed')
+    if 0 in x.shape:
+        raise ValueError(f'{name}: empty, shape {tuple(x.shape)}. At least one image and one dimension are needed')
     return x
 
 
@@ -77,7 +78,8 @@ def as_matrix(
     "Distances as a tensor; an error where they are no matrix of real numbers, or one side is empty"
     x = as_tensor(x, name)
     if x.ndim != 2: raise ValueError(f'{name}: a matrix (queries, gallery) wanted, got shape {tuple(x.shape)}')
-    if 0 in x.shape: raise ValueError(f'{name}: empty query or gallery, shape {tuple(x.shape)}. Both need at least one image')
+    if 0 in x.shape:
+        raise ValueError(f'{name}: empty query or gallery, shape {tuple(x.shape)}. Both need at least one image')
     return x
 
 
@@ -86,11 +88,13 @@ def as_ids(
     n: int,  # How many there must be
     name: str,  # What to call them in an error
 ) -> np.ndarray:  # (n,) int64, read-only, not the caller's memory
-    "Identities or cameras as int64; a TypeError where they are not integers, a ValueError for a wrong number of them or too large ones"
+    """Identities or cameras as int64; a TypeError where they are not integers, a ValueError for a wrong number of
+    them or too large ones"""
     x = np.array(x.detach().cpu().numpy() if isinstance(x, Tensor) else x)
     if x.ndim != 1: raise ValueError(f'{name}: one id per image wanted, shape ({n},), got shape {x.shape}')
     if len(x) != n:
-        raise ValueError(f'{name}: {len(x)} ids for {n} images. One id per row of features, or per side of the matrix, is needed')
+        raise ValueError(f'{name}: {len(x)} ids for {n} images. One id per row of features, or per side of the matrix, '
+                         'is needed')
     if x.dtype.kind not in 'iu':
         raise TypeError(f'{name}: integers below 2**63 wanted, got dtype {x.dtype}. {NUMBER_THEM}')
     if x.dtype.kind == 'u' and n and x.max() > np.iinfo(np.int64).max:

@@ -1,4 +1,5 @@
-"The nearest neighbours of every image among all, from features or from matrices: what k-reciprocal encoding starts from"
+"""The nearest neighbours of every image among all, from features or from matrices: what k-reciprocal encoding
+starts from"""
 
 import warnings
 from collections import defaultdict
@@ -39,8 +40,8 @@ def nearest_in_rows(
     band: Tensor,  # (b, n) distances
     k: int,  # How many, at most n
 ) -> tuple[Tensor, Tensor]:  # (b, k) their indices in stable order, and (b,) the smallest distance
-    """The first k of whole rows. Rows whose k-th distance equals the next are sorted whole: a partial sort would pick among
-    equals as it likes"""
+    """The first k of whole rows. Rows whose k-th distance equals the next are sorted whole: a partial sort would
+    pick among equals as it likes"""
     dist, index = in_order(*band.topk(min(k + 1, band.shape[1]), dim=1, largest=False))
     tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
     index = index[:, :k]
@@ -49,20 +50,23 @@ def nearest_in_rows(
 
 
 class RunningBest:
-    """The nearest of each image, and its furthest, while tiles of distances come in. What beats an image's worst so far waits
-    until enough has come to be merged"""
+    """The nearest of each image, and its furthest, while tiles of distances come in. What beats an image's worst so
+    far waits until enough has come to be merged"""
 
     def __init__(self, n: int, k: int, like: Tensor):
         self.dist = like.new_full((n, k), torch.inf)
         self.index = torch.zeros(self.dist.shape, dtype=torch.long, device=like.device)
         self.furthest = like.new_zeros(n)
-        self.waiting = defaultdict(list)  # by first image of a group: (image in the group, other image, distance) of candidates
+        # By the first image of a group: candidates as (image in the group, other image, distance)
+        self.waiting = defaultdict(list)
 
-    def offer(self, own: slice, tile: Tensor, dim: int, others: slice):  # `own` are the tile's rows (dim 1) or columns (0)
+    def offer(self, own: slice, tile: Tensor, dim: int, others: slice):
+        "`own` are the tile's rows (dim 1) or columns (dim 0), `others` the other side"
         self.furthest[own] = self.furthest[own].maximum(tile.amax(dim))
         limit = self.dist[own, -1]
         if limit.isinf().any():  # the first tile fills the list
-            near, at = (tile if dim else tile.T.contiguous()).topk(min(self.dist.shape[1], tile.shape[dim]), dim=1, largest=False)
+            by_own = tile if dim else tile.T.contiguous()
+            near, at = by_own.topk(min(self.dist.shape[1], tile.shape[dim]), dim=1, largest=False)
             return self.merge(own, near, at + others.start)
         better = tile < limit.unsqueeze(dim)
         flat = better.flatten().nonzero()[:, 0] if tile.is_cuda else torch.from_numpy(np.flatnonzero(better.numpy()))
@@ -74,12 +78,13 @@ class RunningBest:
     def settle(self, own: slice):
         if not self.waiting[own.start]: return
         image, other, dist = map(torch.cat, zip(*self.waiting.pop(own.start)))
-        # in NumPy 16 bits are sorted by radix
-        order = image.argsort() if image.is_cuda else torch.from_numpy(np.argsort(image.numpy().astype(np.int16), kind='stable'))
+        if image.is_cuda: order = image.argsort()
+        else: order = torch.from_numpy(np.argsort(image.numpy().astype(np.int16), kind='stable'))  # 16 bits: by radix
         image = image[order]
         count = image.bincount(minlength=own.stop - own.start)
         slot = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
-        near, at = dist.new_full((len(count), int(count.max())), torch.inf), other.new_zeros(len(count), int(count.max()))
+        near = dist.new_full((len(count), int(count.max())), torch.inf)
+        at = other.new_zeros(near.shape)
         near[image, slot], at[image, slot] = dist[order], other[order]
         self.merge(own, near, at)
 
@@ -131,7 +136,7 @@ def nearest_of_all(
     feats: Tensor,  # (n, d) features, no two rows the same
     sums: Tensor,  # (n,) their squared norms
     k: int,  # How many, the image itself included
-) -> tuple[Tensor, Tensor, Tensor]:  # (n, k) their distances, (n, k) their indices in stable order, (n,) the largest distance
+) -> tuple[Tensor, Tensor, Tensor]:  # (n, k) distances, (n, k) indices in stable order, (n,) the largest distance
     "The first k of each image and its furthest, one tile in memory at a time, each used by rows and by columns"
     n = len(feats)
     k, best = min(k, n), RunningBest(n, min(k + 1, n), feats)
@@ -161,8 +166,8 @@ def with_copies(
 
 
 class FeaturePairs:
-    """Squared Euclidean distances between all images of both sides, from their features; symmetric, so half of the tiles are
-    enough. Copies of an image are equally far from all others, and 0 from each other"""
+    """Squared Euclidean distances between all images of both sides, from their features; symmetric, so half of the
+    tiles are enough. Copies of an image are equally far from all others, and 0 from each other"""
 
     def __init__(self,
         query: Tensor,  # (q, d) features
@@ -196,11 +201,13 @@ class FeaturePairs:
         wanted: csr_array,  # (n, n) stored where a distance is wanted
     ) -> np.ndarray:  # (m,) squared distances in the order of its indices
         "Distances of single pairs, by products of just these"
-        start, cols = (torch.from_numpy(x.astype(np.int64)).to(self.feats.device) for x in (wanted.indptr, wanted.indices))
+        device = self.feats.device
+        start, cols = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (wanted.indptr, wanted.indices))
         rows = torch.repeat_interleave(start.diff())
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'Sparse CSR tensor support is in beta', UserWarning)
-            pattern = torch.sparse_csr_tensor(start, cols, self.feats.new_zeros(len(cols)), wanted.shape, check_invariants=True)
+            nothing = self.feats.new_zeros(len(cols))
+            pattern = torch.sparse_csr_tensor(start, cols, nothing, wanted.shape, check_invariants=True)
             product = torch.sparse.sampled_addmm(pattern, self.feats, self.feats.T, beta=0).values()
         dist = self.sums[rows] + self.sums[cols] - 2 * product
         same = torch.from_numpy(self.original).to(rows.device)
@@ -219,8 +226,8 @@ class MatrixPairs:
     def nearest(self,
         k: int,  # How many, the image itself included
     ) -> Neighbours:  # Of all images
-        """The first k of each image and its furthest. As in the original, an image's distances are read from its COLUMN of the
-        matrix of all pairs"""
+        """The first k of each image and its furthest. As in the original, an image's distances are read from its
+        COLUMN of the matrix of all pairs"""
         n, index, furthest = sum(self.q_g.shape), [], []
         dtype, device = working_dtype(self.q_g, self.q_q, self.g_g), self.q_g.device
         for above, below in ((self.q_q, self.q_g.T), (self.q_g, self.g_g)):

@@ -56,8 +56,8 @@ def finite_norms(
     norms = row_norms(feats)
     bad = (~norms.isfinite()).nonzero()
     if len(bad):
-        raise ValueError(f'{name}: {len(bad)} of {len(feats)} rows hold NaN or infinite values, the first is row {int(bad[0])}. '
-                         'Drop them, or look at what made them')
+        raise ValueError(f'{name}: {len(bad)} of {len(feats)} rows hold NaN or infinite values, the first is row '
+                         f'{int(bad[0])}. Drop them, or look at what made them')
     return norms
 
 
@@ -69,8 +69,8 @@ def positive_norms(
     norms = finite_norms(feats, name)
     zero = (norms == 0).nonzero()
     if len(zero):
-        raise ValueError(f"{name}: {len(zero)} of {len(feats)} rows are zero, the first is row {int(zero[0])}. Zero has no direction: "
-                         "drop them, or use metric='euclidean'")
+        raise ValueError(f'{name}: {len(zero)} of {len(feats)} rows are zero, the first is row {int(zero[0])}. '
+                         "Zero has no direction: drop them, or use metric='euclidean'")
     return norms
 
 

@@ -37,8 +37,8 @@ NO_MATCH = ('skip', 'zero')
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ranking:
-    """The outcome of a search for every query: the rank of each true match, kept with ids and settings. Nothing in it can be
-    changed. `rank` and `evaluate_distances` make it"""
+    """The outcome of a search for every query: the rank of each true match, kept with ids and settings. Nothing in
+    it can be changed. `rank` and `evaluate_distances` make it"""
     labels: Labels  # Identities and cameras of both sides, and the rule that removes items
     matches: Matches  # Ranks and gallery indices of all true matches
     ap_form: str  # A name in `AP_FORMS`
@@ -47,8 +47,9 @@ class Ranking:
 
     def __repr__(self):
         q, g = self.shape
-        skipped = f', {self.n_unmatched} queries without a match' if self.n_unmatched else ''
-        return f'Ranking({q} queries, {g} gallery images: R1 {self.cmc(1):.4f}, mAP {self.mAP:.4f}, mINP {self.mINP:.4f}{skipped})'
+        figures = f'R1 {self.cmc(1):.4f}, mAP {self.mAP:.4f}, mINP {self.mINP:.4f}'
+        if self.n_unmatched: figures += f', {self.n_unmatched} queries without a match'
+        return f'Ranking({q} queries, {g} gallery images: {figures})'
 
     @property
     def shape(self) -> tuple[int, int]:  # (q, g)
@@ -141,16 +142,17 @@ class Ranking:
         *,
         removed: bool = False,  # Also show what the protocol removes for this query; it has rank 0
     ) -> pd.DataFrame:  # Nearest first: `item` (gallery index), `rank`, `distance`, `pid`, `camid`, `match`, `removed`
-        """The first k gallery images of one query. Its row of distances is computed anew from the features that were given,
-        which are kept by reference"""
+        """The first k gallery images of one query. Its row of distances is computed anew from the features that
+        were given, which are kept by reference"""
         i, k = self._query(query), as_count(k, 'k')
         row = self.distances.row(i)
         matches, gone = self.labels.split(i)
         out = np.zeros(len(row), bool)
         out[gone] = True
         items = first_k(row, k, among=slice(None) if removed else ~out)
+        ranks = np.where(out[items], 0, np.cumsum(~out[items]))
         return pd.DataFrame(dict(
-            item=items, rank=np.where(out[items], 0, np.cumsum(~out[items])), distance=row[items], pid=self.labels.g_pids[items],
+            item=items, rank=ranks, distance=row[items], pid=self.labels.g_pids[items],
             camid=self.labels.g_camids[items], match=np.isin(items, matches), removed=out[items]))
 
     def _query(self, query):
@@ -232,14 +234,16 @@ def rank(
     q_visible=None,  # (q, k) booleans, which regions of the queries can be seen; None for all
     g_visible=None,  # (g, k) booleans of the gallery
 ) -> Ranking:  # CMC, AP, mAP, mINP and hits
-    """Rank a gallery for each query by the protocol of Market-1501 (Zheng et al., 2015), computed in float32 a band of queries
-    at a time; features by region by `region_distance`. A query's own identity in its own camera is removed, ties go to the earlier
-    gallery image; ValueError or TypeError for features or ids that cannot be ranked"""
+    """Rank a gallery for each query by the protocol of Market-1501 (Zheng et al., 2015), computed in float32 a band
+    of queries at a time; features by region by `region_distance`. A query's own identity in its own camera is
+    removed, ties go to the earlier gallery image; ValueError or TypeError for features or ids that cannot be
+    ranked"""
     choose(metric, METRICS, 'metric')
-    if np.ndim(query_feats) == 3: distances = by_region(query_feats, gallery_feats, q_visible, g_visible, regions, metric)
+    if np.ndim(query_feats) == 3:
+        distances = by_region(query_feats, gallery_feats, q_visible, g_visible, regions, metric)
     elif any(given is not None for given in (regions, q_visible, g_visible)):
-        raise ValueError('regions, q_visible and g_visible go with features by region, of shape (images, regions, channels); '
-                         f'query_feats have shape {tuple(np.shape(query_feats))}')
+        raise ValueError('regions, q_visible and g_visible go with features by region, of shape (images, regions, '
+                         f'channels); query_feats have shape {tuple(np.shape(query_feats))}')
     else: distances = FeatureDistances(*check_pair(query_feats, gallery_feats), metric, torch.float32)
     return ranking_of(distances, (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)
 
@@ -255,5 +259,6 @@ def evaluate_distances(
     no_match: str = 'skip',  # Queries without a match left: 'skip' reports and leaves out, 'zero' counts as 0
     separate_cameras: bool = False,  # Remove all gallery images of the query's camera, not its identity there alone
 ) -> Ranking:  # CMC, AP, mAP, mINP and hits
-    "As `rank`, from distances of any kind: re-ranked, by region, by another tool. Infinite and NaN distances are refused"
+    """As `rank`, from distances of any kind: re-ranked, by region, by another tool. Infinite and NaN distances are
+    refused"""
     return ranking_of(as_distances(dist), (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)

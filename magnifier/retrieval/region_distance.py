@@ -17,18 +17,18 @@ NOTHING_SHARED = 2.  # The largest cosine distance: what cannot be compared at a
 def region_distance(
     query_regions,  # (q, k, c) features of each region of the queries, array or tensor on any device
     gallery_regions,  # (g, k, c) the same of the gallery, on the same device
-    query_visible,  # (q, k) booleans: which regions can be seen, as their masks say; what is not visible may hold anything
+    query_visible,  # (q, k) booleans: which regions their masks show; the features of others may hold anything
     gallery_visible,  # (g, k) booleans of the gallery
     *,
     regions=None,  # Compare these alone: names or indices, one or several; all k by default
 ):  # (q, g) distances 0 to 2, float32 (float64 if given), array or tensor as given
-    """Mean over the regions visible in BOTH images of their cosine distances; 2 where they share none, so that such pairs come
-    last. A visible region whose feature is zero resembles nothing (distance 1). `evaluate_distances` takes the result;
-    TypeError or ValueError for shapes that do not fit"""
+    """Mean over the regions visible in BOTH images of their cosine distances; 2 where they share none, so that such
+    pairs come last. A visible region whose feature is zero resembles nothing (distance 1). `evaluate_distances`
+    takes the result; TypeError or ValueError for shapes that do not fit"""
     q, g = as_regions(query_regions, 'query_regions'), as_regions(gallery_regions, 'gallery_regions')
     if q.shape[1:] != g.shape[1:]:
-        raise ValueError(f'query_regions have (regions, channels) {tuple(q.shape[1:])} and gallery_regions {tuple(g.shape[1:])}: '
-                         'both must come from the same model')
+        raise ValueError(f'query_regions have (regions, channels) {tuple(q.shape[1:])} and gallery_regions '
+                         f'{tuple(g.shape[1:])}: both must come from the same model')
     if q.device != g.device:
         raise ValueError(f'query_regions are on {q.device} and gallery_regions on {g.device}: move one with `.to()`')
     q_seen, g_seen = as_visible(query_visible, q, 'query_visible'), as_visible(gallery_visible, g, 'gallery_visible')
@@ -103,7 +103,8 @@ def unit_regions(
     norms = row_norms(feats.reshape(n * k, c)).view(n, k)
     bad = (~norms.isfinite()).nonzero()
     if len(bad):
-        raise ValueError(f'{name}: region {int(bad[0, 1])} of image {int(bad[0, 0])} is visible and holds NaN or infinite values')
+        image, region = bad[0].tolist()
+        raise ValueError(f'{name}: region {region} of image {image} is visible and holds NaN or infinite values')
     norms = norms.masked_fill_(norms == 0, 1)
     if can_be_squared(norms): norms = norms.to(feats.dtype)  # a division by float64 is a slow one
     return feats.div_(norms[..., None]).reshape(n, k * c), visible.to(feats.dtype)

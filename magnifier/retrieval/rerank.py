@@ -17,7 +17,8 @@ SHARED = 1 << 20  # Elements of one step's dense sum over shared neighbours, and
 
 @dataclass(frozen=True, eq=False)
 class Reranked:
-    "Re-ranked distances that are not written out: what `evaluate_distances` reads a band at a time, where q x g is too big"
+    """Re-ranked distances that are not written out: what `evaluate_distances` reads a band at a time, where q x g
+    is too big"""
     similarity: csr_array  # (q, g) 1 - Jaccard distance of the pairs that share a neighbour; 0 for all others
     plain: object  # Squared distances with `.bands()` and `.row(i)`
     furthest: np.ndarray  # (q,) largest squared distance of each query to any image, which divides its plain distances
@@ -147,13 +148,13 @@ def check_settings(
 ) -> tuple[int, int]:  # k1 and k2
     "The numbers of neighbours; a ValueError for settings that mean nothing"
     if not 0 <= lambda_value <= 1:
-        raise ValueError(f'lambda_value={lambda_value}: a weight from 0 (Jaccard alone) to 1 (plain distance alone) wanted; '
-                         'the paper uses 0.3')
+        raise ValueError(f'lambda_value={lambda_value}: a weight from 0 (Jaccard alone) to 1 (plain distance alone) '
+                         'wanted; the paper uses 0.3')
     return tuple(as_count(k, name, '; the paper uses k1=20 and k2=6') for name, k in (('k1', k1), ('k2', k2)))
 
 
 def rerank(
-    query_feats,  # (q, d) features, array or tensor on any device; L2-normalise them first to re-rank what `rank` compares
+    query_feats,  # (q, d) features, array or tensor on any device; L2-normalised to re-rank what `rank` compares
     gallery_feats,  # (g, d) features of the same model, on the same device
     k1: int = 20,  # Neighbours that must be mutual; where there are fewer images, all of them are neighbours
     k2: int = 6,  # Neighbours whose encodings are averaged; 1 averages none
@@ -161,8 +162,9 @@ def rerank(
     *,
     return_sparse: bool = False,  # A `Reranked` for `evaluate_distances` in place of the matrix, where q x g is too big
 ):  # (q, g) re-ranked distances, float32 (float64 if given), array or tensor as given; or a Reranked
-    """k-reciprocal re-ranking (Zhong et al., CVPR 2017) from squared Euclidean distances of the features as they are. It uses
-    the other test images: report it beside the plain figures. ValueError for settings or features that mean nothing"""
+    """k-reciprocal re-ranking (Zhong et al., CVPR 2017) from squared Euclidean distances of the features as they
+    are. It uses the other test images: report it beside the plain figures. ValueError for settings or features that
+    mean nothing"""
     k1, k2 = check_settings(k1, k2, lambda_value)
     q, g = check_pair(query_feats, gallery_feats)
     dtype = working_dtype(q, g)
@@ -181,12 +183,13 @@ def rerank_distances(
     *,
     return_sparse: bool = False,  # A `Reranked` for `evaluate_distances` in place of the matrix
 ):  # (q, g) re-ranked distances, float32 (float64 if given), array or tensor as given; or a Reranked
-    """As `rerank`, from distances: the three matrices are read where they lie, and never joined. ValueError where their shapes
-    do not fit"""
+    """As `rerank`, from distances: the three matrices are read where they lie, and never joined. ValueError where
+    their shapes do not fit"""
     k1, k2 = check_settings(k1, k2, lambda_value)
     q_g, q_q, g_g = as_matrix(q_g_dist, 'q_g_dist'), as_matrix(q_q_dist, 'q_q_dist'), as_matrix(g_g_dist, 'g_g_dist')
     q, g = q_g.shape
     for name, m, n in (('q_q_dist', q_q, q), ('g_g_dist', g_g, g)):
-        if m.shape != (n, n): raise ValueError(f'{name}: shape {(n, n)} wanted beside q_g_dist of {(q, g)}, got {tuple(m.shape)}')
+        if m.shape != (n, n):
+            raise ValueError(f'{name}: shape {(n, n)} wanted beside q_g_dist of {(q, g)}, got {tuple(m.shape)}')
     result = reranked(MatrixPairs(q_g, q_q, g_g), (q, g), k1, k2, lambda_value)
     return result if return_sparse else like(result.dense(), q_g_dist, q_q_dist, g_g_dist)

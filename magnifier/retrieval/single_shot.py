@@ -20,9 +20,9 @@ def cmc_single_shot(
     seed: int = 0,  # Of the draws: the same seed gives the same curve, and no other generator is touched
     separate_cameras: bool = False,  # Remove all gallery images of the query's camera, not its identity there alone
 ) -> np.ndarray:  # (max_rank,) CMC@1, CMC@2, ... from 0 to 1; NaN where no query has a match
-    """Single-shot CMC (Li et al., CVPR 2014, as open-reid draws it): for each query and repeat, one of the images of every
-    identity that are left to it makes up the gallery. Queries without a match are left out; ValueError or TypeError as in
-    `evaluate_distances`"""
+    """Single-shot CMC (Li et al., CVPR 2014, as open-reid draws it): for each query and repeat, one of the images
+    of every identity that are left to it makes up the gallery. Queries without a match are left out; ValueError or
+    TypeError as in `evaluate_distances`"""
     max_rank, repeats = as_count(max_rank, 'max_rank'), as_count(repeats, 'repeats')
     distances = as_distances(dist)
     labels = Labels(q_pids, g_pids, q_camids, g_camids, distances.shape, separate_cameras)

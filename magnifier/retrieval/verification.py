@@ -9,8 +9,8 @@ from magnifier.retrieval.distance import METRICS, FeatureDistances, as_distances
 from magnifier.retrieval.inputs import as_count, as_tensor, check_pair, choose
 from magnifier.retrieval.norms import unit, working_dtype
 
-__all__ = ['VerificationPairs', 'verification_pairs', 'roc', 'verification_table', 'SimilarityThreshold', 'similarity_threshold',
-           'Comparison', 'compare']
+__all__ = ['VerificationPairs', 'verification_pairs', 'roc', 'verification_table', 'SimilarityThreshold',
+           'similarity_threshold', 'Comparison', 'compare']
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,8 @@ class VerificationPairs:
     def __post_init__(self):
         for name in ('genuine', 'impostor'):
             d = np.sort(to_numpy(as_tensor(getattr(self, name), name)).ravel())
-            if not len(d): raise ValueError(f'{name}: no pairs. A verification test needs pairs of one identity and pairs of two')
+            if not len(d):
+                raise ValueError(f'{name}: no pairs. A verification test needs pairs of one identity and pairs of two')
             if not np.isfinite(d[[0, -1]]).all(): raise ValueError(f'{name}: distances hold NaN or infinite values')
             d.setflags(write=False)
             object.__setattr__(self, name, d)
@@ -43,8 +44,8 @@ class VerificationPairs:
     def threshold(self,
         false_accept: float,  # Wanted rate, 0 and more but less than 1: .01 is one in a hundred
     ) -> float:  # The largest DISTANCE whose false-accept rate is not above it
-        """The distance just before that of the first impostor pair too many. With fewer than 1 / rate impostor pairs that is
-        before the very first. A ValueError for a rate that lets everybody in"""
+        """The distance just before that of the first impostor pair too many. With fewer than 1 / rate impostor
+        pairs that is before the very first. A ValueError for a rate that lets everybody in"""
         refused = self.impostor[self.allowed(false_accept)]
         return float(np.nextafter(refused, -np.inf, dtype=self.impostor.dtype))
 
@@ -53,13 +54,14 @@ class VerificationPairs:
     ) -> int:  # How many impostor pairs may be accepted; never all
         "The rate as a number of pairs"
         if not 0 <= false_accept < 1:
-            raise ValueError(f'false_accept={false_accept}: a share of 0 or more and less than 1 wanted; one in a hundred is .01')
+            raise ValueError(f'false_accept={false_accept}: a share of 0 or more and less than 1 wanted; '
+                             'one in a hundred is .01')
         n = len(self.impostor)
         return min(int(np.floor(false_accept * n + 1e-9)), n - 1)
 
     def equal_error(self) -> tuple[float, float]:  # (rate, threshold)
-        """Equal error rate: the mean of both rates at the threshold, among all distances of pairs, where they are nearest each
-        other"""
+        """Equal error rate: the mean of both rates at the threshold, among all distances of pairs, where they are
+        nearest each other"""
         cuts = np.unique(np.concatenate([self.genuine, self.impostor]))
         gap = np.abs(self.false_accept(cuts) - self.false_reject(cuts))
         cut = cuts[gap.argmin()]
@@ -74,12 +76,12 @@ def verification_pairs(
     q_camids,  # (q,) cameras of the queries, integers
     g_camids,  # (g,) cameras of the gallery
     *,
-    metric: str = 'cosine',  # 'cosine' L2-normalises; 'euclidean' and 'sqeuclidean' compare the features as they are. Also of distances given
+    metric: str = 'cosine',  # As in `rank`: 'cosine', 'euclidean' or 'sqeuclidean'; also what given distances are
     max_impostors: int = 10_000_000,  # About how many impostor pairs to keep; beyond it a random part of them
     seed: int = 0,  # Of that random part
 ) -> VerificationPairs:  # Genuine pairs of different cameras, and impostor pairs of any cameras
-    """All pairs of a query and a gallery image as a verification test. A query's own identity in its own camera is left out, as
-    in `rank`; ValueError where one kind of pair is missing"""
+    """All pairs of a query and a gallery image as a verification test. A query's own identity in its own camera is
+    left out, as in `rank`; ValueError where one kind of pair is missing"""
     choose(metric, METRICS, 'metric')
     if gallery_feats is None: distances = as_distances(query_feats)
     else: distances = FeatureDistances(*check_pair(query_feats, gallery_feats), metric, torch.float32)
@@ -105,7 +107,8 @@ def rates(
 ) -> pd.DataFrame:  # One row a threshold
     "Both error rates at some thresholds"
     accept, reject = pairs.false_accept(cuts), pairs.false_reject(cuts)
-    return pd.DataFrame(dict(threshold=cuts, false_accept=accept, false_reject=reject, true_accept=1 - reject), index=index)
+    columns = dict(threshold=cuts, false_accept=accept, false_reject=reject, true_accept=1 - reject)
+    return pd.DataFrame(columns, index=index)
 
 
 def roc(
@@ -114,8 +117,8 @@ def roc(
     *,
     points: int = 1000,  # At most about so many rows; the rates in each are exact all the same
 ) -> pd.DataFrame:  # `threshold` ascending, `false_accept`, `false_reject`, `true_accept`
-    """Receiver operating characteristic: the rates at thresholds taken from the distances themselves, evenly among the genuine
-    and by powers among the nearest impostors. ValueError where one kind of pair is missing"""
+    """Receiver operating characteristic: the rates at thresholds taken from the distances themselves, evenly among
+    the genuine and by powers among the nearest impostors. ValueError where one kind of pair is missing"""
     if points < 2: raise ValueError(f'points={points}: a curve needs at least 2')
     pairs = VerificationPairs(genuine, impostor)
     at = [np.unique(np.linspace(0, len(pairs.genuine) - 1, points // 2 + 1).round().astype(int)),
@@ -130,8 +133,8 @@ def verification_table(
     *,
     false_accept=(1e-4, 1e-3, 1e-2, 1e-1),  # Wanted false-accept rates, one row each
 ) -> pd.DataFrame:  # Rows 'EER' and 'FAR 0.0001', ...: `threshold`, `false_accept`, `false_reject`, `true_accept`
-    """The equal error rate, and what is rejected at each wanted false-accept rate, with the thresholds that give them. The rate
-    reached is never above the one wanted; ValueError where one kind of pair is missing"""
+    """The equal error rate, and what is rejected at each wanted false-accept rate, with the thresholds that give
+    them. The rate reached is never above the one wanted; ValueError where one kind of pair is missing"""
     pairs = VerificationPairs(genuine, impostor)
     cuts = {'EER': pairs.equal_error()[1], **{f'FAR {far:g}': pairs.threshold(far) for far in false_accept}}
     return rates(pairs, np.array(list(cuts.values())), index=list(cuts))
@@ -145,17 +148,18 @@ class SimilarityThreshold:
     false_reject: float  # Share of the pairs of one person that it misses, 0 to 1
 
     def __str__(self):
-        return (f'similarity {self.similarity:.3f} or more: lets in {self.false_accept:.2%} of the pairs of two people, '
-                f'misses {self.false_reject:.2%} of the pairs of one')
+        return (f'similarity {self.similarity:.3f} or more: lets in {self.false_accept:.2%} of the pairs of two people,'
+                f' misses {self.false_reject:.2%} of the pairs of one')
 
 
 def similarity_threshold(
     pairs: VerificationPairs,  # Of cosine distances, from `verification_pairs` on data like yours
     *,
-    far: float = .01,  # False-accept rate: the share of the pairs of two people that may be let in, 0 and more but less than 1
+    far: float = .01,  # False-accept rate: the share of pairs of two people that may be let in, 0 or more, under 1
 ) -> SimilarityThreshold:  # `.similarity`, as galleries mean it, `.false_accept` and `.false_reject`
-    """The similarity halfway between the first pair of two people that must be kept out and the next more alike pair: no lower
-    one keeps it out. ValueError for pairs of another metric, which have no similarity, and for a rate out of range"""
+    """The similarity halfway between the first pair of two people that must be kept out and the next more alike
+    pair: no lower one keeps it out. ValueError for pairs of another metric, which have no similarity, and for a
+    rate out of range"""
     if pairs.metric != 'cosine':
         raise ValueError(f"pairs of metric {pairs.metric!r} have no similarity: make them with metric='cosine', or use "
                          '`pairs.threshold`, which is a distance')
@@ -164,7 +168,9 @@ def similarity_threshold(
     more_alike = min((s[s > kept_out].min(initial=np.inf) for s in (genuine, impostor)))
     similarity = np.nextafter(kept_out, 2)
     if np.isfinite(more_alike): similarity = max(similarity, (kept_out + more_alike) / 2)
-    return SimilarityThreshold(float(similarity), float((impostor >= similarity).mean()), float((genuine < similarity).mean()))
+    false_accept = float((impostor >= similarity).mean())
+    false_reject = float((genuine < similarity).mean())
+    return SimilarityThreshold(float(similarity), false_accept, false_reject)
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,8 @@ class Comparison:
     def __bool__(self): return bool(self.same)
 
     def __str__(self):
-        if np.ndim(self.same): return f'{np.sum(self.same)} of {len(self.same)} pairs reach a similarity of {self.threshold:.3f}'
+        if np.ndim(self.same):
+            return f'{np.sum(self.same)} of {len(self.same)} pairs reach a similarity of {self.threshold:.3f}'
         verdict, word = ('the same person', 'reaches') if self.same else ('not the same person', 'is below')
         return f'{verdict}: similarity {self.similarity:.3f} {word} the threshold of {self.threshold:.3f}'
 
@@ -185,10 +192,10 @@ class Comparison:
 def compare(
     a,  # (d,) embedding of one image, or (n, d) of several
     b,  # (d,) embedding of the other, or (n, d), pair by pair
-    threshold: float | SimilarityThreshold,  # Smallest SIMILARITY of one person, -1 to 1: from `similarity_threshold` on data like yours
+    threshold: float | SimilarityThreshold,  # Smallest SIMILARITY of one person, -1 to 1: of `similarity_threshold`
 ) -> Comparison:  # `.same`, `.similarity`, `.threshold`
-    """Are these two the same person? There is no threshold for all models and cameras, hence no default. ValueError for shapes
-    that differ, zero, NaN or infinite embeddings"""
+    """Are these two the same person? There is no threshold for all models and cameras, hence no default. ValueError
+    for shapes that differ, zero, NaN or infinite embeddings"""
     if isinstance(threshold, SimilarityThreshold): threshold = threshold.similarity
     if not -1 <= threshold <= 1.001:  # a rounding above 1 accepts nobody
         raise ValueError(f'threshold={threshold}: a cosine similarity from -1 to 1 wanted; '

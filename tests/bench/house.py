@@ -1,4 +1,7 @@
-"The house's figures: how much there is, how long its lines are, how winding its functions. `python tests/bench/house.py [--names] [--worst N]`"
+"""The house's figures: how much there is, how long its lines are, how winding its functions.
+
+    python tests/bench/house.py --worst 20 --names
+"""
 
 import argparse
 import ast
@@ -21,7 +24,7 @@ class Function(NamedTuple):
 def complexity(
     function: ast.AST,  # Its definition; functions inside it count with it
 ) -> int:  # 1 for a straight path
-    "One, and one more for each branch, loop, handler, comprehension, its conditions, and each further part of `and` and `or`"
+    "One, and one more for each branch, loop, handler, comprehension, its conditions, and further part of `and`, `or`"
     total = 1
     for node in ast.walk(function):
         if isinstance(node, BRANCHES): total += 1

@@ -17,7 +17,7 @@ from magnifier.retrieval.ranking import AP_FORMS, NO_MATCH, evaluate_distances, 
 spec = importlib.util.spec_from_file_location('retrieval_slow', Path(__file__).with_name('slow.py'))
 slow = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(slow)
-many = settings(max_examples=1500, deadline=None)
+many = settings(max_examples=400, deadline=None)
 
 
 @contextmanager
