@@ -17,7 +17,7 @@ from magnifier.data.images import read_image
 from magnifier.data.joints import regions_from_joints
 from magnifier.data.masks import mask_targets, write_mask
 
-__all__ = ['make_masks', 'keypoint_network', 'largest_person']
+__all__ = ['make_masks', 'keypoint_network', 'detection_network', 'largest_person']
 
 
 def make_masks(
@@ -60,18 +60,32 @@ def keypoint_network(
     short_side: int = 320,  # Pixels that the image's shorter side is scaled to; more finds joints more exactly, and slower
 ) -> torch.nn.Module:  # Keypoint R-CNN with ResNet-50-FPN, in evaluation mode
     "Keypoint R-CNN (He et al. 2017) from torchvision; OSError without a network connection, ValueError for a file of other weights"
+    default = KeypointRCNN_ResNet50_FPN_Weights.DEFAULT
+    return detection_network(keypointrcnn_resnet50_fpn, default, weights, short_side, otherwise=(
+        'try things out with horizontal stripes (make_stripe_masks, or `magnifier_masks stripes FOLDER`), which are no body parts'))
+
+
+def detection_network(
+    build,  # A function of torchvision.models.detection
+    default,  # Its COCO weights
+    weights: str | Path | None,  # File of a state dict; None takes the default ones, downloaded on first use
+    short_side: int,  # Pixels that the image's shorter side is scaled to
+    *,
+    otherwise: str,  # Another way out for whoever has neither connection nor file
+) -> torch.nn.Module:  # In evaluation mode
+    "A detector of torchvision; OSError without a network connection, ValueError for a file of other weights"
     size = dict(min_size=short_side, max_size=4 * short_side)
     if weights is None:
-        default = KeypointRCNN_ResNet50_FPN_Weights.DEFAULT
-        try: return keypointrcnn_resnet50_fpn(weights=default, **size).eval()
-        except OSError as e: raise OSError(f'the weights of Keypoint R-CNN could not be downloaded ({e}). Two ways out: fetch {default.url} '
-                                           'where there is a network, and name the file (weights=FILE, or --weights FILE in a shell); or try '
-                                           'things out with horizontal stripes (make_stripe_masks, or `magnifier_masks stripes FOLDER`), which '
-                                           'are no body parts') from e
-    network = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None, **size)
+        try: return build(weights=default, **size).eval()
+        except OSError as e:
+            raise OSError(f'the weights of {default.url.rsplit("/", 1)[1]} could not be downloaded ({e}). Two ways out: fetch '
+                          f'{default.url} where there is a network, and name the file (weights=FILE, or --weights FILE in a '
+                          f'shell); or {otherwise}') from e
+    network = build(weights=None, weights_backbone=None, **size)
     try: network.load_state_dict(torch.load(weights, map_location='cpu', weights_only=True))
-    except (RuntimeError, TypeError) as e: raise ValueError(f'{weights} does not hold the weights of torchvision\'s '
-                                                            f'keypointrcnn_resnet50_fpn: {str(e).splitlines()[0]}') from e
+    except (RuntimeError, TypeError) as e:
+        told = str(e).splitlines()[0]
+        raise ValueError(f'{weights} does not hold the weights of torchvision\'s {build.__name__}: {told}') from e
     return network.eval()
 
 
