@@ -17,15 +17,31 @@ def magnifier_index(
     regions: bool = False,  # Keeps regions too, for magnifier_search --regions; for a new gallery
     bs: int = 64,  # Images embedded at once
     from_old: str = None,  # Brings a gallery of an earlier version over instead: OLD.db
+    video: str = None,  # Adds who a tracker followed in a video file, or a folder of frames, instead of crops
+    boxes: str = None,  # The tracker's MOTChallenge file for --video; without it people are detected and followed here
+    camera: int = None,  # Number of the camera that took the video
+    start: str = None,  # When its first frame was taken, in UTC: 2026-01-31T08:00
+    fps: float = None,  # Frames a second; a folder of frames needs it
+    every: int = 1,  # Embeds each track's first box and every so-many-th after it
+    crops: str = None,  # Folder that keeps the people cut out of the video; without it none is kept
+    tracker: str = 'bytetrack',  # Links the boxes found here: bytetrack or sort
+    weights: str = None,  # File of the detector's weights (torchvision's Faster R-CNN); without it they are downloaded on first use
     json: bool = False,  # Prints JSON
     debug: bool = False,  # Shows the traceback of an error
 ):
     """Adds images of people to a gallery. Run again after it was stopped, it goes on where it was: an image is known by its content.
 
     Examples: `magnifier_index crops --gallery people` · `magnifier_index crops.csv --learner model.onnx` ·
-    `magnifier_index crops --pattern 'cam(?P<camid>\\d+)/t(?P<time>\\d+)'` · `magnifier_index --from OLD.db --gallery people`"""
-    if (src is None) == (from_old is None): raise ValueError('name a folder of crops or a CSV table, or an old gallery with --from')
-    told = _brought(from_old, gallery, regions) if src is None else _indexed(src, gallery, learner, pattern, regions, bs, bar=not json)
+    `magnifier_index crops --pattern 'cam(?P<camid>\\d+)/t(?P<time>\\d+)'` · `magnifier_index --from OLD.db --gallery people` ·
+    `magnifier_index --video cam1.mp4 --boxes cam1.txt --camera 1 --start 2026-01-31T08:00 --gallery people`"""
+    if sum(x is not None for x in (src, from_old, video)) != 1:
+        raise ValueError('name one of a folder of crops or a CSV table, a video with --video, or an old gallery with --from')
+    bar = not json and sys.stderr.isatty()
+    if video is not None:
+        followed = dict(camera=camera, start=start, fps=fps, every=every, crops=crops)
+        told = _followed(video, boxes, gallery, learner, regions, bs, bar, tracker, weights, followed)
+    elif from_old is not None: told = _brought(from_old, gallery, regions)
+    else: told = _indexed(src, gallery, learner, pattern, regions, bs, bar)
     if json: return _json(told)
     skipped, problems = told['unreadable'], told.pop('problems')
     said = f'; {len(skipped)} unreadable (first: {skipped[0]}: {problems[0]})' if skipped else ''
@@ -40,7 +56,22 @@ def _indexed(src, gallery, learner, pattern, regions, bs, bar):
     embedder = open_embedder(learner)
     with Gallery(gallery, regions=regions) as g, warnings.catch_warnings():
         warnings.simplefilter('ignore', GalleryWarning)  # said by the command
-        result = g.add(embedder, table, bs=bs, progress=bar and sys.stderr.isatty())
+        result = g.add(embedder, table, bs=bs, progress=bar)
+        return _told(gallery, g, result.added, result.known, result.skipped)
+
+
+def _followed(video, boxes, gallery, learner, regions, bs, bar, tracker, weights, followed):
+    from magnifier.gallery.gallery import Gallery, GalleryWarning
+    from magnifier.gallery.video import Video
+    if followed['camera'] is None: raise ValueError(f'{video}: say which camera took it, as --camera 1')
+    frames = Video(video, fps=followed['fps'])
+    if boxes is None:
+        from magnifier.gallery.detect import person_network, track_people
+        boxes = track_people(frames, person_network(weights), tracker=tracker)
+    embedder = open_embedder(learner)
+    with Gallery(gallery, regions=regions) as g, warnings.catch_warnings():
+        warnings.simplefilter('ignore', GalleryWarning)  # said by the command
+        result = g.add_video(embedder, video, boxes, bs=bs, progress=bar, **followed)
         return _told(gallery, g, result.added, result.known, result.skipped)
 
 

@@ -158,7 +158,8 @@ class Gallery:
     def _embedded(self, embedder, part):
         "Columns to write of new images"
         images = list(part['image'])
-        rows = dict(key=list(part['key']), path=[path or '' for path in part['path']], also=[[] for _ in images])
+        rows = dict(key=list(part['key']), path=[path or '' for path in part['path']])
+        rows['also'] = list(part['also']) if 'also' in part else [[] for _ in images]
         rows |= {name: list(part[name]) for name in ('pid', 'camid', 'time', 'tracklet')}
         vectors, rows['visibility'] = self._embed(embedder, images, part['tracklet'].notna().any())
         rows['vector'] = unit_rows(vectors, len(images))

@@ -15,9 +15,10 @@ import pandas as pd
 from magnifier.files import aside
 from magnifier.gallery.entries import content_key, number, timestamp
 from magnifier.gallery.mot import read_mot
-from magnifier.gallery.video import crop_address, cut_boxes
+from magnifier.gallery.store import Where
+from magnifier.gallery.video import box_of, crop_address, cut_boxes, is_address
 
-__all__ = ['Tracklets', 'summarise', 'video_entries', 'VideoReading']
+__all__ = ['Tracklets', 'summarise', 'people_boxes', 'video_entries', 'VideoReading']
 
 OF_AN_IMAGE = ('tracklet', 'camid', 'time', 'pid', 'path', 'key', 'visibility')
 LEAST_WEIGHT = .05  # Of an image of which nothing is seen, so that a tracklet of such images has an embedding too
@@ -90,7 +91,9 @@ class VideoReading:
         part['key'] = [content_key(crop.image) for crop in crops]
         known = self.store.known(part['key'].tolist())
         part = part[~part['key'].isin(known) & ~part.duplicated('key')]
-        if self.crops is not None: part = part.assign(path=[self._keep(row) for row in part.itertuples()])
+        if self.crops is not None:  # the address stays as another name
+            files = [self._keep(row) for row in part.itertuples()]
+            part = part.assign(also=[[address] for address in part['path']], path=files)
         return {crop.row for crop in crops}, part
 
     def _keep(self, row):
@@ -129,3 +132,19 @@ def summarise(
 
 
 def _as_times(seconds): return pd.to_datetime(seconds, unit='s', utc=True).dt.round('ms')
+
+
+def people_boxes(
+    store,  # Of a gallery
+) -> dict[str, pd.DataFrame]:  # cam1_NAME -> boxes as `write_mot` takes them, with the person as track
+    "Where every known person is in every frame that was embedded, for other tools; by camera and the video's name"
+    rows = store.read(Where(tracklets=()), ('path', 'also', 'pid', 'camid'))
+    found = []
+    for path, also, pid, camid in zip(*rows.values()):
+        address = next(filter(is_address, [path, *also]), None)
+        if address is None or pid is None: continue
+        video, frame, box = box_of(address)
+        found.append((f'cam{camid}_{Path(video).stem}', frame, pid, *box))
+    columns = ['video', 'frame', 'track', 'left', 'top', 'width', 'height']
+    table = pd.DataFrame(found, columns=columns).sort_values(['video', 'frame', 'track'])
+    return {video: boxes.drop(columns='video').reset_index(drop=True) for video, boxes in table.groupby('video')}

@@ -9,7 +9,7 @@ from magnifier.data.images import read_image
 from magnifier.gallery.entries import stored_image
 from magnifier.gallery.gallery import Gallery, GalleryWarning
 from magnifier.gallery.mot import read_mot, write_mot
-from magnifier.gallery.tracklets import summarise
+from magnifier.gallery.tracklets import people_boxes, summarise
 from magnifier.gallery.video import box_of, crop_address, read_crop
 
 pytest.importorskip('lance')
@@ -176,6 +176,19 @@ def test_travel_keeps_apart_who_cannot_have_walked(place, cameras):
     with filled(place, cameras) as g:
         people = g.people(threshold=.8, centre=False, travel={(1, 2): 3600})
         assert people['person'].nunique() == 10
+
+
+def test_boxes_go_out_with_the_people_as_ids(place, cameras, tmp_path):
+    for crops in (None, tmp_path/'crops'):
+        with filled(place, cameras, crops=crops) as g:
+            g.people(threshold=.8, centre=False)
+            boxes = people_boxes(g.store)
+            assert set(boxes) == {'cam1_cam1', 'cam2_cam2'}
+            assert len(boxes['cam1_cam1']) == 48
+            wanted = cameras[1][1].sort_values(['frame', 'left'], ignore_index=True)
+            got = boxes['cam1_cam1'].sort_values(['frame', 'left'], ignore_index=True)
+            assert np.array_equal(got[['frame', 'left', 'top', 'width', 'height']], wanted[['frame', 'left', 'top', 'width', 'height']])
+            assert got.groupby(wanted['track'])['track'].nunique().tolist() == [1]*6
 
 
 def test_a_tracklet_finds_the_same_person_elsewhere(place, cameras):

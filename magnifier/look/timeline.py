@@ -1,0 +1,87 @@
+"Who was where: a lane for each camera, a colour for each person, and what each person looks like"
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+
+from magnifier.gallery.entries import stored_image
+from magnifier.look.figure import TEXT, Figure, finish
+
+__all__ = ['show_timeline']
+
+COLOURS = colormaps['tab20'](np.linspace(0, 1, 20))
+LANE = .75  # Inches of a camera's lane
+FACES = 10  # Thumbnails in a row
+
+
+def show_timeline(
+    people: pd.DataFrame,  # As `Gallery.people` gives it: person, camid, start, end, tracklet, path, key
+    *,
+    most: int = 20,  # People drawn at most, those seen for longest first; the title says how many are left out
+    save=None,  # Where to write the figure
+) -> Figure:  # Lanes above, thumbnails below
+    """When each person was in front of which camera.
+
+    Two people who are in front of one camera at the same time are drawn one above the other. Thumbnails come from the files or videos
+    that were added; a person whose file is gone or was changed has an empty one. A ValueError for a table without rows"""
+    if not len(people): raise ValueError('nobody to show: the table has no rows')
+    seen = (people['end'] - people['start']).groupby(people['person']).sum()
+    shown = sorted(seen.nlargest(most, keep='first').index)
+    table = people[people['person'].isin(shown)]
+    colour = {person: COLOURS[i % len(COLOURS)] for i, person in enumerate(shown)}
+    cameras = sorted(table['camid'].unique())
+    rows = -(-len(shown)//FACES)
+    lanes, faces = .5 + LANE*len(cameras), 1.5*rows + .25
+    figure = Figure(figsize=(9, lanes + faces + .3))
+    left_out = f', {len(seen) - len(shown)} more not shown' if len(seen) > len(shown) else ''
+    figure.suptitle(f'{len(shown)} people in front of {len(cameras)} cameras{left_out}', fontsize=TEXT + 3)
+    grid = figure.add_gridspec(2, 1, height_ratios=[lanes, faces], left=.09, right=.98, top=1 - .35/(lanes + faces + .3), bottom=.02, hspace=.22)
+    _draw_lanes(figure.add_subplot(grid[0]), table, cameras, colour)
+    _draw_faces(figure, grid[1], table, shown, colour, rows)
+    return finish(figure, save)
+
+
+def _draw_lanes(ax, table, cameras, colour):
+    for lane, camera in enumerate(cameras):
+        here = table[table['camid'] == camera].sort_values('start')
+        levels = _levels(here['start'].to_list(), here['end'].to_list())
+        height = .8/max(1, max(levels, default=0) + 1)
+        for level, row in zip(levels, here.itertuples()):
+            start, end = date2num(row.start), date2num(row.end)
+            bottom = lane - .4 + level*height
+            ax.broken_barh([(start, max(end - start, 1e-6))], (bottom, height*.9), facecolors=[colour[row.person]], edgecolor='black', linewidth=.4)
+            ax.text((start + end)/2, bottom + height*.45, str(row.person), ha='center', va='center', fontsize=TEXT - 1, clip_on=True)
+    ax.set_yticks(range(len(cameras)), [f'camera {camera}' for camera in cameras], fontsize=TEXT)
+    ax.set_ylim(len(cameras) - .5, -.5)
+    ax.xaxis_date(tz='UTC')
+    ax.xaxis.set_major_locator(locator := AutoDateLocator(tz='UTC'))
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz='UTC'))
+    ax.tick_params(labelsize=TEXT)
+    ax.xaxis.offsetText.set_fontsize(TEXT)
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.margins(x=.01)
+
+
+def _levels(starts, ends):
+    "For times by start: the lowest level on which nobody is at that time"
+    free, levels = [], []
+    for start, end in zip(starts, ends):
+        level = next((i for i, until in enumerate(free) if until < start), len(free))
+        if level == len(free): free.append(end)
+        free[level] = end
+        levels.append(level)
+    return levels
+
+
+def _draw_faces(figure, place, table, shown, colour, rows):
+    grid = place.subgridspec(rows, FACES, hspace=.3, wspace=.12)
+    for i, person in enumerate(shown):
+        ax = figure.add_subplot(grid[i//FACES, i % FACES])
+        mine = table[table['person'] == person]
+        image = next((found for row in mine.itertuples() if (found := stored_image(row.path, row.key)) is not None), None)
+        ax.imshow(np.full((2, 1, 3), .93) if image is None else image)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values(): spine.set(color=colour[person], linewidth=3)
+        cameras = ', '.join(str(camera) for camera in sorted(mine['camid'].unique()))
+        ax.set_title(f'{person}: cam {cameras}', fontsize=TEXT - 1)
