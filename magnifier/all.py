@@ -67,3 +67,4 @@ from magnifier.look.training import *
 from magnifier.look.browse import *
 from magnifier.look.hits import *
 from magnifier.app.server import *
+from magnifier.docs import *
