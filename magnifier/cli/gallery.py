@@ -11,9 +11,9 @@ __all__ = ['magnifier_index', 'magnifier_search', 'magnifier_delete']
 @command('src')
 def magnifier_index(
     src: str = None,  # Folder of crops, at any depth, or a CSV table with columns path, pid, camid, time
-    gallery: str = 'people',  # The gallery: a folder, its address on object storage (s3://bucket/people), or a Milvus server's (http://host:19530)
-    learner: str = 'runs/quick/learner.pkl',  # What embeds: a learner's file (a pickle: load only what you trust), an .onnx file, or a saved folder
-    pattern: str = None,  # Regular expression for file names, with groups pid, camid, time; by default 0172_c4s3_.., cam4, 20260131_134500 are read
+    gallery: str = 'people',  # A folder, object storage (s3://bucket/people), or a Milvus server (http://host:19530)
+    learner: str = 'runs/quick/learner.pkl',  # What embeds: learner (pickle: load what you trust), .onnx, saved folder
+    pattern: str = None,  # For file names, with groups pid, camid, time; else as 0172_c4s3_.., cam4, 20260131_134500
     regions: bool = False,  # Keeps regions too, for magnifier_search --regions; for a new gallery
     bs: int = 64,  # Images embedded at once
     from_old: str = None,  # Brings a gallery of an earlier version over instead: OLD.db
@@ -25,25 +25,29 @@ def magnifier_index(
     every: int = 1,  # Embeds each track's first box and every so-many-th after it
     crops: str = None,  # Folder that keeps the people cut out of the video; without it none is kept
     tracker: str = 'bytetrack',  # Links the boxes found here: bytetrack or sort
-    weights: str = None,  # File of the detector's weights (torchvision's Faster R-CNN); without it they are downloaded on first use
+    weights: str = None,  # The detector's (torchvision's Faster R-CNN); downloaded on first use if not given
     json: bool = False,  # Prints JSON
     debug: bool = False,  # Shows the traceback of an error
 ):
-    """Adds images of people to a gallery. Run again after it was stopped, it goes on where it was: an image is known by its content.
+    """Adds images of people to a gallery. Run again after it was stopped, it goes on where it was: an image
+    is known by its content.
 
     Examples: `magnifier_index crops --gallery people` · `magnifier_index crops.csv --learner model.onnx` ·
-    `magnifier_index crops --pattern 'cam(?P<camid>\\d+)/t(?P<time>\\d+)'` · `magnifier_index --from OLD.db --gallery people` ·
+    `magnifier_index crops --pattern 'cam(?P<camid>\\d+)/t(?P<time>\\d+)'` ·
+    `magnifier_index --from OLD.db --gallery people` ·
     `magnifier_index --video cam1.mp4 --boxes cam1.txt --camera 1 --start 2026-01-31T08:00 --gallery people`"""
     if sum(x is not None for x in (src, from_old, video)) != 1:
-        raise ValueError('name one of a folder of crops or a CSV table, a video with --video, or an old gallery with --from')
+        raise ValueError('name one of a folder of crops or a CSV table, a video with --video, '
+                         'or an old gallery with --from')
     bar = not json and sys.stderr.isatty()
     if video is not None:
         followed = dict(camera=camera, start=start, fps=fps, every=every, crops=crops)
         told = _followed(video, boxes, gallery, learner, regions, bs, bar, tracker, weights, followed)
     elif from_old is not None: told = _brought(from_old, gallery, regions)
     else: told = _indexed(src, gallery, learner, pattern, regions, bs, bar)
+    problems = told.pop('problems')
     if json: return _json(told)
-    skipped, problems = told['unreadable'], told.pop('problems')
+    skipped = told['unreadable']
     said = f'; {len(skipped)} unreadable (first: {skipped[0]}: {problems[0]})' if skipped else ''
     say(f'{gallery}: {told["added"]} images added, {told["known"]} known{said}; it holds {told["images"]}')
 
@@ -85,14 +89,15 @@ def _brought(old, gallery, regions):
 
 
 def _told(gallery, g, added, known, skipped):
-    return dict(gallery=gallery, added=added, known=known, unreadable=skipped['path'].tolist(), problems=skipped['problem'].tolist(), images=len(g))
+    unreadable, problems = skipped['path'].tolist(), skipped['problem'].tolist()
+    return dict(gallery=gallery, added=added, known=known, unreadable=unreadable, problems=problems, images=len(g))
 
 
 @command('image')
 def magnifier_search(
     image: str,  # An image of a person
     gallery: str = 'people',  # The gallery
-    learner: str = 'runs/quick/learner.pkl',  # The model that made the gallery: a learner's file, an .onnx file, or a saved folder
+    learner: str = 'runs/quick/learner.pkl',  # The model that made the gallery, as for magnifier_index
     k: int = 10,  # Hits at most
     not_camera: str = None,  # Cameras to leave out, as the image's own: 3 or 3,4
     cameras: str = None,  # Cameras to search in: 1 or 1,2
@@ -106,10 +111,11 @@ def magnifier_search(
     json: bool = False,  # Prints JSON
     debug: bool = False,  # Shows the traceback of an error
 ):
-    """Who is this, and where else were they seen? Prints the hits, most similar first; exit code 1 for a mistake, 0 also without hits.
+    """Who is this, and where else were they seen? Prints the hits, most similar first; exit code 1 for a
+    mistake, 0 also without hits.
 
-    Examples: `magnifier_search person.jpg --not-camera 3 --save hits.png` ·
-    `magnifier_search person.jpg --since 2026-01-31T13:00 --regions foot --json`"""
+    Examples: `magnifier_search person.jpg --not-camera 3 --save hits.png` · `magnifier_search person.jpg
+    --since 2026-01-31T13:00 --regions foot --json`"""
     from magnifier.gallery.gallery import Gallery
     check_gallery(gallery)
     with Gallery(gallery) as g:
@@ -142,13 +148,16 @@ def magnifier_delete(
     older_than: str = None,  # Everything older than this: 30d, 12h or 90m
     debug: bool = False,  # Shows the traceback of an error
 ):
-    """Deletes people from a gallery, and rewrites what held them, so that nothing of them is left in its files. The images themselves stay.
-    Run again after it was stopped, it ends what it began. Exit code 1 where no image is of the people or files that were named.
+    """Deletes people from a gallery, and rewrites what held them, so that nothing of them is left in its
+    files. The images themselves stay. Run again after it was stopped, it ends what it began. Exit code 1
+    where no image is of the people or files that were named.
 
-    Examples: `magnifier_delete people --pids 7` · `magnifier_delete people --until 2026-01-01` · `magnifier_delete people --older-than 30d`"""
+    Examples: `magnifier_delete people --pids 7` · `magnifier_delete people --until 2026-01-01` ·
+    `magnifier_delete people --older-than 30d`"""
     from magnifier.gallery.gallery import Gallery
     check_gallery(gallery)
-    if until is not None and older_than is not None: raise ValueError('--until and --older-than say the same: give one of them')
+    if until is not None and older_than is not None:
+        raise ValueError('--until and --older-than say the same: give one of them')
     with Gallery(gallery) as g:
         n = g.delete(
             pids=_numbers(pids, 'pids'),
@@ -160,7 +169,8 @@ def magnifier_delete(
             raise ValueError(f'no image of {gallery} is of what was named, or none any more; '
                              f'what earlier calls deleted is gone from its files too. It holds {len(g)}')
         timeless = int(g.images()['time'].isna().sum())
-        kept = f', {timeless} of them without a time, which no age applies to' if timeless and (until or older_than) else ''
+        aged = until is not None or older_than is not None
+        kept = f', {timeless} of them without a time, which no age applies to' if timeless and aged else ''
         say(f'{gallery}: {n} images deleted; it holds {len(g)}{kept}')
 
 
@@ -168,7 +178,8 @@ def _names(text): return [t.strip() for t in text.split(',') if t.strip()]
 
 
 def _paths(text, gallery):
-    "One file, whatever its name, if the gallery has it; else those between the commas. As typed, and as `magnifier_index` adds them"
+    """One file, whatever its name, if the gallery has it; else those between the commas. As typed, and as
+    `magnifier_index` adds them"""
     from pathlib import Path
     from magnifier.gallery.store import where
     def both(name): return [name, str(Path(name).expanduser().absolute())]
@@ -205,4 +216,4 @@ def _plain(x):
 
 def _json(told):
     import json
-    say(json.dumps({name: value for name, value in told.items() if name != 'problems'} if isinstance(told, dict) else told))
+    say(json.dumps(told))

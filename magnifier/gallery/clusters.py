@@ -17,9 +17,11 @@ def jaccard_neighbours(
     k1: int = 10,  # Neighbours that must be mutual; at most a quarter of the pictures
     k2: int = 2,  # Neighbours whose encodings are averaged; more make people larger, and strangers join them
 ) -> csr_array:  # (n, n) 1 - Jaccard distance of the k-reciprocal encodings, stored where pictures share a neighbour
-    "How much two pictures' neighbourhoods overlap (Zhong et al., CVPR 2017, without the plain distance), for all pairs of one set"
+    """How much two pictures' neighbourhoods overlap (Zhong et al., CVPR 2017, without the plain distance),
+    for all pairs of one set"""
     check_settings(k1, k2, 0)
-    k1, k2 = min(k1, max(1, len(features)//4)), min(k2, max(1, len(features)//12))  # or all of a few pictures are each other's neighbours
+    k1 = min(k1, max(1, len(features)//4))  # or all of a few images would be each other's neighbours
+    k2 = min(k2, max(1, len(features)//12))
     x = torch.as_tensor(normalise(as_features(features).cpu()))
     with full_precision(x.device):
         pairs = FeaturePairs(x[:1], x[1:], working_dtype(x))
@@ -34,10 +36,11 @@ def identity_clusters(
     k1: int = 10,  # Neighbours that must be mutual: fewer than a person has images, or strangers join
     k2: int = 2,  # Neighbours whose encodings are averaged; more make people larger, and strangers join them
 ) -> np.ndarray:  # (n,) cluster numbers from 0, the largest first; -1 for pictures in none
-    """DBSCAN on k-reciprocal distances. They are proposals: people who look alike share a cluster, and one person may have several.
-    ValueError for settings that mean nothing, ImportError without scikit-learn"""
+    """DBSCAN on k-reciprocal distances. They are proposals: people who look alike share a cluster, and one
+    person may have several. ValueError for settings that mean nothing, ImportError without scikit-learn"""
     try: from sklearn.cluster import DBSCAN
-    except ImportError as e: raise ImportError("clusters need scikit-learn: pip install 'magnifier-reid[gallery]'") from e
+    except ImportError as e:
+        raise ImportError("clusters need scikit-learn: pip install 'magnifier-reid[gallery]'") from e
     if not 0 < eps < 1: raise ValueError(f'eps={eps}: a Jaccard distance above 0 and below 1 wanted')
     if min_images < 1: raise ValueError(f'min_images={min_images}: at least 1 wanted')
     if len(features) < 2: return np.full(len(features), -1) if min_images > 1 else np.zeros(len(features), int)

@@ -14,8 +14,8 @@ from PIL import Image
 from magnifier.data.images import as_images, image_name, read_image
 from magnifier.gallery.video import is_address, read_crop
 
-__all__ = ['entries', 'read_entry', 'ReadImage', 'content_key', 'problem', 'stored_image', 'timestamp', 'number', 'identity', 'is_count',
-           'fingerprint_of', 'as_array', 'unit_rows']
+__all__ = ['entries', 'read_entry', 'ReadImage', 'content_key', 'problem', 'stored_image', 'timestamp', 'number',
+           'identity', 'is_count', 'fingerprint_of', 'as_array', 'unit_rows']
 
 LARGEST = 2**63 - 1  # Whole number that a store keeps
 LATEST = 1e11  # Seconds since 1970 that are taken for seconds: the year 5138
@@ -33,21 +33,25 @@ def entries(
     images,  # Catalog; or one image as `read_image` takes it, or several
     **labels,  # pids, camids, times, paths, tracklets: one an image, or None
 ) -> pd.DataFrame:  # Columns item, path, pid, camid, time, tracklet; None where unknown
-    "Images and labels in one table; a ValueError where their numbers differ, a TypeError for labels that are no numbers"
+    """Images and labels in one table; a ValueError where their numbers differ, a TypeError for labels that
+    are no numbers"""
     table = _of_catalog(images, labels) if isinstance(images, pd.DataFrame) else _of_items(images, labels)
     if not len(table): raise ValueError('no images: give at least one path, image or catalog row')
     forms = dict(pid=identity, camid=lambda c: number(c, 'camids'), time=timestamp, tracklet=_name)
     for name, form in forms.items():
         table[name] = pd.Series([form(value) for value in table[name]], dtype=object)
     own = [os.fspath(item) if isinstance(item, (str, Path)) else None for item in table['item']]
-    table['path'] = pd.Series([file if path is None else str(path) for path, file in zip(table['path'], own)], dtype=object)
+    paths = [file if path is None else str(path) for path, file in zip(table['path'], own)]
+    table['path'] = pd.Series(paths, dtype=object)
     return table
 
 
 def _of_catalog(catalog, labels):
     given = [name for name, label in labels.items() if label is not None]
-    if given: raise ValueError(f'{", ".join(given)} beside a catalog: put them into its columns pid, camid, time, tracklet')
-    if 'path' not in catalog: raise ValueError(f'the catalog has no column path, only {", ".join(map(str, catalog.columns))}')
+    if given:
+        raise ValueError(f'{", ".join(given)} beside a catalog: put them into its columns pid, camid, time, tracklet')
+    if 'path' not in catalog:
+        raise ValueError(f'the catalog has no column path, only {", ".join(map(str, catalog.columns))}')
     columns = dict(item='path', path='path', pid='pid', camid='camid', time='time', tracklet='tracklet')
     return pd.DataFrame({name: pd.Series(list(catalog[of]) if of in catalog else [None]*len(catalog), dtype=object)
                          for name, of in columns.items()})
@@ -64,7 +68,8 @@ def _of_items(images, labels):
 def _one_each(values, n, name):
     if values is None: return pd.Series([None]*n, dtype=object)
     values = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
-    if len(values) != n: raise ValueError(f'{name}: {len(values)} for {n} images; one an image is needed, None where it is unknown')
+    if len(values) != n:
+        raise ValueError(f'{name}: {len(values)} for {n} images; one an image is needed, None where it is unknown')
     return pd.Series(values, dtype=object)
 
 
@@ -82,8 +87,10 @@ def number(
     if _missing(x): return None
     whole = isinstance(x, (int, np.integer)) and not isinstance(x, (bool, np.bool_))
     if not whole and not (isinstance(x, (float, np.floating)) and float(x).is_integer()):
-        raise TypeError(f'{name}: whole numbers wanted, got {x!r}. Number names first: `codes, names = pd.factorize(names)`')
-    if abs(int(x)) > LARGEST: raise ValueError(f'{name}: {x} does not fit into 63 bits; number them first, by `pd.factorize`')
+        raise TypeError(f'{name}: whole numbers wanted, got {x!r}. Number names first: `codes, names = '
+                        'pd.factorize(names)`')
+    if abs(int(x)) > LARGEST:
+        raise ValueError(f'{name}: {x} does not fit into 63 bits; number them first, by `pd.factorize`')
     return int(x)  # pandas makes floats of integers beside a missing one
 
 
@@ -109,11 +116,14 @@ def timestamp(
     if _missing(t): return None
     if isinstance(t, (int, float, np.integer, np.floating)) and not isinstance(t, bool):
         if abs(t) < LATEST: return float(t)
-        raise ValueError(f'time {t}: seconds since 1970 wanted, and these lie beyond the year 5000; divide milliseconds by 1000')
-    if not isinstance(t, (str, datetime, np.datetime64)): raise TypeError(f'time {t!r}: seconds, an ISO text or a datetime wanted')
+        raise ValueError(f'time {t}: seconds since 1970 wanted, and these lie beyond the year 5000; divide '
+                         'milliseconds by 1000')
+    if not isinstance(t, (str, datetime, np.datetime64)):
+        raise TypeError(f'time {t!r}: seconds, an ISO text or a datetime wanted')
     try: t = pd.Timestamp(t)
     except ValueError as e:
-        raise ValueError(f'time {t!r}: not a date and time; write 2026-01-31T13:45:00 or 2026-01-31T13:45:00+01:00') from e
+        raise ValueError(f'time {t!r}: not a date and time; write 2026-01-31T13:45:00 or '
+                         '2026-01-31T13:45:00+01:00') from e
     if t is pd.NaT: return None
     return (t.tz_localize('UTC') if t.tzinfo is None else t).timestamp()
 
@@ -121,7 +131,8 @@ def timestamp(
 def content_key(
     item,  # An image as `read_image` takes it
 ) -> str:  # 32 hexadecimal digits
-    "Of the bytes of a file, or of the pixels of an image in memory: the same content has the same key. Errors as of `read_image`"
+    """Of the bytes of a file, or of the pixels of an image in memory: the same content has the same key.
+    Errors as of `read_image`"""
     if isinstance(item, (bytes, bytearray)): return _hashed([item])
     if isinstance(item, (str, os.PathLike)):
         if not os.path.isfile(item): read_image(item)  # says what it is instead
@@ -154,6 +165,7 @@ def problem(
     item,  # For this image
 ) -> str:
     "What is wrong with an image, without its name, which is told beside it"
+    if isinstance(error, UnicodeEncodeError): return 'its name is no UTF-8: rename it'
     return str(error).removeprefix(f'{image_name(item)}: ') or type(error).__name__
 
 
@@ -167,7 +179,8 @@ def stored_image(
     read = read_entry(path)
     if read.image is None: return None
     if key == read.key: return read.image
-    with Image.open(path) as image: return read.image if key == content_key(image) else None  # it was added as pixels, and its path told
+    with Image.open(path) as image:
+        return read.image if key == content_key(image) else None  # it was added as pixels, and its path told
 
 
 def _cut_again(address, key):
@@ -181,7 +194,8 @@ def fingerprint_of(
 ) -> str:  # Its fingerprint
     "Which model an embedder is; a TypeError for what is none"
     if not hasattr(embedder, 'fingerprint') or not hasattr(embedder, 'embed'):
-        raise TypeError(f'{type(embedder).__name__} is no embedder: a learner or an Embedder is wanted, with `.embed` and `.fingerprint`')
+        raise TypeError(f'{type(embedder).__name__} is no embedder: a learner or an Embedder is wanted, with '
+                        '`.embed` and `.fingerprint`')
     return str(embedder.fingerprint)
 
 
@@ -200,5 +214,6 @@ def unit_rows(
     x = as_array(embeddings)
     if x.ndim != 2 or len(x) != n: raise ValueError(f'{n} images gave embeddings of shape {x.shape}: ({n}, d) wanted')
     norms = np.linalg.norm(x, axis=1, keepdims=True)
-    if not (np.isfinite(norms) & (norms > 0)).all(): raise ValueError('the model gives embeddings that are zero, NaN or infinite')
+    if not (np.isfinite(norms) & (norms > 0)).all():
+        raise ValueError('the model gives embeddings that are zero, NaN or infinite')
     return x / norms

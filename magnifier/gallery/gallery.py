@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from magnifier.data.images import image_name
-from magnifier.gallery.entries import as_array, content_key, entries, fingerprint_of, identity, is_count, problem, read_entry, unit_rows
+from magnifier.gallery.entries import (
+    as_array, content_key, entries, fingerprint_of, identity, is_count, problem, read_entry, unit_rows)
 from magnifier.gallery.hits import Hits, as_table
 from magnifier.gallery.lance import LanceStore
 from magnifier.gallery.milvus import MilvusStore
 from magnifier.gallery.region_search import described, nearest_by_regions
-from magnifier.gallery.people import certainty, impossible_pairs, join_tracklets, tracklet_distances, unlabelled_threshold
 from magnifier.gallery.store import COLUMNS, MOST_NAMES, Where, joined, where
 from magnifier.gallery.tracklets import Tracklets, VideoReading, summarise, video_entries
 from magnifier.gallery.video import Video
@@ -49,19 +49,21 @@ class Added(NamedTuple):
 
 
 class Gallery:
-    """Images of people that can be searched: `g.add(learn, catalog)`, then `g.search(learn, image, k=10, not_camera=3)`.
+    """Images of people that can be searched: `g.add(learn, catalog)`, then `g.search(learn, image, k=10,
+    not_camera=3)`.
 
-    A local gallery is a folder (a LanceDB table), and so is one on object storage; a server's address gives the same gallery in a Milvus
-    cluster. Several processes may add, search and delete at once. What is kept of an image is its path, identity, camera, time
-    (UTC) and embedding, never its pixels. ValueError for a folder that holds something else, ImportError where the engine is
-    missing, OSError for damaged files and for an address where no server answers."""
+    A local gallery is a folder (a LanceDB table), and so is one on object storage; a server's address gives
+    the same gallery in a Milvus cluster. Several processes may add, search and delete at once. What is kept
+    of an image is its path, identity, camera, time (UTC) and embedding, never its pixels. ValueError for a
+    folder that holds something else, ImportError where the engine is missing, OSError for damaged files and
+    for an address where no server answers."""
 
     def __init__(self,
-        uri: str = 'people',  # A folder, its address on object storage (s3://bucket/people), or a server's (http://host:19530)
+        uri: str = 'people',  # A folder, one on object storage (s3://bucket/people), or a server (http://host:19530)
         *,
         name: str = 'people',  # Of the table: one uri may hold several galleries
         regions: bool = False,  # Also keeps each region's embedding, so that `search(regions=...)` works
-        exact_up_to: int = EXACT_UP_TO,  # Images times dimensions past which `add` builds an approximate index; up to there search is exact
+        exact_up_to: int = EXACT_UP_TO,  # Images times dimensions, past which `add` builds an index
         token: str = '',  # 'user:password' or an API key, for servers that want one
     ):
         if not NAME.fullmatch(name): raise ValueError(f'name={name!r}: letters, digits and underscores wanted')
@@ -75,13 +77,15 @@ class Gallery:
 
     @property
     def regions(self) -> bool:
-        "Whether each region's embedding is kept: as the gallery was made, or as it was asked for where it is still empty"
+        """Whether each region's embedding is kept: as the gallery was made, or as it was asked for where it
+        is still empty"""
         about = self.store.about
         return about['regions'] > 0 if about else self._regions_asked
 
     def _check_regions(self):
         if self._regions_asked and not self.regions:
-            raise ValueError(f'{self.uri} keeps no regions: regions=True is for a new gallery; make it anew, or leave it out')
+            raise ValueError(f'{self.uri} keeps no regions: regions=True is for a new gallery; make it anew, or '
+                             'leave it out')
 
     def __enter__(self): return self
 
@@ -97,7 +101,7 @@ class Gallery:
 
     def add(self,
         embedder,  # Has `.embed(images) -> (n,d)` and `.fingerprint`: a learner, or an exported model's Embedder
-        images,  # Catalog (columns path, and where known pid, camid, time, tracklet); or paths, PIL images or (h,w,3) uint8 arrays
+        images,  # Catalog (path, and where known pid, camid, time, tracklet); or paths, PIL images, arrays
         *,
         pids=None,  # Identities, one an image; None where unknown
         camids=None,  # Cameras
@@ -107,10 +111,11 @@ class Gallery:
         bs: int = 64,  # Images embedded at once
         progress: bool = True,  # Shows a bar
     ) -> Added:  # How many are new, how many were known, and what could not be read
-        """Embeds what the gallery does not have yet, while the images after are decoded and those before are written. An image is known by
-        its content: run again after a crash, which may lose the last seconds, nothing is added twice; what is known keeps its labels (see
-        `label`), and remembers the other path. Files that are no images are left out, with a `GalleryWarning` that names the first.
-        ValueError where all are, and where another model made the gallery"""
+        """Embeds what the gallery does not have yet, while the images after are decoded and those before are
+        written. An image is known by its content: run again after a crash, which may lose the last seconds,
+        nothing is added twice; what is known keeps its labels (see `label`), and remembers the other path.
+        Files that are no images are left out, with a `GalleryWarning` that names the first. ValueError where
+        all are, and where another model made the gallery"""
         if not is_count(bs): raise ValueError(f'bs={bs}: at least one image at once')
         table = entries(images, pids=pids, camids=camids, times=times, tracklets=tracklets, paths=paths)
         return self._add(embedder, Reading(self.store, table, bs), len(table), bs, progress)
@@ -128,9 +133,11 @@ class Gallery:
         bs: int = 64,  # People embedded at once
         progress: bool = True,  # Shows a bar
     ) -> Added:  # As in `add`; boxes whose frame is missing or that lie outside it are among the skipped
-        """Adds what a tracker followed in one camera: each track becomes a tracklet (see `tracklets`, `people`). Frames are read once,
-        while the people before are embedded; run again after a crash, it goes on. ValueError for no video, no boxes, and as in `add`"""
-        if not (is_count(bs) and is_count(every)): raise ValueError(f'bs={bs}, every={every}: whole numbers from 1 are wanted')
+        """Adds what a tracker followed in one camera: each track becomes a tracklet (see `tracklets`,
+        `people`). Frames are read once, while the people before are embedded; run again after a crash, it
+        goes on. ValueError for no video, no boxes, and as in `add`"""
+        if not (is_count(bs) and is_count(every)):
+            raise ValueError(f'bs={bs}, every={every}: whole numbers from 1 are wanted')
         table = video_entries(video, boxes, camera=camera, start=start, fps=fps, every=every)
         reading = VideoReading(self.store, Video(video, fps=fps), table, bs, crops)
         return self._add(embedder, reading, len(table), bs, progress)
@@ -152,8 +159,8 @@ class Gallery:
         "An embedder whose embeddings can be compared with what is there"
         made_by, own = self.store.about.get('fingerprint'), fingerprint_of(embedder)
         if made_by not in (None, own):
-            raise ValueError(f'{self.uri} was made by the model {made_by}, and this one is {own}: their embeddings cannot be compared. '
-                             'Use that model, or make another gallery with this one')
+            raise ValueError(f'{self.uri} was made by the model {made_by}, and this one is {own}: their embeddings '
+                             'cannot be compared. Use that model, or make another gallery with this one')
 
     def _embedded(self, embedder, part):
         "Columns to write of new images"
@@ -184,7 +191,8 @@ class Gallery:
 
     def _check_width(self, vectors):
         d = self.store.about['d']
-        if vectors.shape[1] != d: raise ValueError(f'embeddings of {vectors.shape[1]} dimensions; those of {self.uri} have {d}')
+        if vectors.shape[1] != d:
+            raise ValueError(f'embeddings of {vectors.shape[1]} dimensions; those of {self.uri} have {d}')
 
     def _remember_names(self, names):
         "Other paths of content that is there: whoever is deleted by one of them is deleted"
@@ -210,8 +218,9 @@ class Gallery:
         rerank: bool = False,  # Re-orders the first hundred by k-reciprocal encoding
         threshold: float | None = None,  # Least similarity of a hit, -1 to 1; None for all
     ) -> Hits:  # Most similar first; fewer than k where there are no more
-        """Who is this, and where else were they seen? An image that is in the gallery is its own first hit. ValueError for an empty
-        gallery, another model's embedder, regions that the gallery does not keep, a file that is no image"""
+        """Who is this, and where else were they seen? An image that is in the gallery is its own first hit.
+        ValueError for an empty gallery, another model's embedder, regions that the gallery does not keep, a
+        file that is no image"""
         _check_search(k, threshold, rerank, regions)
         self._check_filled()
         self._check_model(embedder)
@@ -238,8 +247,8 @@ class Gallery:
         if not rerank: return rows
         first = len(rows['key'][:RERANKED])
         if not first: return {**rows, 'reranked': []}
-        from magnifier.retrieval.rerank import rerank as rerank_features  # needs torch, which a plain search does without
-        distances = rerank_features(vector[None], self._vectors(rows['key'][:first]))[0].astype(float)
+        from magnifier.retrieval import rerank as reranking  # needs torch, which a plain search does without
+        distances = reranking.rerank(vector[None], self._vectors(rows['key'][:first]))[0].astype(float)
         order = [*np.argsort(distances, kind='stable'), *range(first, len(rows['key']))][:k]
         rows['reranked'] = [*distances, *[None]*(len(rows['key']) - first)]
         return {name: [values[i] for i in order] for name, values in rows.items()}
@@ -256,7 +265,8 @@ class Gallery:
         return found['vector'][[place[key] for key in keys]]
 
     def _nearest_by_regions(self, embedder, image, k, where, wanted):
-        if not self.regions: raise ValueError(f'{self.uri} keeps no regions: make it anew with Gallery(..., regions=True)')
+        if not self.regions:
+            raise ValueError(f'{self.uri} keeps no regions: make it anew with Gallery(..., regions=True)')
         vectors, visible = described(embedder, [image])
         return nearest_by_regions(self.store, vectors[0], int(visible[0]), wanted, k, where)
 
@@ -267,15 +277,15 @@ class Gallery:
         keys=None,  # Keys, as tables of hits and images have them
         until=None,  # Everything up to this time
     ) -> int:  # Images deleted
-        """Takes images out of every search: those that fit all that is named. What was written stays in a local gallery's files until
-        `compact`. A ValueError where nothing is named"""
+        """Takes images out of every search: those that fit all that is named. What was written stays in a
+        local gallery's files until `compact`. A ValueError where nothing is named"""
         meant = where(pids=pids, paths=paths, keys=keys, until=until)
         if not meant: raise ValueError('name what to delete: pids, paths, keys or until')
         return self.store.delete(meant) if self.store.about else 0
 
     def compact(self):
-        """Writes anew what holds deleted images, so that nothing of them is left on disk. A server is told to do so and does it in its own
-        time"""
+        """Writes anew what holds deleted images, so that nothing of them is left on disk. A server is told to
+        do so and does it in its own time"""
         self.store.compact()
 
     def label(self,
@@ -286,7 +296,9 @@ class Gallery:
         keys, pids = list(keys), [identity(p) for p in pids]
         if len(keys) != len(pids): raise ValueError(f'{len(pids)} identities for {len(keys)} keys; one a key is needed')
         missing = set(keys) - set(self.store.known(keys))
-        if missing: raise ValueError(f'{len(missing)} of {len(keys)} keys are not in {self.uri} (one is {min(missing)!r}): take them from `images()`')
+        if missing:
+            raise ValueError(f'{len(missing)} of {len(keys)} keys are not in {self.uri} (one is {min(missing)!r}): '
+                             'take them from `images()`')
         if keys: self.store.update(dict(key=keys, pid=pids))
         return len(keys)
 
@@ -294,9 +306,9 @@ class Gallery:
         eps: float = .5,  # Largest Jaccard distance of neighbours, 0 to 1: lower splits people, higher merges them
         min_images: int = 2,  # Images that make a cluster
         **kwargs,  # Passed to `identity_clusters`: k1, k2
-    ) -> pd.DataFrame:  # As `images()`, with a column cluster: numbers from 0, the largest first; missing for images in none
-        """Proposes identities for all images by DBSCAN on k-reciprocal distances: a starting point for labels, to be looked at before
-        `g.label(t['key'], t['cluster'])`"""
+    ) -> pd.DataFrame:  # As `images()`, and cluster: numbers from 0, the largest first; missing for images in none
+        """Proposes identities for all images by DBSCAN on k-reciprocal distances: a starting point for
+        labels, to be looked at before `g.label(t['key'], t['cluster'])`"""
         self._check_filled()
         from magnifier.gallery.clusters import identity_clusters  # needs torch, which a search does without
         table = self.images()
@@ -310,7 +322,8 @@ class Gallery:
         since=None,  # Earliest time of an image
         until=None,  # Latest time of an image
     ) -> Tracklets:  # Their table and their embeddings
-        "What trackers followed, one row a tracklet: camera, times, best image, and the mean embedding weighted by what can be seen"
+        """What trackers followed, one row a tracklet: camera, times, best image, and the mean embedding
+        weighted by what can be seen"""
         meant = replace(where(pids=pids, cameras=cameras, since=since, until=until), tracklets=())
         return summarise(self.store.read(meant, (*COLUMNS, 'vector')))
 
@@ -324,7 +337,8 @@ class Gallery:
         since=None,  # Earliest time
         until=None,  # Latest time
     ) -> Hits:  # Most similar first; the columns of `tracklets`, and similarity
-        "Where else was this person followed? A tracklet is not its own hit. A name that no tracklet has is taken for an image's path"
+        """Where else was this person followed? A tracklet is not its own hit. A name that no tracklet has is
+        taken for an image's path"""
         if not is_count(k): raise ValueError(f'k={k}: a whole number from 1 wanted')
         everything = self.tracklets()
         named = isinstance(query, str) and query in set(everything.table['tracklet'])
@@ -338,28 +352,31 @@ class Gallery:
         return Hits(table.nlargest(int(k), 'similarity').reset_index(drop=True), query)
 
     def people(self,
-        threshold: float | None = None,  # Least mean similarity of one person's tracklets, -1 to 1; None finds one (`far`)
+        threshold: float | None = None,  # Least mean similarity of one person's tracklets; None finds one
         *,
-        far: float = .01,  # Without a threshold: share of strangers, seen at one time in one camera, that may look as alike as that
+        far: float = .01,  # Share of strangers, seen at one time in one camera, that a threshold found may join
         travel=None,  # (camera, camera) -> least seconds from the one to the other
         centre: bool = True,  # Takes each camera's mean away first: what all people share there, as its light
         anew: bool = False,  # Forgets who is who; else new tracklets join the people that exist
         save: bool = True,  # Labels the images with their person
-    ) -> pd.DataFrame:  # person, camid, start, end, tracklet, certainty (-1 to 1), images, path, key; by person and time
-        """Who was where: tracklets of all cameras joined to people by how alike they look (average linkage) and by what is possible:
-        nobody is twice in one camera at one time, or walks faster than `travel`. A ValueError without tracklets, or where too few
-        people were seen together to find a threshold"""
+    ) -> pd.DataFrame:  # person, camid, start, end, tracklet, certainty, images, path, key; by person, time
+        """Who was where: tracklets of all cameras joined to people by how alike they look (average linkage)
+        and by what is possible: nobody is twice in one camera at one time, or walks faster than `travel`. A
+        ValueError without tracklets, or where too few people were seen together to find a threshold"""
         found = self.tracklets()
-        if not len(found): raise ValueError(f'{self.uri} has no tracklets: add some with `add_video`, or with `add(..., tracklets=...)`')
+        if not len(found):
+            raise ValueError(f'{self.uri} has no tracklets: add some with `add_video`, or with `add(..., '
+                             'tracklets=...)`')
+        from magnifier.gallery import people as joining  # needs SciPy, which a search does without
         t = found.table
         seconds = [((t[name] - EPOCH) / pd.Timedelta('1s')).to_numpy() for name in ('start', 'end')]
-        never = impossible_pairs(t['camid'].to_numpy(), *seconds, travel=travel)
-        distances = tracklet_distances(found.vectors, t['camid'].to_numpy(), centre=centre)
-        if threshold is None: limit = unlabelled_threshold(distances, never, far=far)
+        never = joining.impossible_pairs(t['camid'].to_numpy(), *seconds, travel=travel)
+        distances = joining.tracklet_distances(found.vectors, t['camid'].to_numpy(), centre=centre)
+        if threshold is None: limit = joining.unlabelled_threshold(distances, never, far=far)
         else: limit = 1 - threshold
         known = None if anew else t['pid'].fillna(-1).to_numpy(int)
-        t = t.assign(person=join_tracklets(distances, never, limit, known=known))
-        t['certainty'] = certainty(distances, t['person'])
+        t = t.assign(person=joining.join_tracklets(distances, never, limit, known=known))
+        t['certainty'] = joining.certainty(distances, t['person'])
         if save: self._label_tracklets(dict(zip(t['tracklet'], t['person'])))
         columns = ['person', 'camid', 'start', 'end', 'tracklet', 'certainty', 'images', 'path', 'key']
         return t.sort_values(['person', 'start', 'camid'], ignore_index=True)[columns]
@@ -373,13 +390,15 @@ class Gallery:
     def index(self,
         kind: str,  # 'exact', or the approximate 'ivf'
     ):
-        "Changes how vectors are searched; regions are always searched exactly. A ValueError for an unknown kind or an empty gallery"
+        """Changes how vectors are searched; regions are always searched exactly. A ValueError for an unknown
+        kind or an empty gallery"""
         if kind not in ('exact', 'ivf'): raise ValueError(f'unknown index {kind!r}: use exact or ivf')
         self._check_filled()
         self.store.index(kind)
 
     def _check_filled(self):
-        if not self.store.count(): raise ValueError(f'{self.uri} is empty: add images first, with `add(learn, catalog)`')
+        if not self.store.count():
+            raise ValueError(f'{self.uri} is empty: add images first, with `add(learn, catalog)`')
 
     def images(self,
         *,
@@ -396,8 +415,9 @@ class Gallery:
         if not meant and version is not None: self._table = version, table.copy()
         return table
 
-    def info(self) -> dict:  # uri, images, identities, unlabelled, cameras, first, last, model, dimensions, regions, index, recall
-        "The gallery in figures; recall is the share of the exact first ten hits that an approximate index finds, for some images of it"
+    def info(self) -> dict:  # Names and figures
+        """The gallery in figures; recall is the share of the exact first ten hits that an approximate index
+        finds, for some images of it"""
         about, t, kind = self.store.about, self.images(), self.store.kind
         return dict(
             uri=self.uri,
@@ -424,7 +444,8 @@ class Gallery:
 
 
 class Reading:
-    "Images of a table that a gallery does not have yet, in batches: decoded by threads, while the caller works on the batch before"
+    """Images of a table that a gallery does not have yet, in batches: decoded by threads, while the caller
+    works on the batch before"""
 
     def __init__(self,
         store,  # Of the gallery
@@ -442,24 +463,27 @@ class Reading:
             following = None
             for start in starts:
                 batch = following or ahead.submit(self._read, start, threads)
-                following = ahead.submit(self._read, start + self.bs, threads) if start + self.bs < len(self.table) else None
+                more = start + self.bs < len(self.table)
+                following = ahead.submit(self._read, start + self.bs, threads) if more else None
                 yield batch.result()
 
     def _read(self, start, threads):
         "New images of a batch: rows of the table, with columns key and image"
         part = self.table.iloc[start:start+self.bs]
-        keys = pd.Series(list(threads.map(_key_or_error, part['item'])), index=part.index, dtype=object)
+        keys = pd.Series(list(threads.map(_key_or_error, part['item'], part['path'])), index=part.index, dtype=object)
         broken = keys.map(lambda key: isinstance(key, Exception))
         problems = {i: problem(keys[i], part['item'][i]) for i in part.index[broken]}
         part = part[~broken].assign(key=keys[~broken])
         known = self.store.known(part['key'].tolist())
         new = ~part['key'].isin(self._seen | set(known)) & ~part.duplicated('key')
-        self.names += [(row.key, row.path) for row in part[~new].itertuples() if row.path and row.path not in known.get(row.key, ())]
+        again = part[~new & part['path'].notna()]
+        self.names += [(key, path) for key, path in zip(again['key'], again['path']) if path not in known.get(key, ())]
         part = part[new]
         read = pd.Series(list(threads.map(read_entry, part['item'], part['key'])), index=part.index, dtype=object)
         problems |= {i: read[i].problem for i in part.index if read[i].image is None}
         self.skipped += [(image_name(self.table['item'][i]), problems[i]) for i in sorted(problems)]
-        part = part.assign(image=read.map(lambda entry: entry.image)).drop(index=[i for i in part.index if i in problems])
+        part = part.assign(image=read.map(lambda entry: entry.image))
+        part = part.drop(index=[i for i in part.index if i in problems])
         self._seen |= set(part['key'])
         return part
 
@@ -479,7 +503,8 @@ class Writing:
     ):
         "Takes rows; they are written once there are enough of them"
         self._waiting.append(rows)
-        if len(self._waiting) * rows['vector'].nbytes >= WRITTEN or time.monotonic() - self._since > SECONDS: self._write()
+        many = len(self._waiting) * rows['vector'].nbytes >= WRITTEN
+        if many or time.monotonic() - self._since > SECONDS: self._write()
 
     def _write(self):
         self._wait()
@@ -511,11 +536,14 @@ def _check_search(k, threshold, rerank, regions):
     if not is_count(k) or k > LIMIT: raise ValueError(f'k={k}: a whole number from 1 to {LIMIT} wanted')
     if threshold is not None and not -1 <= threshold <= 1:
         raise ValueError(f'threshold={threshold}: a cosine similarity from -1 to 1 wanted')
-    if rerank and regions is not None: raise ValueError('re-ranking compares whole persons: leave out rerank or regions')
+    if rerank and regions is not None:
+        raise ValueError('re-ranking compares whole persons: leave out rerank or regions')
 
 
-def _key_or_error(item):
-    try: return content_key(item)
+def _key_or_error(item, path):
+    try:
+        (path or '').encode()  # or no store could keep it
+        return content_key(item)
     except (OSError, ValueError, TypeError) as error: return error
 
 
@@ -534,7 +562,8 @@ def _bar(batches, n, bs, progress):
 def _reported(added, known, skipped):
     skipped = pd.DataFrame(skipped, columns=['path', 'problem'])
     if len(skipped):
-        said = f'{len(skipped)} of {added + known + len(skipped)} files are no readable images (first: {skipped["path"][0]}: {skipped["problem"][0]})'
+        first = f'{skipped["path"][0]}: {skipped["problem"][0]}'
+        said = f'{len(skipped)} of {added + known + len(skipped)} files are no readable images (first: {first})'
         if not added + known: raise ValueError(said)
         warnings.warn(said + '; they were left out', GalleryWarning, stacklevel=3)
     return Added(added, known, skipped)

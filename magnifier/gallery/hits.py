@@ -13,7 +13,7 @@ FIELDS = ('path', 'pid', 'camid', 'time')
 class Hits:
     "Hits of one search, best first, and what was asked"
 
-    table: pd.DataFrame  # path, pid, camid, time (UTC), similarity, key; `reranked` distance or number of `shared` regions where asked for
+    table: pd.DataFrame  # path, pid, camid, time (UTC), similarity, where asked for `reranked` or `shared`, key
     query: object = None  # The image that was searched, as it was given
     regions: tuple | None = None  # Regions that were compared; None for the whole person
 
@@ -34,9 +34,9 @@ class Hits:
 
     def __repr__(self): return self.table.drop(columns='key').to_string() if len(self) else 'no hits'
 
-    def by_identity(self) -> pd.DataFrame:  # pid, similarity, images, cameras, first, last, path, key; in the order of the hits
-        """One row an identity: its best similarity and image, how many of its images were hit, by which cameras, and from when to
-        when. Hits without an identity stay one row each"""
+    def by_identity(self) -> pd.DataFrame:  # pid, similarity, images, cameras, first, last, path, key; best first
+        """One row an identity: its best similarity and image, how many of its images were hit, by which
+        cameras, and from when to when. Hits without an identity stay one row each"""
         identities = self.table['pid'].astype(object).where(self.table['pid'].notna(), self.table['key'])
         rows = [_of_identity(images) for _, images in self.table.groupby(identities, sort=False)]
         columns = ['pid', 'similarity', 'images', 'cameras', 'first', 'last', 'path', 'key']

@@ -27,7 +27,8 @@ SCANNED = 1 << 24  # Bytes of vectors that are read at once
 SMALL, SMALL_MANY = 1 << 23, 32  # So many fragments of fewer bytes are written together as fewer
 LARGE = 1 << 25  # Bytes of a fragment that stays as it is
 UNINDEXED = .1  # Share of the rows that an index may lack
-NPROBES, REFINED = 32, 8  # Of an index: partitions searched, and hits looked at again with their whole vectors, for each hit wanted
+PARTITION = 8192  # Rows of an index that share a centre, from which one bit a dimension tells them
+REFINED = 8  # Hits of an index that are compared by their whole vectors, for each hit that is wanted
 PATIENCE = 600  # Seconds to wait for another process's write
 NOW = timedelta(0)
 
@@ -43,8 +44,9 @@ class Held(NamedTuple):
 class LanceStore(Store):
     """A gallery as a table of Lance files: `lancedb.connect(uri).open_table(name)` opens the same.
 
-    Writers of a local gallery take turns by a lock that ends with its process; on object storage the engine tells commits apart and tries
-    again. Readers need no lock: each sees one whole version. Files of a local gallery are checked by `Sums`."""
+    Writers of a local gallery take turns by a lock that ends with its process; on object storage the engine
+    tells commits apart and tries again. Readers need no lock: each sees one whole version. Files of a local
+    gallery are checked by `Sums`."""
 
     def __init__(self,
         uri: str,  # A folder, or the address of one on object storage (s3://bucket/people)
@@ -63,7 +65,8 @@ class LanceStore(Store):
     def about(self) -> dict:
         table = self._newest()
         text = None if table is None else (table.schema.metadata or {}).get(ABOUT, b'')
-        if text == b'': raise ValueError(f'{self.uri} holds a table that is no gallery of magnifier: give another `name`')
+        if text == b'':
+            raise ValueError(f'{self.uri} holds a table that is no gallery of magnifier: give another `name`')
         return {} if text is None else json.loads(text)
 
     @property
@@ -85,7 +88,8 @@ class LanceStore(Store):
     def add(self, rows):
         with self._writing() as table:
             if not self.local:  # nobody waits for us, so that the engine has to tell which keys are new
-                return _merge(table).when_not_matched_insert_all().execute(_arrow(rows, table.schema))['num_inserted_rows']
+                told = _merge(table).when_not_matched_insert_all().execute(_arrow(rows, table.schema))
+                return told['num_inserted_rows']
             new = _arrow(rows, table.schema)
             there = set(_column(table, 'key', _sql_in('key', rows['key'])))
             if there: new = new.filter([key not in there for key in rows['key']])
@@ -109,7 +113,8 @@ class LanceStore(Store):
         table = self._newest()
         if table is None: return
         with self._told():
-            for batch in table.to_batches(columns=list(columns), filter=_sql(where), batch_size=_scanned(table, columns)):
+            at_once = _scanned(table, columns)
+            for batch in table.to_batches(columns=list(columns), filter=_sql(where), batch_size=at_once):
                 yield {name: _values(batch.column(name), name) for name in columns}
 
     def read(self, where=EVERYTHING, columns=COLUMNS):
@@ -119,7 +124,8 @@ class LanceStore(Store):
 
     def search(self, vector, k, where=EVERYTHING, *, field='vector', exact=False):
         def nearest(table):
-            if field == 'vector' and not exact and _kind(table) == 'ivf': return _by_index(table, vector, k, _sql(where))
+            if field == 'vector' and not exact and _kind(table) == 'ivf':
+                return _by_index(table, vector, k, _sql(where))
             return self._exactly(table, vector, k, _sql(where), field)
         return self._ask(nearest, joined([], (*COLUMNS, 'similarity')))
 
@@ -163,7 +169,7 @@ class LanceStore(Store):
             if table is None: return
             _compact(table, materialize_deletions_threshold=0.)
             if _kind(table) == 'ivf': _build_index(table)  # or it would keep what was deleted
-            table.update_config({'magnifier.compacted': f'{time.time():.3f}'})  # a version whose writing tells of nobody
+            table.update_config({'magnifier.compacted': str(time.time())})  # a version whose writing tells of nobody
             self._clean(table)
 
     def _clean(self, table):
@@ -190,7 +196,8 @@ class LanceStore(Store):
             return None
 
     def _ask(self, read, otherwise):
-        "What `read` gives of the newest version. Another process may have removed that meanwhile: then of the one after"
+        """What `read` gives of the newest version. Another process may have removed that meanwhile: then of
+        the one after"""
         while True:
             table = self._newest()
             if table is None: return otherwise
@@ -228,11 +235,13 @@ def _engine():
 def _check_folder(folder, uri):
     if folder.is_file(): raise ValueError(f'{uri} is a file; a local gallery is a folder: give another name')
     if is_old(folder):
-        raise ValueError(f'{uri} is a gallery of an earlier version: bring it over with `magnifier_index --from {uri} --gallery NEW`, '
-                         'or add its images again')
+        raise ValueError(f'{uri} is a gallery of an earlier version: bring it over with '
+                         f'`magnifier_index --from {uri} --gallery NEW`, or add its images again')
     if not folder.is_dir() or any(folder.glob('*.lance')): return
     there = sorted(f.name for f in folder.iterdir() if f.name != '.lock')
-    if there: raise ValueError(f'{uri} is a folder of other things ({there[0]} among them), and no gallery: give another name')
+    if there:
+        raise ValueError(f'{uri} is a folder of other things ({there[0]} among them), and no gallery: give another '
+                         'name')
 
 
 @contextmanager
@@ -264,7 +273,8 @@ def _schema(about):
         pa.field('visibility', pa.float32()),
         pa.field('vector', pa.list_(pa.float32(), about['d'])),
     ]
-    if about['regions']: fields += [pa.field('regions', pa.list_(pa.float32(), about['regions'])), pa.field('visible', pa.int64())]
+    if about['regions']:
+        fields += [pa.field('regions', pa.list_(pa.float32(), about['regions'])), pa.field('visible', pa.int64())]
     return pa.schema(fields)
 
 
@@ -274,7 +284,8 @@ def _arrow(rows, schema):
     def column(name):
         field = schema.field(name)
         if name not in VECTORS: return pa.array(rows[name], field.type)
-        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows[name], np.float32).ravel()), type=field.type)
+        numbers = pa.array(np.ascontiguousarray(rows[name], np.float32).ravel())
+        return pa.FixedSizeListArray.from_arrays(numbers, type=field.type)
     names = [name for name in schema.names if name in rows]
     return pa.table([column(name) for name in names], schema=pa.schema([schema.field(name) for name in names]))
 
@@ -297,7 +308,8 @@ def _column(table, name, condition): return _read(table, (name,), condition)[nam
 def _taken(table, ids):
     "Columns of some rows, in the order of their ids"
     if not ids: return joined([], COLUMNS)
-    found = {name: _values(column, name) for name, column in _read(table, ('_rowid', *COLUMNS), _sql_in('_rowid', ids)).items()}
+    columns = _read(table, ('_rowid', *COLUMNS), _sql_in('_rowid', ids))
+    found = {name: _values(column, name) for name, column in columns.items()}
     place = {row: i for i, row in enumerate(found['_rowid'])}
     return {name: [found[name][place[row]] for row in ids] for name in COLUMNS}
 
@@ -346,7 +358,9 @@ def _largest(ids, similarity, k):
 
 
 def _by_index(table, vector, k, condition):
-    nearest = dict(column='vector', q=vector, k=k, metric='dot', nprobes=NPROBES, refine_factor=REFINED)
+    "By one bit a dimension of every row, and then by the whole vectors of the best"
+    every = _partitions(table.count_rows())
+    nearest = dict(column='vector', q=vector, k=k, metric='dot', nprobes=2*every, refine_factor=REFINED)
     found = table.to_table(columns=[*COLUMNS, '_distance'], nearest=nearest, filter=condition, prefilter=True)
     rows = {name: _values(found[name], name) for name in COLUMNS}
     return {**rows, 'similarity': (1 - found['_distance'].to_numpy()).tolist()}
@@ -363,8 +377,10 @@ def _drop_index(table):
 
 
 def _build_index(table):
-    partitions = int(max(1, min(1024, table.count_rows() ** .5)))
-    table.create_index('vector', 'IVF_RQ', metric='dot', num_partitions=partitions, replace=True)
+    table.create_index('vector', 'IVF_RQ', metric='dot', num_partitions=_partitions(table.count_rows()), replace=True)
+
+
+def _partitions(rows): return rows // PARTITION + 1
 
 
 def _unindexed(table):
@@ -374,7 +390,8 @@ def _unindexed(table):
 
 def _compact(table, **kwargs):
     rows = max(1024, LARGE // _bytes(table, 'vector'))
-    table.optimize.compact_files(target_rows_per_fragment=rows, num_threads=1, batch_size=_scanned(table, ['vector']), **kwargs)
+    at_once = _scanned(table, ['vector'])
+    table.optimize.compact_files(target_rows_per_fragment=rows, num_threads=1, batch_size=at_once, **kwargs)
 
 
 def _merge(table): return table.merge_insert('key')
@@ -382,9 +399,10 @@ def _merge(table): return table.merge_insert('key')
 
 def _sql(where):
     "Conditions as the engine reads them, or None"
-    parts = [_sql_in(name, values) for name, values in (
-        ('key', where.keys), ('pid', where.pids), ('camid', where.cameras), ('visible', where.visible)) if values is not None]
-    if where.paths is not None: parts.append(f'({_sql_in("path", where.paths)} OR array_has_any(also, [{_sql_list(where.paths)}]))')
+    named = dict(key=where.keys, pid=where.pids, camid=where.cameras, visible=where.visible)
+    parts = [_sql_in(name, values) for name, values in named.items() if values is not None]
+    if where.paths is not None:
+        parts.append(f'({_sql_in("path", where.paths)} OR array_has_any(also, [{_sql_list(where.paths)}]))')
     if where.not_cameras is not None: parts.append(f'(camid IS NULL OR NOT {_sql_in("camid", where.not_cameras)})')
     if where.tracklets is not None:
         parts.append(_sql_in('tracklet', where.tracklets) if where.tracklets else 'tracklet IS NOT NULL')
@@ -396,4 +414,8 @@ def _sql(where):
 def _sql_in(name, values): return f'{name} IN ({_sql_list(values)})' if len(values) else 'false'
 
 
-def _sql_list(values): return ', '.join("'" + v.replace("'", "''") + "'" if isinstance(v, str) else repr(v) for v in values)
+def _sql_list(values):
+    return ', '.join(_sql_text(v) if isinstance(v, str) else repr(v) for v in values)
+
+
+def _sql_text(text): return "'" + text.replace("'", "''") + "'"

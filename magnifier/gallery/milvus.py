@@ -22,8 +22,8 @@ INDEXES = {
 
 
 class MilvusStore(Store):
-    """A gallery as a collection of a Milvus server. What the gallery remembers of itself are properties of the collection.
-    OSError for an address where no server answers, ImportError without pymilvus"""
+    """A gallery as a collection of a Milvus server. What the gallery remembers of itself are properties of
+    the collection. OSError for an address where no server answers, ImportError without pymilvus"""
 
     version = None  # Others write too, and the server counts nothing
 
@@ -37,7 +37,7 @@ class MilvusStore(Store):
         try: from pymilvus import MilvusClient, MilvusException
         except ImportError as e: raise ImportError(NO_CLIENT) from e
         self._milvus_error = MilvusException
-        logging.getLogger('pymilvus.client.iterator').setLevel(logging.ERROR)  # it warns of what small servers lack, at each scan
+        logging.getLogger('pymilvus.client.iterator').setLevel(logging.ERROR)  # it warns at each scan of a small server
         with self._told(): self.client = MilvusClient(uri, token=token)
         if self.about:
             with self._told(): self.client.load_collection(name)
@@ -49,7 +49,8 @@ class MilvusStore(Store):
                 there = self.client.has_collection(self.name)
                 properties = self.client.describe_collection(self.name).get('properties') or {} if there else {}
             if there and 'magnifier' not in properties:
-                raise ValueError(f'{self.uri} holds a collection {self.name!r} that is no gallery of magnifier: give another `name`')
+                raise ValueError(f'{self.uri} holds a collection {self.name!r} that is no gallery of magnifier: give '
+                                 'another `name`')
             self._about = json.loads(properties.get('magnifier', '{}'))
         return self._about
 
@@ -90,7 +91,8 @@ class MilvusStore(Store):
 
     def count(self):
         if not self.about: return 0
-        with self._told(): return int(self.client.query(self.name, filter='', output_fields=['count(*)'])[0]['count(*)'])
+        with self._told():
+            return int(self.client.query(self.name, filter='', output_fields=['count(*)'])[0]['count(*)'])
 
     def scan(self, where=EVERYTHING, columns=COLUMNS):
         if not self.about: return
@@ -106,9 +108,17 @@ class MilvusStore(Store):
         told = INDEXES[self.kind if field == 'vector' else 'exact'][1]
         if exact and told: told = {'nprobe': INDEXES['ivf'][0]['params']['nlist']}  # every list
         with self._told():
-            hits = self.client.search(self.name, data=[vector], anns_field=field, limit=k, filter=_expression(where),
-                                      output_fields=list(COLUMNS), search_params={'metric_type': 'IP', 'params': told})[0]
-        return as_columns([{**h['entity'], 'key': h['key'], 'similarity': h['distance']} for h in hits], (*COLUMNS, 'similarity'))
+            hits = self.client.search(
+                self.name,
+                data=[vector],
+                anns_field=field,
+                limit=k,
+                filter=_expression(where),
+                output_fields=list(COLUMNS),
+                search_params={'metric_type': 'IP', 'params': told},
+            )[0]
+        rows = [{**hit['entity'], 'key': hit['key'], 'similarity': hit['distance']} for hit in hits]
+        return as_columns(rows, (*COLUMNS, 'similarity'))
 
     def index(self, kind):
         with self._told():
@@ -183,9 +193,10 @@ def _parts(where):
 
 def _expression(where):
     "Conditions as the server reads them; empty for none"
-    parts = [f'{name} in {_list(values)}' for name, values in (
-        ('key', where.keys), ('pid', where.pids), ('camid', where.cameras), ('visible', where.visible)) if values is not None]
-    if where.paths is not None: parts.append(f'(path in {_list(where.paths)} or array_contains_any(also, {_list(where.paths)}))')
+    named = dict(key=where.keys, pid=where.pids, camid=where.cameras, visible=where.visible)
+    parts = [f'{name} in {_list(values)}' for name, values in named.items() if values is not None]
+    if where.paths is not None:
+        parts.append(f'(path in {_list(where.paths)} or array_contains_any(also, {_list(where.paths)}))')
     if where.not_cameras is not None: parts.append(f'(camid is null or camid not in {_list(where.not_cameras)})')
     if where.tracklets is not None:
         parts.append(f'tracklet in {_list(where.tracklets)}' if where.tracklets else 'tracklet is not null')

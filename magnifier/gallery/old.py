@@ -24,15 +24,16 @@ def bring_over(
     store: Store,  # Of a gallery, new or of the same model
     name: str = 'people',  # Of the collection in the old one
 ) -> int:  # Rows that are new
-    """Copies rows and vectors; the old gallery stays as it is. FileNotFoundError or ValueError where there is none or it cannot be used,
-    ImportError without Milvus Lite, OSError where another process holds it"""
+    """Copies rows and vectors; the old gallery stays as it is. FileNotFoundError or ValueError where there is
+    none or it cannot be used, ImportError without Milvus Lite, OSError where another process holds it"""
     if not is_old(old): raise FileNotFoundError(f'{old}: no gallery of an earlier version')
     try:
         from milvus_lite.server_manager import server_manager_instance as servers
         from pymilvus import MilvusClient
     except ImportError as e: raise ImportError(NO_CLIENT) from e
     path = str(Path(old).resolve())
-    if servers.start_and_get_uri(path) is None: raise OSError(f'{old} cannot be opened: another process holds it, or it is damaged')
+    if servers.start_and_get_uri(path) is None:
+        raise OSError(f'{old} cannot be opened: another process holds it, or it is damaged')
     client = MilvusClient(path)
     try: return _copied(client, old, store, name)
     finally:
@@ -43,10 +44,12 @@ def bring_over(
 def _copied(client, old, store, name):
     about = _about(client, old, name)
     if about.get('width'):
-        raise ValueError(f'{old} keeps embeddings narrowed to {about["width"]} dimensions, which galleries do no more: add its images again')
+        raise ValueError(f'{old} keeps embeddings narrowed to {about["width"]} dimensions, which galleries do no '
+                         'more: add its images again')
     about = {key: about[key] for key in ('fingerprint', 'd', 'regions')}
     store.create(about)
-    if store.about != about: raise ValueError(f'{old} was made by the model {about["fingerprint"]}, and {store.uri} by {store.about["fingerprint"]}: '
+    if store.about != about:
+        raise ValueError(f'{old} and {store.uri} were made by two models: '
                                               'their embeddings cannot be compared')
     client.load_collection(name)
     keys = [row['key'] for row in client.query(name, filter='key != ""', output_fields=['key'])]

@@ -14,15 +14,16 @@ __all__ = ['described', 'nearest_by_regions']
 def described(
     embedder,  # Has `.embed_regions(images) -> ((n,k,c), (n,k) booleans)`, as a learner with a mask module
     images: list,  # n images
-) -> tuple[np.ndarray, np.ndarray]:  # (n, k*c) float32, each visible region of length 1 and the others 0; (n,) bits of those visible
+) -> tuple[np.ndarray, np.ndarray]:  # (n, k*c) float32, visible regions of length 1 and the others 0; (n,) visible bits
     "Regions of images as a gallery keeps them; a ValueError for an embedder that knows none"
     if not hasattr(embedder, 'embed_regions'):
-        raise ValueError(f'this {type(embedder).__name__} knows no regions: use a learner that was built with mask=True, '
-                         'or a gallery without regions=True')
+        raise ValueError(f'this {type(embedder).__name__} knows no regions: '
+                         'use a learner that was built with mask=True, or a gallery without regions=True')
     embeddings, visible = embedder.embed_regions(images)
     x, visible = as_array(embeddings), as_array(visible) > 0
     norms = np.linalg.norm(x, axis=2, keepdims=True)
-    if not np.isfinite(norms[visible]).all(): raise ValueError('the model gives region embeddings that are NaN or infinite')
+    if not np.isfinite(norms[visible]).all():
+        raise ValueError('the model gives region embeddings that are NaN or infinite')
     x = np.where(visible[..., None] & (norms > 0), x / np.where(norms > 0, norms, 1), 0)
     return x.reshape(len(x), -1).astype(np.float32), visible @ (1 << np.arange(N_REGIONS))
 
@@ -35,15 +36,17 @@ def nearest_by_regions(
     k: int,  # Hits at most
     where: Where = EVERYTHING,  # Which rows
 ) -> dict:  # Columns with 'similarity', and 'shared': the number of regions it is the mean of
-    """Nearest rows by the mean cosine of the wanted regions that both images show, as `region_distance` has it; rows that share
-    none are no hits. A ValueError where the query shows none of them"""
+    """Nearest rows by the mean cosine of the wanted regions that both images show, as `region_distance` has
+    it; rows that share none are no hits. A ValueError where the query shows none of them"""
     shown = [r for r in wanted if visible >> r & 1]
-    if not shown: raise ValueError(f'this image shows no {" or ".join(REGIONS[r] for r in wanted)}: search by other regions')
+    if not shown:
+        raise ValueError(f'this image shows no {" or ".join(REGIONS[r] for r in wanted)}: search by other regions')
     query = np.zeros((N_REGIONS, len(vector) // N_REGIONS), np.float32)
     query[shown] = vector.reshape(N_REGIONS, -1)[shown]
     mask = sum(1 << r for r in shown)
     parts = []
-    for shared in range(1, len(shown) + 1):  # an inner product is a sum: of rows that share equally many it orders the means too
+    # An inner product is a sum: among rows that share equally many regions it orders the means too
+    for shared in range(1, len(shown) + 1):
         bits = tuple(v for v in range(1 << N_REGIONS) if (v & mask).bit_count() == shared)
         rows = store.search(query.ravel(), k, replace(where, visible=bits), field='regions')
         rows['similarity'] = [s / shared for s in rows['similarity']]

@@ -11,8 +11,9 @@ from magnifier.gallery.entries import number, timestamp
 
 __all__ = ['Store', 'Where', 'where', 'joined', 'COLUMNS', 'VECTORS', 'EVERYTHING', 'MOST_NAMES']
 
-# Of a row: its content's key, the path it was added under, other paths of the same content, identity, camera, time in seconds, the
-# tracklet that it belongs to (None for a single image), and the share of the body that it shows (None where nobody looked)
+# Of a row: the key of its content, the path it was added under, other paths of the same content, identity, camera,
+# seconds since 1970, the tracklet that it belongs to (None for a single image), and the share of the body that it
+# shows (None where nobody looked)
 COLUMNS = ('key', 'path', 'also', 'pid', 'camid', 'time', 'tracklet', 'visibility')
 MOST_NAMES = 64  # Other paths that a row remembers
 VECTORS = ('vector', 'regions')  # Columns that are (n, d) arrays; all others are lists
@@ -48,7 +49,8 @@ def where(
     paths=None,  # Path or paths
     keys=None,  # Key or keys
 ) -> Where:
-    "Conditions as a user gives them. ValueError for an empty list or a time span that ends before it begins, TypeError for no number"
+    """Conditions as a user gives them. ValueError for an empty list or a time span that ends before it
+    begins, TypeError for no number"""
     since, until = timestamp(since), timestamp(until)
     if since is not None and until is not None and since > until:
         raise ValueError(f'since={since} lies after until={until}: no time is both')
@@ -77,11 +79,12 @@ def _numbers(x, name):
 
 
 class Store(ABC):
-    """Rows of one gallery: `COLUMNS`, a unit 'vector', and where regions are kept also 'regions', the vectors of all regions side by
-    side, and 'visible', the bits of those that can be seen. Rows go in and come out as columns: name -> list, or (n, d) float32 array.
+    """Rows of one gallery: `COLUMNS`, a unit 'vector', and where regions are kept also 'regions', the vectors
+    of all regions side by side, and 'visible', the bits of those that can be seen. Rows go in and come out as
+    columns: name -> list, or (n, d) float32 array.
 
-    What the gallery remembers of itself (`about`: 'fingerprint' of its model, 'd' of a vector, 'regions': d of all regions' vectors or 0)
-    appears together with its first rows."""
+    What the gallery remembers of itself (`about`: 'fingerprint' of its model, 'd' of a vector, 'regions': d
+    of all regions' vectors or 0) appears together with its first rows."""
 
     about: dict  # Empty where nothing was added yet
     kind: str | None  # How vectors are searched: 'exact' or 'ivf'; None where nothing was added yet

@@ -17,12 +17,12 @@ PASSING = ('_transactions', 'latest_version_hint.json')  # What no answer depend
 
 
 class Sums:
-    """Sums of the files of a Lance table, in a text file beside it. The files of such a table never change once they are written, so each
-    process checks each of them once, before its first answer.
+    """Sums of the files of a Lance table, in a text file beside it. The files of such a table never change
+    once they are written, so each process checks each of them once, before its first answer.
 
-    Noticed: files that were shortened, of which bytes or blocks changed, and a missing newest version. (A missing data file is noticed by
-    the engine.) Not noticed: words of eight bytes that changed places within one megabyte, damage to a file between its writing
-    and its summing, and the loss of the sums themselves."""
+    Noticed: files that were shortened, of which bytes or blocks changed, and a missing newest version. (A
+    missing data file is noticed by the engine.) Not noticed: words of eight bytes that changed places within
+    one megabyte, damage to a file between its writing and its summing, and the loss of the sums themselves."""
 
     def __init__(self,
         table: str | Path,  # Folder of the table
@@ -39,7 +39,8 @@ class Sums:
             if self._checked.get(name) == told: continue
             try: seen = file_sum(self.table/name)
             except FileNotFoundError: continue  # of an old version; the engine says if it is needed
-            if seen != told: raise OSError(f'{self.table/name} is damaged: restore it from a copy, or make the gallery anew')
+            if seen != told:
+                raise OSError(f'{self.table/name} is damaged: restore it from a copy, or make the gallery anew')
             self._checked[name] = told
 
     def record(self):
@@ -54,7 +55,8 @@ class Sums:
         "Leaves out files that are gone; for the only writer"
         there, known = set(self._files()), self._read()
         with aside(self.file) as part:
-            part.write_text(''.join(_line(name, told) for name, told in known.items() if name in there), encoding='utf-8')
+            lines = [_line(name, told) for name, told in known.items() if name in there]
+            part.write_text(''.join(lines), encoding='utf-8')
 
     def _read(self):
         "name -> (sum, size); a line that a kill cut short is left out"

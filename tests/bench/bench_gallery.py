@@ -1,10 +1,16 @@
-"""A gallery of many embeddings: time to add, to open, to search, memory and bytes on disk, beside a bare matrix product and FAISS
+"""A gallery of many embeddings, side by side: time to add, open and search, memory and bytes on disk
 
     python tests/bench/bench_gallery.py --images 100000 --dim 4096 --csv tests/bench/DATE-gallery.csv
-    python tests/bench/bench_gallery.py --images 20000 --cases gallery ivf --width 512
+    python tests/bench/bench_gallery.py --images 1000000 --dim 512 --cases read product add gallery ivf --csv ...
+    python tests/bench/bench_gallery.py --images 10000 --dim 4096 --cases milvus-lite --csv ...
+
+Each case runs in a process of its own. `read` reads the vectors once, `product` is NumPy's with all of them in memory, `faiss` its flat index,
+`lancedb` LanceDB alone, `add` fills our gallery through its store (what embedding costs comes on top), `gallery` searches it, `cold` is
+`magnifier_search` from a shell with an .onnx embedder, `ivf` builds and uses the index, `regions` searches by three of eight regions.
 """
 import argparse
-import csv
+import datetime
+import json
 import os
 import re
 import shutil
@@ -15,137 +21,252 @@ import time
 from pathlib import Path
 
 import numpy as np
-import retrieval_bench
 
-K, QUERIES = 10, 20
-COLUMNS = ('case images dim mAP mAP_narrow add_s add_cpu_s add_peak_mb open_s index_s first_s median_s median_cpu_s filtered_s memory_mb peak_mb disk_mb '
-           'recall_at_10 error').split()
-CASES = ('product', 'product16', 'faiss', 'gallery', 'ivf', 'hnsw')
+K, QUERIES, AT_ONCE = 10, 20, 1 << 24  # hits, searches, bytes that are added at once
+CASES = ('read', 'product', 'faiss', 'lancedb', 'add', 'gallery', 'cold', 'ivf', 'regions', 'milvus-lite')
+FIGURES = ('add_s add_cpu_s open_s index_s first_s median_s median_cpu_s filtered_s memory_mb peak_mb disk_mb recall_at_10 error').split()
 
 
-def status(key): return int(re.search(rf'{key}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])//1024  # MiB
+def status(key): return int(re.search(rf'{key}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) // 1024  # MiB
+
+
+def size(folder): return sum(f.stat().st_size for f in Path(folder).rglob('*') if f.is_file()) >> 20  # MiB
+
+
+def timed(function):
+    "Seconds and processor seconds of a call, and its result"
+    start, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    return time.perf_counter() - start, time.process_time() - cpu, result
 
 
 def searched(search, queries):
-    "Seconds of the first search, median wall and processor seconds of the others, and the hits of all"
-    wall, cpu, hits = [], [], []
-    for q in queries:
-        start, start_cpu = time.perf_counter(), time.process_time()
-        hits.append(search(q))
-        wall.append(time.perf_counter() - start), cpu.append(time.process_time() - start_cpu)
-    return dict(first_s=wall[0], median_s=float(np.median(wall[1:])), median_cpu_s=float(np.median(cpu[1:]))), np.array(hits)
+    "Seconds of the first search, medians of the others, and the hits of all"
+    runs = [timed(lambda: search(q)) for q in queries]
+    figures = dict(first_s=runs[0][0], median_s=float(np.median([r[0] for r in runs[1:]])))
+    return figures | dict(median_cpu_s=float(np.median([r[1] for r in runs[1:]]))), np.array([r[2] for r in runs])
 
 
-def product(folder, queries, dtype):
-    start = time.perf_counter()
-    g = np.load(folder/'gallery.npy').astype(dtype, copy=False)
-    def search(q):
-        if dtype == np.float32: s = g @ q
-        else: s = np.concatenate([g[i:i+4096].astype(np.float32) @ q for i in range(0, len(g), 4096)])
-        near = np.argpartition(-s, K)[:K]
-        return near[np.argsort(-s[near])]
-    return dict(open_s=time.perf_counter() - start, disk_mb=g.nbytes >> 20), *searched(search, queries)
+def rows_at_once(vectors): return max(1, AT_ONCE // vectors[0].nbytes)
 
 
-def flat(folder, queries):
+def parts(vectors):
+    "Positions and rows of what is added at once"
+    step = rows_at_once(vectors)
+    for i in range(0, len(vectors), step): yield range(i, min(i + step, len(vectors))), np.array(vectors[i:i+step])
+
+
+def labels(numbers):
+    return dict(
+        key=[f'{j:032d}' for j in numbers],
+        path=[f'crops/{j}.jpg' for j in numbers],
+        pid=[j % 1000 for j in numbers],
+        camid=[j % 6 for j in numbers],
+        time=[float(j) for j in numbers],
+    )
+
+
+def nearest(scores):
+    near = np.argpartition(-scores, K)[:K]
+    return near[np.argsort(-scores[near])]
+
+
+def read(folder, vectors, queries):
+    def all_once():
+        buffer = bytearray(1 << 23)
+        with open(folder/'gallery.npy', 'rb', buffering=0) as f:
+            while f.readinto(buffer): pass
+    return dict(open_s=timed(all_once)[0]), None
+
+
+def product(folder, vectors, queries):
+    seconds, _, g = timed(lambda: np.load(folder/'gallery.npy'))
+    figures, hits = searched(lambda q: nearest(g @ q), queries)
+    return dict(open_s=seconds, disk_mb=g.nbytes >> 20) | figures, hits
+
+
+def faiss(folder, vectors, queries):
     import faiss
-    g = np.load(folder/'gallery.npy', mmap_mode='r')
-    start = time.perf_counter()
-    index = faiss.IndexFlatIP(g.shape[1])
-    for i in range(0, len(g), 8192): index.add(np.ascontiguousarray(g[i:i+8192]))
-    return dict(add_s=time.perf_counter() - start, disk_mb=g.nbytes >> 20), *searched(lambda q: index.search(q[None], K)[1][0], queries)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    seconds, cpu, _ = timed(lambda: [index.add(x) for _, x in parts(vectors)])
+    figures, hits = searched(lambda q: index.search(q[None], K)[1][0], queries)
+    return dict(add_s=seconds, add_cpu_s=cpu) | figures, hits
 
 
-def add(folder):
-    "The gallery of a folder, filled through its store: what embedding costs comes on top"
-    from magnifier.gallery.store import MilvusStore
-    g = np.load(folder/'gallery.npy', mmap_mode='r')
-    start, start_cpu = time.perf_counter(), time.process_time()
-    s = MilvusStore(str(folder/'people.db'), 'people')
-    s.create(dict(fingerprint='bench', d=g.shape[1], regions=0, width=None))
-    for i in range(0, len(g), 256):
-        s.upsert([dict(key=f'{j:032d}', vector=g[j], path=f'crops/{j}.jpg', pid=j % 1000, camid=j % 6, time=float(j)) for j in range(i, min(i + 256, len(g)))])
-    s.settle()
-    row = dict(add_s=time.perf_counter() - start, add_cpu_s=time.process_time() - start_cpu, add_peak_mb=status('VmHWM'))
-    s.close()
-    return row
+def lancedb(folder, vectors, queries):
+    import lancedb
+    import pyarrow as pa
+    def add():
+        db, table = lancedb.connect(folder/'lancedb'), None
+        for numbers, x in parts(vectors):
+            columns = labels(numbers) | dict(vector=pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1]))
+            if table is None: table = db.create_table('people', pa.table(columns))
+            else: table.add(pa.table(columns))
+        return table
+    seconds, cpu, _ = timed(add)
+    peak = status('VmHWM')
+    opening, _, table = timed(lambda: lancedb.connect(folder/'lancedb').open_table('people'))
+    def search(q, **kwargs): return [int(r['key']) for r in table.search(q).metric('dot').limit(K).select(['key', '_distance']).to_list()]
+    figures, hits = searched(search, queries)
+    shutil.rmtree(folder/'lancedb')
+    return dict(add_s=seconds, add_cpu_s=cpu, peak_mb=peak, open_s=opening) | figures, hits
 
 
-def gallery(folder, queries, kind='exact'):
-    from magnifier.gallery.store import MilvusStore
-    start = time.perf_counter()
-    s = MilvusStore(str(folder/'people.db'), 'people')
-    row = dict(open_s=time.perf_counter() - start)
-    if s.kind != kind:
-        start = time.perf_counter()
-        s.index(kind)
-        row['index_s'] = time.perf_counter() - start
-    figures, hits = searched(lambda q: [int(r['key']) for r in s.search(q, K)] , queries)
-    start = time.perf_counter()
-    for q in queries[:5]: s.search(q, K, filter='camid not in [3]')
-    row['filtered_s'] = (time.perf_counter() - start)/5
-    s.close()
-    return row | dict(disk_mb=sum(f.stat().st_size for f in (folder/'people.db').rglob('*') if f.is_file()) >> 20), figures, hits
+def store(folder):
+    from magnifier.gallery.lance import LanceStore
+    return LanceStore(str(folder/'people'), 'people')
+
+
+def add(folder, vectors, queries):
+    def fill():
+        s = store(folder)
+        s.create(dict(fingerprint='bench', d=vectors.shape[1], regions=0))
+        for numbers, x in parts(vectors): s.add(labels(numbers) | dict(also=[[] for _ in numbers], vector=x))
+        s.settle()
+    seconds, cpu, _ = timed(fill)
+    return dict(add_s=seconds, add_cpu_s=cpu, disk_mb=size(folder/'people')), None
+
+
+def gallery(folder, vectors, queries):
+    from magnifier.gallery.store import where
+    opening, _, s = timed(lambda: store(folder))
+    counting, _, _ = timed(s.count)  # files are checked at the first question
+    figures, hits = searched(lambda q: [int(key) for key in s.search(q, K)['key']], queries)
+    filtered = timed(lambda: [s.search(q, K, where(not_camera=3)) for q in queries[:5]])[0] / 5
+    return dict(open_s=opening + counting, filtered_s=filtered, disk_mb=size(folder/'people')) | figures, hits
+
+
+def ivf(folder, vectors, queries):
+    s = store(folder)
+    building, cpu, _ = timed(lambda: s.index('ivf'))
+    figures, hits = gallery(folder, vectors, queries)
+    s.index('exact')
+    return figures | dict(index_s=building, add_cpu_s=cpu), hits
+
+
+def cold(folder, vectors, queries):
+    "From a shell to the printed answer"
+    from PIL import Image
+    make_embedder(folder/'model.onnx', vectors.shape[1])
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 64, 3)).astype(np.uint8)).save(folder/'query.png')
+    code = 'import sys; from magnifier.cli.gallery import magnifier_search; ' \
+           f'magnifier_search({str(folder/"query.png")!r}, gallery={str(folder/"people")!r}, learner={str(folder/"model.onnx")!r}); ' \
+           'assert "torch" not in sys.modules'
+    runs = [timed(lambda: subprocess.run([sys.executable, '-c', code], check=True, capture_output=True))[0] for _ in range(3)]
+    return dict(first_s=runs[0], median_s=float(np.median(runs))), None
+
+
+def make_embedder(file, d):
+    "An .onnx file that embeds by the mean colours, into many dimensions"
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    from magnifier.data.preprocess import Preprocessing
+    weights = numpy_helper.from_array(np.random.default_rng(0).normal(size=(3, d)).astype(np.float32), 'w')
+    nodes = [helper.make_node('ReduceMean', ['images'], ['mean'], axes=[2, 3], keepdims=0),
+             helper.make_node('MatMul', ['mean', 'w'], ['x']),
+             helper.make_node('LpNormalization', ['x'], ['embedding'], axis=1, p=2)]
+    inputs = [helper.make_tensor_value_info('images', TensorProto.FLOAT, ['n', 3, 128, 64])]
+    outputs = [helper.make_tensor_value_info('embedding', TensorProto.FLOAT, ['n', d])]
+    graph = helper.make_graph(nodes, 'colours', inputs, outputs, [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 13)], ir_version=8)
+    about = dict(fingerprint='bench', preprocessing=Preprocessing(size=(128, 64)).to_json())
+    helper.set_model_props(model, dict(magnifier=json.dumps(about)))
+    onnx.save(model, file)
+
+
+def regions(folder, vectors, queries):
+    "Vectors taken for eight regions side by side, of which each image shows some; beside the product with them"
+    from magnifier.gallery.lance import LanceStore
+    from magnifier.gallery.region_search import nearest_by_regions
+    s, rng = LanceStore(str(folder/'regions'), 'people'), np.random.default_rng(0)
+    s.create(dict(fingerprint='bench', d=8, regions=vectors.shape[1]))
+    for numbers, x in parts(vectors):
+        visible = rng.integers(0, 256, len(numbers)).tolist()
+        s.add(labels(numbers) | dict(also=[[] for _ in numbers], vector=x[:, :8], regions=x, visible=visible))
+    figures, hits = searched(lambda q: [int(key) for key in nearest_by_regions(s, q, 255, [1, 5, 7], K)['key']], queries)
+    shutil.rmtree(folder/'regions')
+    return figures, None
+
+
+def milvus_lite(folder, vectors, queries):
+    "The engine of earlier versions, through its own client"
+    from pymilvus import DataType, MilvusClient
+    client = MilvusClient(str(folder/'old.db'))
+    schema = MilvusClient.create_schema(auto_id=False)
+    schema.add_field('key', DataType.VARCHAR, is_primary=True, max_length=64)
+    schema.add_field('vector', DataType.FLOAT_VECTOR, dim=vectors.shape[1])
+    index = MilvusClient.prepare_index_params()
+    index.add_index('vector', index_type='FLAT', metric_type='IP')
+    client.create_collection('people', schema=schema, index_params=index)
+    def fill():
+        for i in range(0, len(vectors), 256):
+            client.upsert('people', [dict(key=f'{i + j:032d}', vector=x) for j, x in enumerate(vectors[i:i+256])])
+        client.flush('people')
+    seconds, cpu, _ = timed(fill)
+    def search(q): return [int(hit['key']) for hit in client.search('people', [q], limit=K, anns_field='vector')[0]]
+    figures, hits = searched(search, queries)
+    return dict(add_s=seconds, add_cpu_s=cpu, disk_mb=size(folder/'old.db')) | figures, hits
 
 
 def run(case, folder):
     "One case in this process: a row, and the hits in a file"
-    queries, before = np.load(folder/'queries.npy')[:QUERIES], status('VmRSS')
-    if case == 'add': row, figures, hits = add(folder), {}, None
-    elif case.startswith('product'): row, figures, hits = product(folder, queries, np.float16 if case.endswith('16') else np.float32)
-    elif case == 'faiss': row, figures, hits = flat(folder, queries)
-    else: row, figures, hits = gallery(folder, queries, 'exact' if case == 'gallery' else case)
-    if hits is not None: np.save(folder/f'hits_{case}.npy', hits)
-    row |= figures | dict(memory_mb=status('VmRSS') - before, peak_mb=status('VmHWM') - before)
+    queries, vectors, before = np.load(folder/'queries.npy')[:QUERIES], np.load(folder/'gallery.npy', mmap_mode='r'), status('VmRSS')
+    row, hits = globals()[case.replace('-', '_')](folder, vectors, queries)
+    row = dict(memory_mb=status('VmRSS') - before, peak_mb=status('VmHWM')) | row
+    if hits is None: return row
+    np.save(folder/f'hits_{case}.npy', hits)
     exact = folder/'hits_product.npy'
-    if hits is not None and exact.exists(): row['recall_at_10'] = float(np.mean([len(set(a) & set(b))/K for a, b in zip(np.load(exact), hits)]))
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+    if exact.exists(): row['recall_at_10'] = float(np.mean([len(set(a) & set(b)) / K for a, b in zip(np.load(exact), hits)]))
+    return row
 
 
-def make(folder, images, dim, width):
-    "Clustered features of `retrieval_bench`, narrowed where asked for; with what that costs in mAP"
-    from magnifier.gallery.narrow import narrowed, principal_axes
-    from magnifier.retrieval.ranking import rank
+def make(folder, images, dim, noise):
+    "Clustered features of `retrieval_bench`; the less noise, the more they are like a trained model's"
+    import retrieval_bench
     retrieval_bench.DIM, retrieval_bench.SIZES['gallery'] = dim, (500, images)
-    (q, g), ids = retrieval_bench.features('gallery')
-    cost = {}
-    if width:
-        axes = principal_axes(g[np.linspace(0, len(g) - 1, min(len(g), 4*width)).astype(int)], width)
-        cost['mAP'] = rank(q, g, ids[0], ids[1], ids[2], ids[3]).mAP
-        q, g = narrowed(q, axes), narrowed(g, axes)
-        cost['mAP_narrow'] = rank(q, g, ids[0], ids[1], ids[2], ids[3]).mAP
-    np.save(folder/'queries.npy', q), np.save(folder/'gallery.npy', g)
-    return {k: round(float(v), 4) for k, v in cost.items()}
+    (queries, vectors), _ = retrieval_bench.features('gallery', noise=noise)
+    np.save(folder/'queries.npy', queries)
+    np.save(folder/'gallery.npy', vectors)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--images', type=int, default=100_000)
     parser.add_argument('--dim', type=int, default=4096)
-    parser.add_argument('--width', type=int)
-    parser.add_argument('--cases', nargs='*', choices=CASES, default=['product', 'product16', 'faiss', 'gallery'])
+    parser.add_argument('--noise', type=float, default=2.5)
+    parser.add_argument('--cases', nargs='*', choices=CASES, default=CASES[:-1])
     parser.add_argument('--csv')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     parser.add_argument('--folder', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one: return print('ROW', run(args.one, Path(args.folder)))
+    if args.one: return print('ROW', json.dumps(run(args.one, Path(args.folder))))
     folder, rows = Path(tempfile.mkdtemp(prefix='gallery')), []
     try:
-        cost = make(folder, args.images, args.dim, args.width)
-        wanted = [c for c in args.cases]
-        if {'gallery', 'ivf', 'hnsw'} & set(wanted): wanted.insert(min(wanted.index(c) for c in ('gallery', 'ivf', 'hnsw') if c in wanted), 'add')
-        for case in wanted:
-            said = subprocess.run([sys.executable, __file__, '--one', case, '--folder', str(folder)], capture_output=True, text=True, env=os.environ)
-            row = next((eval(line[4:]) for line in said.stdout.splitlines() if line.startswith('ROW ')), dict(error=said.stderr[-300:]))
-            rows.append(dict(case=case, images=args.images, dim=args.width or args.dim, **cost, **row))
-            print(rows[-1], flush=True)
+        made = [sys.executable, '-c', f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; import bench_gallery; '
+                f'bench_gallery.make(Path({str(folder)!r}), {args.images}, {args.dim}, {args.noise})']
+        subprocess.run(made, check=True)
+        for case in args.cases:
+            command = [sys.executable, __file__, '--one', case, '--folder', str(folder)]
+            said = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+            told = [line[4:] for line in said.stdout.splitlines() if line.startswith('ROW ')]
+            row = json.loads(told[0]) if told else dict(error=said.stderr.strip().splitlines()[-1])
+            row = {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+            rows.append(dict(case=case, images=args.images, dim=args.dim, noise=args.noise) | {f: row.get(f) for f in FIGURES})
+            print({name: value for name, value in rows[-1].items() if value is not None}, flush=True)
     finally: shutil.rmtree(folder)
-    if args.csv:
-        new = not Path(args.csv).exists()
-        with open(args.csv, 'a', newline='') as f:
-            writer = csv.DictWriter(f, COLUMNS)
-            if new: writer.writeheader()
-            writer.writerows(rows)
+    if args.csv: write(rows, args.csv)
+
+
+def write(rows, file):
+    "Adds rows, with the date and the hardware"
+    import csv
+    from measure import hardware
+    about = dict(date=datetime.date.today().isoformat(), hardware=hardware('cpu'))
+    new = not Path(file).exists()
+    with open(file, 'a', newline='') as f:
+        writer = csv.DictWriter(f, [*about, *rows[0]])
+        if new: writer.writeheader()
+        writer.writerows(about | row for row in rows)
 
 
 if __name__ == '__main__': main()
