@@ -42,11 +42,13 @@ class Backbone(nn.Module):
         last_stride: int = 1,  # Stride of stage 4: 1 keeps stage 3's size, 2 is the network as published
         stage3_stride: int = 2,  # Stride of stage 3: 2 is the network as published, 1 keeps stage 2's size
     ):
-        "As published but for its strides: with stage 4 at stride 1 both maps are 1/16 of the image, as in reid-strong-baseline"
+        """As published but for its strides: with stage 4 at stride 1, as in reid-strong-baseline, both maps are 1/16
+        of the image"""
         super().__init__()
-        missing = [name for name in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer4') if not hasattr(net, name)]
-        if missing: raise ValueError(f'{type(net).__name__} has no `{missing[0]}`: use one of {", ".join(backbone_names())}')
-        for name in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'): setattr(self, name, getattr(net, name))
+        for name in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'):
+            if not hasattr(net, name):
+                raise ValueError(f'{type(net).__name__} has no `{name}`: use one of {", ".join(backbone_names())}')
+            setattr(self, name, getattr(net, name))
         _set_stride(self.layer3[0], stage3_stride)
         _set_stride(self.layer4[0], last_stride)
         self.widths = {3: _out_channels(self.layer3[-1]), 4: _out_channels(self.layer4[-1])}
@@ -54,7 +56,7 @@ class Backbone(nn.Module):
     def forward(
         self,
         images: Tensor,  # n x 3 x H x W, normalised as the pretrained weights ask for
-    ) -> tuple[Tensor, Tensor]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 x H/16 x W/16 (H/32 with `last_stride=2`)
+    ) -> tuple[Tensor, Tensor]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 of its size (half with `last_stride=2`)
         "Both stages' maps, after ReLU and so non-negative"
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         stage3 = self.layer3(self.layer2(self.layer1(x)))
@@ -72,9 +74,9 @@ def _out_channels(block):
 
 
 class TimmBackbone(nn.Module):
-    """The last two feature maps of a timm network, the first of them of stride 16 (a ViT's are the patch grid after its last two blocks).
-
-    Where the network ends in a convolution (MobileNetV2, EfficientNet), that is stage 5, which the global branch hangs on"""
+    """The last two feature maps of a timm network, the first of them of stride 16 (a ViT's are the patch grid after
+    its last two blocks). A convolution that ends the network (MobileNetV2, EfficientNet) is stage 5, for the global
+    branch"""
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class TimmBackbone(nn.Module):
         last_stride: int = 1,  # 1 keeps stage 3's size in stage 4 (timm dilates), 2 is the network as published
         stage3_stride: int = 2,  # 2 is the network as published, 1 keeps stage 2's size
     ):
-        "Stages by stride; a ValueError where there is no map of stride 16, or where the network cannot keep a map's size"
+        "A ValueError where there is no map of stride 16, or where the network cannot keep a map's size"
         super().__init__()
         import timm
         build = partial(timm.create_model, name, features_only=True, out_indices=(-2, -1))
@@ -92,7 +94,8 @@ class TimmBackbone(nn.Module):
             has_head = _ends_in_convolution(timm.create_model(name))
         try: self.net = build(pretrained=pretrained, **options)
         except (NotImplementedError, TypeError, AssertionError) as e:
-            raise ValueError(f'{name} does not take {options}, which it needs here: pass last_stride=2, or another arch') from e
+            raise ValueError(f'{name} does not take {options}, which it needs here: '
+                             'pass last_stride=2, or another arch') from e
         self.widths = dict(zip((3, 4), self.net.feature_info.channels()))
         if has_head:
             whole = timm.create_model(name, pretrained=pretrained)
@@ -103,14 +106,16 @@ class TimmBackbone(nn.Module):
     def forward(
         self,
         images: Tensor,  # n x 3 x H x W
-    ) -> tuple[Tensor, ...]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 x H/16 x W/16 (H/32 with `last_stride=2`), stage 5 of its size
+    ) -> tuple[Tensor, ...]:  # Stage 3 n x c3 x H/16 x W/16; stage 4, and 5, of its size (half with `last_stride=2`)
         "The maps; not all of timm's networks end a stage in a ReLU, which the part branches' own bottlenecks do"
         stage3, stage4 = self.net(images)
-        return (stage3, stage4, self.bn2(self.conv_head(stage4))) if 5 in self.widths else (stage3, stage4)
+        if 5 not in self.widths: return stage3, stage4
+        return stage3, stage4, self.bn2(self.conv_head(stage4))
 
 
 def _ends_in_convolution(net):
-    return isinstance(getattr(net, 'conv_head', None), nn.Conv2d) and isinstance(getattr(net, 'bn2', None), nn.BatchNorm2d)
+    head, norm = getattr(net, 'conv_head', None), getattr(net, 'bn2', None)
+    return isinstance(head, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
 
 
 def _timm_options(name, net, last_stride, stage3_stride):
@@ -118,23 +123,24 @@ def _timm_options(name, net, last_stride, stage3_stride):
     strides = tuple(net.feature_info.reduction())
     if stage3_stride == 1 and (strides != (16, 32) or last_stride == 2):
         raise ValueError(f'{name}: stage3_stride=1 goes with a network of stages and last_stride=1')
-    if strides == (16, 16): return dict(dynamic_img_size=True)  # a ViT: position embeddings are resized to the image
-    if strides == (14, 14): return dict(dynamic_img_size=True, patch_size=16)  # the same; timm resamples the patches of its weights
+    if strides == (16, 16): return dict(dynamic_img_size=True)  # a ViT resizes its position embeddings to the image
+    if strides == (14, 14): return dict(dynamic_img_size=True, patch_size=16)  # and timm the patches of its weights
     if strides != (16, 32):
-        raise ValueError(f'{name}: its last two maps have strides {strides[0]} and {strides[1]}; 16 and 32, or 16 and 16, are wanted')
+        raise ValueError(f'{name}: its last two maps have strides {strides[0]} and {strides[1]}; '
+                         '16 and 32, or 16 and 16, are wanted')
     options = dict(output_stride=8 * stage3_stride) if last_stride == 1 else {}
-    if str(getattr(net, 'output_fmt', '')).endswith('NHWC'): options |= dict(strict_img_size=False, feature_cls='getter')  # Swin
-    return options
+    channels_last = str(getattr(net, 'output_fmt', '')).endswith('NHWC')  # Swin
+    return options | dict(strict_img_size=False, feature_cls='getter') if channels_last else options
 
 
 def create_backbone(
-    arch: str | Callable = 'resnet50',  # torchvision's function or its name, an OSNet's name, or timm's name, if installed
+    arch: str | Callable = 'resnet50',  # torchvision's function or name, as resnet18; 'osnet_x1_0'; or timm's name
     pretrained: bool | str = True,  # ImageNet weights; a string names torchvision's version, as 'IMAGENET1K_V2'
     last_stride: int = 1,  # Stride of stage 4: 1, or 2 as ResNets are published
     stage3_stride: int = 2,  # Stride of stage 3: 2 as published, or 1 for maps of twice the size
-) -> nn.Module:  # Images -> a map for each stage of its `.widths`, the channels of stages 3 and 4, and 5 where there is one
-    """A network cut after its last map. torchvision's comes first where both have a name ('timm/resnet50' is timm's). An OSError where
-    weights cannot be had, a ValueError for an unknown `arch` or stride"""
+) -> nn.Module:  # Images -> a map for each stage of its `.widths`: channels of stages 3 and 4, and 5 where it has one
+    """A network cut after its last map. torchvision's comes first where both have a name ('timm/resnet50' is timm's).
+    An OSError where weights cannot be had, a ValueError for an unknown `arch` or stride"""
     for what, stride in dict(last_stride=last_stride, stage3_stride=stage3_stride).items():
         if stride not in (1, 2): raise ValueError(f'{what}={stride!r}: it is 1 or 2')
     name = arch if isinstance(arch, str) else getattr(arch, '__name__', repr(arch))
@@ -146,7 +152,7 @@ def create_backbone(
 
 
 def _builder(arch, name, pretrained):  # -> a function of last_stride and stage3_stride
-    if name in OSNETS: return partial(_osnet, name, pretrained)
+    if isinstance(arch, str) and name in OSNETS: return partial(_osnet, name, pretrained)
     if isinstance(arch, str) and name not in _residual_names():
         if not _timm_has(name.removeprefix('timm/')):
             hint = '' if find_spec('timm') else ' (or install timm for more)'
@@ -160,7 +166,8 @@ def _builder(arch, name, pretrained):  # -> a function of last_stride and stage3
 
 def _osnet(name, pretrained, last_stride, stage3_stride):
     # Stage 4 keeps stage 3's size as published: `last_stride` is either way
-    if pretrained: raise ValueError(f'{name} has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
+    if pretrained:
+        raise ValueError(f'{name} has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
     return OSNet(name, stage3_stride)
 
 

@@ -1,8 +1,8 @@
 """The branches: global, semantic adversarial (SAB), semantic fusion (SFB) and its ablation twin (AB).
 
-A branch owns its map, its feature, what it says of one region, what it contributes to a similarity, and its form for inference.
-Everything else goes through `MagnifierNet.branches` and asks. To add one: a class here, its line in `BRANCHES`, and its switch in
-`create_branches`"""
+A branch owns its map, its feature, what it says of one region, what it contributes to a similarity, and its form for
+inference. Everything else goes through `MagnifierNet.branches` and asks. To add one: a class here, its place in
+`BRANCHES`, and its switch in `create_branches`"""
 
 from copy import deepcopy
 from typing import NamedTuple
@@ -18,8 +18,9 @@ from magnifier.model.heads import BNNeck, RegionNecks, at_least_float32
 from magnifier.model.pooling import kept_region_pool, region_max, region_max_pool
 from magnifier.regions import N_REGIONS
 
-__all__ = ['BRANCHES', 'Branch', 'BranchOutput', 'GlobalBranch', 'AdversarialBranch', 'FusionBranch', 'FoldedBranch', 'RecurrentFusion',
-           'ConcatFusion', 'create_branches', 'branch_map', 'join_branches', 'branch_scales', 'CELLS']
+__all__ = ['BRANCHES', 'Branch', 'BranchOutput', 'GlobalBranch', 'AdversarialBranch', 'FusionBranch', 'FoldedBranch',
+           'RecurrentFusion', 'ConcatFusion', 'create_branches', 'branch_map', 'join_branches', 'branch_scales',
+           'CELLS']
 
 CELLS = {'gru': nn.GRU, 'lstm': nn.LSTM}
 NODES = 12  # Of the quadrature along SFB's path: its error is below float32's on a recurrent net
@@ -49,8 +50,8 @@ class BranchOutput(NamedTuple):
 class Branch(nn.Module):
     """What every branch is: a map of its own, a feature f pooled from it, and a BNNeck.
 
-    A subclass says `pool`, `describe_regions` and `contribution`. It pools through `self.region_pool`, for which the folded form has a
-    faster one without gradients"""
+    A subclass says `pool`, `describe_regions` and `contribution`. It pools through `self.region_pool`, for which the
+    folded form has a faster one without gradients"""
 
     name: str  # In outputs, tables of losses and saved weights
     title: str  # In figures
@@ -118,8 +119,9 @@ class Branch(nn.Module):
         region_masks: Tensor,  # n x k x h x w
         weight: Tensor,  # n x width: what f_bn is multiplied with
     ) -> Tensor:  # n x k x h x w
-        """What each region and place adds to <f_bn, weight>, beyond what an average person's features would: the Aumann-Shapley value
-        (integrated gradients; Sundararajan et al. 2017) along the way from the running means of the batch norms to this picture"""
+        """What each region and place adds to <f_bn, weight>, beyond what an average person's features would: the
+        Aumann-Shapley value (integrated gradients; Sundararajan et al. 2017) along the way from the running means of
+        the batch norms to this image"""
         raise NotImplementedError
 
     def slope(
@@ -219,7 +221,7 @@ class AdversarialBranch(Branch):
 
 
 class FusionBranch(Branch):
-    "SFB, or AB by its `fuse`: region max pooling (Eq. 1), a fusion of the k features, a BNNeck, and a neck for each region"
+    "SFB, or AB by its `fuse`: region max pooling (Eq. 1), a fusion of the k features, a BNNeck, a neck for each region"
 
     name, title, views = 'sfb', 'SFB', ('sfb',)
     training_only = ('neck', 'region_necks')
@@ -262,13 +264,13 @@ class FusionBranch(Branch):
         return self.fuse(self.region_features(feature_map, region_masks))
 
     def describe_regions(self, feature_map, region_masks):
-        "p(x_k) through its region's own BNNeck, which was trained to tell identities by that region (paper, section 3.3)"
+        "p(x_k) through its region's own BNNeck, which was trained to tell identities by that region"
         pooled = region_max_pool(feature_map, region_masks)
         return self.region_necks.bn(pooled.flatten(1)).view_as(pooled)
 
     def contribution(self, feature_map, region_masks, weight):
-        """The pooled p(x_k) move together from the average regions to the picture's, and the gradient along that way is integrated by
-        Gauss-Legendre quadrature; a channel counts where its maximum lies"""
+        """The pooled p(x_k) move together from the average regions to the image's, and the gradient along that way is
+        integrated by Gauss-Legendre quadrature; a channel counts where its maximum lies"""
         products = [(feature_map * region_masks[:, i:i+1]).flatten(2).max(-1) for i in range(region_masks.shape[1])]
         pooled = torch.stack([p.values for p in products], 1)  # n x k x c
         places = torch.stack([p.indices for p in products], 1)
@@ -280,7 +282,8 @@ class FusionBranch(Branch):
         for node, share in zip((nodes + 1) / 2, shares / 2):
             point = (average + float(node) * (pooled - average)).detach().requires_grad_()
             # cuDNN's recurrent nets have no gradient in evaluation mode, and the sums of TF32 would not add up
-            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False): value = (self.fuse(point) * slope).sum()
+            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+                value = (self.fuse(point) * slope).sum()
             gradient += float(share) * torch.autograd.grad(value, point)[0]
         earned = gradient * (pooled - average)  # n x k x c
         h, w = feature_map.shape[-2:]
@@ -324,7 +327,8 @@ class ConcatFusion(nn.Module):
     ):
         "The same width as SFB, without its gates"
         super().__init__()
-        if hidden % n_regions: raise ValueError(f'hidden={hidden}: the ablation twin needs a multiple of {n_regions} regions')
+        if hidden % n_regions:
+            raise ValueError(f'hidden={hidden}: the ablation twin needs a multiple of {n_regions} regions')
         self.weight = nn.Parameter(torch.empty(n_regions, width, hidden // n_regions))
         nn.init.normal_(self.weight, std=(2 * n_regions / hidden) ** 0.5)  # kaiming, fan out of hidden/k
 
@@ -391,21 +395,23 @@ def create_branches(
     "The branches asked for. A ValueError for an unknown `sfb`, `cell` or `region_stage`"
     if sfb not in (True, False, 'ab'): raise ValueError(f"sfb={sfb!r}: it is True, False or 'ab' (the ablation twin)")
     if region_stage not in (3, 4): raise ValueError(f'region_stage={region_stage!r}: it is 3 or 4')
-    width, last = widths[region_stage], max(widths)
-    parts = dict(stage=region_stage, bottleneck=branch_bottleneck, upsample=upsample_maps)
+    width = widths[region_stage]
+    last = max(widths)
+    of_parts = dict(stage=region_stage, bottleneck=branch_bottleneck, upsample=upsample_maps)
     branches = {'global': GlobalBranch(widths[last], n_classes, stage=last)}
     if sab:
-        branches['sab'] = AdversarialBranch(width, n_classes, hidden, keep_background=keep_background, original=sab_original, **parts)
+        branches['sab'] = AdversarialBranch(
+            width, n_classes, hidden, keep_background=keep_background, original=sab_original, **of_parts)
     if sfb:
         fuse = ConcatFusion(width, hidden, n_regions) if sfb == 'ab' else RecurrentFusion(width, hidden, cell)
-        branches['sfb'] = FusionBranch(width, n_classes, fuse, hidden=hidden, n_regions=n_regions, **parts)
+        branches['sfb'] = FusionBranch(width, n_classes, fuse, hidden=hidden, n_regions=n_regions, **of_parts)
     return branches
 
 
 def branch_scales(
     normed: list[Tensor],  # f_bn of each branch, n x c_branch
     weights: list[float],  # Of each branch, 0 or more
-    normalise: bool = True,  # Whether each branch has length 1 before its weight; False lets it count by its batch norm's scale
+    normalise: bool = True,  # Whether each has length 1 before its weight; False leaves it its batch norm's scale
 ) -> Tensor:  # n x b: what each f_bn is multiplied with in an embedding of length 1
     "How much each branch counts in the embedding of each image"
     lengths = torch.stack([f.norm(dim=1) for f in normed], 1)  # n x b

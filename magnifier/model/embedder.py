@@ -1,4 +1,4 @@
-"The small object that a tracker needs: crops in, embeddings out, by an exported file or a saved folder; fastai is never imported"
+"Crops in, embeddings out, by an exported file or a saved folder, without fastai: what a tracker needs"
 
 import json
 from itertools import islice
@@ -15,11 +15,12 @@ ONNX_KEY = 'magnifier'  # The file's metadata under which ours are
 
 
 class Embedder:
-    "`Embedder('model.onnx')(crops)`: needs neither torch nor fastai; `Embedder('folder')`, of learn.save_pretrained, needs torch"
+    """`Embedder('model.onnx')(crops)` needs neither torch nor fastai; `Embedder('folder')`, of learn.save_pretrained,
+    torch"""
 
     def __init__(
         self,
-        source: str | Path,  # An .onnx file of `learn.export_onnx`, a folder of `learn.save_pretrained`, or 'user/name' on the hub
+        source: str | Path,  # A file of `export_onnx`, a folder of `save_pretrained`, or 'user/name' on the hub
         *,
         bs: int = 32,  # Crops worked on at once
         device: str = 'cpu',  # 'cpu' or 'cuda'; an .onnx file on a GPU needs onnxruntime-gpu
@@ -34,7 +35,7 @@ class Embedder:
     def __call__(
         self,
         crops,  # A path, PIL image or (h,w,3) uint8 array; a list, array or generator of these, of any sizes; a catalog
-        bgr: bool = False,  # Arrays are BGR, as OpenCV reads and trackers cut them; files and PIL images know their own order
+        bgr: bool = False,  # Arrays are BGR, as OpenCV reads them; files and PIL images know their own order
     ) -> np.ndarray:  # n x d float32, L2-normalised; 0 x d for an empty list
         "Embeddings, in the order given. A ValueError for what is no picture"
         parts, crops = [], iter(as_images(crops))
@@ -48,22 +49,27 @@ class Embedder:
         "What crops are resized to"
         return self.preprocessing.size
 
-    def __repr__(self): return f'Embedder({self.source!r}): {self.dim} dimensions, {self.size[0]} x {self.size[1]} pixels, {self.fingerprint}'
+    def __repr__(self):
+        height, width = self.size
+        return f'Embedder({self.source!r}): {self.dim} dimensions, {height} x {width} pixels, {self.fingerprint}'
 
 
 def _open_onnx(source, device, threads):
     try: import onnxruntime as ort
-    except ImportError as e: raise ImportError(f"{source}: pip install onnxruntime, or 'magnifier-reid[onnx]', to run it") from e
+    except ImportError as e: raise ImportError(f"{source}: pip install 'magnifier-reid[onnx]' to run it") from e
     if not Path(source).is_file(): raise FileNotFoundError(f'{source}: no such file')
     options = ort.SessionOptions()
     if threads: options.intra_op_num_threads = threads
     provider = dict(cpu='CPUExecutionProvider', cuda='CUDAExecutionProvider').get(device)
-    if provider not in ort.get_available_providers(): raise ValueError(f'device={device!r}: this onnxruntime has {", ".join(ort.get_available_providers())}')
+    available = ort.get_available_providers()
+    if provider not in available: raise ValueError(f'device={device!r}: this onnxruntime has {", ".join(available)}')
     try: session = ort.InferenceSession(str(source), options, providers=[provider])
     except Exception as e:  # onnxruntime's own classes, one a kind of damage
-        raise ValueError(f'{source} is no ONNX file that onnxruntime {ort.__version__} can run ({str(e).splitlines()[0]})') from e
+        raise ValueError(f'{source} is no ONNX file that onnxruntime {ort.__version__} can run '
+                         f'({str(e).splitlines()[0]})') from e
     about = session.get_modelmeta().custom_metadata_map.get(ONNX_KEY)
-    if about is None: raise ValueError(f'{source} says nothing of its preprocessing: a file of learn.export_onnx is wanted')
+    if about is None:
+        raise ValueError(f'{source} says nothing of its preprocessing: a file of learn.export_onnx is wanted')
     about = json.loads(about)
     run = lambda images: session.run(['embedding'], {'images': images})[0]
     return run, about['fingerprint'], Preprocessing.from_json(about['preprocessing']), session.get_outputs()[0].shape[1]

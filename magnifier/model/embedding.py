@@ -1,4 +1,4 @@
-"The network that an embedding needs, and no more: what `MagnifierNet` computes in evaluation, faster, and simple enough to export"
+"The network that an embedding needs, and no more: as `MagnifierNet` evaluates, faster, and simple enough to export"
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ __all__ = ['EmbeddingNet']
 
 
 class EmbeddingNet(nn.Module):
-    """Images to embeddings, and part labels where asked for. A copy of a `MagnifierNet` without classifiers and region necks, its batch
-    norms folded into the convolutions before them, in channels-last order: equal to the model's own to rounding, and for evaluation
-    alone"""
+    """Images to embeddings, and part labels where asked for. A copy of a `MagnifierNet` for evaluation alone, equal to
+    it to rounding: without classifiers and region necks, batch norms folded into the convolutions before them,
+    channels last"""
 
     def __init__(
         self,
@@ -24,7 +24,8 @@ class EmbeddingNet(nn.Module):
     ):
         "A ValueError where part labels are wanted of a model without a segmentation head"
         super().__init__()
-        if masks and model.segmentation is None: raise ValueError('this model has no segmentation head: pass masks=False')
+        if masks and model.segmentation is None:
+            raise ValueError('this model has no segmentation head: pass masks=False')
         self.with_masks = masks
         self.masked_branch = model.masked_branch
         self.mask_resize = model.mask_resize

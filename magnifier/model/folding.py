@@ -13,7 +13,7 @@ PAIRS = {BasicBlock: RESIDUAL, Bottleneck: RESIDUAL}  # a convolution and the no
 
 
 def fold_norms(
-    module: nn.Module,  # Any: residual blocks of torchvision, and modules with `norm_pairs`, are folded wherever they are in it
+    module: nn.Module,  # Any; torchvision's residual blocks in it and modules with `norm_pairs` are folded
 ) -> nn.Module:  # A copy in evaluation mode; the rest of it is copied as it is
     "In evaluation a convolution and its batch norm are one linear map"
     module = deepcopy(module).eval()

@@ -8,7 +8,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from magnifier.regions import N_REGIONS
 
-__all__ = ['BNNeck', 'RegionNecks', 'SegmentationHead', 'FoldedHead', 'at_least_float32', 'neck_bn', 'transposed_convolution']
+__all__ = ['BNNeck', 'RegionNecks', 'SegmentationHead', 'FoldedHead', 'at_least_float32', 'neck_bn',
+           'transposed_convolution']
 
 
 def at_least_float32(
@@ -119,7 +120,8 @@ class FoldedHead(nn.Module):
 
     def _deconvolved(self, feature_map):
         device = feature_map.device.type
-        if device != 'cpu' or torch.compiler.is_compiling() or torch.is_autocast_enabled(device): return self.deconv(feature_map)
+        plain = device == 'cpu' and not torch.compiler.is_compiling() and not torch.is_autocast_enabled(device)
+        if not plain: return self.deconv(feature_map)
         return transposed_convolution(feature_map, self.deconv.weight, self.deconv.bias)
 
 
@@ -128,13 +130,14 @@ def transposed_convolution(
     weight: Tensor,  # c x d x 3 x 3, as `nn.ConvTranspose2d` keeps it
     bias: Tensor,  # d
 ) -> Tensor:  # n x d x 2h x 2w, channels last
-    """`F.conv_transpose2d(feature_map, weight, bias, stride=2, padding=1, output_padding=1)` as one matrix product for the nine taps,
-    and sums of shifted taps: on a CPU in two thirds of its time"""
+    """`F.conv_transpose2d(feature_map, weight, bias, stride=2, padding=1, output_padding=1)` as one matrix product for
+    the nine taps, and sums of shifted taps: on a CPU in two thirds of its time"""
     n, c, h, w = feature_map.shape
     d = weight.shape[1]
     rows = feature_map.permute(0, 2, 3, 1).reshape(n * h * w, c)
     taps = (rows @ weight.permute(0, 2, 3, 1).reshape(c, 9 * d)).view(n, h, w, 3, 3, d)
-    out = bias.expand(n, h, 2, w, 2, d).contiguous()  # output pixel 2i takes tap 1 of i; 2i + 1 takes tap 2 of i and tap 0 of i + 1
+    out = bias.expand(n, h, 2, w, 2, d).contiguous()
+    # Output pixel 2i takes tap 1 of i; 2i + 1 takes tap 2 of i and tap 0 of i + 1
     for y, tap_y, down in ((0, 1, 0), (1, 2, 0), (1, 0, 1)):
         for x, tap_x, across in ((0, 1, 0), (1, 2, 0), (1, 0, 1)):
             out[:, :h - down, y, :w - across, x] += taps[:, down:, across:, tap_y, tap_x]

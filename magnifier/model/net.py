@@ -24,7 +24,7 @@ STRIDE = 16
 class MagnifierNet(nn.Module):
     "Branches over one backbone, with a segmentation head that parses where no mask is given"
 
-    arguments: dict | None = None  # What `create_magnifier` was given, by name, as values that JSON takes; None for a net built by hand
+    arguments: dict | None = None  # What `create_magnifier` was given, values that JSON takes; None if built by hand
 
     def __init__(
         self,
@@ -80,30 +80,33 @@ class MagnifierNet(nn.Module):
         self,
         images: Tensor,  # n x 3 x H x W, H and W multiples of 16, normalised
         region_masks: Tensor | None = None,  # See `feature_maps`
-        kept_regions: Sequence[bool] | Tensor | None = None,  # k booleans for SAB, the same for the whole batch; None keeps all
+        kept_regions: Sequence[bool] | Tensor | None = None,  # k booleans for SAB, of the whole batch; None keeps all
     ) -> MagnifierOutput:  # All float32; region logits in training alone, which is where they mean something
-        """Images -> embedding, and what the losses and figures need. A ValueError for sides that are no multiples of 16, masks
-        that do not fit, or a single image in training mode"""
+        """Images -> embedding, and what the losses and figures need. A ValueError for sides that are no multiples of
+        16, masks that do not fit, or a single image in training mode"""
         if self.training and len(images) < 2:
-            raise ValueError('a batch of one image in training mode: batch norm needs two or more, so use a batch size of at least 2 '
-                             'with drop_last=True, or model.eval() to embed')
+            raise ValueError('a batch of one image in training mode: batch norm needs two or more, so use a batch size '
+                             'of at least 2 with drop_last=True, or model.eval() to embed')
         maps = self.feature_maps(images, region_masks)
         with torch.autocast(images.device.type, enabled=False): return self._heads(maps, kept_regions)
 
     def feature_maps(
         self,
         images: Tensor,  # n x 3 x H x W
-        region_masks: Tensor | None = None,  # n x H' x W' integer labels of any size, or n x k x H' x W' floats; None parses
-    ) -> dict[str, Tensor]:  # 'stage3', 'stage4', and each branch's by its name n x c x h x w; 'mask_logits', 'masks' n x k x h x w
-        """The shared maps, each branch's own map, and the region masks at the size of the part branches' maps: what there is to look at.
-        An image whose labels are `NO_MASK`, and every image without `region_masks`, is pooled by the model's own parsing"""
+        region_masks: Tensor | None = None,  # n x H' x W' integer labels, or n x k x H' x W' floats; None parses
+    ) -> dict[str, Tensor]:  # n x c x h x w by 'stage3', 'stage4' and branch; 'mask_logits', 'masks' n x k x h x w
+        """The shared maps, each branch's own map, and the region masks at the size of the part branches' maps: what
+        there is to look at. An image whose labels are `NO_MASK`, and every image without `region_masks`, is pooled by
+        the model's own parsing"""
         images = _plain(images)
         _check_sides(images)
         stages = dict(zip(self.backbone.widths, self.backbone(images)))
         maps = {f'stage{stage}': shared for stage, shared in stages.items()}
         maps.update({name: branch.own_map(stages[branch.stage]) for name, branch in self.branches.items()})
         if self.segmentation is not None: maps['mask_logits'] = at_least_float32(self.segmentation(stages[4]))
-        if self.masked_branch: maps['masks'] = self._masks(maps['mask_logits'], region_masks, maps[self.masked_branch].shape[-2:])
+        if self.masked_branch:
+            size = maps[self.masked_branch].shape[-2:]
+            maps['masks'] = self._masks(maps['mask_logits'], region_masks, size)
         return maps
 
     def _masks(self, mask_logits, region_masks, size):
@@ -140,38 +143,45 @@ def _plain(x):
 
 
 def _check_sides(images):
-    if images.ndim != 4 or images.shape[1] != 3: raise ValueError(f'images {tuple(images.shape)}: n x 3 x H x W is wanted')
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f'images {tuple(images.shape)}: n x 3 x H x W is wanted')
     height, width = images.shape[-2:]
     if height % STRIDE or width % STRIDE or not height or not width:
         up = tuple(max(STRIDE, -(-s // STRIDE) * STRIDE) for s in (height, width))
-        raise ValueError(f'images of {height} x {width}: both sides must be multiples of {STRIDE}; resize or pad them to {up[0]} x {up[1]}')
+        raise ValueError(f'images of {height} x {width}: both sides must be multiples of {STRIDE}; '
+                         f'resize or pad them to {up[0]} x {up[1]}')
 
 
 def _check_masks(region_masks, mask_logits):
     n, k = mask_logits.shape[:2]
     shape = tuple(region_masks.shape)
     if region_masks.is_floating_point():
-        if len(shape) != 4 or shape[:2] != (n, k): raise ValueError(f'float region masks {shape}: {n} x {k} x H x W is wanted')
+        if len(shape) != 4 or shape[:2] != (n, k):
+            raise ValueError(f'float region masks {shape}: {n} x {k} x H x W is wanted')
         return region_masks.detach()
     if len(shape) != 3 or shape[0] != n or region_masks.dtype == torch.bool:
-        raise ValueError(f'{region_masks.dtype} region masks {shape}: integer labels {n} x H x W or floats {n} x {k} x H x W are wanted')
-    # Looking at the values of a GPU's tensor would make every step wait for it; the data's readers check labels in any case
+        raise ValueError(f'{region_masks.dtype} region masks {shape}: '
+                         f'integer labels {n} x H x W or floats {n} x {k} x H x W are wanted')
+    # Looking at the values of a GPU's tensor would make every step wait for it; readers check labels in any case
     if region_masks.device.type == 'cpu' and not torch.compiler.is_compiling():
         wrong = region_masks[((region_masks < 0) | (region_masks >= k)) & (region_masks != NO_MASK)]
-        if len(wrong): raise ValueError(f'part label {int(wrong[0])}: labels are 0 to {k-1}, or {NO_MASK} everywhere where there is no mask')
+        if len(wrong):
+            raise ValueError(f'part label {int(wrong[0])}: labels are 0 to {k-1}, or {NO_MASK} everywhere in an image '
+                             'without a mask')
     return region_masks
 
 
 def _check_kept(kept_regions, masks):
     if kept_regions is None: return None
     kept = torch.as_tensor(kept_regions, dtype=torch.bool)
-    if kept.shape != masks.shape[1:2]: raise ValueError(f'kept_regions of shape {tuple(kept.shape)}: {masks.shape[1]} booleans are wanted')
+    if kept.shape != masks.shape[1:2]:
+        raise ValueError(f'kept_regions of shape {tuple(kept.shape)}: {masks.shape[1]} booleans are wanted')
     return kept.to(masks.device, non_blocking=True)
 
 
 @delegates(create_branches)
 def create_magnifier(
-    arch: str | Callable = 'resnet50',  # torchvision's function or its name: resnet18, resnet34, resnet50, resnet101, ...
+    arch: str | Callable = 'resnet50',  # torchvision's function or a name, see `create_backbone`
     n_classes: int = 751,  # Training identities (751: Market-1501)
     pretrained: bool | str = True,  # ImageNet weights; a string names torchvision's version
     *,
@@ -180,24 +190,24 @@ def create_magnifier(
     mask_resize: str = 'bilinear',  # Masks to the map's size: 'bilinear' (paper) or 'nearest' (code)
     last_stride: int = 1,  # Stride of stage 4: 1 (paper) or 2
     stage3_stride: int = 2,  # Stride of stage 3: 2 (paper), or 1 for maps of twice the size
-    normalise_branches: bool = True,  # Whether each branch has length 1 in the embedding; False concatenates f_bn as it is
+    normalise_branches: bool = True,  # Whether each branch has length 1 in the embedding; False joins f_bn as it is
     branch_weights: dict | None = None,  # By branch, 0 or more: its weight in the embedding; 1 where not named
-    weights: str | Path | None = None,  # A file in place of ImageNet's, see `load_weights`; the report is in `.weights_report`
+    weights: str | Path | None = None,  # A file in place of ImageNet's (`load_weights`); see `.weights_report`
     **kwargs,  # Passed to `create_branches`
 ) -> MagnifierNet:  # In training mode
     """The paper's network, or a row of its Table 2: `sab=False, sfb=False` is G + M, `mask=False` besides is G.
     The arguments are kept in `.arguments`, so that the network can be built again.
     A ValueError for a combination that makes no sense"""
     of_branches = _defaults(create_branches) | kwargs
-    arguments = dict(
-        arch=arch_name(arch), n_classes=n_classes, mask=mask, soft_masks=soft_masks, mask_resize=mask_resize, last_stride=last_stride,
-        stage3_stride=stage3_stride, normalise_branches=normalise_branches, branch_weights=branch_weights, **of_branches)
+    of_net = dict(soft_masks=soft_masks, mask_resize=mask_resize, normalise_branches=normalise_branches,
+                  branch_weights=branch_weights)
+    strides = dict(last_stride=last_stride, stage3_stride=stage3_stride)
+    arguments = dict(arch=arch_name(arch), n_classes=n_classes, mask=mask, **of_net, **strides, **of_branches)
     _check_arguments(arguments)
-    backbone = create_backbone(arch, pretrained and weights is None, last_stride, stage3_stride)
-    model = MagnifierNet(
-        backbone, create_branches(backbone.widths, n_classes, **kwargs),
-        SegmentationHead(backbone.widths[4], of_branches['n_regions']) if mask else None,
-        mask_resize=mask_resize, soft_masks=soft_masks, normalise_branches=normalise_branches, branch_weights=branch_weights)
+    backbone = create_backbone(arch, pretrained and weights is None, **strides)
+    branches = create_branches(backbone.widths, n_classes, **kwargs)
+    segmentation = SegmentationHead(backbone.widths[4], of_branches['n_regions']) if mask else None
+    model = MagnifierNet(backbone, branches, segmentation, **of_net)
     model.arguments = arguments
     if weights is not None: model.weights_report = load_weights(model, weights)
     return model
@@ -215,19 +225,22 @@ def _check_arguments(given):
     for name in ('hidden', 'n_regions'):
         if given[name] < 1: raise ValueError(f'{name}={given[name]}: 1 or more is wanted')
     if (given['sab'] or given['sfb']) and not given['mask']:
-        raise ValueError('sab and sfb pool by region masks, which mask=False leaves out: pass mask=True, or sab=False and sfb=False too')
+        raise ValueError('sab and sfb pool by region masks, which mask=False leaves out: pass mask=True, '
+                         'or sab=False and sfb=False too')
     if given['mask_resize'] not in MASK_RESIZES:
         raise ValueError(f'mask_resize={given["mask_resize"]!r}: use one of {", ".join(MASK_RESIZES)}')
-    known = {name: weight for name, weight in (weights or {}).items() if name in BRANCHES and isinstance(weight, (int, float)) and weight >= 0}
-    if known != (weights or {}):
-        raise ValueError(f'branch_weights={weights!r}: zero or positive weights by branch are wanted, of {", ".join(BRANCHES)}')
+    weights = weights or {}
+    numbers = all(isinstance(weight, (int, float)) and weight >= 0 for weight in weights.values())
+    if not numbers or set(weights) - set(BRANCHES):
+        raise ValueError(f'branch_weights={weights!r}: zero or positive weights by branch are wanted, '
+                         f'of {", ".join(BRANCHES)}')
 
 
 def model_splitter(
     model: MagnifierNet,  # The model to train in two groups
 ) -> list[list[nn.Parameter]]:  # Parameters of the backbone, and of all the rest
-    """fastai's `splitter`: `freeze` trains the heads alone. BNNecks' biases belong to no group: fastai's `unfreeze` would
-    otherwise let them train"""
+    """fastai's `splitter`: `freeze` trains the heads alone. BNNecks' biases belong to no group: fastai's `unfreeze`
+    would otherwise let them train"""
     frozen = {id(m.bn.bias) for m in model.modules() if isinstance(m, (BNNeck, RegionNecks))}
     backbone = list(model.backbone.parameters())
     known = {id(p) for p in backbone} | frozen

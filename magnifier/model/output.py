@@ -10,9 +10,9 @@ ALONE = ('region_features', 'region_logits', 'mask_logits', 'kept_share')  # wha
 
 
 class MagnifierOutput(tuple):
-    """A tuple of tensors of n rows each, which is what fastai can gather, reorder, detach and cast: the embedding, features and logits of
-    every view of `BRANCHES`, and what there is once. What a model or a mode does not give is of shape (n, 0), and the properties leave
-    it out"""
+    """A tuple of tensors of n rows each, which is what fastai can gather, reorder, detach and cast: the embedding,
+    features and logits of every view of `BRANCHES`, and what there is once. What a model or a mode does not give is of
+    shape (n, 0), and the properties leave it out"""
 
     @classmethod
     def build(
@@ -21,7 +21,7 @@ class MagnifierOutput(tuple):
         *,
         features: dict[str, Tensor],  # By view, n x c_branch
         logits: dict[str, Tensor],  # By view, n x n_classes
-        **alone: Tensor | None,  # region_features n x k x c, region_logits n x k x n_classes, mask_logits n x k x 2h x 2w, kept_share n x 1
+        **alone: Tensor | None,  # By name, what the properties of that name give
     ) -> 'MagnifierOutput':  # With (n, 0) for what is not given
         "The output from its parts"
         views = _views()

@@ -17,9 +17,9 @@ def region_max_pool(
     feature_map: Tensor,  # n x c x h x w, finite; after ReLU in the model, any sign allowed
     region_masks: Tensor,  # n x k x h x w, any real weights (0 or 1 where one-hot); used in the map's dtype
 ) -> Tensor:  # n x k x c, the map's dtype
-    """Eq. 1: the maximum over h x w of `feature_map * region_masks[:, k]`, for every k, without the n x k x c x h x w product.
-    The gradient goes to the first maximum of each, in row-major order; `region_masks` are constants and get none.
-    With a non-negative map, a region that is absent pools to 0. A ValueError where the shapes do not agree"""
+    """Eq. 1: the maximum over h x w of `feature_map * region_masks[:, k]`, for every k, without the n x k x c x h x w
+    product. The gradient goes to the first maximum of each, in row-major order; `region_masks` are constants and get
+    none. With a non-negative map, a region that is absent pools to 0. A ValueError where the shapes do not agree"""
     _check_shapes(feature_map, region_masks)
     return _RegionMax.apply(feature_map, region_masks.detach().to(feature_map.dtype))
 
@@ -50,8 +50,8 @@ def _check_shapes(feature_map, region_masks):
         raise ValueError(f'feature map {tuple(feature_map.shape)} and region masks {tuple(region_masks.shape)}: '
                          'n x c x h x w and n x k x h x w are wanted')
     if feature_map.shape[0] != region_masks.shape[0] or feature_map.shape[2:] != region_masks.shape[2:]:
-        raise ValueError(f'feature map {tuple(feature_map.shape)} and region masks {tuple(region_masks.shape)} differ in n, h or w: '
-                         'resize the masks to the map (magnifier.model.resize)')
+        raise ValueError(f'feature map {tuple(feature_map.shape)} and region masks {tuple(region_masks.shape)} differ '
+                         'in n, h or w: resize the masks to the map (magnifier.model.resize)')
 
 
 class _RegionMax(torch.autograd.Function):
@@ -91,7 +91,8 @@ def _max_dense(maps, masks):
 
 
 def _max_sparse(maps, masks):
-    # One-hot masks leave a region few positions: a position's channels are a row, rows are sorted by region, and maxima taken of runs
+    # One-hot masks leave a region few positions: a position's channels are a row, rows are sorted by region, and maxima
+    # taken of runs
     (n, c, hw), k = maps.shape, masks.shape[1]
     image, region, position = masks.nonzero().unbind(1)  # sorted by image, region and position
     if not len(image): return maps.new_zeros(n, k, c), image.new_zeros(n, k, c)
@@ -99,7 +100,8 @@ def _max_sparse(maps, masks):
     rows = maps.transpose(1, 2).reshape(n * hw, c).index_select(0, image * hw + position) * weights
     if rows.dtype in (torch.float16, torch.bfloat16): rows = rows.float()
     lengths = (masks != 0).sum(-1).flatten()  # (n*k,)
-    values, _, _, row = torch.embedding_bag(rows, torch.arange(len(rows)), lengths.cumsum(0) - lengths, False, EMBEDDING_BAG_MAX)
+    starts = lengths.cumsum(0) - lengths
+    values, _, _, row = torch.embedding_bag(rows, torch.arange(len(rows)), starts, False, EMBEDDING_BAG_MAX)
     return _with_zeros(values.view(n, k, c), position[row.clamp(min=0)].view(n, k, c), masks)
 
 
@@ -109,5 +111,6 @@ def _with_zeros(values, index, masks):
     zero_at = torch.where(outside.any(-1), outside.byte().argmax(-1), masks.shape[-1])[..., None]  # (n, k, 1)
     empty = outside.all(-1)[..., None]
     has_zero = zero_at < masks.shape[-1]
-    index = torch.where((values < 0) & has_zero | empty, zero_at, torch.where(values == 0, index.minimum(zero_at), index))
+    index = torch.where(values == 0, index.minimum(zero_at), index)
+    index = torch.where((values < 0) & has_zero | empty, zero_at, index)
     return torch.where(has_zero, values.clamp(min=0), values).to(masks.dtype), index

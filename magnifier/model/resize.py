@@ -50,9 +50,10 @@ def labels_to_masks(
     mode: str = 'bilinear',  # 'bilinear' as in the paper's section 3.1, or 'nearest' as in its code
     n_regions: int = N_REGIONS,  # k
 ) -> Tensor:  # n x k x rows x columns float32 in [0, 1]; they sum to 1 at each position of a labelled image
-    """One-hot masks of `labels`, resized: `F.interpolate(one_hot(labels), size, mode)` without its n x k x H x W tensor,
-    since a bilinear value rests on four labels alone"""
-    if mode == 'nearest' or tuple(labels.shape[-2:]) == tuple(size): return _one_hot(resize_labels(labels, size), n_regions).float()
+    """One-hot masks of `labels`, resized: `F.interpolate(one_hot(labels), size, mode)` without its n x k x H x W
+    tensor, since a bilinear value rests on four labels alone"""
+    if mode == 'nearest' or tuple(labels.shape[-2:]) == tuple(size):
+        return _one_hot(resize_labels(labels, size), n_regions).float()
     (y0, y1, dy), (x0, x1, dx) = (_bilinear(o, i, labels.device) for o, i in zip(size, labels.shape[-2:]))
     masks = 0
     for y, wy in ((y0, 1 - dy), (y1, dy)):

@@ -1,4 +1,4 @@
-"A model in a folder of two files: weights as safetensors, all else as JSON. Reading it runs nothing that the folder brings"
+"A model in a folder of two files: weights as safetensors, all else as JSON. Reading it runs no code of the folder"
 
 import json
 import re
@@ -29,17 +29,20 @@ def write_model(
     preprocessing: dict,  # Of `Preprocessing.to_json`
     classes: list,  # Training identities in class order, numbers or words
 ) -> Path:  # The folder
-    """Weights and arguments, written aside and then renamed: a new folder is there whole or not at all, and one whose weights were
-    replaced and whose arguments were not yet is refused on reading. A ValueError for a model that its arguments cannot build again"""
+    """Weights and arguments, written aside and then renamed: a new folder is there whole or not at all, and one whose
+    weights were replaced and whose arguments were not yet is refused on reading. A ValueError for a model that its
+    arguments cannot build again"""
     from safetensors.torch import save_file
     if not model.arguments or model.arguments['arch'] is None:
-        raise ValueError('only a network that can be built again by its arguments can be saved so: use create_magnifier with an arch of '
-                         "torchvision's or timm's, or learn.export, which pickles it")
+        raise ValueError('only a network that can be built again by its arguments can be saved so: use '
+                         "create_magnifier with an arch of torchvision's or timm's, or learn.export, which pickles it")
     Preprocessing.from_json(preprocessing)  # refuses what cannot be read again
-    config = dict(format=FORMAT, version=magnifier.__version__, fingerprint=fingerprint(model, preprocessing), model=model.arguments,
-                  preprocessing=preprocessing, classes=[c if isinstance(c, str) else int(c) for c in classes])
+    config = dict(
+        format=FORMAT, version=magnifier.__version__, fingerprint=fingerprint(model, preprocessing),
+        model=model.arguments, preprocessing=preprocessing, classes=[c if isinstance(c, str) else int(c) for c in classes])
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with aside_folder(folder, exist_ok=True) as part:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part/WEIGHTS, metadata={'format': 'pt'})
+        save_file(tensors, part/WEIGHTS, metadata={'format': 'pt'})
         (part/WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
         (part/CONFIG).write_text(json.dumps(config, indent=1) + '\n')
     return Path(folder)
@@ -57,41 +60,39 @@ def model_folder(
         raise ImportError(f"{source} is no folder here; to look on the hub: pip install 'magnifier-reid[hub]'") from e
     try: return Path(snapshot_download(str(source), allow_patterns=list(MODEL_FILES), **hub))
     except (OSError, ValueError) as e:
-        raise FileNotFoundError(f'{source}: no such folder here, and from the hub it could not be had ({str(e).strip().splitlines()[0]})') from e
+        raise FileNotFoundError(f'{source}: no such folder here, and from the hub it could not be had '
+                                f'({str(e).strip().splitlines()[0]})') from e
 
 
 def read_model(
     source: str | Path,  # See `model_folder`
     **hub,  # See `model_folder`
-) -> tuple[MagnifierNet, dict]:  # The model, in training mode as `create_magnifier` gives it; the content of config.json
-    """A saved model. A ValueError that names the file for what is damaged, of a later format, has unknown keys, describes no network or
-    another one than the weights are of, and for files that do not belong together"""
+) -> tuple[MagnifierNet, dict]:  # The model, in training mode as `create_magnifier` gives it; what config.json holds
+    """A saved model. A ValueError names the file that is damaged, of another format, has unknown keys, or describes no
+    network or another one than the weights are of; and files that do not belong together"""
     folder = model_folder(source, **hub)
     for name in MODEL_FILES:
-        if not (folder/name).is_file(): raise FileNotFoundError(f'{folder} holds no {name}: a folder of learn.save_pretrained is wanted')
+        if not (folder/name).is_file():
+            raise FileNotFoundError(f'{folder} holds no {name}: a folder of learn.save_pretrained is wanted')
     tensors, config = read_safetensors(folder/WEIGHTS), _read_config(folder/CONFIG)
     model = _build(config['model'], tensors, folder)
     found = fingerprint(model, config['preprocessing'])
     if found != config['fingerprint']:
-        raise ValueError(f'{folder}: its weights and its {CONFIG} do not belong together (fingerprint {found}, written was '
-                         f'{config["fingerprint"]}): one of them was replaced or changed; save the model again')
+        raise ValueError(f'{folder}: its weights and its {CONFIG} do not belong together (fingerprint {found}, written '
+                         f'was {config["fingerprint"]}): one of them was replaced or changed; save the model again')
     return model, config
 
 
 def _read_config(file):
     try: config = json.loads(file.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e: raise ValueError(f'{file} is no JSON ({e})') from e
-    if not isinstance(config, dict) or 'format' not in config: raise ValueError(f'{file} is not of this package: it has no "format"')
+    if not isinstance(config, dict) or 'format' not in config:
+        raise ValueError(f'{file} is not of this package: it has no "format"')
     if config['format'] != FORMAT:
-        raise ValueError(f'{file} is of format {config["format"]}, by magnifier {config.get("version")}; this is magnifier {magnifier.__version__}, '
-                         f'which reads format {FORMAT}: install the version that wrote it')
+        raise ValueError(f'{file} is of format {config["format"]}, by magnifier {config.get("version")}; this is '
+                         f'magnifier {magnifier.__version__}, which reads format {FORMAT}: install the version that wrote it')
     _check_keys(file, config, KEYS)
-    parameters = {k: p for k, p in signature(create_magnifier).parameters.items() if k not in ('pretrained', 'weights')}
-    _check_keys(f'{file}: model', config['model'], parameters)
-    for key, parameter in parameters.items():
-        value, wanted = config['model'][key], get_args(parameter.annotation) or (parameter.annotation,)
-        # An arch is a function too, which JSON does not have
-        if type(value) not in wanted: raise ValueError(f'{file}: model: {key} is {value!r}; {_names(wanted)} is wanted')
+    _check_arguments(f'{file}: model', config['model'])
     try: Preprocessing.from_json(config['preprocessing'])
     except ValueError as e: raise ValueError(f'{file}: {e}') from e
     if not isinstance(config['classes'], list) or len(config['classes']) != config['model']['n_classes']:
@@ -99,14 +100,21 @@ def _read_config(file):
     return config
 
 
-def _names(types):
-    return ' or '.join('null' if t is type(None) else getattr(t, '__name__', str(t)) for t in types)
+def _check_arguments(where, found):
+    parameters = {k: p for k, p in signature(create_magnifier).parameters.items() if k not in ('pretrained', 'weights')}
+    _check_keys(where, found, parameters)
+    for key, parameter in parameters.items():
+        wanted = get_args(parameter.annotation) or (parameter.annotation,)
+        names = ['null' if t is type(None) else getattr(t, '__name__', str(t)) for t in wanted]
+        if type(found[key]) not in wanted:
+            raise ValueError(f'{where}: {key} is {found[key]!r}; {" or ".join(names)} is wanted')
 
 
 def _check_keys(where, found, wanted):
     found = found if isinstance(found, dict) else {}
     for what, keys in (('unknown', set(found) - set(wanted)), ('missing', set(wanted) - set(found))):
-        if keys: raise ValueError(f'{where}: {what} {", ".join(sorted(map(str, keys)))}; {", ".join(wanted)} are wanted')
+        if not keys: continue
+        raise ValueError(f'{where}: {what} {", ".join(sorted(map(str, keys)))}; {", ".join(wanted)} are wanted')
 
 
 def _build(arguments, tensors, folder):
@@ -124,12 +132,13 @@ def _build(arguments, tensors, folder):
 
 
 def _check_tensors(model, tensors, folder):
-    wanted, found = ({name: (tuple(t.shape), t.dtype) for name, t in named.items()} for named in (model.state_dict(), tensors))
-    for name in [*wanted, *found]:
-        if wanted.get(name) == found.get(name): continue
-        shape, dtype = found.get(name, ('missing', ''))
-        own_shape, own_dtype = wanted.get(name, ('unknown', ''))
-        if shape == own_shape: shape, own_shape = dtype, own_dtype
-        raise ValueError(f'{folder}: {name} is {shape} in {WEIGHTS} and {own_shape} by {CONFIG}: files of two models; save the model again')
+    own = model.state_dict()
+    for what in (lambda tensor: tuple(tensor.shape), lambda tensor: tensor.dtype):
+        for name in [*own, *tensors]:
+            there = what(tensors[name]) if name in tensors else 'missing'
+            wanted = what(own[name]) if name in own else 'unknown'
+            if there == wanted: continue
+            raise ValueError(f'{folder}: {name} is {there} in {WEIGHTS} and {wanted} by {CONFIG}: files of two models; '
+                             'save the model again')
     broken = next((name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
     if broken: raise ValueError(f'{folder/WEIGHTS}: {broken} holds values that are no finite numbers')

@@ -28,7 +28,8 @@ class WeightsReport:
     unused: list[str]  # The file's tensors that fit nowhere
 
     def __str__(self):
-        parts = [f'{self.file}: {len(self.loaded)} of {len(self.loaded) + len(self.reshaped) + len(self.missing)} tensors loaded']
+        wanted = len(self.loaded) + len(self.reshaped) + len(self.missing)
+        parts = [f'{self.file}: {len(self.loaded)} of {wanted} tensors loaded']
         for what in ('reshaped', 'missing', 'unused'):
             names = getattr(self, what)
             if names: parts.append(f'{len(names)} {what} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})')
@@ -36,10 +37,10 @@ class WeightsReport:
 
 
 def read_weights(
-    file: str | Path,  # A `.safetensors` file, or what `torch.save` made of a state dict, bare or under 'state_dict' or 'model'
+    file: str | Path,  # A `.safetensors` file, or a state dict by `torch.save`, bare or under 'state_dict' or 'model'
 ) -> dict[str, Tensor]:  # Tensors by name, on the CPU
-    """The tensors of a file; no code of it is run. A ValueError where it holds none that can be read so, an ImportError for
-    `.safetensors` without that library"""
+    """The tensors of a file; no code of it is run. A ValueError where it holds none that can be read so, an
+    ImportError for `.safetensors` without that library"""
     file = Path(file)
     tensors = read_safetensors(file) if file.suffix == '.safetensors' else _unpickled(file)
     for lead in LEADING: tensors = {name.removeprefix(lead): tensor for name, tensor in tensors.items()}
@@ -62,8 +63,8 @@ def _unpickled(file):
     try: found = torch.load(file, map_location='cpu', weights_only=True)
     except OSError: raise
     except Exception as e:  # whatever a file of another kind makes the unpickler say
-        raise ValueError(f'{file} is no file of plain tensors: save a state dict, as torch.save(model.state_dict(), file) does, '
-                         'or learn.save(file, with_opt=False)') from e
+        raise ValueError(f'{file} is no file of plain tensors: save a state dict, as torch.save(model.state_dict(), '
+                         'file) does, or learn.save(file, with_opt=False)') from e
     for wrapper in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict): found = found[wrapper]
     entries = found.items() if isinstance(found, dict) else ()
@@ -76,18 +77,23 @@ def load_weights(
     model: nn.Module,  # A MagnifierNet
     file: str | Path,  # See `read_weights`: of a MagnifierNet, of a plain backbone, or of reid-strong-baseline
 ) -> WeightsReport:  # Also logged
-    """Fills in what fits by name and shape, whatever prefix the backbone has in the file, and leaves the rest as it is. A ValueError
-    where nothing fits, or where the file's backbone is of another arch: other shapes, fewer blocks or more"""
+    """Fills in what fits by name and shape, whatever prefix the backbone has in the file, and leaves the rest as it
+    is. A ValueError where nothing fits, or where the file's backbone is of another arch: other shapes, fewer blocks or
+    more"""
     tensors, own = read_weights(file), model.state_dict()
     sources = _sources(model, own, tensors)
     _resample_patches(tensors, own, sources)
     loaded = [name for name, source in sources.items() if tensors[source].shape == own[name].shape]
     if not any(own[name].ndim for name in loaded):
-        raise ValueError(f'{file}: none of its {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...) fits the model '
-                         f'({", ".join(list(own)[:3])}, ...); is it of another arch?')
+        raise ValueError(f'{file}: none of its {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...) fits the '
+                         f'model ({", ".join(list(own)[:3])}, ...); is it of another arch?')
     used = {sources[name] for name in loaded}
-    report = WeightsReport(str(file), loaded, [name for name in sources if name not in loaded], [name for name in own if name not in sources],
-                           [name for name in tensors if name not in used])
+    report = WeightsReport(
+        str(file),
+        loaded=loaded,
+        reshaped=[name for name in sources if name not in loaded],
+        missing=[name for name in own if name not in sources],
+        unused=[name for name in tensors if name not in used])
     _check_arch(report, tensors, own, sources)
     model.load_state_dict({name: tensors[sources[name]] for name in loaded}, strict=False)
     logger.info('%s', report)
@@ -101,12 +107,20 @@ def _sources(model, own, tensors):
     found = {name.replace('_', '.'): name for name in tensors}
     first = next(iter(backbone))
     prefixes = {name.removesuffix(first) for name in found if name.endswith(first)}
-    ways = [{ours: found[prefix + name] for name, ours in backbone.items() if prefix + name in found} for prefix in prefixes]
-    best = max([as_it_is, *ways], key=len)
-    if best is as_it_is: return best
+    best = as_it_is
+    for prefix in prefixes:
+        way = {ours: found[prefix + name] for name, ours in backbone.items() if prefix + name in found}
+        best = max(best, way, key=len)
+    return best if best is as_it_is else best | _neck_sources(own, tensors)
+
+
+def _neck_sources(own, tensors):
     # A plain backbone may bring reid-strong-baseline's neck
-    neck = {ours + name.removeprefix(theirs): name for theirs, ours in NECK.items() for name in tensors if name.startswith(theirs)}
-    return best | {ours: name for ours, name in neck.items() if ours in own}
+    sources = {}
+    for theirs, ours in NECK.items():
+        for name in tensors:
+            if name.startswith(theirs): sources[ours + name.removeprefix(theirs)] = name
+    return {ours: name for ours, name in sources.items() if ours in own}
 
 
 def _bare(name):
@@ -118,19 +132,21 @@ def _resample_patches(tensors, own, sources):
     # A ViT made for patches of 14 runs here with patches of 16, whose strides fit the others'
     for name, source in sources.items():
         kernel, shape = tensors[source], own[name].shape
-        if not name.endswith('patch_embed.proj.weight') or kernel.shape[:2] != shape[:2] or kernel.shape == shape: continue
-        from timm.layers import resample_patch_embed
-        tensors[source] = resample_patch_embed(kernel, list(shape[2:]))
+        if name.endswith('patch_embed.proj.weight') and kernel.shape[:2] == shape[:2] and kernel.shape != shape:
+            from timm.layers import resample_patch_embed
+            tensors[source] = resample_patch_embed(kernel, list(shape[2:]))
 
 
 def _check_arch(report, tensors, own, sources):
-    # A ViT's position embeddings follow the image's size; any other shape, a block that is missing or one too many is another network's
+    # A ViT's position embeddings follow the image's size; any other shape, a block that is missing or one too many is
+    # another network's
     other = next((name for name in report.reshaped if name.startswith('backbone.') and 'pos_embed' not in name), None)
     missing = next((name for name in report.missing if name.startswith('backbone.') and own[name].ndim), None)
     stages = {_stage(source) for name, source in sources.items() if name.startswith('backbone.')}
     surplus = next((name for name in report.unused if _stage(name) and _stage(name) in stages), None)
     if other:
-        found = f'{sources[other]} is {tuple(tensors[sources[other]].shape)} there and {tuple(own[other].shape)} in this backbone'
+        there, here = tuple(tensors[sources[other]].shape), tuple(own[other].shape)
+        found = f'{sources[other]} is {there} there and {here} in this backbone'
     elif missing: found = f'it has no {missing.removeprefix("backbone.")}'
     elif surplus: found = f'its {surplus} is no part of this backbone'
     else: return

@@ -30,7 +30,7 @@ from magnifier.train.callbacks import RegionOcclusion, SemanticDiversityPhase, T
 from magnifier.train.distributed import Share, distributed
 from magnifier.train.export import write_onnx
 from magnifier.train.guards import TrackersWait, check_callbacks
-from magnifier.train.losses import MagnifierLoss
+from magnifier.train.losses import MagnifierLoss, gradient_norms
 from magnifier.train.metrics import by_role, rank_by_role, rank_embeddings, reid_metrics
 from magnifier.train.parts import embed_parts, rank_parts
 from magnifier.train.precision import autocast_of
@@ -301,10 +301,9 @@ class ReIDLearner(Learner):
         net, occlusion = deepcopy(self.net).train(), deepcopy(getattr(self, 'region_occlusion', None))
         kept = None if occlusion is None else occlusion.draw().to(images.device)
         output = net(images, masks if net.segmentation is not None else None, kept)
-        rows = {}
-        for part in self.loss_func.parts(output, masks, identity):
-            norm = _gradient_norm(part.weight*part.value, net.backbone)
-            rows[part.name] = dict(loss=part.value.item(), weight=part.weight, gradient=norm)
+        parts = self.loss_func.parts(output, masks, identity)
+        norms = gradient_norms(parts, net.backbone)
+        rows = {part.name: dict(loss=part.value.item(), weight=part.weight, gradient=norms[part.name]) for part in parts}
         table = pd.DataFrame.from_dict(rows, orient='index')
         return table.assign(share=table['gradient']/table['gradient'].sum())
 
@@ -469,13 +468,6 @@ class ReIDLearner(Learner):
             folder, api = self.save_pretrained(Path(parent)/'model'), HfApi(token=token)
             api.create_repo(name, private=private, exist_ok=True)
             return api.upload_folder(repo_id=name, folder_path=str(folder), commit_message=message, allow_patterns=list(MODEL_FILES))
-
-
-def _gradient_norm(loss, module):
-    if not loss.requires_grad: return 0.
-    wanted = [p for p in module.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
-    return torch.stack([g.norm() for g in gradients if g is not None]).norm().item() if any(g is not None for g in gradients) else 0.
 
 
 def _steps_of(dls):

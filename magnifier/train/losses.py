@@ -1,6 +1,5 @@
 "What is minimised: cross-entropy, batch-hard triplet, semantic diversity, region segmentation, and their sum (Eq. 4)"
 
-from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -15,13 +14,14 @@ from magnifier.model.resize import has_mask, resize_labels
 from magnifier.regions import NO_MASK
 from magnifier.train.distributed import gather_own, n_ranks
 
-__all__ = ['LossPart', 'identity_loss', 'batch_hard_triplet', 'semantic_diversity_loss', 'region_segmentation_loss', 'MagnifierLoss', 'gradient_norms']
+__all__ = ['LossPart', 'identity_loss', 'batch_hard_triplet', 'semantic_diversity_loss', 'region_segmentation_loss',
+           'MagnifierLoss', 'gradient_norms']
 
 TRIPLETS = ('none', 'plain', 'normalised')
 
 
 def _reduce(values, defined, reduction):
-    # Static shapes and no look at the values: a GPU never waits. With nothing defined the mean is a zero that carries gradient
+    # Static shapes and no look at the values: a GPU never waits. With nothing defined the mean is a zero with gradient
     values = torch.where(defined, values, 0)
     return values if reduction == 'none' else values.sum() / defined.sum().clamp(min=1)
 
@@ -42,7 +42,8 @@ def identity_loss(
     logits = _float32(logits).reshape(n, -1, n_classes)  # (n, k, n_classes)
     with torch.autocast(logits.device.type, enabled=False):
         targets = labels[:, None].expand(logits.shape[:2])
-        values = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, label_smoothing=smoothing, reduction='none')
+        values = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, label_smoothing=smoothing,
+                                 reduction='none')
         return _reduce(values.view(n, -1).sum(1), labels >= 0, reduction)
 
 
@@ -51,10 +52,10 @@ def batch_hard_triplet(
     labels: Tensor,  # n identities; an image with a negative label is neither anchor, positive nor negative
     margin: float = 0.3,  # In units of the distance
     *,
-    reduction: str = 'mean',  # 'mean' over the anchors with a positive and a negative, or 'none': n values, 0 for other anchors
+    reduction: str = 'mean',  # 'mean' over the anchors with a positive and a negative, or 'none': n values
 ) -> Tensor:  # A float32 scalar, or n values
-    """max(0, margin + furthest positive - nearest negative), Euclidean (Hermans et al.). Pairs are found by masks, so that an
-    identity may have any number of images; without a valid triplet it is zero, with gradient"""
+    """max(0, margin + furthest positive - nearest negative), Euclidean (Hermans et al.). Pairs are found by masks, so
+    that an identity may have any number of images; without a valid triplet it is zero, with gradient"""
     features, labels = _float32(features), labels.as_subclass(Tensor)
     with torch.autocast(features.device.type, enabled=False):
         # Not through a matrix product: |a|^2 + |b|^2 - 2ab loses near pairs to rounding
@@ -75,7 +76,7 @@ def semantic_diversity_loss(
     eps: float = 1e-8,  # Least product of two norms; an absent region (0) is so at cosine 0 to every other
     reduction: str = 'mean',  # 'mean' over images, or 'none': n values
 ) -> Tensor:  # A float32 scalar in [0, 1] for non-negative features, or n values
-    "Eq. 3: mean cosine over the k(k-1)/2 pairs i < j of an image's regions. The terms i = j, which the inner sum also has, are constants"
+    "Eq. 3: mean cosine over the k(k-1)/2 pairs i < j of an image's regions; the terms i = j in its sum are constants"
     x = _float32(region_features)
     n, k = x.shape[:2]
     if counted is None: counted = torch.ones(n, dtype=torch.bool, device=x.device)
@@ -90,10 +91,10 @@ def region_segmentation_loss(
     mask_logits: Tensor,  # n x k x h x w
     mask: Tensor,  # n x H x W part labels 0..k-1, any size; images with `NO_MASK` count for nothing
     *,
-    reduction: str = 'mean',  # 'mean' over the regions present in the batch, or 'none': n values, over those of each image
+    reduction: str = 'mean',  # 'mean' over the regions present in the batch, or 'none': n values, over each image's
 ) -> Tensor:  # A float32 scalar, or n values
-    """Cross-entropy per pixel, averaged within each region, then over the regions: small parts count as much as the background.
-    Labels come to the logits' size by nearest neighbour. Zero, with gradient, where no image has a mask"""
+    """Cross-entropy per pixel, averaged within each region, then over the regions: small parts count as much as the
+    background. Labels come to the logits' size by nearest neighbour. Zero, with gradient, where no image has a mask"""
     logits, mask = _float32(mask_logits), mask.as_subclass(Tensor)
     k, dims = logits.shape[1], (2, 3) if reduction == 'none' else (0, 2, 3)
     target = resize_labels(mask, logits.shape[-2:])
@@ -114,12 +115,13 @@ class LossPart(NamedTuple):
 
 
 class MagnifierLoss:
-    """Eq. 4 over a `MagnifierOutput`: L_cls + L_tri of every branch, each region's own cross-entropy, lambda L_mask + gamma L_SD.
+    """Eq. 4 over a `MagnifierOutput`: L_cls + L_tri of every branch, each region's own cross-entropy, lambda L_mask,
+    and gamma L_SD.
 
-    `last` holds the parts of the last call before their weights, detached scalars on their device: 'global_cls', 'global_tri',
-    'sab_...', 'sfb_...', 'region_cls' (added up over the regions), 'mask', 'sd'. A part without an image to count is 0 there.
-    An image without a part mask counts in the branches that need none. An identity that is not of the training (class -1) counts
-    in the mask loss alone: of a validation split's loss only that is defined"""
+    `last` holds the parts of the last call before their weights, detached scalars on their device: 'global_cls',
+    'global_tri', 'sab_...', 'sfb_...', 'region_cls' (added up over the regions), 'mask', 'sd'. A part without an image
+    to count is 0 there. An image without a part mask counts in the branches that need none. An identity that is not of
+    the training (class -1) counts in the mask loss alone: of a validation split's loss only that is defined"""
 
     columns = ('id', 'triplet', 'mask', 'sd')  # Of a training's table, each the sum of its parts
 
@@ -131,16 +133,18 @@ class MagnifierLoss:
         region_weight: float = 0.0125,  # Weight of each region's own cross-entropy (the authors' code)
         smoothing: float = 0.1,  # Label smoothing
         margin: float = 0.3,  # Of the triplet loss
-        sab_triplet: str = 'none',  # SAB's triplet: 'none' (the authors' code), 'plain' on f as it is (Eq. 4), or 'normalised' on f of length 1
-        sab_share: bool = False,  # Whether SAB's cross-entropy is weighed by sigmoid(share of regions kept), as in the authors' code
-        gather_triplets: bool = False,  # Whether pairs are sought among all processes' batches, as one process would with the batch they make together
+        sab_triplet: str = 'none',  # SAB's: 'none' (the authors' code), 'plain' on f (Eq. 4), or 'normalised' on f/|f|
+        sab_share: bool = False,  # Whether SAB's cross-entropy is weighed by sigmoid(share of regions kept)
+        gather_triplets: bool = False,  # Whether pairs are sought among the batches of all processes
         masks: bool = True,  # Whether the targets are (mask, identity), or identity alone
         reduction: str = 'mean',  # 'mean', or 'none' for a loss per image, each segmented as a batch of its own
     ):
         "A ValueError for a negative weight or an unknown triplet"
-        for name, value in dict(gamma=gamma, mask_weight=mask_weight, region_weight=region_weight, margin=margin).items():
+        weights = dict(gamma=gamma, mask_weight=mask_weight, region_weight=region_weight, margin=margin)
+        for name, value in weights.items():
             if value < 0: raise ValueError(f'{name}={value}: zero or positive is wanted')
-        if sab_triplet not in TRIPLETS: raise ValueError(f'sab_triplet={sab_triplet!r}: use one of {", ".join(TRIPLETS)}')
+        if sab_triplet not in TRIPLETS:
+            raise ValueError(f'sab_triplet={sab_triplet!r}: use one of {", ".join(TRIPLETS)}')
         self.gamma = gamma
         self.mask_weight = mask_weight
         self.region_weight = region_weight
@@ -171,14 +175,16 @@ class MagnifierLoss:
         *targets: Tensor,  # As for a call
     ) -> list[LossPart]:
         "The terms of the total, one by one, with gradient"
-        if len(targets) not in (1, 2): raise TypeError(f'{len(targets)} targets: (mask, identity) or (identity,) are wanted')
+        if len(targets) not in (1, 2):
+            raise TypeError(f'{len(targets)} targets: (mask, identity) or (identity,) are wanted')
         output = MagnifierOutput(output)
         mask, identity = (None, *targets)[-2:]
         labels = identity.as_subclass(Tensor)[:, 0]
         masked_labels = labels if mask is None else torch.where(has_mask(mask.as_subclass(Tensor)), labels, -1)
         parts = self._of_branches(output, labels, masked_labels) + self._of_regions(output, masked_labels)
         if output.mask_logits is not None and mask is not None:
-            parts.append(LossPart('mask', 'mask', self.mask_weight, region_segmentation_loss(output.mask_logits, mask, reduction=self.reduction)))
+            value = region_segmentation_loss(output.mask_logits, mask, reduction=self.reduction)
+            parts.append(LossPart('mask', 'mask', self.mask_weight, value))
         return parts
 
     def _of_branches(self, output, labels, masked_labels):
@@ -187,9 +193,11 @@ class MagnifierLoss:
             known = masked_labels if branch.needs_masks else labels
             for view in branch.views:
                 if view not in logits: continue
-                parts.append(LossPart(f'{view}_cls', 'id', 1., self._identity(view, logits[view], known, output.kept_share)))
+                value = self._identity(view, logits[view], known, output.kept_share)
+                parts.append(LossPart(f'{view}_cls', 'id', 1., value))
                 how = self.sab_triplet if branch is AdversarialBranch else 'plain'
-                if how != 'none': parts.append(LossPart(f'{view}_tri', 'triplet', 1., self._triplet(output.features[view], known, how)))
+                if how == 'none': continue
+                parts.append(LossPart(f'{view}_tri', 'triplet', 1., self._triplet(output.features[view], known, how)))
         return parts
 
     def _of_regions(self, output, labels):
@@ -228,8 +236,8 @@ class MagnifierLoss:
         self,
         output: MagnifierOutput,  # Predictions, as `get_preds` gathers them
     ) -> tuple[TensorPartMask, TensorIdentity] | TensorIdentity:  # One for each target, in their order
-        """The predicted part labels n x 2h x 2w (`NO_MASK` without the mask module), and the training identity that the branches' logits
-        add up to, n x 4 with -1 for pid, camera and role, which the model does not say"""
+        """The predicted part labels n x 2h x 2w (`NO_MASK` without the mask module), and the training identity that the
+        branches' logits add up to, n x 4 with -1 for pid, camera and role, which the model does not say"""
         output = MagnifierOutput(output)
         n = len(output.embedding)
         identity = torch.full((n, 4), -1, device=output.embedding.device)
@@ -240,20 +248,16 @@ class MagnifierLoss:
 
 
 def gradient_norms(
-    model: nn.Module,  # A MagnifierNet, left as it is
-    loss: MagnifierLoss,  # Whose parts are looked at, each with its weight
-    images: Tensor,  # n x 3 x H x W
-    *targets: Tensor,  # Part mask and identity, or identity alone, as the loss takes them
-    kept_regions: Tensor | None = None,  # k booleans of an occlusion
+    parts: list[LossPart],  # Of `MagnifierLoss.parts`, with their gradients
+    shared: nn.Module,  # Layers that all parts pull at, as the backbone
 ) -> dict[str, float]:  # By part, as 'sab_tri'; 0 where it has no gradient there
-    "How hard each part of the loss pulls at the layers that all share: the norm of its gradient on the backbone's parameters"
-    model = deepcopy(model).train()  # a forward pass moves the running means of its norms
-    shared = [p for p in model.backbone.parameters() if p.requires_grad]
-    output = model(images, targets[0] if len(targets) > 1 else None, kept_regions)
-    norms = {}
-    for part in loss.parts(output, *targets):
-        norms[part.name] = 0.
-        if not part.value.requires_grad: continue
-        grads = torch.autograd.grad(part.weight * part.value.mean(), shared, retain_graph=True, allow_unused=True)
-        norms[part.name] = torch.stack([g.norm() for g in grads if g is not None] or [torch.zeros(())]).norm().item()
-    return norms
+    "How hard each part, with its weight, pulls at `shared`: the norm of its gradient on those parameters"
+    return {part.name: _gradient_norm(part.weight * part.value.mean(), list(shared.parameters())) for part in parts}
+
+
+def _gradient_norm(loss, parameters):
+    wanted = [p for p in parameters if p.requires_grad]
+    if not loss.requires_grad or not wanted: return 0.
+    gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    squares = [g.square().sum() for g in gradients if g is not None]
+    return torch.stack(squares).sum().sqrt().item() if squares else 0.

@@ -1,39 +1,49 @@
-"Regions of pictures as a model describes them: features that can be compared one by one, and how much of each is seen"
+"Regions of images as a model describes them: features that can be compared one by one, and how much of each is seen"
+
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from fastai.vision.all import to_device, tuplify
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
+
 from magnifier.model.resize import labels_to_masks, predicted_masks, resize_masks
 from magnifier.regions import BODY_REGIONS, NO_MASK, N_REGIONS, REGIONS, region_indices
-from magnifier.retrieval.ranking import evaluate_distances
+from magnifier.retrieval.ranking import Ranking, evaluate_distances
 from magnifier.retrieval.region_distance import region_distance
 from magnifier.retrieval.rerank import rerank_distances
 from magnifier.train.distributed import Share
 from magnifier.train.metrics import by_role
 
-__all__ = ['VISIBLE', 'NO_REGIONS', 'Parts', 'region_masks', 'region_embeddings', 'region_areas', 'embed_parts', 'rank_parts']
+__all__ = ['VISIBLE', 'NO_REGIONS', 'Parts', 'region_masks', 'region_embeddings', 'region_areas', 'embed_parts',
+           'rank_parts']
 
-VISIBLE = .005  # Least share of a picture that a region must cover to count as seen: about 40 pixels of 128 x 64, a distant shoe
+# Least share of an image that a region must cover to count as seen: about 40 pixels of 128 x 64, a distant shoe
+VISIBLE = .005
+NO_REGIONS = ('the regions are not known: the model has no mask module, and no part masks were given. Build the '
+              'learner with mask=True, or pass rows of a catalog that has masks')
+NO_OWN_REGIONS = ('the regions are not known: the model has no mask module. Build the learner with mask=True, or pass '
+                  'a catalog that has masks, and given_masks=True')
 
 
 class Parts(NamedTuple):
-    "Regions of n pictures"
-    embeddings: Tensor # (n,k,c) L2-normalised, on the CPU
-    areas: np.ndarray  # (n,k) share of the picture that each covers
-    identity: Tensor|None = None # (n,4) class, pid, camid, role, where the loader has them
-    regions: tuple|None = None # Names of the k that were chosen; None where nobody chose, and they are all eight
+    "Regions of n images"
+    embeddings: Tensor  # (n, k, c) L2-normalised, on the CPU
+    areas: np.ndarray  # (n, k) share of the image that each covers
+    identity: Tensor | None = None  # (n, 4) class, pid, camid, role, where the loader has them
+    regions: tuple | None = None  # Names of the k that were chosen; None for all eight where none was
 
     @property
-    def visible(self) -> np.ndarray: return self.areas >= VISIBLE  # (n,k)
+    def visible(self) -> np.ndarray:  # (n, k) booleans
+        "Which regions are seen"
+        return self.areas >= VISIBLE
 
 
 def region_masks(
-    maps:dict, # Of `feature_maps`
-) -> Tensor|None:  # n x k x h x w that sum to 1 over k, at the global map's size; None where nobody knows the regions
-    "Region masks as the ranking used them"
+    maps: dict[str, Tensor],  # Of `feature_maps`
+) -> Tensor | None:  # n x k x h x w that sum to 1 over k, at the global map's size; None without a mask module
+    "The model's own region masks, as its branches pool by them"
     size = maps['global'].shape[-2:]
     if 'masks' in maps: return resize_masks(maps['masks'], size)
     if 'mask_logits' in maps: return predicted_masks(maps['mask_logits'], size)
@@ -41,13 +51,13 @@ def region_masks(
 
 
 def region_embeddings(
-    model,      # A MagnifierNet in evaluation mode
-    maps:dict,  # `feature_maps` of n pictures
-    masks=None, # n x k x h x w for a model that makes none; None for the model's own
+    model: nn.Module,  # A MagnifierNet in evaluation mode
+    maps: dict[str, Tensor],  # `feature_maps` of n images
+    masks: Tensor | None = None,  # n x k x h x w for a model that makes none; None for the model's own
 ) -> Tensor:  # n x k x c, L2-normalised: the cosine of two is the similarity of a region
-    """What the model's last branch says of each region alone (`Branch.describe_regions`): with SFB its p(x_k), each through its region's own
-    BNNeck, which was trained to tell identities by that region; with SAB alone that branch's feature of the region by itself; with
-    neither the mean of the map over the region"""
+    """What the model's last branch says of each region alone (`Branch.describe_regions`): with SFB its p(x_k), each
+    through its region's own BNNeck, which was trained to tell identities by that region; with SAB alone that branch's
+    feature of the region by itself; with neither the mean of the map over the region. A ValueError without masks"""
     masks = region_masks(maps) if masks is None else masks
     if masks is None: raise ValueError(NO_REGIONS)
     name, branch = list(model.branches.items())[-1]
@@ -56,79 +66,83 @@ def region_embeddings(
         return normalize(branch.describe_regions(maps[name], masks), dim=2)
 
 
-NO_REGIONS = ('nobody knows the regions here: the model has no mask module, and no part masks were given. Build the learner with mask=True, '
-              'or pass rows of a catalog that has masks')
-NO_OWN_REGIONS = ('nobody knows the regions here: the model has no mask module. Build the learner with mask=True, or pass a catalog that has masks, '
-                  'and given_masks=True')
-
-
 def region_areas(
-    maps:dict,   # `feature_maps` of n pictures
-    labels=None, # n x H x W part labels, for a model without a mask module
-) -> np.ndarray:  # (n,k) share of each picture that a region covers
-    "How much of each region is seen, by the model's own parsing or else by the data's"
+    maps: dict[str, Tensor],  # `feature_maps` of n images
+    labels: Tensor | None = None,  # n x H x W part labels, for a model without a mask module
+) -> np.ndarray:  # (n, k) share of each image that a region covers
+    "How much of each region is seen, by the model's own parsing or else by the labels; a ValueError without either"
     if 'mask_logits' in maps: labels = maps['mask_logits'].argmax(1)
     if labels is None or (labels == NO_MASK).any(): raise ValueError(NO_REGIONS)
-    return label_areas(labels)
+    return _areas(labels)
 
 
-def label_areas(
-    labels:Tensor, # n x H x W part labels
-) -> np.ndarray:   # (n,k) share of each picture that a region covers
-    "How much of each region is seen"
-    counts = torch.stack([(labels == k).flatten(1).float().mean(1) for k in range(N_REGIONS)], 1)
-    return counts.cpu().numpy()
+def _areas(labels):  # n x H x W part labels -> (n, k)
+    return torch.stack([(labels == k).flatten(1).float().mean(1) for k in range(N_REGIONS)], 1).cpu().numpy()
 
 
 def embed_parts(
-    learn,             # A ReIDLearner, whose model describes
-    images,            # Whatever `learn.loader` takes
-    regions=None,      # Names or indices of the regions to keep; None for all eight
+    learn,  # A ReIDLearner, whose model describes
+    images,  # Whatever `learn.loader` takes
+    regions=None,  # Names or indices of the regions to keep; None for all eight
     *,
-    given_masks:bool=False, # Areas are those of the part masks that the pictures come with, not of the model's parsing; that still pools, where there is one
-) -> Parts:  # Of all of them; no picture is held
-    "Region embeddings and areas of a whole set; a ValueError for a model that knows no regions, and for pictures without the masks asked for"
+    given_masks: bool = False,  # Areas by the part masks that the images come with; the model's own parsing still pools
+) -> Parts:  # Of all of them; no image is held
+    "Regions of a whole set. A ValueError for a model that knows no regions, and for images without the masks asked for"
     if learn.model.segmentation is None and not given_masks: raise ValueError(NO_OWN_REGIONS)
     wanted = region_indices(regions)
     if not wanted: raise ValueError('regions=[]: name one or more regions')
-    share, embeddings, areas, identities = Share(learn, learn.loader(images)), [], [], []
+    share = Share(learn, learn.loader(images))
+    embeddings, areas, identities = [], [], []
     with learn.evaluating() as (model, device):
         for batch in learn.with_progress(share.dl):
             x, *targets = tuplify(to_device(batch, device))
-            labels = _given(targets) if given_masks else None
+            labels = _given_labels(targets) if given_masks else None
             maps = {name: o.float() for name, o in model.feature_maps(x).items()}
-            masks = region_masks(maps) if model.segmentation is not None else labels_to_masks(labels, maps['global'].shape[-2:])
-            identities += [t.cpu().as_subclass(Tensor) for t in targets[-1:]]
+            own = model.segmentation is not None
+            masks = region_masks(maps) if own else labels_to_masks(labels, maps['global'].shape[-2:])
             embeddings.append(region_embeddings(model, maps, masks)[:, wanted].cpu())
-            areas.append((label_areas(labels) if given_masks else region_areas(maps))[:, wanted])
-    areas = share.whole(torch.from_numpy(np.concatenate(areas))).numpy()
-    names = None if regions is None else tuple(REGIONS[r] for r in wanted)
-    return Parts(share.whole(torch.cat(embeddings)), areas, share.whole(torch.cat(identities)) if identities else None, names)
+            areas.append((_areas(labels) if given_masks else region_areas(maps))[:, wanted])
+            if targets: identities.append(targets[-1].cpu().as_subclass(Tensor))
+    return Parts(
+        share.whole(torch.cat(embeddings)),
+        share.whole(torch.from_numpy(np.concatenate(areas))).numpy(),
+        share.whole(torch.cat(identities)) if identities else None,
+        None if regions is None else tuple(REGIONS[r] for r in wanted))
 
 
-def _given(targets):
-    "Part masks of a batch; a ValueError where one is missing"
-    if len(targets) < 2: raise ValueError('given_masks=True: these pictures come without part masks. Pass a catalog with path, mask, pid, camid and split')
+def _given_labels(targets):
+    # Part masks of a batch
+    if len(targets) < 2:
+        raise ValueError('given_masks=True: these images come without part masks. Pass a catalog with path, mask, pid, '
+                         'camid and split')
     labels = targets[0].as_subclass(Tensor)
     missing = int((labels == NO_MASK).flatten(1).any(1).sum())
-    if missing: raise ValueError(f'given_masks=True: {missing} of {len(labels)} pictures of a batch have no part mask. Give each one, or leave given_masks out')
+    if missing:
+        raise ValueError(f'given_masks=True: {missing} of {len(labels)} images of a batch have no part mask. Give each '
+                         'one, or leave given_masks out')
     return labels
 
 
 def rank_parts(
-    parts:Parts,    # Of queries and gallery together, with their identities
-    rerank=None,    # Arguments of `rerank_distances` for a second ranking; None for none
-    **kwargs        # Passed to `evaluate_distances`: ap, no_match, separate_cameras
-) -> dict:  # 'regions' and, if asked for, 're-ranked' -> Ranking; empty where there is no query or no gallery
-    """Ranks by the mean similarity of the regions that both pictures show, so that an occluded query is compared where it can be seen: of the
-    body's, or of those that the parts were cut to. Background belongs to a place, and what hides a person counts as background"""
+    parts: Parts,  # Of queries and gallery together, with their identities
+    rerank: dict | None = None,  # Arguments of `rerank_distances` for a second ranking; None for none
+    **kwargs,  # Passed to `evaluate_distances`: ap, no_match, separate_cameras
+) -> dict[str, Ranking]:  # 'regions' and, if asked for, 're-ranked'; empty where there is no query or no gallery
+    """Ranks by the mean similarity of the regions that both images show, so that an occluded query is compared where
+    it can be seen. Of all regions the body's are compared: the background belongs to a place, and what hides a person
+    counts as background"""
     sides = by_role(parts.identity)
     if sides is None: return {}
     query, gallery, ids = sides
     regions = BODY_REGIONS if parts.regions is None else None
-    of = lambda a, b: region_distance(parts.embeddings[a], parts.embeddings[b], parts.visible[a.numpy()], parts.visible[b.numpy()], regions=regions)
-    found = {'regions': evaluate_distances(of(query, gallery), *ids, **kwargs)}
+
+    def distances(a, b):
+        seen_a, seen_b = parts.visible[a.numpy()], parts.visible[b.numpy()]
+        return region_distance(parts.embeddings[a], parts.embeddings[b], seen_a, seen_b, regions=regions)
+
+    q_g = distances(query, gallery)
+    found = {'regions': evaluate_distances(q_g, *ids, **kwargs)}
     if rerank is not None:  # squared Euclidean is twice the cosine distance
-        distances = rerank_distances(*(2*of(a, b) for a, b in ((query, gallery), (query, query), (gallery, gallery))), **rerank)
-        found['re-ranked'] = evaluate_distances(distances, *ids, **kwargs)
+        again = rerank_distances(2*q_g, 2*distances(query, query), 2*distances(gallery, gallery), **rerank)
+        found['re-ranked'] = evaluate_distances(again, *ids, **kwargs)
     return found

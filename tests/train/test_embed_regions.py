@@ -30,4 +30,4 @@ def test_walkers_are_added_and_found(learn, catalog, tmp_path):
 def test_a_model_that_knows_no_regions(dls, catalog, tmp_path):
     learn = magnifier_learner(dls, 'resnet18', pretrained=False, mask=False, sab=False, sfb=False, hidden=32)
     with learn.no_bar(), Gallery(tmp_path/'people', regions=True) as g:
-        with pytest.raises(ValueError, match='nobody knows the regions here'): g.add(learn, catalog['path'].iloc[:2])
+        with pytest.raises(ValueError, match='the regions are not known'): g.add(learn, catalog['path'].iloc[:2])

@@ -64,9 +64,9 @@ def test_given_masks_say_what_is_seen(learn, halved):
 
 
 def test_given_masks_must_be_there(learn, halved):
-    with pytest.raises(ValueError, match='given_masks=True: these pictures come without part masks'): embed_parts(learn, list(halved.path[:2]), given_masks=True)
+    with pytest.raises(ValueError, match='given_masks=True: these images come without part masks'): embed_parts(learn, list(halved.path[:2]), given_masks=True)
     halved.loc[0, 'mask'] = None
-    with pytest.raises(ValueError, match='given_masks=True: 1 of .* pictures of a batch have no part mask'): embed_parts(learn, halved, given_masks=True)
+    with pytest.raises(ValueError, match='given_masks=True: 1 of .* images of a batch have no part mask'): embed_parts(learn, halved, given_masks=True)
     with pytest.raises(ValueError, match='given_masks go with distance="regions"'): learn.evaluate(halved, given_masks=True)
 
 
