@@ -39,7 +39,8 @@ def write_model(
     Preprocessing.from_json(preprocessing)  # refuses what cannot be read again
     config = dict(
         format=FORMAT, version=magnifier.__version__, fingerprint=fingerprint(model, preprocessing),
-        model=model.arguments, preprocessing=preprocessing, classes=[c if isinstance(c, str) else int(c) for c in classes])
+        model=model.arguments, preprocessing=preprocessing,
+        classes=[c if isinstance(c, str) else int(c) for c in classes])
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with aside_folder(folder, exist_ok=True) as part:
         save_file(tensors, part/WEIGHTS, metadata={'format': 'pt'})
@@ -89,8 +90,9 @@ def _read_config(file):
     if not isinstance(config, dict) or 'format' not in config:
         raise ValueError(f'{file} is not of this package: it has no "format"')
     if config['format'] != FORMAT:
-        raise ValueError(f'{file} is of format {config["format"]}, by magnifier {config.get("version")}; this is '
-                         f'magnifier {magnifier.__version__}, which reads format {FORMAT}: install the version that wrote it')
+        raise ValueError(f'{file} is of format {config["format"]}, by magnifier {config.get("version")}; '
+                         f'this is magnifier {magnifier.__version__}, which reads format {FORMAT}: '
+                         'install the version that wrote it')
     _check_keys(file, config, KEYS)
     _check_arguments(f'{file}: model', config['model'])
     try: Preprocessing.from_json(config['preprocessing'])

@@ -67,8 +67,9 @@ def test_region_features_are_of_the_branchs_own_map():
     torch.manual_seed(0)
     branch, x = FusionBranch(16, 5, RecurrentFusion(16, 8), hidden=8), torch.rand(2, 16, 6, 3)
     masks = torch.ones(2, 8, 6, 3)
-    feature, regions = branch(x, masks)
-    assert torch.equal(regions, x.amax((2, 3))[:, None].expand(-1, 8, -1)) and torch.equal(feature, branch.fuse(regions))
+    output = branch(x, masks)
+    assert torch.equal(output.region_features, x.amax((2, 3))[:, None].expand(-1, 8, -1))
+    assert torch.equal(output.features['sfb'], branch.fuse(output.region_features))
 
 
 @pytest.mark.parametrize('dtype, wanted', [(torch.float16, torch.float32), (torch.bfloat16, torch.float32),
