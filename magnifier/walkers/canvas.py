@@ -43,7 +43,7 @@ class Canvas:
         ambient:float=.55,  # Share of the light that comes from everywhere
     ):
         "An empty canvas"
-        self.colour = np.zeros((height, width, 3), np.float32)
+        self.colour = np.zeros((height, width, 3), np.uint8)
         self.depth = np.full((height, width), _NOTHING, np.float32)
         self.label = np.zeros((height, width), np.uint8)
         self.light, self.ambient = light, ambient
@@ -82,24 +82,29 @@ class Canvas:
         x = np.arange(cols.start, cols.stop, dtype=np.float32)[None] + np.float32(.5 - a[0])
         y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(.5 - a[1])
         ux, uy = np.float32(ux), np.float32(uy)
-        along, side = x * ux + y * uy, y * ux - x * uy
+        along, side = x * ux + y * uy, y * ux - x * uy  # (h, w) of the box
         core = np.minimum(np.maximum(along, np.float32(0)), np.float32(length))
-        r = self._table(radii)[(core * np.float32(_STEPS / length)).astype(np.int32)]
+        r = _table(radii)[(core * np.float32(_STEPS / length)).astype(np.int32)]
         over = along - core
         q = (side * side + over * over) / (r * r)
         inside = q < 1
         if not caps[0]: inside &= along >= 0
         if not caps[1]: inside &= along <= np.float32(length)
+        at = np.flatnonzero(inside)  # (n,) in the box
+        core, r, q = core.take(at), r.take(at), q.take(at)
         facing = np.sqrt(np.maximum(1 - q, np.float32(0)))
         z = np.float32(a[2] + grid(lift)) + core * np.float32((b[2] - a[2]) / length) + facing * r * np.float32(flat)
-        seen = inside & (z > self.depth[box])
-        self.depth[box][seen] = z[seen]
-        if label is not None: self.label[box][seen] = label
-        n_side, n_along, facing = (side / r)[seen], (over / r)[seen], facing[seen]
+        place = (at // x.size + rows.start) * self.label.shape[1] + at % x.size + cols.start  # (n,) in the canvas
+        seen = np.flatnonzero(z > self.depth.take(place))
+        at, place, r, facing = at[seen], place[seen], r[seen], facing[seen]
+        self.depth.reshape(-1)[place] = z[seen]
+        if label is not None: self.label.reshape(-1)[place] = label
+        n_side, n_along = side.take(at) / r, over.take(at) / r
         down = n_side * ux + n_along * uy
-        surface = Surface((along / np.float32(length))[seen], n_side, facing, down)
+        surface = Surface(along.take(at) / np.float32(length), n_side, facing, down)
         colour = paint(surface) if callable(paint) else np.array([paint], np.float32)
-        self.colour[box][seen] = colour * self._shade(n_along * ux - n_side * uy, down, facing)[:, None]
+        shaded = colour * self._shade(n_along * ux - n_side * uy, down, facing)[:, None]
+        self.colour.reshape(-1, 3)[place] = np.minimum(np.rint(shaded), 255)
 
     def _box(self, a, b, r):
         "Slices that hold the tube, or None outside the canvas"
@@ -107,15 +112,6 @@ class Canvas:
         x0, x1 = max(0, math.floor(min(a[0], b[0]) - r)), min(w, math.ceil(max(a[0], b[0]) + r) + 1)
         y0, y1 = max(0, math.floor(min(a[1], b[1]) - r)), min(h, math.ceil(max(a[1], b[1]) + r) + 1)
         return (slice(y0, y1), slice(x0, x1)) if x0 < x1 and y0 < y1 else None
-
-    def _table(self, radii):
-        "Radii at `_STEPS` + 1 points of the axis, linear between those given"
-        last, table = len(radii) - 1, []
-        for i in range(_STEPS + 1):
-            k, part = divmod(i * last, _STEPS)
-            low, high = radii[k], radii[min(k + 1, last)]
-            table.append(grid(max(low + (high - low) * part / _STEPS, .5)))
-        return np.array(table, np.float32)
 
     def _shade(self, right, down, facing):
         "Lambert's law with some light from everywhere, darker towards the outline"
@@ -128,16 +124,27 @@ class Canvas:
     ) -> np.ndarray:  # (h, w, 3) uint8, each pixel the mean of its small pixels
         "Anti-aliased picture over a background"
         ss = SUPERSAMPLE
-        drawn = np.where(self.covered[..., None], np.minimum(np.rint(self.colour), 255), 0).astype(np.int32)
-        covered = self.covered.astype(np.int32)[..., None]
-        total = sum(drawn[i::ss, j::ss] for i in range(ss) for j in range(ss))
-        count = sum(covered[i::ss, j::ss] for i in range(ss) for j in range(ss))
-        return ((total + (ss * ss - count) * background.astype(np.int32) + ss * ss // 2) // (ss * ss)).astype(np.uint8)
+        covered, total, count = self.covered, np.zeros(background.shape, np.uint16), np.zeros(background.shape[:2], np.uint16)
+        for i in range(ss):
+            for j in range(ss):
+                total += self.colour[i::ss, j::ss]
+                count += covered[i::ss, j::ss]
+        return ((total + (ss * ss - count)[..., None] * background + ss * ss // 2) // (ss * ss)).astype(np.uint8)
 
     @property
     def mask(self) -> np.ndarray:  # (h, w) uint8 at the picture's size
         "The label at the centre of each pixel: nearest, never mixed"
         return _centres(self.label).copy()
+
+
+def _table(radii):
+    "Radii at `_STEPS` + 1 points of the axis, linear between those given"
+    last = len(radii) - 1
+    k, part = np.divmod(np.arange(_STEPS + 1) * last, _STEPS)
+    radii = np.array(radii, np.float64)
+    low, high = radii[k], radii[np.minimum(k + 1, last)]
+    exact = np.maximum(low + (high - low) * part / _STEPS, .5)
+    return (np.floor(exact * 64 + .5) / 64).astype(np.float32)
 
 
 def _centres(small): return small[SUPERSAMPLE//2::SUPERSAMPLE, SUPERSAMPLE//2::SUPERSAMPLE]

@@ -129,11 +129,13 @@ class Projection:
         "Angles in degrees"
         self.yaw, self.scale, self.centre = math.radians(yaw), scale, centre
         self.pitch, self.roll = math.radians(pitch), math.radians(roll)
+        self._turn, self._tilt, self._lean = ((math.cos(v), math.sin(v)) for v in (self.yaw, self.pitch, self.roll))
 
     def _camera(self, point):
         x, y, z = point[0], point[1] - .5, point[2]
-        x, z = x * math.cos(self.yaw) + z * math.sin(self.yaw), z * math.cos(self.yaw) - x * math.sin(self.yaw)
-        y, z = y * math.cos(self.pitch) - z * math.sin(self.pitch), z * math.cos(self.pitch) + y * math.sin(self.pitch)
+        (cos, sin), (up, over) = self._turn, self._tilt
+        x, z = x * cos + z * sin, z * cos - x * sin
+        y, z = y * up - z * over, z * up + y * over
         return x, y, z, _FAR / (_FAR - z)
 
     def __call__(self,
@@ -142,7 +144,8 @@ class Projection:
         "Project a point"
         x, y, z, near = self._camera(point)
         x, y = x * near, -y * near
-        x, y = x * math.cos(self.roll) - y * math.sin(self.roll), y * math.cos(self.roll) + x * math.sin(self.roll)
+        cos, sin = self._lean
+        x, y = x * cos - y * sin, y * cos + x * sin
         return self.centre[0] + x * self.scale, self.centre[1] + y * self.scale, z * self.scale
 
     def size(self,
@@ -157,7 +160,7 @@ class Projection:
         deep,  # Half-depth
     ) -> float:  # Half-width seen from this side, in canvas pixels
         "Projected half-width of an elliptical trunk"
-        return self.scale * math.hypot(wide * math.cos(self.yaw), deep * math.sin(self.yaw))
+        return self.scale * math.hypot(wide * self._turn[0], deep * self._turn[1])
 
 
 def fit(
