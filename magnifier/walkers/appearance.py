@@ -1,8 +1,8 @@
 "Who a drawn pedestrian is: build, hair, garments and what is carried; and families that differ in one detail"
 
-from dataclasses import dataclass, replace, fields
+from dataclasses import dataclass, replace
 
-__all__ = ['Appearance', 'random_appearance', 'family', 'DETAILS', 'COLOURS', 'differing_fields']
+__all__ = ['Appearance', 'random_appearance', 'family', 'DETAILS', 'COLOURS']
 
 # Garment colours, apart enough to be told from each other under six white balances
 COLOURS = dict(
@@ -21,10 +21,14 @@ LOWERS = ('trousers', 'cropped', 'shorts', 'skirt')
 BAGS = ('none', 'backpack', 'shoulder', 'handbag')
 HATS = ('none', 'cap', 'beanie', 'brim')
 
-# What a family may differ in, with the values to choose four of; colour fields choose from the palette
+# What a family may differ in: the fields of each detail, which change together
 DETAILS = dict(
-    hair_colour=tuple(_HAIR.values()), sleeve=SLEEVES, top_pattern=PATTERNS, logo_colour=None, lower=LOWERS, lower_colour=None,
-    shoe_colour=None, bag=BAGS, bag_colour=None, hat=HATS, hat_colour=None, top_accent=None)
+    hair=('hair_style', 'hair_colour'), hat=('hat', 'hat_colour'), sleeves=('sleeve',), pattern=('top_pattern', 'top_accent'),
+    logo=('logo', 'logo_colour'), legs=('lower', 'lower_colour'), shoes=('shoe_colour',), bag=('bag', 'bag_colour'))
+_KINDS = dict(hair_style=HAIR_STYLES, sleeve=SLEEVES, top_pattern=PATTERNS, logo=LOGOS, lower=LOWERS, bag=BAGS, hat=HATS)
+_BESIDE = dict(  # What a colour lies on or hangs beside, from which it must differ
+    top_accent=('top_colour',), logo_colour=('top_colour',), lower_colour=('top_colour', 'skin'),
+    shoe_colour=('lower_colour',), bag_colour=('top_colour',), hat_colour=('hair_colour',))
 
 
 @dataclass(frozen=True)
@@ -83,26 +87,24 @@ def random_appearance(
         hat=_pick(rng, ('none', 'none') + HATS), hat_colour=_other(rng, hair))
 
 
-def _values(rng, base, detail):
-    "Four values of a detail, colours far from each other and from the garment they lie on"
-    if DETAILS[detail] is not None: return [DETAILS[detail][int(i)] for i in rng.permutation(len(DETAILS[detail]))[:4]]
-    beside = dict(logo_colour=(base.top_colour,), top_accent=(base.top_colour,), bag_colour=(base.top_colour,),
-                  shoe_colour=(base.lower_colour,), hat_colour=(base.hair_colour,)).get(detail, ())
-    values = []
+def _values(rng, base, field):
+    "Four values of a field: kinds in any order, colours far from each other and from what they lie on"
+    if field in _KINDS:
+        kinds = _KINDS[field]
+        order = rng.permutation(len(kinds))
+        return [kinds[int(order[i % len(kinds)])] for i in range(4)]
+    if field == 'hair_colour': return [tuple(_HAIR.values())[int(i)] for i in rng.permutation(len(_HAIR))[:4]]
+    beside, values = [getattr(base, name) for name in _BESIDE[field]], []
     while len(values) < 4: values.append(_other(rng, *beside, *values))
     return values
 
 
 def _ready(rng, base, detail):
     "The base with whatever the detail needs to be seen"
-    if detail == 'logo_colour': return replace(base, logo=_pick(rng, LOGOS[1:]), top_pattern='plain')
-    if detail == 'top_accent': return replace(base, top_pattern=_pick(rng, PATTERNS[1:]), logo='none')
-    if detail == 'top_pattern': return replace(base, logo='none')
-    if detail == 'bag_colour': return replace(base, bag=_pick(rng, BAGS[1:]))
-    if detail == 'hat_colour': return replace(base, hat=_pick(rng, HATS[1:]))
-    if detail == 'hair_colour': return replace(base, hat='none', hair_style=_pick(rng, ('short', 'long')))
-    if detail == 'lower': return replace(base, lower_colour=_other(rng, base.skin))
-    if detail == 'sleeve': return replace(base, top_colour=_other(rng, base.skin, base.top_accent))
+    if detail == 'hair': return replace(base, hat='none')
+    if detail == 'pattern': return replace(base, logo='none')
+    if detail == 'logo': return replace(base, top_pattern='plain')
+    if detail == 'sleeves': return replace(base, top_colour=_other(rng, base.skin, base.top_accent))
     return base
 
 
@@ -110,15 +112,9 @@ def family(
     rng,  # numpy Generator to draw from
     detail=None,  # One of DETAILS; None draws one
 ) -> list[Appearance]:  # Four people
-    "Four appearances that share everything but one field, in which all four differ. Raises ValueError for an unknown detail"
+    "Four appearances that share everything but one detail, in which all four differ. Raises ValueError for an unknown detail"
     if detail is None: detail = _pick(rng, tuple(DETAILS))
     if detail not in DETAILS: raise ValueError(f'unknown detail {detail!r}: use one of {", ".join(DETAILS)}')
     base = _ready(rng, random_appearance(rng), detail)
-    return [replace(base, **{detail: value}) for value in _values(rng, base, detail)]
-
-
-def differing_fields(
-    appearances,  # Two or more Appearances
-) -> list[str]:  # Names of the fields in which they are not all alike
-    "What tells these people apart"
-    return [f.name for f in fields(Appearance) if len({getattr(a, f.name) for a in appearances}) > 1]
+    values = [_values(rng, base, field) for field in DETAILS[detail]]
+    return [replace(base, **dict(zip(DETAILS[detail], chosen))) for chosen in zip(*values)]

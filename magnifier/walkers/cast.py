@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 import numpy as np
 from magnifier.regions import region_indices
-from magnifier.walkers.appearance import Appearance, differing_fields, family, random_appearance
+from magnifier.walkers.appearance import DETAILS, Appearance, family, random_appearance
 from magnifier.walkers.cameras import CAMERAS
 from magnifier.walkers.canvas import stream
 from magnifier.walkers.figure import Box, random_box, random_pose
@@ -21,8 +21,14 @@ class Identity:
     "Somebody in the data set"
     pid: int
     appearance: Appearance
-    family: int  # Four identities share it
-    detail: str  # The field of the appearance in which they differ
+    family: int = None  # Four identities share it; None for somebody without relatives
+    detail: str = ''    # One of DETAILS, in which they differ
+
+    @property
+    def value(self) -> str:
+        "What the detail is here: words and colours"
+        fields = [getattr(self.appearance, name) for name in DETAILS.get(self.detail, ())]
+        return ' '.join(v if isinstance(v, str) else '#%02x%02x%02x' % v for v in fields)
 
 
 @dataclass(frozen=True)
@@ -44,20 +50,14 @@ def identities(
     n: int,  # How many
     seed: int,  # Of the set
 ) -> list[Identity]:  # With pids from 1
-    "People in families of four, the last one perhaps smaller"
+    "Of every twelve people four are a family, and eight are like nobody else"
     people = []
-    for f in range((n + 3) // 4):
-        four = family(stream(seed, 'family', f))
-        people += [Identity(4 * f + i + 1, a, f, differing_fields(four)[0]) for i, a in enumerate(four)]
+    for first in range(1, n + 1, 12):
+        rng = stream(seed, 'family', first)
+        detail = _pick(rng, tuple(DETAILS))
+        people += [Identity(first + i, a, first, detail) for i, a in enumerate(family(rng, detail))]
+        people += [Identity(pid, random_appearance(stream(seed, 'person', pid))) for pid in range(first + 4, first + 12)]
     return people[:n]
-
-
-def _shots(split, pid, camids, rng, who, start=0):
-    "Names in Market-1501's manner: identity, camera, sequence, frame, box"
-    pre = '-1' if pid < 0 else f'{pid:04d}'
-    for i, (camid, someone) in enumerate(zip(camids, who), start):
-        name = f'{pre}_c{camid}s{i % 3 + 1}_{125 * i + int(rng.integers(1, 120)):06d}_{int(rng.integers(1, 5)):02d}'
-        yield Shot(split, pid, camid, name, someone)
 
 
 def plan(
@@ -65,27 +65,50 @@ def plan(
     *,
     n_train: int,  # The first so many are for training
     n_images: int,  # Images of each of them
+    n_queries: int,  # Queries of each of the others
     n_gallery: int,  # Gallery images of each of the others
     n_distractors: int,  # Gallery images of nobody
     n_junk: int,  # Junk boxes, of test identities
     seed: int,  # Of the set
 ) -> list[Shot]:  # In order
-    "Every image of the set; both queries of an identity find a match in another camera from the first gallery image on"
+    "Every image of the set; each query finds a match in another camera from the first gallery image on"
     shots = []
     for who in people:
         rng = stream(seed, 'plan', who.pid)
-        cams = [int(c) + 1 for c in rng.permutation(len(CAMERAS))[:4 + int(rng.integers(3))]]
         if who.pid <= n_train:
-            shots += _shots('train', who.pid, [cams[i % len(cams)] for i in range(n_images)], rng, [who] * n_images)
+            cams = _cameras(rng)[:4 + int(rng.integers(3))]
+            shots += _shots('train', who, cams, n_images, rng)
         else:
-            shots += _shots('query', who.pid, cams[:2], rng, [who] * 2)
-            shots += _shots('gallery', who.pid, [cams[(i + 2) % 4] for i in range(n_gallery)], rng, [who] * n_gallery, start=2)
-    for pid, n in ((0, n_distractors), (-1, n_junk)):
-        for i in range(n):
-            rng = stream(seed, 'plan', pid, i)
-            who = people[int(rng.integers(n_train, len(people)))] if pid < 0 else None
-            shots += _shots('gallery', pid, [int(rng.integers(len(CAMERAS))) + 1], rng, [who], start=i)
+            # One camera in common: relatives look alike, and seldom pass the camera of the query
+            cams = _cameras(stream(seed, 'cameras', who.family or who.pid))
+            shots += _shots('query', who, cams[:3], n_queries, rng)
+            shots += _shots('gallery', who, cams[5:1:-1], n_gallery, rng, start=n_queries)
+    for i in range(n_distractors):
+        rng = stream(seed, 'plan', 0, i)
+        shots.append(_shot('gallery', 0, _pick(rng, CAMERAS).camid, i, rng, None))
+    for i in range(n_junk):
+        rng = stream(seed, 'plan', -1, i)
+        who = _pick(rng, people[n_train:])
+        shots.append(_shot('gallery', -1, _pick(rng, CAMERAS).camid, i, rng, who))
     return shots
+
+
+def _pick(rng, choices): return choices[int(rng.integers(len(choices)))]
+
+
+def _cameras(rng): return [int(c) + 1 for c in rng.permutation(len(CAMERAS))]
+
+
+def _shots(split, who, cams, n, rng, start=0):
+    "Images of somebody, from each camera in turn"
+    return [_shot(split, who.pid, cams[i % len(cams)], start + i, rng, who) for i in range(n)]
+
+
+def _shot(split, pid, camid, i, rng, who):
+    "An image named in Market-1501's manner: identity, camera, sequence, frame, box"
+    pre = '-1' if pid < 0 else f'{pid:04d}'
+    frame, box = 125 * i + int(rng.integers(1, 120)), int(rng.integers(1, 5))
+    return Shot(split, pid, camid, f'{pre}_c{camid}s{i % 3 + 1}_{frame:06d}_{box:02d}', who)
 
 
 def _junk_box(rng):
@@ -113,14 +136,14 @@ def take(
 def _truth(shot, picture, pose, box, occluder):
     "A row of the table of truths"
     who = shot.who
-    value = getattr(who.appearance, who.detail) if who else ''
-    joints = ' '.join(f'{x:.2f},{y:.2f},{int(v)}' for (x, y), v in zip(picture.joints, picture.visible)) if pose else ''
+    joints = zip(picture.joints, picture.visible) if pose else ()
     return dict(
         file=f'{shot.file}.jpg', split=shot.split, pid=shot.pid, camid=shot.camid, person=who.pid if who else '',
         **{name: getattr(pose, name) if pose else '' for name in ('view', 'yaw', 'phase', 'arms')},
-        **{name: round(value, 3) for name, value in asdict(box).items()}, occluder=occluder or '', occluded=round(picture.occluded, 4),
-        family=who.family if who else '', detail=who.detail if who else '', joints=joints,
-        value='#%02x%02x%02x' % value if isinstance(value, tuple) else value)
+        **{name: round(value, 3) for name, value in asdict(box).items()},
+        occluder=occluder or '', occluded=round(picture.occluded, 4),
+        family=who.family or '' if who else '', detail=who.detail if who else '', value=who.value if who else '',
+        joints=' '.join(f'{x:.2f},{y:.2f},{int(seen)}' for (x, y), seen in joints))
 
 
 def noisy_mask(

@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from magnifier.files import aside_folder, clear_leftovers
 from magnifier.walkers import dataset as module
+from magnifier.walkers.appearance import DETAILS
 from magnifier.walkers.canvas import stream
 from magnifier.walkers.cast import FOLDERS, identities, noisy_mask, plan
 from magnifier.walkers.dataset import walkers, walkers_truth
 
-SMALL = dict(n_train=4, n_test=5, n_images=5, n_gallery=4, n_distractors=6, n_junk=3)
-TINY = dict(n_train=2, n_test=2, n_images=2, n_gallery=1, n_distractors=1, n_junk=1)   # 12 images
+SMALL = dict(n_train=4, n_test=5, n_images=5, n_queries=3, n_gallery=4, n_distractors=6, n_junk=3)
+TINY = dict(n_train=2, n_test=2, n_images=2, n_queries=2, n_gallery=1, n_distractors=1, n_junk=1)   # 12 images
 
 
 def labels_of(root): return root.with_name(root.name + '_ps_label')
@@ -43,7 +46,7 @@ def tiny(tmp_path_factory): return walkers(tmp_path_factory.mktemp('walkers')/'t
 
 def test_layout_is_market1501s(small):
     counts = {f: len(list((small/f).iterdir())) for f in FOLDERS.values()}
-    assert counts == dict(bounding_box_train=20, query=10, bounding_box_test=5 * 4 + 6 + 3)
+    assert counts == dict(bounding_box_train=20, query=15, bounding_box_test=5 * 4 + 6 + 3)
     for file in small.glob('*/*'):
         assert re.fullmatch(r'(-1|\d{4})_c[1-6]s\d_\d{6}_\d\d\.jpg', file.name)
         with Image.open(file) as image: assert image.size == (64, 128) and image.mode == 'RGB' and image.format == 'JPEG'
@@ -56,21 +59,22 @@ def test_masks_lie_beside_under_the_same_names(small):
             assert mask.mode == 'L' and mask.size == (64, 128)
             seen |= set(np.unique(np.array(mask)))
     assert seen == set(range(8))
-    assert len(list(labels_of(small).glob('*/*.png'))) == 59
+    assert len(list(labels_of(small).glob('*/*.png'))) == 64
 
 
 def test_the_real_reader_reads_it(small):
     from magnifier.data.readers import market1501
     catalog = market1501(small)
     assert (catalog.pid >= 0).all() and catalog['mask'].notna().all()
-    assert catalog.groupby('split').size().to_dict() == dict(train=20, query=10, gallery=26)
+    assert catalog.groupby('split').size().to_dict() == dict(train=20, query=15, gallery=26)
 
 
 def test_splits_share_no_identity_and_every_query_has_a_match(small):
     table = walkers_truth(small)
     train, query, gallery = (table[table.split == s] for s in FOLDERS)
     assert not set(train.pid) & (set(query.pid) | set(gallery.pid))
-    assert (query.groupby('pid').camid.nunique() == 2).all() and len(query) == 10
+    assert (query.groupby('pid').camid.nunique() == 3).all()
+    assert len(query) == 15
     for row in query.itertuples(): assert ((gallery.pid == row.pid) & (gallery.camid != row.camid)).any()
     assert (train.groupby('pid').camid.nunique() >= 4).all()
 
@@ -79,19 +83,38 @@ def test_splits_share_no_identity_and_every_query_has_a_match(small):
 @settings(deadline=None, max_examples=20)
 def test_plans_hold_for_any_size(n, n_gallery, seed):
     people = identities(2 * n, seed)
-    shots = plan(people, n_train=n, n_images=3, n_gallery=n_gallery, n_distractors=n, n_junk=n, seed=seed)
-    assert len({s.file for s in shots}) == len(shots) == 3 * n + (2 + n_gallery) * n + 2 * n
+    shots = plan(people, n_train=n, n_images=3, n_queries=4, n_gallery=n_gallery, n_distractors=n, n_junk=n, seed=seed)
+    assert len({s.file for s in shots}) == len(shots) == 3 * n + (4 + n_gallery) * n + 2 * n
     for q in shots:
         if q.split == 'query': assert any(g.split == 'gallery' and g.pid == q.pid and g.camid != q.camid for g in shots)
     assert all(s.who.pid > n for s in shots if s.pid == -1) and all(s.who is None for s in shots if s.pid == 0)
 
 
-def test_families_of_four(small):
-    people = json.loads((small/'identities.json').read_text())
-    for family in (0, 1):
-        four = [p for p in people.values() if p['family'] == family]
-        differing = {k for k in four[0]['appearance'] if len({str(p['appearance'][k]) for p in four}) > 1}
-        assert len(four) == 4 and differing == {four[0]['detail']}
+def test_a_third_are_families_of_four(small):
+    people = identities(30, 0)
+    assert [p.pid for p in people] == list(range(1, 31))
+    for first in (1, 13, 25):
+        four = people[first-1:first+3]
+        looks = [asdict(p.appearance) for p in four]
+        differing = {name for name in looks[0] if len({str(look[name]) for look in looks}) > 1}
+        assert {p.family for p in four} == {first}
+        assert differing == set(DETAILS[four[0].detail])
+        assert len({p.value for p in four}) == 4
+    assert all(p.family is None and p.detail == p.value == '' for p in people[4:12] + people[16:24])
+    assert len({p.appearance for p in people}) == 30
+    kept = json.loads((small/'identities.json').read_text())
+    assert kept['1']['appearance']['hat'] == people[0].appearance.hat
+    assert kept['5']['family'] is None
+
+
+def test_relatives_seldom_pass_the_camera_of_the_query():
+    "One of a family's three query cameras holds gallery images of it, a quarter of them; the others hold none"
+    shots = plan(identities(96, 1), n_train=12, n_images=1, n_queries=6, n_gallery=8, n_distractors=0, n_junk=0, seed=1)
+    family = {s.who.pid: s.who.family for s in shots}
+    for query in (s for s in shots if s.split == 'query' and s.who.family):
+        relatives = [s for s in shots if s.split == 'gallery' and family[s.pid] == query.who.family and s.pid != query.pid]
+        assert sum(s.camid == query.camid for s in relatives) in (0, 6)
+        assert len(relatives) == 24
 
 
 def test_the_truth_table(small):
@@ -111,7 +134,7 @@ def test_the_truth_table(small):
 
 
 def test_a_third_is_occluded():
-    drawn = [module.take(s, 0, .33)[1]['occluder'] for s in plan(identities(8, 0), n_train=8, n_images=25, n_gallery=1, n_distractors=0, n_junk=0, seed=0)]
+    drawn = [module.take(s, 0, .33)[1]['occluder'] for s in plan(identities(8, 0), n_train=8, n_images=25, n_queries=1, n_gallery=1, n_distractors=0, n_junk=0, seed=0)]
     kinds = {k: drawn.count(k) for k in set(drawn)}
     assert .25 < 1 - kinds[''] / 200 < .42 and len(kinds) == 4 and min(kinds.values()) >= 10
 
@@ -143,7 +166,7 @@ def test_without_a_path_it_is_cached_by_arguments(tmp_path, monkeypatch):
     monkeypatch.setenv('FASTAI_HOME', str(tmp_path))
     one, two = walkers(**TINY), walkers(**TINY, mask_noise=.5)
     assert one.parent == two.parent == tmp_path/'data' and one != two
-    assert walkers(**TINY) == one and walkers(None, 2, 2, 0, n_images=2, n_gallery=1, n_distractors=1, n_junk=1) == one
+    assert walkers(**TINY) == one and walkers(None, 2, 2, 0, n_images=2, n_queries=2, n_gallery=1, n_distractors=1, n_junk=1) == one
     assert leftovers(one) == []
 
 
@@ -182,6 +205,7 @@ def test_noisy_masks_move_boundaries_and_lose_limbs():
 CHILD = '''
 import os, signal, sys
 from magnifier.walkers import dataset as module
+from magnifier.walkers.appearance import DETAILS
 where, root = sys.argv[1:3]
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 def killing(function, nth):
@@ -191,11 +215,12 @@ def killing(function, nth):
         if len(calls) == nth: die()
         return function(*args, **kwargs)
     return wrapped
+from magnifier import files
 if where == 'images': module.take = killing(module.take, 5)
-if where == 'labels': module._install = killing(module._install, 1)
-if where == 'between': module._install = killing(module._install, 2)
-if where == 'after': module.shutil.rmtree = killing(module.shutil.rmtree, 1)
-module.walkers(root, n_train=2, n_test=2, n_images=2, n_gallery=1, n_distractors=1, n_junk=1)
+if where == 'labels': files.os.rename = killing(files.os.rename, 1)
+if where == 'between': files.os.rename = killing(files.os.rename, 2)
+if where == 'after': files.shutil.rmtree = killing(files.shutil.rmtree, 2)
+module.walkers(root, n_train=2, n_test=2, n_images=2, n_queries=2, n_gallery=1, n_distractors=1, n_junk=1)
 '''
 
 
@@ -205,16 +230,19 @@ def test_killed(tmp_path, tiny, where):
     root = tmp_path/'killed'
     assert subprocess.run([sys.executable, '-c', CHILD, where, str(root)]).returncode == -signal.SIGKILL
     assert root.exists() == (where == 'after') and labels_of(root).exists() == (where in ('between', 'after'))
-    for part in leftovers(root): os.utime(part, (time.time() - 7200,) * 2)   # two hours later
     assert walkers(root, **TINY) == root
     assert contents(root) == contents(tiny) and contents(labels_of(root)) == contents(labels_of(tiny))
     if where != 'after': assert leftovers(root) == []
 
 
-def test_the_parts_of_living_runs_are_left_alone(tmp_path):
-    (tmp_path/'.set-abc.part').mkdir()
-    walkers(tmp_path/'set', **TINY)
-    assert (tmp_path/'.set-abc.part').exists()
+def test_what_a_living_process_draws_is_left_alone(tmp_path):
+    "However long it has been at it"
+    with aside_folder(tmp_path/'set') as part:
+        os.utime(part.parent, (time.time() - 7200,) * 2)
+        os.utime(part, (time.time() - 7200,) * 2)
+        walkers(tmp_path/'other', **TINY)
+        clear_leftovers(tmp_path)
+        assert part.exists()
 
 
 def test_calls_at_the_same_time(tmp_path, tiny):
@@ -224,15 +252,19 @@ def test_calls_at_the_same_time(tmp_path, tiny):
     assert contents(root) == contents(tiny) and contents(labels_of(root)) == contents(labels_of(tiny)) and leftovers(root) == []
 
 
-def test_another_call_was_first(tmp_path, tiny, monkeypatch):
-    "The root appears after the check and before the rename"
-    root, rename = tmp_path/'race', os.rename
-    def late(source, target):
-        if not target.exists(): shutil.copytree(labels_of(tiny) if target.name.endswith('_ps_label') else tiny, target)
+@pytest.mark.parametrize('late', ['set', 'set_ps_label'])
+def test_another_call_was_first(tmp_path, tiny, monkeypatch, late):
+    "The root or its masks appear after the check and before the rename"
+    root, rename = tmp_path/'set', os.rename
+    def race(source, target):
+        if target.name == late and not target.exists():
+            shutil.copytree(tiny if target == root else labels_of(tiny), target)
         rename(source, target)
-    monkeypatch.setattr(module.os, 'rename', late)
+    monkeypatch.setattr('magnifier.files.os.rename', race)
     assert walkers(root, **TINY) == root
-    assert contents(root) == contents(tiny) and leftovers(root) == []
+    assert contents(root) == contents(tiny)
+    assert contents(labels_of(root)) == contents(labels_of(tiny))
+    assert leftovers(root) == []
 
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
@@ -251,13 +283,13 @@ def test_lost_masks_are_drawn_again(tmp_path, tiny):
 def test_lost_images_are_named(tmp_path, tiny):
     root = shutil.copytree(tiny, tmp_path/'set')
     next((root/'query').iterdir()).unlink()
-    with pytest.raises(ValueError, match=r'has lost files \(query has 3 of 4 files\): remove it, and call walkers again'): walkers(root, **TINY)
+    with pytest.raises(ValueError, match=r'has lost files \(query has 3 of 4 files\): remove it, and draw it again'): walkers(root, **TINY)
 
 
 def test_a_folder_with_something_else_is_not_touched(tmp_path):
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine'/'thesis.txt').write_text('years')
-    with pytest.raises(ValueError, match='mine exists and holds something else than walkers: choose another path'): walkers(tmp_path/'mine', **TINY)
+    with pytest.raises(ValueError, match='mine exists and holds something else than drawn walkers: choose another path'): walkers(tmp_path/'mine', **TINY)
     assert (tmp_path/'mine'/'thesis.txt').read_text() == 'years' and len(list(tmp_path.iterdir())) == 1
     (tmp_path/'file').write_text('a file')
     with pytest.raises(ValueError, match='holds something else'): walkers(tmp_path/'file', **TINY)
@@ -273,7 +305,7 @@ def test_a_set_with_other_arguments_is_named(tiny):
 
 def test_where_nothing_can_be_written(tmp_path):
     (tmp_path/'file').write_text('')
-    with pytest.raises(OSError, match='cannot write walkers to .*pass a path where files may be written'): walkers(tmp_path/'file'/'set', **TINY)
+    with pytest.raises(OSError, match='cannot write .*set.*name another folder'): walkers(tmp_path/'file'/'set', **TINY)
 
 
 @pytest.mark.parametrize('kwargs,error,message', [
@@ -281,7 +313,7 @@ def test_where_nothing_can_be_written(tmp_path):
     (dict(n_train=2.5), TypeError, 'n_train=2.5: use a whole number'), (dict(n_test='9'), TypeError, "n_test='9'"), (dict(seed=True), TypeError, 'seed=True'),
     (dict(n_gallery=0), ValueError, 'n_gallery=0'), (dict(n_images=8000), ValueError, 'n_images=8000: use 1 or more, at most 7000'),
     (dict(n_junk=-1), ValueError, 'n_junk=-1: use 0'), (dict(n_train=6000, n_test=6000), ValueError, '6000 . 6000 identities: names have four digits'),
-    (dict(occluded=1.5), ValueError, 'occluded=1.5: use a share from 0 to 1'), (dict(mask_noise=float('nan')), ValueError, 'mask_noise=nan'),
+    (dict(occluded=1.5), ValueError, 'occluded=1.5: use a number from 0 to 1'), (dict(mask_noise=float('nan')), ValueError, 'mask_noise=nan'),
     (dict(mask_noise='a'), ValueError, "mask_noise='a'")])
 def test_bad_arguments(tmp_path, kwargs, error, message):
     with pytest.raises(error, match=message): walkers(tmp_path/'set', **kwargs)
