@@ -14,7 +14,7 @@ from magnifier.train.recipes import RECIPES, recipe
 def people(tmp_path_factory):
     "A set just large enough for a batch of the quick recipe"
     from magnifier.walkers.dataset import walkers
-    return walkers(tmp_path_factory.mktemp('cli')/'people', n_train=16, n_test=4, n_images=4, n_gallery=3)
+    return walkers(tmp_path_factory.mktemp('cli')/'people', n_train=16, n_test=4, n_images=4, n_queries=2, n_gallery=3)
 
 
 @pytest.fixture(scope='module')

@@ -1,17 +1,20 @@
 "Who a drawn pedestrian is: build, hair, garments and what is carried; and families that differ in one detail"
 
 from dataclasses import dataclass, replace
+from magnifier.walkers.canvas import between, pick
 
 __all__ = ['Appearance', 'random_appearance', 'family', 'DETAILS', 'COLOURS']
 
 # Garment colours, apart enough to be told from each other under six white balances
 COLOURS = dict(
-    black=(38, 38, 42), white=(232, 231, 226), grey=(132, 134, 138), red=(190, 40, 44), maroon=(105, 28, 42), orange=(224, 120, 36),
-    yellow=(228, 198, 62), green=(58, 142, 72), forest=(32, 74, 52), teal=(34, 138, 142), sky=(126, 182, 222), blue=(44, 88, 182),
-    navy=(34, 44, 88), purple=(112, 62, 142), pink=(226, 140, 166), brown=(112, 76, 50), beige=(206, 186, 148), olive=(112, 116, 62))
+    black=(38, 38, 42), white=(232, 231, 226), grey=(132, 134, 138), red=(190, 40, 44), maroon=(105, 28, 42),
+    orange=(224, 120, 36), yellow=(228, 198, 62), green=(58, 142, 72), forest=(32, 74, 52), teal=(34, 138, 142),
+    sky=(126, 182, 222), blue=(44, 88, 182), navy=(34, 44, 88), purple=(112, 62, 142), pink=(226, 140, 166),
+    brown=(112, 76, 50), beige=(206, 186, 148), olive=(112, 116, 62))
 _SKIN = ((236, 200, 176), (222, 178, 148), (198, 150, 116), (164, 116, 84), (122, 82, 58), (86, 58, 44))
-_HAIR = dict(black=(34, 28, 28), brown=(88, 56, 36), blond=(204, 168, 98), red=(160, 74, 36), grey=(160, 158, 156),
-             white=(222, 220, 214))
+_HAIR = dict(
+    black=(34, 28, 28), brown=(88, 56, 36), blond=(204, 168, 98), red=(160, 74, 36), grey=(160, 158, 156),
+    white=(222, 220, 214))
 
 HAIR_STYLES = ('short', 'long', 'bun')
 SLEEVES = ('none', 'short', 'elbow', 'long')
@@ -23,17 +26,20 @@ HATS = ('none', 'cap', 'beanie', 'brim')
 
 # What a family may differ in: the fields of each detail, which change together
 DETAILS = dict(
-    hair=('hair_style', 'hair_colour'), hat=('hat', 'hat_colour'), sleeves=('sleeve',), pattern=('top_pattern', 'top_accent'),
-    logo=('logo', 'logo_colour'), legs=('lower', 'lower_colour'), shoes=('shoe_colour',), bag=('bag', 'bag_colour'))
-_KINDS = dict(hair_style=HAIR_STYLES, sleeve=SLEEVES, top_pattern=PATTERNS, logo=LOGOS, lower=LOWERS, bag=BAGS, hat=HATS)
-_BESIDE = dict(  # What a colour lies on or hangs beside, from which it must differ
+    hair=('hair_style', 'hair_colour'), hat=('hat', 'hat_colour'), sleeves=('sleeve',),
+    pattern=('top_pattern', 'top_accent'), logo=('logo', 'logo_colour'), legs=('lower', 'lower_colour'),
+    shoes=('shoe_colour',), bag=('bag', 'bag_colour'))
+_KINDS = dict(
+    hair_style=HAIR_STYLES, sleeve=SLEEVES, top_pattern=PATTERNS, logo=LOGOS, lower=LOWERS, bag=BAGS, hat=HATS)
+# What a colour lies on or beside, from which it must stand out
+_BESIDE = dict(
     top_accent=('top_colour',), logo_colour=('top_colour',), lower_colour=('top_colour', 'skin'),
     shoe_colour=('lower_colour',), bag_colour=('top_colour',), hat_colour=('hair_colour',))
 
 
 @dataclass(frozen=True)
 class Appearance:
-    "Everything that belongs to an identity and to no picture; `dataclasses.replace` changes one thing of it. Colours are RGB to 255"
+    "What stays the same in all images of a person; `dataclasses.replace` changes one thing. Colours are RGB, 0 to 255"
     girth: float          # Thickness of trunk and limbs, 0.88 to 1.2
     shoulders: float      # Width of the shoulders, 0.9 to 1.12
     legs: float           # Length of the legs, 0.94 to 1.06
@@ -56,15 +62,16 @@ class Appearance:
     hat_colour: tuple     # Colour
 
 
-def _pick(rng, choices): return choices[int(rng.integers(len(choices)))]
+def _spread(rng, low, high): return round(between(rng, low, high), 3)
 
-def _spread(rng, low, high): return round(low + (high - low) * float(rng.random()), 3)
 
 def _far(a, b): return sum(abs(x - y) for x, y in zip(a, b)) >= 130
 
+
 def _other(rng, *colours):
     "A palette colour that stands out from `colours`"
-    return _pick(rng, [c for c in COLOURS.values() if all(_far(c, o) for o in colours)])
+    return pick(rng, [c for c in COLOURS.values() if all(_far(c, o) for o in colours)])
+
 
 def _worn(rng, colour):
     "The colour as one particular garment has it"
@@ -75,16 +82,17 @@ def random_appearance(
     rng,  # numpy Generator to draw from
 ) -> Appearance:  # Somebody
     "A person with random build and clothes"
-    top = _pick(rng, tuple(COLOURS.values()))
-    lower, hair = _other(rng, top), _pick(rng, tuple(_HAIR.values())[:5])
+    top = pick(rng, tuple(COLOURS.values()))
+    lower, hair = _other(rng, top), pick(rng, tuple(_HAIR.values())[:5])
     accent = _other(rng, top)
     return Appearance(
-        girth=_spread(rng, .88, 1.2), shoulders=_spread(rng, .9, 1.12), legs=_spread(rng, .94, 1.06), head=_spread(rng, .92, 1.1),
-        skin=_pick(rng, _SKIN), hair_colour=hair, hair_style=_pick(rng, HAIR_STYLES), sleeve=_pick(rng, SLEEVES),
-        top_colour=_worn(rng, top), top_pattern=_pick(rng, ('plain',) + PATTERNS), top_accent=_worn(rng, accent),
-        logo=_pick(rng, LOGOS), logo_colour=_other(rng, top, accent), lower=_pick(rng, ('trousers',) + LOWERS),
-        lower_colour=_worn(rng, lower), shoe_colour=_other(rng, lower), bag=_pick(rng, ('none',) + BAGS), bag_colour=_other(rng, top),
-        hat=_pick(rng, ('none', 'none') + HATS), hat_colour=_other(rng, hair))
+        girth=_spread(rng, .88, 1.2), shoulders=_spread(rng, .9, 1.12), legs=_spread(rng, .94, 1.06),
+        head=_spread(rng, .92, 1.1), skin=pick(rng, _SKIN), hair_colour=hair, hair_style=pick(rng, HAIR_STYLES),
+        sleeve=pick(rng, SLEEVES), top_colour=_worn(rng, top), top_pattern=pick(rng, ('plain',) + PATTERNS),
+        top_accent=_worn(rng, accent), logo=pick(rng, LOGOS), logo_colour=_other(rng, top, accent),
+        lower=pick(rng, ('trousers',) + LOWERS), lower_colour=_worn(rng, lower), shoe_colour=_other(rng, lower),
+        bag=pick(rng, ('none',) + BAGS), bag_colour=_other(rng, top), hat=pick(rng, ('none', 'none') + HATS),
+        hat_colour=_other(rng, hair))
 
 
 def _values(rng, base, field):
@@ -112,8 +120,8 @@ def family(
     rng,  # numpy Generator to draw from
     detail=None,  # One of DETAILS; None draws one
 ) -> list[Appearance]:  # Four people
-    "Four appearances that share everything but one detail, in which all four differ. Raises ValueError for an unknown detail"
-    if detail is None: detail = _pick(rng, tuple(DETAILS))
+    "Four people who share everything but one detail, in which all differ. Raises ValueError for an unknown detail"
+    if detail is None: detail = pick(rng, tuple(DETAILS))
     if detail not in DETAILS: raise ValueError(f'unknown detail {detail!r}: use one of {", ".join(DETAILS)}')
     base = _ready(rng, random_appearance(rng), detail)
     values = [_values(rng, base, field) for field in DETAILS[detail]]

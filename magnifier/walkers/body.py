@@ -34,13 +34,13 @@ class Body:
         appearance,  # Appearance
         joints,  # From `skeleton`
         projection,  # Projection from body to canvas coordinates
-        labels:bool=True,  # False writes background wherever this body is seen: it is in somebody's way
+        labels:bool=True,  # False: the mask has background where this body is seen, an occluder
     ):
         "Nothing is drawn yet"
         self.canvas, self.a, self.joints, self.p, self.labels = canvas, appearance, joints, projection, labels
 
     def draw(self):
-        "Draw all of it; the order does not matter where depths differ"
+        "Draw all of it"
         for side in ('left', 'right'):
             self._leg(side)
             self._arm(side)
@@ -54,15 +54,17 @@ class Body:
         "A tube between two joints (names or points), radii in body heights"
         a, b = (self.joints[v] if isinstance(v, str) else v for v in (start, end))
         if isinstance(radii, (int, float)): radii = [radii]
-        self._raw(a, b, [self.p.size(r, a if 2 * i < len(radii) else b) for i, r in enumerate(radii)], label, paint, **kwargs)
+        projected = [self.p.size(r, a if 2 * i < len(radii) else b) for i, r in enumerate(radii)]
+        self._raw(a, b, projected, label, paint, **kwargs)
 
     def _raw(self, a, b, radii, label, paint, **kwargs):
         "A tube between two points, radii in canvas pixels"
         self.canvas.tube(self.p(a), self.p(b), radii, label if self.labels else 0, paint, **kwargs)
 
     def _leg(self, side):
-        "Knees, like elbows, are the round start of the lower part: two round ends of one size would fight for the same pixels"
-        a, g, (thigh, calf) = self.a, self.a.girth, LEGS[self.a.lower]
+        "The knee, like the elbow, is the round start of the lower part: two round ends would claim the same pixels"
+        a, g = self.a, self.a.girth
+        thigh, calf = LEGS[a.lower]
         self._tube(f'{side}_hip', f'{side}_knee', _sleeved(.063 * g, .046 * g, 1.12, thigh), UPPER_LEG,
                    limb_paint(thigh, a.lower_colour, a.skin), caps=(False, False))
         self._tube(f'{side}_knee', f'{side}_ankle', _sleeved(.044 * g, .028 * g, 1.2, calf), LOWER_LEG,
@@ -71,7 +73,8 @@ class Body:
         self._tube(f'{side}_ankle', f'{side}_heel', (.032, .036), FOOT, shoe_paint(a.shoe_colour))
 
     def _arm(self, side):
-        a, g, (upper, fore) = self.a, self.a.girth, ARMS[self.a.sleeve]
+        a, g = self.a, self.a.girth
+        upper, fore = ARMS[a.sleeve]
         self._tube(f'{side}_shoulder', f'{side}_elbow', _sleeved(.04 * g, .034 * g, 1.17, upper), UPPER_ARM,
                    limb_paint(upper, a.top_colour, a.skin), caps=(True, False))
         self._tube(f'{side}_elbow', f'{side}_wrist', _sleeved(.033 * g, .024 * g, 1.2, fore), LOWER_ARM,
@@ -79,24 +82,30 @@ class Body:
         self._tube(f'{side}_wrist', f'{side}_hand', (.024, .028, .02), LOWER_ARM, a.skin)
 
     def _trunk(self):
-        a, p, (x, y, z) = self.a, self.p, self.joints['pelvis']
+        a, p = self.a, self.p
+        x, y, z = self.joints['pelvis']
         wide = [w * a.girth for w in TRUNK_WIDE[0]] + [w * a.shoulders for w in TRUNK_WIDE[1]]
         radii = [p.span(w, d * a.girth) for w, d in zip(wide, TRUNK_DEEP)]
         self._raw((x, y - .035, z), self.joints['neck'], radii, CHEST, top_paint(a, p.yaw), caps=(False, False),
                   flat=p.span(.08, .118) / p.span(.118, .08), lift=p.size(.035))
 
     def _skirt(self):
-        a, p, (x, y, z) = self.a, self.p, self.joints['pelvis']
+        a, p = self.a, self.p
+        x, y, z = self.joints['pelvis']
         kx, ky, kz = ((u + v) / 2 for u, v in zip(self.joints['left_knee'], self.joints['right_knee']))
         radii = [p.span(w * a.girth, d * a.girth) for w, d in zip(SKIRT_WIDE, SKIRT_DEEP)]
         self._raw((x, y + .01, z), (kx, ky + .03, kz * .6), radii, UPPER_LEG, limb_paint(9, a.lower_colour, a.skin),
                   caps=(False, False), flat=p.span(.1, .13) / p.span(.13, .1), lift=p.size(.02))
 
     def _head(self):
-        a, r, (x, y, z), (cx, cy, cz) = self.a, RADIUS * self.a.head, self.joints['crown'], self.joints['chin']
-        bottom, (nx, ny, nz), covered = (cx, cy + .95 * r, cz), self.joints['nose'], a.hat != 'none'
+        a, r = self.a, RADIUS * self.a.head
+        x, y, z = self.joints['crown']
+        cx, cy, cz = self.joints['chin']
+        nx, ny, nz = self.joints['nose']
+        covered, bottom = a.hat != 'none', cy + .95 * r
         self._tube('neck', (cx, cy + .03, cz - .01), (.043, .038), HEAD, a.skin)
-        self._tube(bottom, (x, y - r, z), (r * .88, r * .98, r), HEAD, head_paint(a, self.p.yaw, (y - r - bottom[1]) / r))
+        face = head_paint(a, self.p.yaw, (y - r - bottom) / r)
+        self._tube((cx, bottom, cz), (x, y - r, z), (r * .88, r * .98, r), HEAD, face)
         self._tube((nx, ny + .008, nz - .014), (nx, ny, nz - .006), (.007, .009), HEAD, a.skin)
         if a.hair_style == 'long':
             high = .105 if covered else .07
@@ -106,7 +115,8 @@ class Body:
             self._tube((x, y - high, z - .05), (x, y - high - .005, z - .06), .03, HEAD, a.hair_colour)
 
     def _hat(self):
-        hat, colour, r, (x, y, z) = self.a.hat, self.a.hat_colour, RADIUS * self.a.head, self.joints['crown']
+        hat, colour, r = self.a.hat, self.a.hat_colour, RADIUS * self.a.head
+        x, y, z = self.joints['crown']
         if hat == 'cap':
             for dx in (-.024, 0, .024):
                 self._tube((x + dx, y - r * .72, z + .03), (x + dx, y - r * .8, z + .1 - abs(dx)), .014, HEAD, colour)
@@ -115,16 +125,19 @@ class Body:
             self._tube((x, y - r, z - .004), (x, y - r * .3, z - .008), radii, HEAD, colour, caps=(False, True))
         if hat == 'brim':
             self._tube((x, y - r * .85, z), (x, y - r * .5, z), (r * 1.1, r), HEAD, colour, caps=(False, True))
-            c, f, thick = .1 * math.cos(self.p.yaw), .1 * math.sin(self.p.yaw), .014 + .06 * abs(math.sin(self.p.pitch))
+            c, f = .1 * math.cos(self.p.yaw), .1 * math.sin(self.p.yaw)
+            thick = .014 + .06 * abs(math.sin(self.p.pitch))
             radii = [thick * v for v in BRIM]
             self._tube((x - c, y - r * .8, z - f), (x + c, y - r * .8, z + f), radii, HEAD, colour, flat=.08 / thick)
 
     def _bag(self):
-        "What is carried is no part of the body: where it covers the body, the mask stays the body's, elsewhere background"
-        a, p, g, (x, y, z) = self.a, self.p, self.a.girth, self.joints['pelvis']
+        "What is carried has no label of its own: in front of the body the mask keeps the body's, elsewhere background"
+        a, p, g = self.a, self.p, self.a.girth
+        x, y, z = self.joints['pelvis']
         hx, hy, hz = self.joints['left_hand']
         low, high, radii = dict(
             backpack=((x, y + .07, z - .09 * g), (x, y + .3, z - .085 * g), [p.span(w, .055) for w in BACKPACK]),
             shoulder=((x + .115 * g, y - .075, z), (x + .115 * g, y + .04, z), [p.span(.04, .085)]),
-            handbag=((hx, hy - .13, hz), (hx, hy - .015, hz), [p.span(.04, .08)] * 4 + [p.span(.012, .05)]))[a.bag]
+            handbag=((hx, hy - .13, hz), (hx, hy - .015, hz), [p.span(.04, .08)] * 4 + [p.span(.012, .05)]),
+        )[a.bag]
         self._raw(low, high, radii, None, bag_paint(a.bag_colour), caps=(a.bag == 'backpack',) * 2, flat=.6)

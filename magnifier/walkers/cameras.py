@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 import numpy as np
-from magnifier.walkers.canvas import stream
+from magnifier.walkers.canvas import pick, stream
 from magnifier.walkers.resample import enlarge, shrink
 
 __all__ = ['Camera', 'CAMERAS', 'NEUTRAL', 'background', 'blurred', 'noise', 'response', 'expose']
@@ -12,7 +12,7 @@ __all__ = ['Camera', 'CAMERAS', 'NEUTRAL', 'background', 'blurred', 'noise', 're
 
 @dataclass(frozen=True)
 class Camera:
-    "What a camera does to every picture it takes"
+    "What a camera does to every image it takes"
     camid: int             # 1 to 6 in file names; 0 is a studio
     gains: tuple           # White balance: red, green, blue
     exposure: float = 1.   # Brightness
@@ -31,25 +31,34 @@ class Camera:
 
 NEUTRAL = Camera(0, (1., 1., 1.))
 CAMERAS = (
-    Camera(1, (1.01, 1., .98), exposure=1.05, gamma=.97, noise=3., pitch=6., roll=-1.5, light=(-.5, -.5, .7), horizon=.36,
-           walls=('bricks', 'windows'), floors=('tiles', 'paving')),
-    Camera(2, (1.06, 1., .92), exposure=.96, gamma=1.03, blur=1, noise=4., pitch=14., roll=2., light=(.55, -.5, .67), ambient=.55,
-           horizon=.22, walls=('hall', 'shutters', 'plain'), floors=('tiles',)),
-    Camera(3, (.94, 1., 1.06), exposure=.98, noise=6., resolution=.8, pitch=10., light=(-.2, -.8, .56), ambient=.66, horizon=.3,
-           walls=('windows', 'hall', 'hedge'), floors=('asphalt', 'paving')),
-    Camera(4, (.98, 1.03, .97), gamma=.95, blur=1, noise=3., resolution=.9, pitch=4., roll=3., light=(.3, -.6, .74), ambient=.62,
-           horizon=.45, walls=('hedge', 'bricks', 'hedge'), floors=('grass', 'asphalt', 'paving')),
-    Camera(5, (1.02, .98, 1.02), exposure=.86, gamma=1.05, noise=7., pitch=8., roll=-3., light=(.6, -.3, .74), ambient=.5,
-           horizon=.34, walls=('shutters', 'bricks', 'windows'), floors=('asphalt', 'tiles')),
-    Camera(6, (.99, 1.01, 1.01), exposure=1.1, gamma=.95, blur=1, noise=5., resolution=.72, pitch=18., roll=1., light=(0., -.7, .71),
-           ambient=.72, horizon=.14, walls=('plain', 'hedge'), floors=('paving', 'grass', 'tiles')))
+    Camera(1, (1.01, 1., .98), exposure=1.05, gamma=.97, noise=3., pitch=6., roll=-1.5, light=(-.5, -.5, .7),
+           horizon=.36, walls=('bricks', 'windows'), floors=('tiles', 'paving')),
+    Camera(2, (1.06, 1., .92), exposure=.96, gamma=1.03, blur=1, noise=4., pitch=14., roll=2.,
+           light=(.55, -.5, .67), ambient=.55, horizon=.22, walls=('hall', 'shutters', 'plain'), floors=('tiles',)),
+    Camera(3, (.94, 1., 1.06), exposure=.98, noise=6., resolution=.8, pitch=10., light=(-.2, -.8, .56), ambient=.66,
+           horizon=.3, walls=('windows', 'hall', 'hedge'), floors=('asphalt', 'paving')),
+    Camera(4, (.98, 1.03, .97), gamma=.95, blur=1, noise=3., resolution=.9, pitch=4., roll=3.,
+           light=(.3, -.6, .74), ambient=.62, horizon=.45, walls=('hedge', 'bricks', 'hedge'),
+           floors=('grass', 'asphalt', 'paving')),
+    Camera(5, (1.02, .98, 1.02), exposure=.86, gamma=1.05, noise=7., pitch=8., roll=-3., light=(.6, -.3, .74),
+           ambient=.5, horizon=.34, walls=('shutters', 'bricks', 'windows'), floors=('asphalt', 'tiles')),
+    Camera(6, (.99, 1.01, 1.01), exposure=1.1, gamma=.95, blur=1, noise=5., resolution=.72, pitch=18., roll=1.,
+           light=(0., -.7, .71), ambient=.72, horizon=.14, walls=('plain', 'hedge'),
+           floors=('paving', 'grass', 'tiles')))
 
-# Colours that every town has; each piece of wall or ground takes one, so that a background gives away little about its camera
-_WALLS = dict(bricks=((150, 106, 90), (176, 150, 122), (128, 118, 112)), hall=((188, 172, 140), (168, 170, 172), (120, 112, 104)),
-              windows=((120, 130, 142), (150, 142, 130), (92, 98, 110)), hedge=((74, 104, 58), (96, 116, 74), (62, 84, 56)),
-              shutters=((96, 98, 108), (142, 128, 116), (108, 122, 118)), plain=((196, 198, 196), (184, 172, 152), (138, 140, 146)))
-_FLOORS = dict(tiles=((168, 162, 150), (142, 138, 134), (150, 134, 112)), asphalt=((104, 106, 112), (88, 86, 86), (122, 118, 112)),
-               grass=((118, 138, 84), (134, 136, 96)), paving=((186, 182, 172), (150, 148, 146), (166, 148, 132)))
+# Colours of wall and ground, the same at all cameras: a background tells little of its camera
+_WALLS = dict(
+    bricks=((150, 106, 90), (176, 150, 122), (128, 118, 112)),
+    hall=((188, 172, 140), (168, 170, 172), (120, 112, 104)),
+    windows=((120, 130, 142), (150, 142, 130), (92, 98, 110)),
+    hedge=((74, 104, 58), (96, 116, 74), (62, 84, 56)),
+    shutters=((96, 98, 108), (142, 128, 116), (108, 122, 118)),
+    plain=((196, 198, 196), (184, 172, 152), (138, 140, 146)))
+_FLOORS = dict(
+    tiles=((168, 162, 150), (142, 138, 134), (150, 134, 112)),
+    asphalt=((104, 106, 112), (88, 86, 86), (122, 118, 112)),
+    grass=((118, 138, 84), (134, 136, 96)),
+    paving=((186, 182, 172), (150, 148, 146), (166, 148, 132)))
 
 
 def _cells(rng, h, w, size, spread):
@@ -78,7 +87,9 @@ def _floor(kind, rng, h, w):
     far = 900 // (y + 18)                              # shrinks towards the viewer
     across = (x - w // 2) * 60 // (y + 40)
     out = _cells(rng, h, w, 30, 12) + _grain(rng, h, w, 5) - 14 * (y < 2)
-    if kind == 'tiles': out = out - 22 * ((np.diff(far, axis=0, prepend=far[:1]) != 0) & (far % 2 == 0) | (across % 18 == 0))
+    if kind == 'tiles':
+        joints = (np.diff(far, axis=0, prepend=far[:1]) != 0) & (far % 2 == 0)
+        out = out - 22 * (joints | (across % 18 == 0))
     if kind == 'paving': out = out + np.where((far // 3 + across // 16) % 2 == 0, 9, -9)
     if kind == 'asphalt': out = out + _grain(rng, h, w, 8) + 70 * ((y > 10) & (y < 15) & ((x // 30) % 3 > 0))
     if kind == 'grass': out = out + _cells(rng, h, w, 3, 26)
@@ -89,9 +100,9 @@ def _pieces(rng, kinds, colours, paint, h, w):
     "Walls or grounds side by side, each of a kind and a colour of its own"
     out, x = np.empty((h, w, 3), np.int32), 0
     while x < w:
-        kinds_here = kinds if rng.random() < .5 else tuple(colours)   # half a camera's view looks like any other's
-        kind, wide = kinds_here[int(rng.integers(len(kinds_here)))], min(w - x, int(rng.integers(h // 3 + 16, h + 48)))
-        colour = colours[kind][int(rng.integers(len(colours[kind])))]
+        kind = pick(rng, kinds if rng.random() < .5 else tuple(colours))  # half a camera's view looks like any other's
+        wide = min(w - x, int(rng.integers(h // 3 + 16, h + 48)))
+        colour = pick(rng, colours[kind])
         out[:, x:x+wide] = paint(kind, rng, h, wide)[..., None] + np.array(colour)
         x += wide
     return out
@@ -99,10 +110,12 @@ def _pieces(rng, kinds, colours, paint, h, w):
 
 @lru_cache(maxsize=32)
 def _plate(camera, height, width):
-    "The camera's whole view, wide enough to cut many boxes from, before its colours"
-    rng, h, w = stream('plate', camera.camid), height + height // 4, 16 * width
+    "The camera's whole view, from which many backgrounds are cut, before its colours"
+    rng = stream('plate', camera.camid)
+    h, w = height + height // 4, max(1024, 2 * width)
     top = int(h * camera.horizon)
-    wall, floor = _pieces(rng, camera.walls, _WALLS, _wall, top, w), _pieces(rng, camera.floors, _FLOORS, _floor, h - top, w)
+    wall = _pieces(rng, camera.walls, _WALLS, _wall, top, w)
+    floor = _pieces(rng, camera.floors, _FLOORS, _floor, h - top, w)
     view = np.concatenate([wall, floor])
     light = 100 + _cells(rng, h, w, 60, 22)[..., None]  # per cent: sun and shade
     return np.clip(view * light // 100, 0, 255).astype(np.uint8)
@@ -110,18 +123,22 @@ def _plate(camera, height, width):
 
 def background(
     camera: Camera,  # Whose place
-    size,  # Height and width of the picture
+    size,  # Height and width of the image
     rng,  # numpy Generator: where in the place
 ) -> np.ndarray:  # (h, w, 3) uint8
-    "A box of the camera's own background"
+    "A piece of the camera's own background"
     h, w = size
     if not camera.camid: return np.full((h, w, 3), 150, np.uint8)
     plate = _plate(camera, h, w)
-    y, x = int(rng.integers(plate.shape[0] - h + 1)), int(rng.integers(plate.shape[1] - w + 1))
-    return np.minimum(plate[y:y+h, x:x+w].astype(np.int32) * int(rng.integers(78, 121)) // 100, 255).astype(np.uint8)
+    y = int(rng.integers(plate.shape[0] - h + 1))
+    x = int(rng.integers(plate.shape[1] - w + 1))
+    light = int(rng.integers(78, 121))  # per cent
+    return np.minimum(plate[y:y+h, x:x+w].astype(np.int32) * light // 100, 255).astype(np.uint8)
 
 
-def blurred(image):
+def blurred(
+    image,  # (h, w, c) integers
+) -> np.ndarray:  # (h, w, c)
     "One pass of 1-2-1 along both axes, edges repeated"
     wide = np.pad(image, ((1, 1), (0, 0), (0, 0)), mode='edge')
     image = (wide[:-2] + 2 * wide[1:-1] + wide[2:] + 2) >> 2
@@ -129,15 +146,22 @@ def blurred(image):
     return (wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:] + 2) >> 2
 
 
-def noise(rng, shape, spread):
-    "Bell-shaped integers: four bytes added, so that no library's logarithm has a say in it"
+def noise(
+    rng,  # numpy Generator
+    shape,  # Of the result
+    spread,  # Standard deviation in grey levels
+) -> np.ndarray:  # int32
+    "Bell-shaped integers, each the sum of four bytes: logarithms differ in their last bit between machines"
     n = math.prod(shape)
     four = np.frombuffer(rng.bytes(4 * n), np.uint8).reshape(4, *shape).astype(np.int32).sum(0)
     return ((four - 510) * round(spread * 1024 / 147.8) + 512) >> 10
 
 
-def response(camera, rng):
-    "What each channel's 256 levels become, (3, 256): the camera's colours, and the hour's"
+def response(
+    camera: Camera,  # Whose colours
+    rng,  # numpy Generator: the hour's light
+) -> np.ndarray:  # (3, 256) int32
+    "What each channel's 256 levels become"
     exposure = camera.exposure * (.82 + .36 * float(rng.random()))
     gains = [round(g * exposure * (.965 + .07 * float(rng.random())), 3) for g in camera.gains]
     level = [[255 * min(1., i / 255 * gain) ** camera.gamma for i in range(256)] for gain in gains]
@@ -149,10 +173,10 @@ def expose(
     camera: Camera,  # What it goes through
     rng,  # numpy Generator for noise and for the exposure's small changes
 ) -> np.ndarray:  # (h, w, 3) uint8
-    "The picture as this camera delivers it: colours, blur, resolution, noise"
+    "The image as this camera delivers it: colours, blur, resolution, noise"
     if not camera.camid: return image
-    curve = response(camera, rng)
-    out = np.stack([curve[c][image[..., c]] for c in range(3)], -1)
+    levels = response(camera, rng)
+    out = np.stack([levels[c][image[..., c]] for c in range(3)], -1)
     for _ in range(camera.blur): out = blurred(out)
     if camera.resolution < 1:
         size = image.shape[:2]

@@ -1,12 +1,12 @@
-"A small z-buffer for shaded tubes: what drawn pedestrians are made of, exact to the bit on every machine"
+"A small z-buffer for shaded tubes, of which pedestrians are drawn, and their random streams: the same on every machine"
 
 import math
 from typing import NamedTuple
 import numpy as np
 
-__all__ = ['Canvas', 'Surface', 'SUPERSAMPLE', 'grid', 'stream']
+__all__ = ['Canvas', 'Surface', 'SUPERSAMPLE', 'between', 'grid', 'pick', 'stream']
 
-# Odd, so that one of the small pixels lies at the centre of each large one: that pixel's label is the mask's.
+# Small pixels along the side of an image's pixel. Odd, so that one lies at its centre: the mask takes that one's label
 SUPERSAMPLE = 3
 _NOTHING, _BACK = -1e9, -1e8  # Depths of an empty pixel, and of what has been pushed back
 _STEPS = 48  # radii along a tube are looked up in a table of so many steps
@@ -19,17 +19,34 @@ def stream(
     return np.random.Generator(np.random.PCG64([b for b in '/'.join(map(str, key)).encode()]))
 
 
+def pick(
+    rng,  # numpy Generator
+    choices,  # A sequence
+):  # One of them
+    "A choice, each as likely"
+    return choices[int(rng.integers(len(choices)))]
+
+
+def between(
+    rng,  # numpy Generator
+    low,
+    high,
+) -> float:
+    "A number from `low` to `high`"
+    return low + (high - low) * float(rng.random())
+
+
 def grid(
     value,  # A length in canvas pixels
 ) -> float:  # The nearest multiple of 1/64
-    "Snap to a grid: sines differ in their last bit between machines, pictures must not"
+    "Snap to a grid: sines differ in their last bit between machines, images must not"
     return math.floor(value * 64 + .5) / 64
 
 
 class Surface(NamedTuple):
     "The visible points of a tube, as flat arrays, for its paint"
     t: np.ndarray       # Position on the axis, 0 at its start and 1 at its end; beyond in a round cap
-    across: np.ndarray  # -1 to 1 over the width; for an axis that points up, 1 is the picture's right
+    across: np.ndarray  # -1 to 1 over the width; for an axis that points up, 1 is the image's right
     facing: np.ndarray  # 1 where the surface faces the viewer, 0 at the outline
     down: np.ndarray    # 1 where the surface faces the ground
 
@@ -54,7 +71,7 @@ class Canvas:
         return self.depth > _NOTHING
 
     @property
-    def front(self) -> np.ndarray:  # (h, w) booleans at the picture's size
+    def front(self) -> np.ndarray:  # (h, w) booleans at the image's size
         "Where something was drawn since `push_back`"
         return _centres(self.depth > _BACK / 10)
 
@@ -70,7 +87,7 @@ class Canvas:
         paint,  # RGB, or a function Surface -> (n, 3) RGB
         caps=(True, True),  # Round the start, round the end; a flat end stops at the axis' point
         flat:float=1.,  # Depth of the cross-section over its width
-        lift:float=0.,  # Small pixels by which the tube is taken to be nearer than it is: cloth that hangs over limbs
+        lift:float=0.,  # Small pixels by which the tube counts as nearer than it is: cloth that hangs over limbs
     ):
         "Draw a tube with a straight axis and a round (or flattened) cross-section"
         a, b = [grid(v) for v in a], [grid(v) for v in b]
@@ -109,30 +126,36 @@ class Canvas:
     def _box(self, a, b, r):
         "Slices that hold the tube, or None outside the canvas"
         h, w = self.label.shape
-        x0, x1 = max(0, math.floor(min(a[0], b[0]) - r)), min(w, math.ceil(max(a[0], b[0]) + r) + 1)
-        y0, y1 = max(0, math.floor(min(a[1], b[1]) - r)), min(h, math.ceil(max(a[1], b[1]) + r) + 1)
+        x0 = max(0, math.floor(min(a[0], b[0]) - r))
+        x1 = min(w, math.ceil(max(a[0], b[0]) + r) + 1)
+        y0 = max(0, math.floor(min(a[1], b[1]) - r))
+        y1 = min(h, math.ceil(max(a[1], b[1]) + r) + 1)
         return (slice(y0, y1), slice(x0, x1)) if x0 < x1 and y0 < y1 else None
 
     def _shade(self, right, down, facing):
         "Lambert's law with some light from everywhere, darker towards the outline"
         lx, ly, lz = (np.float32(v) for v in self.light)
         direct = np.maximum(right * lx + down * ly + facing * lz, np.float32(0))
-        return (np.float32(self.ambient) + np.float32(1.12 - self.ambient) * direct) * (np.float32(.86) + np.float32(.14) * facing)
+        light = np.float32(self.ambient) + np.float32(1.12 - self.ambient) * direct
+        return light * (np.float32(.86) + np.float32(.14) * facing)
 
     def reduced(self,
-        background,  # (h, w, 3) uint8 at the picture's size, seen where nothing was drawn
+        background,  # (h, w, 3) uint8 at the image's size, seen where nothing was drawn
     ) -> np.ndarray:  # (h, w, 3) uint8, each pixel the mean of its small pixels
-        "Anti-aliased picture over a background"
+        "The anti-aliased image over a background"
         ss = SUPERSAMPLE
-        covered, total, count = self.covered, np.zeros(background.shape, np.uint16), np.zeros(background.shape[:2], np.uint16)
+        covered = self.covered
+        total = np.zeros(background.shape, np.uint16)
+        count = np.zeros(background.shape[:2], np.uint16)
         for i in range(ss):
             for j in range(ss):
                 total += self.colour[i::ss, j::ss]
                 count += covered[i::ss, j::ss]
-        return ((total + (ss * ss - count)[..., None] * background + ss * ss // 2) // (ss * ss)).astype(np.uint8)
+        mixed = total + (ss * ss - count)[..., None] * background
+        return ((mixed + ss * ss // 2) // (ss * ss)).astype(np.uint8)
 
     @property
-    def mask(self) -> np.ndarray:  # (h, w) uint8 at the picture's size
+    def mask(self) -> np.ndarray:  # (h, w) uint8 at the image's size
         "The label at the centre of each pixel: nearest, never mixed"
         return _centres(self.label).copy()
 

@@ -1,11 +1,11 @@
-"Who is in the embedded data set, which pictures are taken of them, and what is true of each"
+"Who is in the embedded data set, which images are taken of them, and what is true of each"
 
 from dataclasses import asdict, dataclass
 import numpy as np
 from magnifier.regions import region_indices
 from magnifier.walkers.appearance import DETAILS, Appearance, family, random_appearance
 from magnifier.walkers.cameras import CAMERAS
-from magnifier.walkers.canvas import stream
+from magnifier.walkers.canvas import pick, stream
 from magnifier.walkers.figure import Box, random_box, random_pose
 from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
 from magnifier.walkers.resample import enlarge
@@ -38,7 +38,7 @@ class Shot:
     pid: int     # -1 junk, 0 distractor
     camid: int
     name: str    # File name without its ending
-    who: Identity = None  # None for distractors
+    who: Identity = None  # None for distractors and their boxes
 
     @property
     def file(self) -> str:  # Path below the root, without its ending
@@ -54,9 +54,10 @@ def identities(
     people = []
     for first in range(1, n + 1, 12):
         rng = stream(seed, 'family', first)
-        detail = _pick(rng, tuple(DETAILS))
+        detail = pick(rng, tuple(DETAILS))
         people += [Identity(first + i, a, first, detail) for i, a in enumerate(family(rng, detail))]
-        people += [Identity(pid, random_appearance(stream(seed, 'person', pid))) for pid in range(first + 4, first + 12)]
+        others = range(first + 4, first + 12)
+        people += [Identity(pid, random_appearance(stream(seed, 'person', pid))) for pid in others]
     return people[:n]
 
 
@@ -85,15 +86,12 @@ def plan(
             shots += _shots('gallery', who, cams[5:1:-1], n_gallery, rng, start=n_queries)
     for i in range(n_distractors):
         rng = stream(seed, 'plan', 0, i)
-        shots.append(_shot('gallery', 0, _pick(rng, CAMERAS).camid, i, rng, None))
+        shots.append(_shot('gallery', 0, pick(rng, CAMERAS).camid, i, rng, None))
     for i in range(n_junk):
         rng = stream(seed, 'plan', -1, i)
-        who = _pick(rng, people[n_train:])
-        shots.append(_shot('gallery', -1, _pick(rng, CAMERAS).camid, i, rng, who))
+        who = pick(rng, people[n_train:])
+        shots.append(_shot('gallery', -1, pick(rng, CAMERAS).camid, i, rng, who))
     return shots
-
-
-def _pick(rng, choices): return choices[int(rng.integers(len(choices)))]
 
 
 def _cameras(rng): return [int(c) + 1 for c in rng.permutation(len(CAMERAS))]
@@ -124,13 +122,20 @@ def take(
 ) -> tuple:  # WalkerPicture, and its row of the table of truths
     "Draw one image of the plan"
     rng = stream(seed, 'image', shot.name)
-    pose, box, hides = random_pose(rng), random_box(rng), rng.random() < occluded
-    occluder = OCCLUDERS[int(rng.integers(len(OCCLUDERS)))] if hides else None
-    appearance = shot.who.appearance if shot.who else random_appearance(rng) if rng.random() < .6 else None
+    pose = random_pose(rng)
+    box = random_box(rng)
+    occluder = pick(rng, OCCLUDERS) if rng.random() < occluded else None
+    appearance = _appearance(shot, rng)
     if shot.pid < 0: box = _junk_box(rng)
     if appearance is None and occluder == 'walker': occluder = 'pole'
     picture = draw_walker(appearance, pose, camera=shot.camid, seed=rng, occluder=occluder, box=box)
     return picture, _truth(shot, picture, pose if appearance else None, box, occluder)
+
+
+def _appearance(shot, rng):
+    "Of a distractor: somebody from outside the set, or nobody at all"
+    if shot.who: return shot.who.appearance
+    return random_appearance(rng) if rng.random() < .6 else None
 
 
 def _truth(shot, picture, pose, box, occluder):
@@ -138,20 +143,21 @@ def _truth(shot, picture, pose, box, occluder):
     who = shot.who
     joints = zip(picture.joints, picture.visible) if pose else ()
     return dict(
-        file=f'{shot.file}.jpg', split=shot.split, pid=shot.pid, camid=shot.camid, person=who.pid if who else '',
+        file=f'{shot.file}.jpg', split=shot.split, pid=shot.pid, camid=shot.camid,
+        person=who.pid if who else '',
         **{name: getattr(pose, name) if pose else '' for name in ('view', 'yaw', 'phase', 'arms')},
         **{name: round(value, 3) for name, value in asdict(box).items()},
         occluder=occluder or '', occluded=round(picture.occluded, 4),
-        family=who.family or '' if who else '', detail=who.detail if who else '', value=who.value if who else '',
+        **{name: getattr(who, name, None) or '' for name in ('family', 'detail', 'value')},
         joints=' '.join(f'{x:.2f},{y:.2f},{int(seen)}' for (x, y), seen in joints))
 
 
 def noisy_mask(
     mask,  # (h, w) uint8 regions
-    strength: float,  # 0 leaves the mask as it is; 1 moves boundaries by up to 5 pixels of 128 and loses a limb in most images
+    strength: float,  # 0 changes nothing; 1 moves boundaries by up to 5 pixels of 128 and loses a limb in most images
     rng,  # numpy Generator
 ) -> np.ndarray:  # (h, w) uint8 regions
-    "The mask as a real parser would give it: wobbly boundaries, and now and then a limb on one side is lost to what surrounds it"
+    "The mask as a real parser would give it: boundaries are shifted, and at times the limb on one side is missing"
     if not strength: return mask
     h, w = mask.shape
     reach = max(1, round(10 * strength * h / 128))
@@ -159,11 +165,13 @@ def noisy_mask(
     for _ in range(2):
         smooth = enlarge(rng.integers(0, 256, (h // 12 + 2, w // 12 + 2)), (h, w))
         shift.append((smooth * reach + 128) // 256 - reach // 2)
-    y, x = np.arange(h)[:, None] + shift[0], np.arange(w)[None] + shift[1]
+    y = np.arange(h)[:, None] + shift[0]
+    x = np.arange(w)[None] + shift[1]
     out = mask[np.clip(y, 0, h - 1), np.clip(x, 0, w - 1)]
     for region in region_indices(LIMBS):
-        lost, side = rng.random() < .25 * strength, rng.random() < .5
-        if lost: out = _without(out, region, side)
+        lost = rng.random() < .25 * strength
+        right = rng.random() < .5
+        if lost: out = _without(out, region, right)
     return out
 
 

@@ -1,4 +1,4 @@
-"The paint of a drawn pedestrian: garments, patterns, logo, straps and face, as functions of the body's surface"
+"The paint of a drawn pedestrian: garments, patterns, logo, straps and face, each a function of the body's surface"
 
 import math
 from collections.abc import Callable
@@ -26,14 +26,16 @@ def where(
 
 def _turned(s, yaw):
     "Directions of the surface in the body's own frame: how far it faces the body's left, how far forward"
-    c, f = np.float32(round(math.cos(yaw), 4)), np.float32(round(math.sin(yaw), 4))
+    c = np.float32(round(math.cos(yaw), 4))
+    f = np.float32(round(math.sin(yaw), 4))
     return s.across * c - s.facing * f, s.across * f + s.facing * c
 
 
 def _folds(s, deep=.05):
-    "Cloth hangs in folds: brightness as a slow triangle wave along and over the tube"
+    "Brightness of cloth in folds: a slow triangle wave along and over the tube"
     wave = s.t * np.float32(5.3) + s.across * np.float32(1.9)
-    return (np.float32(1 - deep) + np.float32(2 * deep) * np.abs(wave - np.floor(wave) - np.float32(.5)))[:, None]
+    fold = np.abs(wave - np.floor(wave) - np.float32(.5))
+    return (np.float32(1 - deep) + np.float32(2 * deep) * fold)[:, None]
 
 
 def limb_paint(
@@ -66,7 +68,8 @@ def bag_paint(
 
 def _pattern(a, t, left):
     "The upper garment's two colours, at height `t` and side `left`"
-    rows, columns = np.floor(t * np.float32(6.5)) % 2 == 0, np.floor(left * np.float32(2.6) + np.float32(8.5)) % 2 == 0
+    rows = np.floor(t * np.float32(6.5)) % 2 == 0
+    columns = np.floor(left * np.float32(2.6) + np.float32(8.5)) % 2 == 0
     second = dict(plain=t > 9, stripes=rows, columns=columns, checks=rows ^ columns, halves=t < .5)[a.top_pattern]
     return where(second, a.top_accent, a.top_colour)
 
@@ -74,7 +77,8 @@ def _pattern(a, t, left):
 def _logo(a, t, left):
     "Where the logo is, on chest and back alike"
     if a.logo == 'none': return t > 9
-    x, y = left / np.float32(.5), (t - np.float32(.64)) / np.float32(.2)
+    x = left / np.float32(.5)
+    y = (t - np.float32(.64)) / np.float32(.2)
     inside = (np.abs(x) < 1) & (np.abs(y) < 1)
     if a.logo == 'disc': inside &= x * x + y * y < 1
     if a.logo == 'cross': inside &= (np.abs(x) < .36) | (np.abs(y) < .36)
@@ -103,7 +107,8 @@ def head_paint(
     length,  # Of the head's axis, in radii of the head
 ) -> Callable:  # Surface -> (n, 3) RGB
     "Face, hair, and a cap that hugs the head"
-    side, lips = .2 if a.hair_style == 'short' else -.5, tuple(.5 * c for c in a.skin)
+    side = .2 if a.hair_style == 'short' else -.5
+    lips = tuple(.5 * c for c in a.skin)
     def paint(s):
         left, forward = _turned(s, yaw)
         up = s.t * np.float32(length)      # from -1 at the chin to length + 1 at the crown

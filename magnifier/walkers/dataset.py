@@ -1,4 +1,4 @@
-"The embedded data set: drawn pedestrians in Market-1501's layout, with exact part masks and the truth about every image"
+"The embedded data set: pedestrians drawn in Market-1501's layout, with exact part masks and the truth of every image"
 
 import csv
 import json
@@ -42,10 +42,11 @@ def walkers(
 ) -> Path:  # The root; the masks lie beside it in `<root>_ps_label`
     """Draw the embedded data set once and return its folder, in Market-1501's layout and names; a later call finds it.
 
-    Identities come in families of four that share everything but one detail. Part masks (the eight regions of `REGIONS`) are
-    exact and lie in `<root>_ps_label/<same sub-path>.png` for all splits; `walkers_truth` reads what is true of each image.
-    The masks are in place before the root: a root that exists is whole. Raises ValueError or TypeError for arguments out of
-    range, ValueError for a path that holds anything else, OSError where nothing can be written.
+    Of every twelve identities four are a family, who share everything but one detail, as shoes, hat or bag. Part masks
+    (the eight regions of `REGIONS`) are exact and lie in `<root>_ps_label/<same sub-path>.png` for all splits;
+    `walkers_truth` reads what is true of each image. The masks are in place before the root: a root that exists is
+    whole. Raises ValueError or TypeError for arguments out of range, ValueError for a path that holds anything else,
+    OSError where nothing can be written.
     """
     args = _checked(dict(
         n_train=n_train, n_test=n_test, seed=seed, n_images=n_images, n_queries=n_queries, n_gallery=n_gallery,
@@ -67,16 +68,21 @@ def walkers_truth(
 ) -> pd.DataFrame:  # One row an image
     """What is true of every image.
 
-    Columns: file, split, pid, camid; person (the identity, also of a junk box); view, yaw, phase, arms (the pose); zoom, dx, dy
-    (the box); occluder, occluded (share of the body that it hides); family, detail, value (what differs in the family, and what
-    it is here); joints ((17, 3): x, y, visible, COCO order). Empty where there is nothing to say, joints None where nobody is.
-    Raises FileNotFoundError where `path` is no folder of `walkers`.
+    Columns: file, split, pid, camid; person (the identity, also of a junk box); view, yaw, phase, arms (the pose);
+    zoom, dx, dy (the box); occluder, occluded (share of the body that it hides); family, detail, value (what its four differ
+    in, and what it is here); joints ((17, 3): x, y, visible, COCO order). Empty where there is nothing to say, joints
+    None where nobody is. Raises FileNotFoundError where `path` is no folder of `walkers`.
     """
     file = Path(path)/TRUTH
     if not file.exists(): raise FileNotFoundError(f'{file} is missing: {path} was not written by walkers()')
     table = pd.read_csv(file, keep_default_na=False, dtype=dict(joints=str))
-    table['joints'] = [np.array([j.split(',') for j in row.split()], np.float32) if row else None for row in table.joints]
+    table['joints'] = table.joints.map(_joints)
     return table
+
+
+def _joints(text):
+    "The array of a row's joints, None where there are none"
+    return np.array([joint.split(',') for joint in text.split()], np.float32) if text else None
 
 
 def _labels(root): return root.with_name(f'{root.name}_ps_label')
@@ -121,5 +127,6 @@ def _checked(args):
         if name == 'n_junk' and out[name] is None: out[name] = out['n_distractors'] // 2
         out[name] = whole_number(name, out[name], *limits)
     if out['n_train'] + out['n_test'] > 9999:
-        raise ValueError(f'{out["n_train"]} + {out["n_test"]} identities: names have four digits, use 9999 or fewer in all')
+        raise ValueError(
+            f'{out["n_train"]} + {out["n_test"]} identities: names have four digits, use 9999 or fewer in all')
     return out | {name: share(name, out[name]) for name in ('occluded', 'mask_noise')}

@@ -3,12 +3,16 @@
 import math
 from dataclasses import dataclass
 from magnifier.walkers.appearance import Appearance
+from magnifier.walkers.canvas import between, pick
 
-__all__ = ['Pose', 'random_pose', 'skeleton', 'Projection', 'Box', 'random_box', 'fit', 'COCO_JOINTS', 'VIEWS', 'ARMS']
+__all__ = ['Pose', 'random_pose', 'random_arms', 'skeleton', 'Projection', 'Box', 'random_box', 'fit', 'COCO_JOINTS',
+           'VIEWS', 'ARMS']
 
-COCO_JOINTS = ('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear', 'left_shoulder', 'right_shoulder', 'left_elbow', 'right_elbow',
-               'left_wrist', 'right_wrist', 'left_hip', 'right_hip', 'left_knee', 'right_knee', 'left_ankle', 'right_ankle')
-VIEWS = dict(front=0, left=90, back=180, right=270)  # Degrees of turn from facing the viewer towards the picture's right
+COCO_JOINTS = (
+    'nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear', 'left_shoulder', 'right_shoulder', 'left_elbow',
+    'right_elbow', 'left_wrist', 'right_wrist', 'left_hip', 'right_hip', 'left_knee', 'right_knee', 'left_ankle',
+    'right_ankle')
+VIEWS = dict(front=0, left=90, back=180, right=270)  # Degrees turned from facing the viewer to the image's right
 ARMS = ('swing', 'phone', 'pockets', 'folded')
 _SIDES = (('left', 1), ('right', -1))
 _FAR = 7.  # Distance of the camera in body heights
@@ -17,7 +21,7 @@ _FAR = 7.  # Distance of the camera in body heights
 @dataclass(frozen=True)
 class Pose:
     "A moment of walking"
-    yaw: float = 0.       # Degrees from facing the viewer, turning towards the picture's right
+    yaw: float = 0.       # Degrees from facing the viewer, turning towards the image's right
     phase: float = .25    # Of the gait, 0 to 1
     stride: float = 1.    # 0 stands still, 1 walks
     arms: str = 'swing'   # One of ARMS
@@ -30,34 +34,40 @@ class Pose:
 
 @dataclass(frozen=True)
 class Box:
-    "How a detector cut the figure out"
-    zoom: float = 1.  # Size of the figure; 1 fills 0.9 of the height
+    "How a detector cut a person out"
+    zoom: float = 1.  # Size of the person; 1 fills 0.9 of the height
     dx: float = 0.    # Shift to the right, share of the box's width
     dy: float = 0.    # Shift down, share of the box's height
-
-
-def _between(rng, low, high): return low + (high - low) * float(rng.random())
 
 
 def random_pose(
     rng,  # numpy Generator to draw from
 ) -> Pose:  # A moment of walking, seen from anywhere
     "Front, back and both sides alike, up to 25 degrees off; one in four stands still; arms mostly swing"
-    yaw = tuple(VIEWS.values())[int(rng.integers(4))] + _between(rng, -25, 25)
-    stride = _between(rng, .55, 1.1) if rng.random() < .75 else _between(rng, 0, .25)
-    phase, arms = float(rng.random()), ARMS[max(0, int(rng.integers(-3, len(ARMS))))]
-    return Pose(round(yaw % 360, 2), round(phase, 3), round(stride, 3), arms)
+    yaw = pick(rng, tuple(VIEWS.values())) + between(rng, -25, 25)
+    stride = between(rng, .55, 1.1) if rng.random() < .75 else between(rng, 0, .25)
+    phase = float(rng.random())
+    return Pose(round(yaw % 360, 2), round(phase, 3), round(stride, 3), random_arms(rng))
+
+
+def random_arms(
+    rng,  # numpy Generator to draw from
+) -> str:  # One of ARMS
+    "Mostly swinging"
+    return ARMS[max(0, int(rng.integers(-3, len(ARMS))))]
 
 
 def random_box(
     rng,  # numpy Generator to draw from
     bad: float = .25,  # Share of boxes that are cut badly: too near, too far or shifted
-) -> Box:  # Where the figure lies in its box
+) -> Box:  # Where the person is in the image
     "A detector's box: usually nearly right, sometimes not"
-    if rng.random() >= bad: return Box(_between(rng, .95, 1.07), _between(rng, -.05, .05), _between(rng, -.02, .02))
-    if rng.random() < .35: return Box(_between(rng, .7, .85), _between(rng, -.15, .15), _between(rng, -.06, .06))
-    zoom = _between(rng, 1.12, 1.36)
-    return Box(zoom, _between(rng, -.16, .16), _between(rng, -.5, .5) * (zoom - .95))
+    if rng.random() >= bad:
+        return Box(between(rng, .95, 1.07), between(rng, -.05, .05), between(rng, -.02, .02))
+    if rng.random() < .35:
+        return Box(between(rng, .7, .85), between(rng, -.15, .15), between(rng, -.06, .06))
+    zoom = between(rng, 1.12, 1.36)
+    return Box(zoom, between(rng, -.16, .16), between(rng, -.5, .5) * (zoom - .95))
 
 
 def _limb(start, length, forward, outward):
@@ -75,22 +85,25 @@ def _leg(joints, side, sign, a, pose):
     knee = joints[f'{side}_knee'] = _limb(hip, .24 * a.legs, thigh, 1.5 * sign)
     ankle = joints[f'{side}_ankle'] = _limb(knee, .24 * a.legs, thigh - bend, 0.)
     pitch = math.radians((thigh - bend) * .55)
-    toe = (ankle[0] + .014 * sign, ankle[1] - .026 * math.cos(pitch) + .1 * math.sin(pitch), ankle[2] + .1 * math.cos(pitch))
-    joints[f'{side}_toe'] = toe
-    joints[f'{side}_heel'] = (ankle[0], ankle[1] - .022 * math.cos(pitch), ankle[2] - .022)
+    x, y, z = ankle
+    c, s = math.cos(pitch), math.sin(pitch)
+    joints[f'{side}_toe'] = (x + .014 * sign, y - .026 * c + .1 * s, z + .1 * c)
+    joints[f'{side}_heel'] = (x, y - .022 * c, z - .022)
 
 
 def _arm(joints, side, sign, a, pose):
     swing = 2 * math.pi * (pose.phase + (.5 if sign > 0 else 0))
     shoulder = joints[f'{side}_shoulder'] = (.118 * sign * a.shoulders, .525 * a.legs + .277, 0.)
-    upper, out, bend, turn = 26 * pose.stride * math.sin(swing), 8 * sign, 16 + 14 * pose.stride * (1 + math.sin(swing)) / 2, 0.
+    upper, out, turn = 26 * pose.stride * math.sin(swing), 8 * sign, 0.
+    bend = 16 + 14 * pose.stride * (1 + math.sin(swing)) / 2
     if pose.arms == 'phone' and sign < 0: upper, out, bend, turn = 22, 10 * sign, 118, -6 * sign
     if pose.arms == 'pockets': upper, out, bend, turn = -16, 17 * sign, 34, -20 * sign
     if pose.arms == 'folded': upper, out, bend, turn = 12, 12 * sign, 82, -58 * sign
     elbow = joints[f'{side}_elbow'] = _limb(shoulder, .168, upper, out)
     if pose.arms == 'folded':
         wrist = (elbow[0] - .12 * sign, elbow[1] + .02 + .012 * sign, elbow[2] + .085)
-    else: wrist = _limb(elbow, .142, upper + bend, out * .4 + turn)
+    else:
+        wrist = _limb(elbow, .142, upper + bend, out * .4 + turn)
     joints[f'{side}_wrist'] = wrist
     joints[f'{side}_hand'] = tuple(w + .3 * (w - e) for w, e in zip(wrist, elbow))
 
@@ -101,14 +114,16 @@ def skeleton(
 ) -> dict:  # Name -> (x to the body's left, y up, z forward) in body heights, ground at 0; COCO joints and a few more
     "Forward kinematics of a walking body"
     if pose.arms not in ARMS: raise ValueError(f'unknown arms {pose.arms!r}: use one of {", ".join(ARMS)}')
-    a, joints = appearance, {}
+    joints = {}
     for side, sign in _SIDES:
-        _leg(joints, side, sign, a, pose)
-        _arm(joints, side, sign, a, pose)
-    hip, head = .525 * a.legs, a.head
-    joints['pelvis'], joints['neck'] = (0., hip, 0.), (0., hip + .318, .004)
+        _leg(joints, side, sign, appearance, pose)
+        _arm(joints, side, sign, appearance, pose)
+    hip, head = .525 * appearance.legs, appearance.head
     chin = hip + .36
-    joints['chin'], joints['crown'] = (0., chin, .016), (0., chin + .134 * head, .012)
+    joints['pelvis'] = (0., hip, 0.)
+    joints['neck'] = (0., hip + .318, .004)
+    joints['chin'] = (0., chin, .016)
+    joints['crown'] = (0., chin + .134 * head, .012)
     joints['nose'] = (0., chin + .05 * head, .07 * head)
     for side, sign in _SIDES:
         joints[f'{side}_eye'] = (.021 * sign * head, chin + .068 * head, .06 * head)
@@ -122,7 +137,7 @@ class Projection:
     def __init__(self,
         yaw:float=0.,  # Degrees the body turns from facing the viewer
         pitch:float=0.,  # Degrees the camera looks down
-        roll:float=0.,  # Degrees the picture is turned clockwise
+        roll:float=0.,  # Degrees the image is turned clockwise
         scale:float=1.,  # Canvas pixels per body height
         centre=(0., 0.),  # Canvas position of the body's middle, half-way up: x, y
     ):
@@ -166,12 +181,12 @@ class Projection:
 def fit(
     joints,  # From `skeleton`
     pose: Pose,  # For the body's turn
-    box: Box,  # Where the figure shall lie
+    box: Box,  # Where the person shall be
     size,  # Canvas height and width
     *,
     pitch=0.,  # Degrees the camera looks down
-    roll=0.,  # Degrees the picture is turned
-) -> Projection:  # That puts the figure there
+    roll=0.,  # Degrees the image is turned
+) -> Projection:  # That puts the person there
     "The projection for which crown and soles fill 0.9 of the box, then zoomed and shifted"
     height, width = size
     unit = Projection(pose.yaw, pitch, roll)
@@ -179,5 +194,6 @@ def fit(
     left, right = min(p[0] for p in points), max(p[0] for p in points)
     top, bottom = min(p[1] for p in points) - .03, max(p[1] for p in points) + .028
     scale = .98 * height / (bottom - top) * box.zoom
-    centre = (width * (.5 + box.dx) - scale * (left + right) / 2, height * (.5 + box.dy) - scale * (top + bottom) / 2)
-    return Projection(pose.yaw, pitch, roll, scale, centre)
+    x = width * (.5 + box.dx) - scale * (left + right) / 2
+    y = height * (.5 + box.dy) - scale * (top + bottom) / 2
+    return Projection(pose.yaw, pitch, roll, scale, (x, y))

@@ -1,15 +1,15 @@
-"A picture of a drawn pedestrian: the body, what stands before it, the camera, and the exact part mask"
+"One image of a drawn pedestrian: the body, what stands in front, the camera, and the exact part mask"
 
 from typing import NamedTuple
 import numpy as np
 from magnifier.walkers.appearance import Appearance, random_appearance
 from magnifier.walkers.body import Body
 from magnifier.walkers.cameras import CAMERAS, NEUTRAL, Camera, background, expose
-from magnifier.walkers.canvas import SUPERSAMPLE, Canvas, grid, stream
+from magnifier.walkers.canvas import SUPERSAMPLE, Canvas, grid, pick, stream
 from magnifier.walkers.clothes import where
 from magnifier.walkers.figure import COCO_JOINTS, Box, Pose, fit, random_pose, skeleton
 
-__all__ = ['draw_walker', 'WalkerPicture', 'OCCLUDERS']
+__all__ = ['draw_walker', 'WalkerPicture', 'shadowed', 'OCCLUDERS']
 
 OCCLUDERS = ('pole', 'bag', 'walker')
 _POLES = ((120, 122, 126), (66, 70, 74), (196, 170, 60), (70, 100, 84), (160, 150, 138))
@@ -17,11 +17,11 @@ _LUGGAGE = ((60, 62, 70), (128, 48, 52), (52, 78, 120), (150, 128, 96), (74, 92,
 
 
 class WalkerPicture(NamedTuple):
-    "A drawn pedestrian and everything that is true of it"
+    "An image of a drawn pedestrian, and everything that is true of it"
     image: np.ndarray    # (h, w, 3) uint8
     mask: np.ndarray     # (h, w) uint8 regions; whatever stands in front is 0
-    joints: np.ndarray   # (17, 2) float32, COCO order, x and y in pixels; may lie outside the picture, -1 where nobody is
-    visible: np.ndarray  # (17,) bool: inside the picture and behind no occluder; the own body does not count
+    joints: np.ndarray   # (17, 2) float32, COCO order, x and y in pixels; may lie outside, -1 where nobody is
+    visible: np.ndarray  # (17,) bool: inside the image and behind no occluder; the person's own body hides nothing
     occluded: float      # Share of the body's pixels that an occluder hides
 
 
@@ -32,24 +32,27 @@ def draw_walker(
     camera=None,  # 1 to 6, a Camera, or None: a studio, with a grey background and no change of colours
     seed=0,  # An int, or a numpy Generator: background, exposure, noise and the occluder's looks
     occluder=None,  # One of OCCLUDERS, or None
-    box: Box = Box(),  # How the detector cut the figure out
-    size=(128, 64),  # Height and width of the picture, 16 or more each
+    box: Box = Box(),  # How the detector cut the person out
+    size=(128, 64),  # Height and width of the image, 16 or more each
 ) -> WalkerPicture:  # image, mask, joints, visible, occluded
-    """Draw one picture. The same arguments give the same pixels everywhere, and changing the appearance changes nothing else.
+    """Draw one image. The same arguments give the same pixels on every machine; another appearance changes no more.
 
     Raises ValueError for an unknown camera or occluder, or a size too small to see anything in.
     """
     if occluder is not None and occluder not in OCCLUDERS:
         raise ValueError(f'unknown occluder {occluder!r}: use {", ".join(OCCLUDERS)} or None')
     if len(size) != 2 or min(size) < 16: raise ValueError(f'size={size}: use (height, width), 16 or more each')
-    camera, rng = _camera(camera), seed if isinstance(seed, np.random.Generator) else stream(seed, 'walker')
+    camera = _camera(camera)
+    rng = seed if isinstance(seed, np.random.Generator) else stream(seed, 'walker')
     canvas = Canvas(size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE, camera.light, camera.ambient)
-    ground, points = background(camera, size, rng), np.full((len(COCO_JOINTS), 2), -1., np.float32)
+    ground = background(camera, size, rng)
+    points = np.full((len(COCO_JOINTS), 2), -1., np.float32)
     if appearance is not None: ground, points = _person(canvas, ground, appearance, pose, box, camera)
-    body, hidden = canvas.mask > 0, np.zeros(size, bool)
-    if occluder: hidden = _occlude(canvas, occluder, rng, camera)
+    body = canvas.mask > 0
+    hidden = _occlude(canvas, occluder, rng, camera) if occluder else np.zeros(size, bool)
     occluded = float((body & hidden).sum()) / max(1, int(body.sum()))
-    return WalkerPicture(expose(canvas.reduced(ground), camera, rng), canvas.mask, points, _seen(points, hidden), occluded)
+    image = expose(canvas.reduced(ground), camera, rng)
+    return WalkerPicture(image, canvas.mask, points, _seen(points, hidden), occluded)
 
 
 def _camera(camera):
@@ -69,13 +72,19 @@ def _person(canvas, ground, appearance, pose, box, camera):
     return shadowed(ground, projection, joints), points
 
 
-def shadowed(ground, projection, joints):
-    "The ground, darker in an ellipse under the feet (integers: 64ths of a pixel)"
+def shadowed(
+    ground,  # (h, w, 3) uint8
+    projection,  # To canvas pixels
+    joints,  # From `skeleton`
+) -> np.ndarray:  # (h, w, 3) uint8
+    "The ground, darker in an ellipse under the feet; in integers, 64ths of a pixel"
     feet = [projection(joints[f'{s}_{p}']) for s in ('left', 'right') for p in ('toe', 'heel')]
-    x, y = sum(f[0] for f in feet) / 4, (sum(f[1] for f in feet) / 4 + max(f[1] for f in feet)) / 2
+    x = sum(f[0] for f in feet) / 4
+    y = (sum(f[1] for f in feet) / 4 + max(f[1] for f in feet)) / 2
     x, y, r = (int(64 * grid(v) / SUPERSAMPLE) for v in (x, y, projection.size(.13)))
     h, w = ground.shape[:2]
-    dx, dy = np.arange(w)[None] * 64 + 32 - x, (np.arange(h)[:, None] * 64 + 32 - y) * 4
+    dx = np.arange(w)[None] * 64 + 32 - x
+    dy = (np.arange(h)[:, None] * 64 + 32 - y) * 4
     near = np.minimum((dx * dx + dy * dy) * 100 // max(1, r * r), 100)[..., None]   # 100 at the rim
     return (ground.astype(np.int64) * (55 + near * 45 // 100) // 100).astype(np.uint8)
 
@@ -92,14 +101,16 @@ def _pole(canvas, rng):
     "A lamp post or a signpost, from top to bottom"
     h, w = canvas.label.shape
     x, r, lean = (w * (low + wide * float(rng.random())) for low, wide in ((.33, .34), (.06, .06), (-.02, .04)))
-    canvas.tube((x - lean, -r, 0), (x + lean, h + r, 0), [r], 0, _POLES[int(rng.integers(len(_POLES)))])
+    canvas.tube((x - lean, -r, 0), (x + lean, h + r, 0), [r], 0, pick(rng, _POLES))
 
 
 def _luggage(canvas, rng):
     "A suitcase or a sack with a handle, in front of the legs"
     h, w = canvas.label.shape
-    x, r, top = w * (.25 + .5 * float(rng.random())), w * (.2 + .1 * float(rng.random())), h * (.5 + .22 * float(rng.random()))
-    colour = _LUGGAGE[int(rng.integers(len(_LUGGAGE)))]
+    x = w * (.25 + .5 * float(rng.random()))
+    r = w * (.2 + .1 * float(rng.random()))
+    top = h * (.5 + .22 * float(rng.random()))
+    colour = pick(rng, _LUGGAGE)
     def paint(s): return where((np.floor(s.t * 9) % 3 == 0) & (s.facing > .3), tuple(c * .7 for c in colour), colour)
     canvas.tube((x, top, 0), (x, h * 1.1, 0), [r * .8, r, r, r, r], 0, paint, flat=.3)
     left, right, up = x - r * .4, x + r * .4, top - r * .9
@@ -109,8 +120,11 @@ def _luggage(canvas, rng):
 
 def _passer_by(canvas, rng, camera):
     "Another walker, nearer to the camera, who covers one side"
-    appearance, pose, side = random_appearance(rng), random_pose(rng), 1 if rng.random() < .5 else -1
-    box = Box(1.1 + .2 * float(rng.random()), side * (.22 + .18 * float(rng.random())), .02 + .1 * float(rng.random()))
+    appearance = random_appearance(rng)
+    pose = random_pose(rng)
+    side = 1 if rng.random() < .5 else -1
+    zoom = 1.1 + .2 * float(rng.random())
+    box = Box(zoom, side * (.22 + .18 * float(rng.random())), .02 + .1 * float(rng.random()))
     joints = skeleton(appearance, pose)
     projection = fit(joints, pose, box, canvas.label.shape, pitch=camera.pitch, roll=camera.roll)
     Body(canvas, appearance, joints, projection, labels=False).draw()

@@ -1,4 +1,4 @@
-"Pictures made smaller and larger in whole numbers: image libraries round halves differently from version to version"
+"Images made smaller and larger in whole numbers: image libraries round halves differently from version to version"
 
 from functools import lru_cache
 import numpy as np
@@ -23,13 +23,14 @@ def enlarge(
 
 
 def _both(image, weights):
-    "Weigh rows, then columns; products of whole numbers are exact in float64, in whatever order they are added"
+    "Weigh rows, then columns; sums of whole numbers are exact in float64, in any order"
     (rows, unit_r), (columns, unit_c) = weights
-    flat = image.reshape(image.shape[0], -1).astype(np.float64)                                     # (h, w * c)
-    tall = (rows @ flat).reshape(len(rows), image.shape[1], -1)                                     # (height, w, c)
-    out = columns @ tall                                                                            # (height, width, c)
+    flat = image.reshape(image.shape[0], -1).astype(np.float64)  # (h, w * c)
+    tall = (rows @ flat).reshape(len(rows), image.shape[1], -1)  # (height, w, c)
+    out = columns @ tall  # (height, width, c)
     unit = unit_r * unit_c
-    return np.floor((2 * out + unit) / (2 * unit)).astype(np.int32).reshape(len(rows), len(columns), *image.shape[2:])
+    rounded = np.floor((2 * out + unit) / (2 * unit)).astype(np.int32)
+    return rounded.reshape(len(rows), len(columns), *image.shape[2:])
 
 
 @lru_cache(maxsize=64)

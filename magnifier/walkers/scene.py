@@ -1,22 +1,22 @@
-"Who walks past which camera, when and where: visits of people, the things they pass behind, and the ground seen by a camera"
+"Who walks past which camera, when and where: the ground a camera sees, what stands on it, and people's visits"
 
 import math
 from dataclasses import dataclass
-from magnifier.walkers.canvas import stream
-from magnifier.walkers.figure import ARMS
+from magnifier.walkers.canvas import between, pick, stream
+from magnifier.walkers.figure import random_arms
 
 __all__ = ['View', 'Thing', 'Place', 'Visit', 'things_of', 'visits_of']
 
-EYE = 1.9          # Height of the cameras in body heights
-SKYLINE = .05      # Row at which flat ground would vanish, share of the picture's height
-NEAR, FAR = .95, .64   # Rows of the nearest and the farthest feet, shares of the picture's height
-CYCLE = .86        # Body heights walked in one cycle of the gait
+EYE = 1.9  # Height of the cameras in body heights
+SKYLINE = .05  # Row at which flat ground would vanish, share of the frame's height
+NEAR, FAR = .95, .64  # Rows of the nearest and the farthest feet, shares of the frame's height
+CYCLE = .86  # Body heights walked in one cycle of the gait
 
 
 @dataclass(frozen=True)
 class View:
-    "A camera's picture of flat ground. Ground coordinates are in body heights: x to the right, d away from the camera"
-    height: int  # Of the picture in pixels
+    "How a camera sees flat ground, whose coordinates are in body heights: x to the right, d away from the camera"
+    height: int  # Of the frame in pixels
     width: int
 
     def scale(self, d) -> float:
@@ -24,15 +24,15 @@ class View:
         return self.width / d
 
     def foot(self, x, d) -> tuple[float, float]:
-        "Where a point of the ground is in the picture: x, y in pixels"
+        "Where a point of the ground is in the frame: x, y in pixels"
         return self.width * (.5 + x / d), self.height * SKYLINE + EYE * self.scale(d)
 
     def depth(self, row) -> float:
-        "Distance of the ground that is seen at a row, a share of the picture's height"
+        "Distance of the ground that is seen at a row, a share of the frame's height"
         return EYE * self.width / ((row - SKYLINE) * self.height)
 
     def edge(self, d) -> float:
-        "Distance from the middle at which somebody at distance `d` is just out of the picture"
+        "Distance from the middle at which somebody at distance `d` is just outside the frame"
         return d / 2 + .5
 
 
@@ -52,14 +52,14 @@ class Place:
     "Where somebody is at one moment, and how they walk"
     x: float
     d: float
-    yaw: float     # Degrees from facing the camera, turning towards the picture's right
+    yaw: float     # Degrees from facing the camera, turning towards the frame's right
     phase: float   # Of the gait, 0 to 1
     stride: float  # 0 stands, 1 walks
 
 
 @dataclass(frozen=True)
 class Visit:
-    "Somebody's way through one camera's picture"
+    "Somebody's way past one camera"
     person: int   # From 1
     camera: int   # From 1
     arms: str     # One of ARMS
@@ -87,14 +87,10 @@ class Visit:
         return Place(x, d, seen % 360, (walked + share * length) / CYCLE % 1, 1. if length else 0.)
 
 
-_COLOURS = dict(booth=((96, 104, 118), (150, 62, 52), (176, 164, 140), (60, 92, 84)),
-                planter=((74, 104, 58), (96, 116, 74), (120, 112, 104)), pole=((120, 122, 126), (66, 70, 74), (196, 170, 60)))
-
-
-def _between(rng, low, high): return low + (high - low) * float(rng.random())
-
-
-def _pick(rng, choices): return choices[int(rng.integers(len(choices)))]
+_COLOURS = dict(
+    booth=((96, 104, 118), (150, 62, 52), (176, 164, 140), (60, 92, 84)),
+    planter=((74, 104, 58), (96, 116, 74), (84, 112, 84)),
+    pole=((120, 122, 126), (66, 70, 74), (196, 170, 60)))
 
 
 def things_of(
@@ -105,44 +101,44 @@ def things_of(
     "What stands in a camera's view: a booth as high as a person, a planter that hides legs, a pole"
     rng = stream(seed, 'things', camera)
     side = 1 if rng.random() < .5 else -1
-    near, far = view.depth(NEAR), view.depth(FAR)
-    sizes = dict(booth=(_between(rng, .75, 1.05), _between(rng, 1.12, 1.35)), planter=(_between(rng, 1., 1.5), _between(rng, .35, .45)),
-                 pole=(.07, 2.4))
-    where = dict(booth=(side * _between(rng, .15, .3), .55), planter=(-side * _between(rng, .1, .25), .3), pole=(-side * _between(rng, .25, .4), .7))
-    found = []
-    for kind, (wide, tall) in sizes.items():
-        share, back = where[kind]
-        d = near + back * (far - near)
-        found.append(Thing(kind, share * d, d, wide, tall, _pick(rng, _COLOURS[kind])))
-    return sorted(found, key=lambda thing: -thing.d)
+    def thing(kind, across, back, wide, tall):
+        "`across` of the frame's width from its middle, `back` of the way from near to far"
+        d = view.depth(NEAR) + back * (view.depth(FAR) - view.depth(NEAR))
+        return Thing(kind, across * d, d, wide, tall, pick(rng, _COLOURS[kind]))
+    return [
+        thing('pole', -side * between(rng, .25, .4), .7, .07, 2.4),
+        thing('booth', side * between(rng, .15, .3), .55, between(rng, .75, 1.05), between(rng, 1.12, 1.35)),
+        thing('planter', -side * between(rng, .1, .25), .3, between(rng, 1., 1.5), between(rng, .35, .45))]
 
 
 def _across(rng, view, side, things):
     "In on one side, out on the other"
-    depths = [view.depth(_between(rng, FAR, NEAR)) for _ in range(2)]
-    return [(side * view.edge(depths[0]), depths[0], 0.), (-side * view.edge(depths[1]), depths[1], 0.)]
+    first, last = (view.depth(between(rng, FAR, NEAR)) for _ in range(2))
+    return [(side * view.edge(first), first, 0.), (-side * view.edge(last), last, 0.)]
 
 
 def _behind(rng, view, side, things):
     "Behind the booth, where half of them stop for a while, and on"
     booth = next(t for t in things if t.kind == 'booth')
-    d = booth.d + _between(rng, .25, .5)
-    wait = _between(rng, 1.5, 4.) if rng.random() < .5 else 0.
+    d = booth.d + between(rng, .25, .5)
+    wait = between(rng, 1.5, 4.) if rng.random() < .5 else 0.
     return [(side * view.edge(d), d, 0.), (booth.x * d / booth.d, d, wait), (-side * view.edge(d), d, 0.)]
 
 
 def _and_back(rng, view, side, things):
     "In, a stop somewhere, and out on the same side"
-    d, out = (view.depth(_between(rng, FAR, NEAR)) for _ in range(2))
-    return [(side * view.edge(d), d, 0.), (-side * _between(rng, -.2, .3) * d, d, _between(rng, .5, 2.)), (side * view.edge(out), out, 0.)]
+    d, out = (view.depth(between(rng, FAR, NEAR)) for _ in range(2))
+    turn = (-side * between(rng, -.2, .3) * d, d, between(rng, .5, 2.))
+    return [(side * view.edge(d), d, 0.), turn, (side * view.edge(out), out, 0.)]
 
 
 def _towards(rng, view, side, things):
     "From far to near or from near to far, mostly along the view"
     rows = (FAR, NEAR) if rng.random() < .5 else (NEAR, FAR)
     first, last = (view.depth(row) for row in rows)
-    inside = side * _between(rng, .05, .3)
-    return [(side * view.edge(first), first, 0.), (inside * first, first, 0.), (-inside * last, last, 0.), (-side * view.edge(last), last, 0.)]
+    inside = side * between(rng, .05, .3)
+    return [(side * view.edge(first), first, 0.), (inside * first, first, 0.),
+            (-inside * last, last, 0.), (-side * view.edge(last), last, 0.)]
 
 
 _WAYS = (_across, _across, _behind, _behind, _and_back, _towards)
@@ -150,7 +146,7 @@ _WAYS = (_across, _across, _behind, _behind, _and_back, _towards)
 
 def _walk(rng, points, start):
     "Points of a way, with the seconds to wait at each, as knots in time"
-    speed, t, knots = _between(rng, .7, .95), start, []
+    speed, t, knots = between(rng, .7, .95), start, []
     for i, (x, d, wait) in enumerate(points):
         if i: t += math.hypot(x - points[i-1][0], d - points[i-1][1]) / speed
         knots.append((t, x, d))
@@ -162,20 +158,21 @@ def _walk(rng, points, start):
 
 def visits_of(
     view: View,
-    person: int,    # From 1
+    person: int,  # From 1
     cameras: list,  # What `things_of` found for each camera
-    seconds: float, # Length of the streams
+    seconds: float,  # Length of the streams
     seed: int,
 ) -> list[Visit]:  # In time; the last may go on beyond the end
     "A person's visits: never at two cameras at once, never twice in succession at the same one where there are several"
     rng = stream(seed, 'visits', person)
     visits, last = [], 0
-    t = _between(rng, -4., min(20., .4 * seconds))
+    t = between(rng, -4., min(20., .4 * seconds))
     while t < seconds:
-        camera = _pick(rng, [c for c in range(1, len(cameras) + 1) if c != last or len(cameras) == 1])
-        arms = ARMS[max(0, int(rng.integers(-3, len(ARMS))))]
+        others = [c for c in range(1, len(cameras) + 1) if c != last]
+        camera = pick(rng, others or [last])
+        arms = random_arms(rng)
         side = 1 if rng.random() < .5 else -1
-        points = _pick(rng, _WAYS)(rng, view, side, cameras[camera-1])
+        points = pick(rng, _WAYS)(rng, view, side, cameras[camera-1])
         visits.append(Visit(person, camera, arms, _walk(rng, points, t)))
-        t, last = visits[-1].end + _between(rng, 3., 9.), camera
+        t, last = visits[-1].end + between(rng, 3., 9.), camera
     return visits

@@ -23,16 +23,18 @@ def holds(
     marker: dict,  # As in `mark`
     name: str,  # Of the marker's file
 ) -> bool:  # Whether it is there
-    "True where the folder is this very set, False where it is missing or empty; a ValueError for everything else, which must not be touched"
+    "True where the folder is this very set, False where it is missing or empty; a ValueError where it is anything else"
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return False
     try: found = json.loads((folder/name).read_text('utf-8'))
     except (OSError, ValueError): found = None
     if not isinstance(found, dict):
-        raise ValueError(f'{folder} exists and holds something else than drawn walkers: choose another path, or remove it')
+        raise ValueError(
+            f'{folder} exists and holds something else than drawn walkers: choose another path, or remove it')
     if found != marker:
         had, wanted = (f'{m.get("arguments")} (version {m.get("version")})' for m in (found, marker))
-        raise ValueError(f'{folder} holds walkers drawn with {had}, wanted are {wanted}: choose another path, or remove that set')
-    seen = {sub: len(os.listdir(folder/sub)) if (folder/sub).is_dir() else 0 for sub in marker['files']}
+        raise ValueError(
+            f'{folder} holds walkers drawn with {had}, wanted are {wanted}: choose another path, or remove that set')
+    seen = {sub: sum(1 for _ in (folder/sub).glob('*')) for sub in marker['files']}
     short = [f'{sub} has {seen[sub]} of {n} files' for sub, n in marker['files'].items() if seen[sub] < n]
     if short: raise ValueError(f'{folder} has lost files ({", ".join(short)}): remove it, and draw it again')
     return True

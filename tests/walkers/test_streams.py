@@ -117,7 +117,7 @@ def test_video_shows_the_frames(tmp_path):
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     def full(*args): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr('magnifier.walkers.streams.Stage.frame', full)
+    monkeypatch.setattr('magnifier.walkers.stage.Stage.frame', full)
     with pytest.raises(OSError, match='No space left'): walkers_streams(tmp_path/'set', video=False, **SMALL)
     assert list(tmp_path.iterdir()) == []
 
