@@ -69,9 +69,9 @@ def walkers_truth(
     """What is true of every image.
 
     Columns: file, split, pid, camid; person (the identity, also of a junk box); view, yaw, phase, arms (the pose);
-    zoom, dx, dy (the box); occluder, occluded (share of the body that it hides); family, detail, value (what its four differ
-    in, and what it is here); joints ((17, 3): x, y, visible, COCO order). Empty where there is nothing to say, joints
-    None where nobody is. Raises FileNotFoundError where `path` is no folder of `walkers`.
+    zoom, dx, dy (the box); occluder, occluded (share of the body that it hides); family, detail, value (what its four
+    differ in, and what it is here); joints ((17, 3): x, y, visible, COCO order). Empty where there is nothing to say,
+    joints None where nobody is. Raises FileNotFoundError where `path` is no folder of `walkers`.
     """
     file = Path(path)/TRUTH
     if not file.exists(): raise FileNotFoundError(f'{file} is missing: {path} was not written by walkers()')
