@@ -8,12 +8,12 @@ from fasthtml.common import *
 from fasthtml.svg import Rect, Svg
 from PIL import Image
 
-from magnifier.app.search import shrunk
+from magnifier.app.search import known_identity, shrunk
 from magnifier.app.uploads import MAX_BYTES
 from magnifier.look.drawing import paint_heat, paint_mask, spotlight
-from magnifier.look.explain import REST
+from magnifier.look.explain import REST, verdict
 from magnifier.look.palette import REGION_COLOURS, region_name
-from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS, region_indices
+from magnifier.regions import BODY_REGIONS, REGIONS, region_indices
 from magnifier.train.parts import VISIBLE
 
 __all__ = ['TABS', 'whole_page', 'chosen', 'status', 'rates_said', 'hits_list', 'why', 'gallery_page']
@@ -50,7 +50,7 @@ def whole_page(
 
 def search_form(finder):
     "Who, where and when on the left; hits and why on the right"
-    regions = [(r, r.replace('_', ' ')) for r in BODY_REGIONS]
+    regions = [(r, region_name(r, stripes=finder.stripes)) for r in BODY_REGIONS]
     by_region = boxes('regions', regions, 'Compare only these regions', 'None ticked: the whole person')
     by_region = by_region if finder.by_region else ''
     asked = Section(H2('Who'), drop_zone(), strip(finder), by_region, where(finder), cls='asked')
@@ -151,13 +151,13 @@ def as_array(image): return np.asarray(image, dtype=np.float32)/255
 
 
 def dot(region):
-    colour = '#' + ''.join(f'{round(255*c):02x}' for c in REGION_COLOURS[region])
+    colour = '#' + ''.join(f'{round(255*c):02x}' for c in REGION_COLOURS[REGIONS.index(region)])
     return Svg(Rect(width=10, height=10, fill=colour), viewBox='0 0 10 10', aria_hidden='true', cls='dot')
 
 
-def legend():
+def legend(stripes):
     "Which colour is which region"
-    regions = [Li(dot(k), region_name(k)) for k in range(1, N_REGIONS)]
+    regions = [Li(dot(r), region_name(r, stripes=stripes)) for r in BODY_REGIONS]
     return Ul(*regions, cls='legend', aria_label='colours of the part masks')
 
 
@@ -193,8 +193,8 @@ def status_words(found, threshold, parts):
     shown, n = found.above(threshold), len(found.hits)
     if not n: return 'Nobody was found with these filters: widen them.'
     if not shown: return f'No hit at this threshold: all of the first {n} are less alike. Lower it.'
-    regions = ' by ' + ', '.join(found.hits.regions).replace('_', ' ') if found.hits.regions else ''
-    words = [f'{shown} hit{"s"*(shown != 1)}{regions}, most similar first.']
+    by = ', '.join(region_name(r, stripes=found.stripes) for r in found.hits.regions or ())
+    words = [f'{shown} hit{"s"*(shown != 1)}{" by "*bool(by)}{by}, most similar first.']
     if found.left_out: words.append(f'Left out: camera {", ".join(map(str, found.left_out))}.')
     if shown < n: words.append(f'{n - shown} of the first {n} are less alike than the threshold and not shown.')
     if parts: words.append('Choose one to see why it was found.')
@@ -237,11 +237,12 @@ def hits_list(
     if found is None: return Div(id='hits')
     cards = []
     for i, row in enumerate(found.hits.table.head(found.above(threshold)).to_dict('records')):
-        first = f'{i + 1}. {row["similarity"]:.2f}'
-        cards.append(card(found.images[i], 'hit', row['key'], who(row), does='Explain', first=first,
-                          same=found.query.same(row), labels=labels and labels[i]))
+        first, pid = f'{i + 1}. {row["similarity"]:.2f}', known_identity(row)
+        same = None if None in (pid, found.query.pid) else pid == found.query.pid
+        cards.append(card(found.images[i], 'hit', row['key'], who(row), does='Explain', first=first, same=same,
+                          labels=labels and labels[i]))
     hits = Ol(*cards, cls='cards', aria_label='hits, most similar first')
-    return Div(legend() if labels and cards else '', hits, id='hits')
+    return Div(legend(found.stripes) if labels and cards else '', hits, id='hits')
 
 
 def why(
@@ -261,17 +262,16 @@ def why(
     title = H3(f'Hit {match.place}: ' + ', '.join(who(match.row)), tabindex=-1)
     two = Div(Div(*figures, cls='four'), region_bars(match), cls='two')
     key = Input(type='hidden', name='hit', value=match.row['key'])
-    parts = [title, verdict(match), P(match.words), two, legend() if masks else '', key]
+    parts = [title, judged(match), P(match.words), two, legend(match.stripes) if masks else '', key]
     return Div(Section(*parts, aria_label='Why this hit'), id='why')
 
 
-def verdict(match):
+def judged(match):
     "Whether the hit is the person who was searched, as far as the gallery knows"
-    same = match.query.same(match.row)
-    if same is None: return P('Nobody has said whether these two are the same person.', cls='small')
-    if same: return P('The same person: the gallery gives both images this identity.', cls='small')
-    return P(f'Another person: the query is identity {match.query.row["pid"]}, and this hit is identity '
-             f'{match.row["pid"]}. What follows is why the model finds them alike all the same.', cls='other')
+    pids = match.query.pid, known_identity(match.row)
+    words = verdict(*pids) or 'Nobody has said whether these two are the same person.'
+    if None in pids or pids[0] == pids[1]: return P(words, cls='small')
+    return P(f'{words} What follows is why the model finds them alike all the same.', cls='other')
 
 
 def evidence(match):
@@ -288,20 +288,20 @@ def region_bars(match):
     "Regions with bars, and beside each bar its number"
     names = BODY_REGIONS if match.regions else (*BODY_REGIONS, REGIONS[0], REST)
     most = max(1e-6, match.table['share'].abs().max())
-    rows = [region_row(name, match.table.loc[name], most, match.regions) for name in names]
+    rows = [region_row(name, match.table.loc[name], most, match) for name in names]
     return Table(Caption('How alike the regions are that both images show (1 the same, 0 unrelated), '
                          'and what each adds to the similarity'),
                  Thead(Tr(*(Th(title, scope='col') for title in ('Region', 'Alike', 'Adds')))), Tbody(*rows))
 
 
-def region_row(name, row, most, regions):
+def region_row(name, row, most, match):
     alike, adds = Td(), Td()
-    if regions and name not in regions: alike = Td('not compared', cls='small')
+    if match.regions and name not in match.regions: alike = Td('not compared', cls='small')
     elif np.isfinite(row['similarity']): alike = Td(*bar(row['similarity'], 1., '.2f'))
     elif name != REST: alike = Td(unseen(row), cls='small')
     if np.isfinite(row['share']): adds = Td(*bar(row['share'], most, '+.2f'))
-    mark = dot(REGIONS.index(name)) if name in BODY_REGIONS else ''
-    return Tr(Th(mark, name.replace('_', ' '), scope='row'), alike, adds)
+    mark = dot(name) if name in BODY_REGIONS else ''
+    return Tr(Th(mark, region_name(name, stripes=match.stripes), scope='row'), alike, adds)
 
 
 def unseen(row):

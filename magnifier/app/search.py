@@ -12,9 +12,10 @@ from magnifier.app.uploads import Uploads
 from magnifier.gallery.entries import stored_image
 from magnifier.gallery.hits import Hits
 from magnifier.look.explain import explain_images, match_words
-from magnifier.look.saliency import Sight
+from magnifier.look.palette import region_name
+from magnifier.look.saliency import Sight, learnt_stripes
 
-__all__ = ['Query', 'Asked', 'Found', 'Match', 'Finder', 'shrunk', 'region_table', 'region_words']
+__all__ = ['Query', 'Asked', 'Found', 'Match', 'Finder', 'known_identity', 'shrunk', 'region_table', 'region_words']
 
 HITS = 24  # of a search, at most
 SIDE = 256  # pixels of the longer side of what is shown
@@ -34,13 +35,10 @@ class Query:
         "The camera that took it, where that is known"
         return None if self.row is None or pd.isna(self.row['camid']) else int(self.row['camid'])
 
-    def same(self,
-        row,  # Of a table of hits
-    ) -> bool | None:  # None where one of the two has no known identity
-        "Whether a hit shows the person who is searched, by the gallery's identities"
-        own = None if self.row is None else known_identity(self.row)
-        other = known_identity(row)
-        return None if own is None or other is None else own == other
+    @property
+    def pid(self) -> int | None:
+        "The identity, where that is known"
+        return None if self.row is None else known_identity(self.row)
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class Found:
     hits: Hits
     images: list  # mode RGB, no side over `SIDE`; None where the file is gone or holds another image
     left_out: tuple = ()  # cameras
+    stripes: bool = False  # whether the model's parts are horizontal stripes, which must not be called body parts
 
     def above(self,
         threshold: float,  # Least similarity; 0 for all
@@ -89,6 +88,7 @@ class Match:
     labels: tuple  # (h, w) part labels of both
     heats: tuple  # (h, w) similarity maps of both, in units of the score; empty for a search by regions
     regions: tuple | None = None  # that were compared; None for the whole person
+    stripes: bool = False  # as `Found.stripes`
 
 
 class Finder:
@@ -104,6 +104,7 @@ class Finder:
         self.learn, self.gallery, self.uploads = learn, gallery, Uploads()
         self.parts = learn.model.segmentation is not None
         self.by_region = self.parts and gallery.regions
+        self.stripes = self.parts and learnt_stripes(learn)
         self._lock = RLock()
         self.find = lru_cache(REMEMBERED)(self._find)
         self.labels = lru_cache(REMEMBERED)(self._labels)
@@ -154,7 +155,7 @@ class Finder:
                                        regions=list(asked.regions) or None)
         table = hits.table[hits.table['key'] != query.key].head(HITS).reset_index(drop=True)
         images = [shrunk(self.image(key)) for key in table['key']]
-        return Found(query, Hits(table, query.image, hits.regions), images, left_out)
+        return Found(query, Hits(table, query.image, hits.regions), images, left_out, self.stripes)
 
     def _labels(self, found: Found) -> list:
         "(h, w) part labels of each hit by the model, None where there is no image; a ValueError without parts"
@@ -173,10 +174,11 @@ class Finder:
         table, heats = compared.table, compared.heats
         if regions:
             table = region_table(table, regions)
-            words, heats = region_words(table, row['similarity']), ()
-        else: words = match_words(table, compared.score)
+            words, heats = region_words(table, row['similarity'], stripes=self.stripes), ()
+        else: words = match_words(table, compared.score, stripes=self.stripes)
         images = shrunk(query.image), shrunk(image)
-        return Match(place, query, row, words, table, images, tuple(compared.sight.seen), tuple(heats), regions)
+        labels = tuple(compared.sight.seen)
+        return Match(place, query, row, words, table, images, labels, tuple(heats), regions, self.stripes)
 
     def rates(self,
         regions: tuple = (),  # Regions that are compared
@@ -195,8 +197,10 @@ class Finder:
         return one.iloc[np.unique(np.linspace(0, len(one) - 1, n).astype(int))]
 
 
-def known_identity(row):
-    "A row's identity; None where nobody named it, and for identity 0, which is nobody in Market-like sets"
+def known_identity(
+    row,  # Of a table of images or hits
+) -> int | None:  # None where nobody named it, and for identity 0, which is nobody in Market-like sets
+    "Who an image shows"
     return None if pd.isna(row['pid']) or row['pid'] == 0 else int(row['pid'])
 
 
@@ -215,16 +219,18 @@ def region_table(
 def region_words(
     table: pd.DataFrame,  # Of `region_table`
     score: float,  # The similarity
+    *,
+    stripes: bool = False,  # As for `match_words`
 ) -> str:
     "A search by regions in sentences: what was compared, what is most and least alike, and what could not be seen"
     compared = table[table['compared']]
     both = compared['similarity'].dropna()
     unseen = compared.index.difference(both.index, sort=False)
-    said = lambda names: ', '.join(names).replace('_', ' ')
+    said = lambda names: ', '.join(region_name(name, stripes=stripes) for name in names)
     if len(both) > 1:
         best, least = both.idxmax(), both.idxmin()
         words = (f'Similarity {score:.2f}, the mean over {said(both.index)}. '
-                 f'Best match: {said([best])} ({both[best]:.2f}). Least alike: {said([least])} ({both[least]:.2f}).')
+                 f'Most alike: {said([best])} ({both[best]:.2f}). Least alike: {said([least])} ({both[least]:.2f}).')
     else: words = f'Similarity {score:.2f}, by {said(both.index)} alone.'
     return words + (f' Left out, since not seen in both: {said(unseen)}.' if len(unseen) else '')
 

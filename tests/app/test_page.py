@@ -1,5 +1,6 @@
 "The page's pieces: what they say, and that nothing in them is taken for HTML"
 import base64
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -186,9 +187,17 @@ def test_bars_are_as_long_as_their_numbers():
     assert ('90', 'plus') in lengths  # 0.90 alike
 
 
-@pytest.mark.parametrize('query_pid, hit, words', [(3, 1, 'Another person: the query is identity 3, and this hit is identity 7.'), (7, 1, 'The same person'),
+@pytest.mark.parametrize('query_pid, hit, words', [(3, 1, 'WRONG: the query is identity 3, the hit is identity 7. What'), (7, 1, 'Right: both'),
                                                    (None, 1, 'Nobody has said'), (7, 0, 'Nobody has said'), (0, 1, 'Nobody has said')])
 def test_a_wrong_hit_is_said_to_be_one(query_pid, hit, words): assert words in Reader(why(match(query_pid, hit))).text
+
+
+def test_stripes_are_not_called_body_parts():
+    striped = replace(match(), stripes=True)
+    read = Reader(why(striped, True), hits_list(replace(found(), stripes=True), 0., [np.ones((8, 4), int)]*3), status(replace(found(regions=('foot',)), stripes=True)))
+    assert '3 hits by stripe 7' in read.text
+    assert [row[0] for row in read.rows[1:8]] == [f'stripe {i}' for i in range(1, 8)]
+    assert not any(r.replace('_', ' ') in read.text for r in BODY_REGIONS)
 
 
 def test_a_search_by_regions_shows_the_regions():

@@ -76,15 +76,12 @@ def test_times(finder, key):
     with pytest.raises(ValueError, match='no time is both'): ask(finder, key, since='2030-01-01', until='2020-01-01')
 
 
-def test_whether_it_is_the_same_person():
+def test_who_is_searched(finder, key):
     row = lambda pid, camid=1: pd.Series(dict(pid=pid, camid=camid))
     image = Image.new('RGB', (8, 8))
-    assert Query('k', image, row(7)).same(row(7)) is True
-    assert Query('k', image, row(7)).same(row(8)) is False
-    for unknown in (pd.NA, 0):
-        assert Query('k', image, row(7)).same(row(unknown)) is None
-        assert Query('k', image, row(unknown)).same(row(7)) is None
-    assert Query('upload-k', image).same(row(7)) is None
+    assert Query('k', image, row(7)).pid == 7
+    assert [Query('k', image, row(unknown)).pid for unknown in (pd.NA, 0)] == [None, None]
+    assert Query('upload-k', image).pid is None
     assert Query('k', image, row(7, pd.NA)).camera is None
 
 
@@ -152,9 +149,10 @@ def test_regions_in_numbers_and_words():
     table.loc['head', 'similarity'] = np.nan
     two = region_table(table, ('head', 'upper_arm', 'foot'))
     assert two['share'].dropna().to_dict() == {'upper_arm': pytest.approx(.15), 'foot': pytest.approx(.35)}
-    assert region_words(two, .5) == ('Similarity 0.50, the mean over upper arm, foot. Best match: foot (0.70). Least alike: upper arm (0.30). '
+    assert region_words(two, .5) == ('Similarity 0.50, the mean over upper arm, foot. Most alike: foot (0.70). Least alike: upper arm (0.30). '
                                      'Left out, since not seen in both: head.')
     assert region_words(region_table(table, ('foot',)), .7) == 'Similarity 0.70, by foot alone.'
+    assert region_words(region_table(table, ('foot',)), .7, stripes=True) == 'Similarity 0.70, by stripe 7 alone.'
     assert (table['share'] == 9).all()  # as it was
 
 
