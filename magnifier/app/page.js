@@ -55,7 +55,9 @@ async function press(button) {
   if (button.name === 'query') return choose('choose', new URLSearchParams({query: button.value}))
   await send(button.form, {[button.name]: button.value})
   const title = button.name === 'hit' && document.querySelector('#why h3')
-  if (title) { title.scrollIntoView({behavior: 'smooth', block: 'nearest'}); title.focus({preventScroll: true}) }
+  if (!title) return
+  title.scrollIntoView({behavior: 'smooth', block: innerWidth < 700 ? 'start' : 'nearest'})
+  title.focus({preventScroll: true})
 }
 
 function open(tab) {
