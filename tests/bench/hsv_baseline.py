@@ -14,8 +14,8 @@ def hsv_stripes(
     path,  # Image file
     stripes: int = 6,  # Horizontal stripes, each with a histogram of its own
     bins=(8, 8, 8),  # Of hue, saturation and value
-) -> np.ndarray:  # (stripes * 512,) float32, each stripe of sum 1, square roots taken (so that cosine is Bhattacharyya's)
-    "Joint HSV histogram of each stripe"
+) -> np.ndarray:  # (stripes * 512,) float32
+    "Square roots of each stripe's joint HSV histogram of sum 1, whose cosine is Bhattacharyya's coefficient"
     hsv = np.array(Image.open(path).convert('RGB').convert('HSV'))
     index = np.ravel_multi_index([hsv[..., c].astype(int) * b // 256 for c, b in enumerate(bins)], bins)
     counts = [np.bincount(s.ravel(), minlength=int(np.prod(bins))) / s.size for s in np.array_split(index, stripes)]
@@ -30,12 +30,13 @@ def hsv_baseline(
     catalog = market1501(root)
     sides = [catalog[catalog.split == s] for s in ('query', 'gallery')]
     feats = [torch.from_numpy(np.stack([hsv_stripes(p, **kwargs) for p in side.path])) for side in sides]
-    (q, g) = sides
+    q, g = sides
     return rank(*feats, q.pid.values, g.pid.values, q.camid.values, g.camid.values)
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('root', nargs='?', type=Path, help='folder in Market-1501 layout; default: the embedded data set')
+    parser.add_argument('root', nargs='?', type=Path, help='folder in Market-1501 layout; default: the walkers')
     result = hsv_baseline(parser.parse_args().root or walkers())
-    print(f'R1 {result.cmc(1):.3f}  R5 {result.cmc(5):.3f}  R10 {result.cmc(10):.3f}  mAP {result.mAP:.3f}  mINP {result.mINP:.3f}')
+    figures = dict(R1=result.cmc(1), R5=result.cmc(5), R10=result.cmc(10), mAP=result.mAP, mINP=result.mINP)
+    print('  '.join(f'{name} {value:.3f}' for name, value in figures.items()))

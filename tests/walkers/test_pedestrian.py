@@ -10,9 +10,10 @@ from magnifier.walkers.figure import ARMS, COCO_JOINTS, VIEWS, Box, Pose, Projec
 from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
 
 PLAIN = Appearance(
-    girth=1., shoulders=1., legs=1., head=1., skin=(222, 178, 148), hair_colour=(34, 28, 28), hair_style='short', sleeve='long',
-    top_colour=COLOURS['red'], top_pattern='plain', top_accent=COLOURS['white'], logo='none', logo_colour=COLOURS['yellow'], lower='trousers',
-    lower_colour=COLOURS['blue'], shoe_colour=COLOURS['green'], bag='none', bag_colour=COLOURS['orange'], hat='none', hat_colour=COLOURS['pink'])
+    girth=1., shoulders=1., legs=1., head=1., skin=(222, 178, 148), hair_colour=(34, 28, 28), hair_style='short',
+    sleeve='long', top_colour=COLOURS['red'], top_pattern='plain', top_accent=COLOURS['white'], logo='none',
+    logo_colour=COLOURS['yellow'], lower='trousers', lower_colour=COLOURS['blue'], shoe_colour=COLOURS['green'],
+    bag='none', bag_colour=COLOURS['orange'], hat='none', hat_colour=COLOURS['pink'])
 # What each detail may change: regions; bags are left out, since they also hang beside the body
 WHERE = dict(hair={1}, hat={1}, sleeves={3, 4}, pattern={2}, logo={2}, legs={5, 6}, shoes={7})
 
@@ -48,7 +49,8 @@ def test_shapes_types_and_labels():
 def test_masks_lie_on_the_garments():
     "Each region's median colour in the studio is its garment's; shading changes brightness alone"
     picture = studio()
-    expected = {2: PLAIN.top_colour, 3: PLAIN.top_colour, 5: PLAIN.lower_colour, 6: PLAIN.lower_colour, 7: PLAIN.shoe_colour}
+    top, lower = PLAIN.top_colour, PLAIN.lower_colour
+    expected = {2: top, 3: top, 5: lower, 6: lower, 7: PLAIN.shoe_colour}
     for region, colour in expected.items():
         seen = np.median(chroma(picture.image[picture.mask == region].astype(float)), axis=0)
         np.testing.assert_allclose(seen, chroma(np.array(colour, float)), atol=.03)
@@ -159,7 +161,10 @@ def test_boxes_zoom_and_shift():
 
 def test_an_empty_place():
     picture = draw_walker(None, camera=4, seed=1, occluder='pole')
-    assert not picture.mask.any() and not picture.visible.any() and (picture.joints == -1).all() and picture.occluded == 0
+    assert not picture.mask.any()
+    assert not picture.visible.any()
+    assert (picture.joints == -1).all()
+    assert picture.occluded == 0
 
 
 def test_cameras_differ_and_a_generator_moves_on():
@@ -219,7 +224,8 @@ def test_bones_keep_their_length(yaw, phase, stride, arms):
     joints = skeleton(PLAIN, Pose(yaw, phase, stride, arms))
     for side in ('left', 'right'):
         for a, b, length in (('hip', 'knee', .24), ('knee', 'ankle', .24), ('shoulder', 'elbow', .168)):
-            assert np.linalg.norm(np.subtract(joints[f'{side}_{a}'], joints[f'{side}_{b}'])) == pytest.approx(length, abs=.003)
+            bone = np.subtract(joints[f'{side}_{a}'], joints[f'{side}_{b}'])
+            assert np.linalg.norm(bone) == pytest.approx(length, abs=.003)
     assert min(y for _, y, _ in joints.values()) >= 0
 
 
@@ -236,8 +242,11 @@ def test_backgrounds_are_cut_from_one_view():
 
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(camera=7), 'camera 7: use 1 to 6'), (dict(camera='a'), "camera 'a'"), (dict(occluder='tree'), "unknown occluder 'tree': use pole, bag, walker"),
-    (dict(size=(8, 64)), r'size=\(8, 64\)'), (dict(pose=Pose(arms='wave')), "unknown arms 'wave': use one of swing")])
+    (dict(camera=7), 'camera 7: use 1 to 6'),
+    (dict(camera='a'), "camera 'a'"),
+    (dict(occluder='tree'), "unknown occluder 'tree': use pole, bag, walker"),
+    (dict(size=(8, 64)), r'size=\(8, 64\)'),
+    (dict(pose=Pose(arms='wave')), "unknown arms 'wave': use one of swing")])
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message): studio(**kwargs)
 

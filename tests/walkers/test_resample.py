@@ -20,7 +20,8 @@ def test_shrink_is_the_mean_over_areas(size):
 @pytest.mark.parametrize('size', [(128, 64), (92, 46), (50, 333), (10, 9)])
 def test_enlarge_is_bilinear(size):
     image = picture(10, 9)
-    expected = F.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None].double(), size, mode='bilinear', align_corners=False)
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+    expected = F.interpolate(planes, size, mode='bilinear', align_corners=False)
     assert np.abs(enlarge(image, size) - expected[0].permute(1, 2, 0).numpy()).max() <= .5 + 1e-6
     np.testing.assert_array_equal(enlarge(image[..., 0], size), enlarge(image, size)[..., 0])
 

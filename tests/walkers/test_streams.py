@@ -4,8 +4,11 @@ from datetime import datetime
 import numpy as np
 import pytest
 from PIL import Image
-from magnifier.walkers.scene import View, Visit, things_of, visits_of
-from magnifier.walkers.streams import walkers_streams
+from magnifier.walkers.appearance import random_appearance
+from magnifier.walkers.canvas import stream
+from magnifier.walkers.scene import Place, View, Visit, things_of, visits_of
+from magnifier.walkers.stage import Person, Seen, Stage
+from magnifier.walkers.streams import _Tracker, walkers_streams
 
 SMALL = dict(people=3, cameras=2, minutes=.1, fps=5, size=(144, 256))
 
@@ -23,8 +26,8 @@ def lines(file): return [[float(v) for v in line.split(',')] for line in file.re
 
 def test_the_layout(streams):
     found = {p.name for p in streams.iterdir()}
-    assert found == {'cam1', 'cam2', 'cam1.gt.txt', 'cam2.gt.txt', 'cam1.txt', 'cam2.txt', 'cam1_masks', 'cam2_masks', 'cameras.csv', 'truth.csv',
-                     'people.json', 'streams.json'}
+    of_cameras = {f'cam{c}{ending}' for c in (1, 2) for ending in ('', '.gt.txt', '.txt', '_masks')}
+    assert found == of_cameras | {'cameras.csv', 'truth.csv', 'people.json', 'streams.json'}
     assert [row['file'] for row in rows(streams/'cameras.csv')] == ['cam1', 'cam2']
     assert len(list((streams/'cam1').iterdir())) == len(list((streams/'cam1_masks').iterdir())) == 30
     assert len(json.loads((streams/'people.json').read_text())) == 3
@@ -43,9 +46,13 @@ def test_boxes_hold_what_is_seen_of_each_person(streams, camera):
             there = (mask >> 3) == person
             assert (visibility > 0) == there.any()
             rows, columns = np.nonzero(there)
-            if len(rows): assert x <= columns.min() and columns.max() < x + w and y <= rows.min() and rows.max() < y + h
-            if visibility == 1: assert (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1) == (x, y, w, h)
-            assert 0 <= x and x + w <= 256 and 0 <= y and y + h <= 144 and (conf, kind) == (1, 1)
+            assert ((x <= columns) & (columns < x + w)).all()
+            assert ((y <= rows) & (rows < y + h)).all()
+            if visibility == 1:
+                assert (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1) == (x, y, w, h)
+            assert 0 <= x < x + w <= 256
+            assert 0 <= y < y + h <= 144
+            assert (conf, kind) == (1, 1)
 
 
 def test_truth_says_who_each_track_is(streams):
@@ -87,6 +94,46 @@ def test_people_walk_where_they_look():
     assert near.yaw == pytest.approx(np.degrees(np.arctan2(2, 3)))
 
 
+@pytest.mark.parametrize('side, shows', [(.4, False), (-.4, True)])
+def test_things_hide_who_is_behind_them(side, shows):
+    view = View(144, 256)
+    booth = next(t for t in things_of(view, 1, 0) if t.kind == 'booth')
+    stage, rng = Stage(1, view, 0), stream('hidden')
+    d = booth.d + side
+    person = Person(5, random_appearance(rng), Place(booth.x * d / booth.d, d, 0., .25, 0.), 'folded')
+    frame = stage.frame([person], rng)
+    assert [s.person for s in frame.seen] == [5]
+    assert (frame.seen[0].visibility == 1) == shows
+    assert ((frame.mask >> 3) == 5).any() or frame.seen[0].visibility == 0
+    assert frame.seen[0].whole[3] == pytest.approx(view.scale(d), rel=.15)  # as high as a body
+    assert stage.frame([], rng).seen == []
+
+
+def test_the_nearer_person_hides_the_farther():
+    view, rng = View(144, 256), stream('two')
+    stage, d = Stage(2, view, 0), view.depth(.9)
+    people = [Person(n, random_appearance(rng), Place(0., d + n, 0., .25, 0.), 'pockets') for n in (1, 2)]
+    frame = stage.frame(people, rng)
+    near, far = frame.seen
+    assert near.visibility == 1
+    assert far.visibility < .6
+    alone = stage.frame(people[:1], rng)
+    np.testing.assert_array_equal(frame.mask[frame.mask >> 3 == 1], alone.mask[alone.mask >> 3 == 1])
+
+
+def test_a_track_breaks_where_somebody_was_hidden_for_more_than_a_second():
+    tracker = _Tracker(5, stream('tracker'))
+    box = (10, 10, 20, 60)
+    frames = [1, 2, 3, 8, 9, 15, 16]  # gaps of five frames, a second, and of six
+    found = []
+    for frame in range(1, 20):
+        seen = Seen(7, box, box, 1.) if frame in frames else Seen(7, box, None, 0.)
+        found += [[float(v) for v in line.split(',')] for line in tracker.lines(frame, [seen])]
+    assert [(f, t) for f, t, *_ in found] == [(1, 1), (2, 1), (3, 1), (8, 1), (9, 1), (15, 2), (16, 2)]
+    assert tracker.spans == {1: (7, 1, 9), 2: (7, 15, 16)}
+    assert all(np.abs(np.subtract(line[2:6], box)).max() <= .03 * 60 + .05 for line in found)
+
+
 def test_the_same_seed_gives_the_same_frames(streams, tmp_path):
     again = walkers_streams(tmp_path/'again', video=False, **SMALL)
     for file in sorted(p.relative_to(streams) for p in streams.rglob('*') if p.is_file()):
@@ -99,13 +146,15 @@ def test_the_same_seed_gives_the_same_frames(streams, tmp_path):
 def test_a_second_call_finds_them(streams, monkeypatch):
     monkeypatch.setattr('magnifier.walkers.streams._draw', None)
     assert walkers_streams(str(streams), video=False, **SMALL) == streams
-    with pytest.raises(ValueError, match='holds walkers drawn with .*choose another path'): walkers_streams(streams, video=False, seed=5, **SMALL)
+    with pytest.raises(ValueError, match='holds walkers drawn with .*choose another path'):
+        walkers_streams(streams, video=False, seed=5, **SMALL)
 
 
 def test_video_shows_the_frames(tmp_path):
     av = pytest.importorskip('av')
-    root = walkers_streams(tmp_path/'video', people=3, cameras=1, minutes=.05, size=(144, 256), masks=False)
-    frames = walkers_streams(tmp_path/'frames', people=3, cameras=1, minutes=.05, size=(144, 256), masks=False, video=False)
+    short = dict(people=3, cameras=1, minutes=.05, size=(144, 256), masks=False)
+    root = walkers_streams(tmp_path/'video', **short)
+    frames = walkers_streams(tmp_path/'frames', video=False, **short)
     with av.open(str(root/'cam1.mp4')) as video:
         assert video.streams.video[0].average_rate == 5
         images = [frame.to_ndarray(format='rgb24') for frame in video.decode(video=0)]
@@ -123,10 +172,14 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('kwargs,error,message', [
-    (dict(people=0), ValueError, 'people=0: use 1 or more, at most 999'), (dict(cameras=7), ValueError, 'cameras=7: use 1 or more, at most 6'),
-    (dict(cameras=1.5), TypeError, 'cameras=1.5: use a whole number'), (dict(minutes=-1), ValueError, 'minutes=-1: use a number from 0'),
-    (dict(minutes=0), ValueError, 'minutes=0: too short for a frame'), (dict(fps=0), ValueError, 'fps=0'),
-    (dict(size=(100, 101)), ValueError, r'size=\(100, 101\): use \(height, width\), even'), (dict(start='noon'), ValueError, "start='noon': use a date")])
+    (dict(people=0), ValueError, 'people=0: use 1 or more, at most 999'),
+    (dict(cameras=7), ValueError, 'cameras=7: use 1 or more, at most 6'),
+    (dict(cameras=1.5), TypeError, 'cameras=1.5: use a whole number'),
+    (dict(minutes=-1), ValueError, 'minutes=-1: use a number from 0'),
+    (dict(minutes=0), ValueError, 'minutes=0: too short for a frame'),
+    (dict(fps=0), ValueError, 'fps=0'),
+    (dict(size=(100, 101)), ValueError, r'size=\(100, 101\): use \(height, width\), even'),
+    (dict(start='noon'), ValueError, "start='noon': use a date")])
 def test_bad_arguments(tmp_path, kwargs, error, message):
     with pytest.raises(error, match=message): walkers_streams(tmp_path/'set', **kwargs)
     assert list(tmp_path.iterdir()) == []
