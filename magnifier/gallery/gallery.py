@@ -321,11 +321,12 @@ class Gallery:
         cameras=None,  # Camera or cameras; None for all
         since=None,  # Earliest time of an image
         until=None,  # Latest time of an image
+        weighted: bool = True,  # Embeddings are weighted by how much of the person each image shows
     ) -> Tracklets:  # Their table and their embeddings
         """What trackers followed, one row a tracklet: camera, times, best image, and the mean embedding
         weighted by what can be seen"""
         meant = replace(where(pids=pids, cameras=cameras, since=since, until=until), tracklets=())
-        return summarise(self.store.read(meant, (*COLUMNS, 'vector')))
+        return summarise(self.store.read(meant, (*COLUMNS, 'vector')), weighted)
 
     def search_tracklets(self,
         query,  # A tracklet's name, or an image as `search` takes it

@@ -105,12 +105,13 @@ class VideoReading:
 
 def summarise(
     columns: dict,  # Columns of a store, 'vector' among them, of images that belong to tracklets
+    weighted: bool = True,  # By how much of the person each image shows
 ) -> Tracklets:  # With one row a tracklet
     """Each tracklet's camera, times, best image and embedding: the mean of its images' embeddings, weighted by how much of the
     person each shows, at length 1."""
     images = pd.DataFrame({name: columns[name] for name in OF_AN_IMAGE})
     images = images.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', 'visibility': 'float64'})
-    images['seen'] = images['visibility'].fillna(1).clip(lower=LEAST_WEIGHT)
+    images['seen'] = images['visibility'].fillna(1).clip(lower=LEAST_WEIGHT) if weighted else 1.
     images['row'] = np.arange(len(images))
     best = images.sort_values(['seen', 'row'], ascending=[False, True]).groupby('tracklet').first()
     found = images.groupby('tracklet')

@@ -32,7 +32,7 @@ from magnifier.train.export import write_onnx
 from magnifier.train.guards import TrackersWait, check_callbacks
 from magnifier.train.losses import MagnifierLoss, gradient_norms
 from magnifier.train.metrics import by_role, rank_by_role, rank_embeddings, reid_metrics
-from magnifier.train.parts import embed_parts, rank_parts
+from magnifier.train.parts import VISIBLE, embed_parts, label_areas, rank_parts
 from magnifier.train.precision import autocast_of
 from magnifier.train.recipes import Stage, recipe as named
 from magnifier.train.records import differing, versions
@@ -218,6 +218,19 @@ class ReIDLearner(Learner):
                 if with_identity: identities.append(targets[-1].cpu().as_subclass(torch.Tensor))
         embeddings = share.whole(torch.cat(parts))
         return (embeddings, share.whole(torch.cat(identities))) if with_identity else embeddings
+
+    def embed_visible(
+        self,
+        images,  # Whatever `loader` takes
+    ) -> tuple:  # (n,d) embeddings, L2-normalised; (n,) share of the body's regions that can be seen, 1 for a model without masks
+        "Embeddings, and how much of each person the model's own masks show, in one pass: a tracklet's mean is weighted by it"
+        embeddings, visible = [], []
+        with self.evaluating() as (model, device):
+            for batch in self.with_progress(self.loader(images)):
+                out = model(tuplify(to_device(batch, device))[0].as_subclass(torch.Tensor))
+                embeddings.append(out.embedding.float().cpu())
+                visible.append(_visible_share(out))
+        return torch.cat(embeddings), torch.cat(visible)
 
     def embed_regions(
         self,
@@ -474,6 +487,12 @@ def _steps_of(dls):
     "What validation does to an image, in the steps' own words; a transform of split 0 acts on training images alone"
     steps = [tfm for pipeline in (dls.valid.after_item, dls.valid.after_batch) for tfm in pipeline.fs if tfm.split_idx != 0]
     return re.sub(' at 0x[0-9a-f]+', '', repr(steps))
+
+
+def _visible_share(out):  # (n,)
+    if out.mask_logits is None: return torch.ones(len(out.embedding))
+    areas = label_areas(out.mask_logits.argmax(1))[:, 1:]  # without the background
+    return torch.from_numpy(areas >= VISIBLE).float().mean(1)
 
 
 def _embedder(model, n_batches):

@@ -4,19 +4,19 @@ import argparse
 from pathlib import Path
 import numpy as np
 import torch
-from PIL import Image
+from magnifier.data.images import read_image
 from magnifier.data.readers import market1501
 from magnifier.walkers.dataset import walkers
 from magnifier.retrieval.ranking import rank
 
 
 def hsv_stripes(
-    path,  # Image file
+    image,  # Image file, or a PIL image
     stripes: int = 6,  # Horizontal stripes, each with a histogram of its own
     bins=(8, 8, 8),  # Of hue, saturation and value
 ) -> np.ndarray:  # (stripes * 512,) float32
     "Square roots of each stripe's joint HSV histogram of sum 1, whose cosine is Bhattacharyya's coefficient"
-    hsv = np.array(Image.open(path).convert('RGB').convert('HSV'))
+    hsv = np.array(read_image(image).convert('HSV'))
     index = np.ravel_multi_index([hsv[..., c].astype(int) * b // 256 for c, b in enumerate(bins)], bins)
     counts = [np.bincount(s.ravel(), minlength=int(np.prod(bins))) / s.size for s in np.array_split(index, stripes)]
     return np.sqrt(np.concatenate(counts)).astype(np.float32)
