@@ -5,7 +5,6 @@
 Walkers that no training has seen walk in front of cameras. Tracks are the true ones (a person's visit to a camera) or a tracker's (broken where
 a person is hidden). All cameras' frames are scored as one video, so that an identity counts only if it is kept across cameras."""
 import argparse
-import shutil
 import tempfile
 import time
 from pathlib import Path
