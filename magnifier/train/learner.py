@@ -32,7 +32,7 @@ from magnifier.train.export import write_onnx
 from magnifier.train.guards import TrackersWait, check_callbacks
 from magnifier.train.losses import MagnifierLoss, gradient_norms
 from magnifier.train.metrics import by_role, rank_by_role, rank_embeddings, reid_metrics
-from magnifier.train.parts import VISIBLE, embed_parts, label_areas, rank_parts
+from magnifier.train.parts import VISIBLE, embed_parts, region_areas, rank_parts
 from magnifier.train.precision import autocast_of
 from magnifier.train.recipes import Stage, recipe as named
 from magnifier.train.records import differing, versions
@@ -491,7 +491,7 @@ def _steps_of(dls):
 
 def _visible_share(out):  # (n,)
     if out.mask_logits is None: return torch.ones(len(out.embedding))
-    areas = label_areas(out.mask_logits.argmax(1))[:, 1:]  # without the background
+    areas = region_areas(dict(mask_logits=out.mask_logits))[:, 1:]  # without the background
     return torch.from_numpy(areas >= VISIBLE).float().mean(1)
 
 
