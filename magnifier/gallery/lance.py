@@ -27,7 +27,7 @@ SCANNED = 1 << 24  # Bytes of vectors that are read at once
 SMALL, SMALL_MANY = 1 << 23, 32  # So many fragments of fewer bytes are written together as fewer
 LARGE = 1 << 25  # Bytes of a fragment that stays as it is
 UNINDEXED = .1  # Share of the rows that an index may lack
-PARTITION = 8192  # Rows of an index that share a centre, from which one bit a dimension tells them
+PARTITION = 8192  # Rows of an index that share a centre, from which a few bits a dimension tell them
 REFINED = 8  # Hits of an index that are compared by their whole vectors, for each hit that is wanted
 PATIENCE = 600  # Seconds to wait for another process's write
 NOW = timedelta(0)
@@ -167,8 +167,7 @@ class LanceStore(Store):
     def compact(self):
         with self._writing() as table:
             if table is None: return
-            _compact(table, materialize_deletions_threshold=0.)
-            if _kind(table) == 'ivf': _build_index(table)  # or it would keep what was deleted
+            _compact(table, materialize_deletions_threshold=0.)  # the index loses deleted rows with it
             table.update_config({'magnifier.compacted': str(time.time())})  # a version whose writing tells of nobody
             self._clean(table)
 
@@ -358,7 +357,7 @@ def _largest(ids, similarity, k):
 
 
 def _by_index(table, vector, k, condition):
-    "By one bit a dimension of every row, and then by the whole vectors of the best"
+    "By a few bits a dimension of every row, and then by the whole vectors of the best"
     every = _partitions(table.count_rows())
     nearest = dict(column='vector', q=vector, k=k, metric='dot', nprobes=2*every, refine_factor=REFINED)
     found = table.to_table(columns=[*COLUMNS, '_distance'], nearest=nearest, filter=condition, prefilter=True)

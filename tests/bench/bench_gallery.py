@@ -47,13 +47,14 @@ def searched(search, queries):
     return figures | dict(median_cpu_s=float(np.median([r[1] for r in runs[1:]]))), np.array([r[2] for r in runs])
 
 
-def rows_at_once(vectors): return max(1, AT_ONCE // vectors[0].nbytes)
+def parts(file):
+    "Positions and rows of what is added at once; what was read before is not held"
+    n, d = np.load(file, mmap_mode='r').shape
+    step = max(1, AT_ONCE // (4*d))
+    for i in range(0, n, step): yield range(i, min(i + step, n)), np.array(np.load(file, mmap_mode='r')[i:i+step])
 
 
-def parts(vectors):
-    "Positions and rows of what is added at once"
-    step = rows_at_once(vectors)
-    for i in range(0, len(vectors), step): yield range(i, min(i + step, len(vectors))), np.array(vectors[i:i+step])
+def width(file): return np.load(file, mmap_mode='r').shape[1]
 
 
 def labels(numbers):
@@ -71,34 +72,34 @@ def nearest(scores):
     return near[np.argsort(-scores[near])]
 
 
-def read(folder, vectors, queries):
+def read(folder, file, queries):
     def all_once():
         buffer = bytearray(1 << 23)
-        with open(folder/'gallery.npy', 'rb', buffering=0) as f:
+        with open(file, 'rb', buffering=0) as f:
             while f.readinto(buffer): pass
     return dict(open_s=timed(all_once)[0]), None
 
 
-def product(folder, vectors, queries):
-    seconds, _, g = timed(lambda: np.load(folder/'gallery.npy'))
+def product(folder, file, queries):
+    seconds, _, g = timed(lambda: np.load(file))
     figures, hits = searched(lambda q: nearest(g @ q), queries)
     return dict(open_s=seconds, disk_mb=g.nbytes >> 20) | figures, hits
 
 
-def faiss(folder, vectors, queries):
+def faiss(folder, file, queries):
     import faiss
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    seconds, cpu, _ = timed(lambda: [index.add(x) for _, x in parts(vectors)])
+    index = faiss.IndexFlatIP(width(file))
+    seconds, cpu, _ = timed(lambda: [index.add(x) for _, x in parts(file)])
     figures, hits = searched(lambda q: index.search(q[None], K)[1][0], queries)
     return dict(add_s=seconds, add_cpu_s=cpu) | figures, hits
 
 
-def lancedb(folder, vectors, queries):
+def lancedb(folder, file, queries):
     import lancedb
     import pyarrow as pa
     def add():
         db, table = lancedb.connect(folder/'lancedb'), None
-        for numbers, x in parts(vectors):
+        for numbers, x in parts(file):
             columns = labels(numbers) | dict(vector=pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1]))
             if table is None: table = db.create_table('people', pa.table(columns))
             else: table.add(pa.table(columns))
@@ -117,17 +118,17 @@ def store(folder):
     return LanceStore(str(folder/'people'), 'people')
 
 
-def add(folder, vectors, queries):
+def add(folder, file, queries):
+    s = store(folder)  # imports the engine
     def fill():
-        s = store(folder)
-        s.create(dict(fingerprint='bench', d=vectors.shape[1], regions=0))
-        for numbers, x in parts(vectors): s.add(labels(numbers) | dict(also=[[] for _ in numbers], vector=x))
+        s.create(dict(fingerprint='bench', d=width(file), regions=0))
+        for numbers, x in parts(file): s.add(labels(numbers) | dict(also=[[] for _ in numbers], vector=x))
         s.settle()
     seconds, cpu, _ = timed(fill)
     return dict(add_s=seconds, add_cpu_s=cpu, disk_mb=size(folder/'people')), None
 
 
-def gallery(folder, vectors, queries):
+def gallery(folder, file, queries):
     from magnifier.gallery.store import where
     opening, _, s = timed(lambda: store(folder))
     counting, _, _ = timed(s.count)  # files are checked at the first question
@@ -136,18 +137,18 @@ def gallery(folder, vectors, queries):
     return dict(open_s=opening + counting, filtered_s=filtered, disk_mb=size(folder/'people')) | figures, hits
 
 
-def ivf(folder, vectors, queries):
+def ivf(folder, file, queries):
     s = store(folder)
     building, cpu, _ = timed(lambda: s.index('ivf'))
-    figures, hits = gallery(folder, vectors, queries)
+    figures, hits = gallery(folder, file, queries)
     s.index('exact')
     return figures | dict(index_s=building, add_cpu_s=cpu), hits
 
 
-def cold(folder, vectors, queries):
+def cold(folder, file, queries):
     "From a shell to the printed answer"
     from PIL import Image
-    make_embedder(folder/'model.onnx', vectors.shape[1])
+    make_embedder(folder/'model.onnx', width(file))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 64, 3)).astype(np.uint8)).save(folder/'query.png')
     code = 'import sys; from magnifier.cli.gallery import magnifier_search; ' \
            f'magnifier_search({str(folder/"query.png")!r}, gallery={str(folder/"people")!r}, learner={str(folder/"model.onnx")!r}); ' \
@@ -174,13 +175,13 @@ def make_embedder(file, d):
     onnx.save(model, file)
 
 
-def regions(folder, vectors, queries):
+def regions(folder, file, queries):
     "Vectors taken for eight regions side by side, of which each image shows some; beside the product with them"
     from magnifier.gallery.lance import LanceStore
     from magnifier.gallery.region_search import nearest_by_regions
     s, rng = LanceStore(str(folder/'regions'), 'people'), np.random.default_rng(0)
-    s.create(dict(fingerprint='bench', d=8, regions=vectors.shape[1]))
-    for numbers, x in parts(vectors):
+    s.create(dict(fingerprint='bench', d=8, regions=width(file)))
+    for numbers, x in parts(file):
         visible = rng.integers(0, 256, len(numbers)).tolist()
         s.add(labels(numbers) | dict(also=[[] for _ in numbers], vector=x[:, :8], regions=x, visible=visible))
     figures, hits = searched(lambda q: [int(key) for key in nearest_by_regions(s, q, 255, [1, 5, 7], K)['key']], queries)
@@ -188,19 +189,20 @@ def regions(folder, vectors, queries):
     return figures, None
 
 
-def milvus_lite(folder, vectors, queries):
+def milvus_lite(folder, file, queries):
     "The engine of earlier versions, through its own client"
     from pymilvus import DataType, MilvusClient
     client = MilvusClient(str(folder/'old.db'))
     schema = MilvusClient.create_schema(auto_id=False)
     schema.add_field('key', DataType.VARCHAR, is_primary=True, max_length=64)
-    schema.add_field('vector', DataType.FLOAT_VECTOR, dim=vectors.shape[1])
+    schema.add_field('vector', DataType.FLOAT_VECTOR, dim=width(file))
     index = MilvusClient.prepare_index_params()
     index.add_index('vector', index_type='FLAT', metric_type='IP')
     client.create_collection('people', schema=schema, index_params=index)
     def fill():
-        for i in range(0, len(vectors), 256):
-            client.upsert('people', [dict(key=f'{i + j:032d}', vector=x) for j, x in enumerate(vectors[i:i+256])])
+        for numbers, x in parts(file):
+            for i in range(0, len(x), 256):
+                client.upsert('people', [dict(key=f'{numbers[i + j]:032d}', vector=v) for j, v in enumerate(x[i:i+256])])
         client.flush('people')
     seconds, cpu, _ = timed(fill)
     def search(q): return [int(hit['key']) for hit in client.search('people', [q], limit=K, anns_field='vector')[0]]
@@ -210,9 +212,9 @@ def milvus_lite(folder, vectors, queries):
 
 def run(case, folder):
     "One case in this process: a row, and the hits in a file"
-    queries, vectors, before = np.load(folder/'queries.npy')[:QUERIES], np.load(folder/'gallery.npy', mmap_mode='r'), status('VmRSS')
-    row, hits = globals()[case.replace('-', '_')](folder, vectors, queries)
-    row = dict(memory_mb=status('VmRSS') - before, peak_mb=status('VmHWM')) | row
+    queries, before = np.load(folder/'queries.npy')[:QUERIES], status('VmRSS')
+    row, hits = globals()[case.replace('-', '_')](folder, folder/'gallery.npy', queries)
+    row = dict(memory_mb=status('VmRSS') - before, peak_mb=status('VmHWM')) | row  # the peak with interpreter and libraries
     if hits is None: return row
     np.save(folder/f'hits_{case}.npy', hits)
     exact = folder/'hits_product.npy'
