@@ -29,11 +29,16 @@ def test_index_search_delete(exported, crops, tmp_path, capsys):
         command(*args, gallery=db, **kwargs) if command is not cli.magnifier_delete else command(db, *args, **kwargs)
         return capsys.readouterr().out
     (crops/'bad.png').write_text('x')
-    assert '12 images added, 0 known; 1 unreadable (first: ' in told(cli.magnifier_index, str(crops), learner=exported, regions=True)
+    first = told(cli.magnifier_index, str(crops), learner=exported, regions=True)
+    assert '12 images added, 0 known; 1 unreadable (first: ' in first
     assert json.loads(told(cli.magnifier_index, str(crops), learner=exported, json=True)) == dict(
         gallery=db, added=0, known=12, unreadable=[str(crops/'bad.png')], images=12)
-    hits = json.loads(told(cli.magnifier_search, image, learner=exported, k=3, json=True, save=str(tmp_path/'hits.png')))
-    assert hits[0]['path'] == image and hits[0]['similarity'] == pytest.approx(1, abs=1e-4) and hits[0]['time'] is None and (tmp_path/'hits.png').exists()
+    drawn = str(tmp_path/'hits.png')
+    hits = json.loads(told(cli.magnifier_search, image, learner=exported, k=3, json=True, save=drawn))
+    assert hits[0]['path'] == image
+    assert hits[0]['similarity'] == pytest.approx(1, abs=1e-4)
+    assert hits[0]['time'] is None
+    assert (tmp_path/'hits.png').exists()
     camera, pid = hits[0]['camid'], hits[0]['pid']
     others = json.loads(told(cli.magnifier_search, image, learner=exported, k=12, json=True, not_camera=str(camera)))
     assert others and camera not in {h['camid'] for h in others}
@@ -42,8 +47,10 @@ def test_index_search_delete(exported, crops, tmp_path, capsys):
     assert len({p['pid'] for p in people}) == len(people) and sum(p['images'] for p in people) == 12
     assert 'similarity' in told(cli.magnifier_search, image, learner=exported, rerank=True)
     assert 'images deleted' in told(cli.magnifier_delete, pids=str(pid))
-    with pytest.raises(SystemExit, match=f'no image of {db} is of what was named'): told(cli.magnifier_delete, pids=str(pid))
-    assert pid not in {h['pid'] for h in json.loads(told(cli.magnifier_search, image, learner=exported, k=12, json=True))}
+    with pytest.raises(SystemExit, match=f'no image of {db} is of what was named'):
+        told(cli.magnifier_delete, pids=str(pid))
+    left = json.loads(told(cli.magnifier_search, image, learner=exported, k=12, json=True))
+    assert pid not in {hit['pid'] for hit in left}
 
 
 @pytest.mark.parametrize('call, message', [
@@ -63,10 +70,12 @@ def test_mistakes_are_one_line_and_make_no_gallery(crops, tmp_path, call, messag
 def test_mistakes_in_a_search(exported, crops, tmp_path):
     db, image = str(tmp_path/'people'), str(sorted(crops.iterdir())[0])
     cli.magnifier_index(str(crops), gallery=db, learner=exported)
-    for kwargs, message in ((dict(not_camera='three'), '--not-camera three: whole numbers'), (dict(regions='foot'), 'keeps no regions'),
+    for kwargs, message in ((dict(not_camera='three'), '--not-camera three: whole numbers'),
+                            (dict(regions='foot'), 'keeps no regions'),
                             (dict(since='soon'), "time 'soon'"), (dict(k=0), 'k=0'),
                             (dict(regions='foot,foot'), "region 'foot' is named twice")):
-        with pytest.raises(SystemExit, match=message): cli.magnifier_search(image, gallery=db, learner=exported, **kwargs)
+        with pytest.raises(SystemExit, match=message):
+            cli.magnifier_search(image, gallery=db, learner=exported, **kwargs)
     with pytest.raises(SystemExit, match='name what to delete'): cli.magnifier_delete(db)
 
 
@@ -94,7 +103,8 @@ def test_a_delete_that_was_stopped_is_ended_by_the_next(exported, crops, tmp_pat
         patch.setattr(Gallery, 'compact', lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
         cli.magnifier_delete(str(db), paths=str(gone))
     assert e.value.code == 130 and holds()
-    with pytest.raises(SystemExit, match='or none any more; .* It holds 11'): cli.magnifier_delete(str(db), paths=str(gone))
+    with pytest.raises(SystemExit, match='or none any more; .* It holds 11'):
+        cli.magnifier_delete(str(db), paths=str(gone))
     assert not holds()
 
 
@@ -104,7 +114,8 @@ def test_files_are_deleted_by_their_names_as_typed(exported, crops, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     cli.magnifier_delete(db, paths=f'crops/{names[0]}, {crops/names[1]}')
     assert '2 images deleted; it holds 10' in capsys.readouterr().out
-    with pytest.raises(SystemExit, match='no image of .* is of what was named') as e: cli.magnifier_delete(db, paths='crops/nobody.jpg')
+    with pytest.raises(SystemExit, match='no image of .* is of what was named') as e:
+        cli.magnifier_delete(db, paths='crops/nobody.jpg')
     assert e.value.code != 0
     cli.magnifier_delete(db, until='1999-01-01')  # nothing is as old as that: no mistake, since nobody was named
     assert '0 images deleted; it holds 10' in capsys.readouterr().out

@@ -4,9 +4,10 @@
     python tests/bench/bench_gallery.py --images 1000000 --dim 512 --cases read product add gallery ivf --csv ...
     python tests/bench/bench_gallery.py --images 10000 --dim 4096 --cases milvus-lite --csv ...
 
-Each case runs in a process of its own. `read` reads the vectors once, `product` is NumPy's with all of them in memory, `faiss` its flat index,
-`lancedb` LanceDB alone, `add` fills our gallery through its store (what embedding costs comes on top), `gallery` searches it, `cold` is
-`magnifier_search` from a shell with an .onnx embedder, `ivf` builds and uses the index, `regions` searches by three of eight regions.
+Each case runs in a process of its own. `read` reads the vectors once, `product` is NumPy's with all of them in memory,
+`faiss` its flat index, `lancedb` LanceDB alone, `add` fills our gallery through its store (what embedding costs comes
+on top), `gallery` searches it, `cold` is `magnifier_search` from a shell with an .onnx embedder, `ivf` builds and uses the
+index, `regions` searches by three of eight regions.
 """
 import argparse
 import datetime
@@ -18,13 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 K, QUERIES, AT_ONCE = 10, 20, 1 << 24  # hits, searches, bytes that are added at once
 CASES = ('read', 'product', 'faiss', 'lancedb', 'add', 'gallery', 'cold', 'ivf', 'regions', 'milvus-lite')
-FIGURES = ('add_s add_cpu_s open_s index_s first_s median_s median_cpu_s filtered_s memory_mb peak_mb disk_mb recall_at_10 error').split()
+FIGURES = ('add_s add_cpu_s open_s index_s first_s median_s median_cpu_s filtered_s '
+           'memory_mb peak_mb disk_mb recall_at_10 error').split()
 
 
 def status(key): return int(re.search(rf'{key}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) // 1024  # MiB
@@ -107,7 +110,8 @@ def lancedb(folder, file, queries):
     seconds, cpu, _ = timed(add)
     peak = status('VmHWM')
     opening, _, table = timed(lambda: lancedb.connect(folder/'lancedb').open_table('people'))
-    def search(q, **kwargs): return [int(r['key']) for r in table.search(q).metric('dot').limit(K).select(['key', '_distance']).to_list()]
+    def search(q, **kwargs):
+        return [int(r['key']) for r in table.search(q).metric('dot').limit(K).select(['key', '_distance']).to_list()]
     figures, hits = searched(search, queries)
     shutil.rmtree(folder/'lancedb')
     return dict(add_s=seconds, add_cpu_s=cpu, peak_mb=peak, open_s=opening) | figures, hits
@@ -151,9 +155,11 @@ def cold(folder, file, queries):
     make_embedder(folder/'model.onnx', width(file))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 64, 3)).astype(np.uint8)).save(folder/'query.png')
     code = 'import sys; from magnifier.cli.gallery import magnifier_search; ' \
-           f'magnifier_search({str(folder/"query.png")!r}, gallery={str(folder/"people")!r}, learner={str(folder/"model.onnx")!r}); ' \
+           f'magnifier_search({str(folder/"query.png")!r}, gallery={str(folder/"people")!r}, ' \
+           f'learner={str(folder/"model.onnx")!r}); ' \
            'assert "torch" not in sys.modules'
-    runs = [timed(lambda: subprocess.run([sys.executable, '-c', code], check=True, capture_output=True))[0] for _ in range(3)]
+    command = [sys.executable, '-c', code]
+    runs = [timed(lambda: subprocess.run(command, check=True, capture_output=True))[0] for _ in range(3)]
     return dict(first_s=runs[0], median_s=float(np.median(runs))), None
 
 
@@ -184,7 +190,8 @@ def regions(folder, file, queries):
     for numbers, x in parts(file):
         visible = rng.integers(0, 256, len(numbers)).tolist()
         s.add(labels(numbers) | dict(also=[[] for _ in numbers], vector=x[:, :8], regions=x, visible=visible))
-    figures, hits = searched(lambda q: [int(key) for key in nearest_by_regions(s, q, 255, [1, 5, 7], K)['key']], queries)
+    def search(q): return [int(key) for key in nearest_by_regions(s, q, 255, [1, 5, 7], K)['key']]
+    figures, hits = searched(search, queries)
     shutil.rmtree(folder/'regions')
     return figures, None
 
@@ -202,7 +209,8 @@ def milvus_lite(folder, file, queries):
     def fill():
         for numbers, x in parts(file):
             for i in range(0, len(x), 256):
-                client.upsert('people', [dict(key=f'{numbers[i + j]:032d}', vector=v) for j, v in enumerate(x[i:i+256])])
+                rows = [dict(key=f'{numbers[i + j]:032d}', vector=v) for j, v in enumerate(x[i:i+256])]
+                client.upsert('people', rows)
         client.flush('people')
     seconds, cpu, _ = timed(fill)
     def search(q): return [int(hit['key']) for hit in client.search('people', [q], limit=K, anns_field='vector')[0]]
@@ -214,11 +222,12 @@ def run(case, folder):
     "One case in this process: a row, and the hits in a file"
     queries, before = np.load(folder/'queries.npy')[:QUERIES], status('VmRSS')
     row, hits = globals()[case.replace('-', '_')](folder, folder/'gallery.npy', queries)
-    row = dict(memory_mb=status('VmRSS') - before, peak_mb=status('VmHWM')) | row  # the peak with interpreter and libraries
+    row = dict(memory_mb=status('VmRSS') - before, peak_mb=status('VmHWM')) | row
     if hits is None: return row
     np.save(folder/f'hits_{case}.npy', hits)
     exact = folder/'hits_product.npy'
-    if exact.exists(): row['recall_at_10'] = float(np.mean([len(set(a) & set(b)) / K for a, b in zip(np.load(exact), hits)]))
+    if exact.exists():
+        row['recall_at_10'] = float(np.mean([len(set(a) & set(b)) / K for a, b in zip(np.load(exact), hits)]))
     return row
 
 
@@ -244,16 +253,16 @@ def main():
     if args.one: return print('ROW', json.dumps(run(args.one, Path(args.folder))))
     folder, rows = Path(tempfile.mkdtemp(prefix='gallery')), []
     try:
-        made = [sys.executable, '-c', f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; import bench_gallery; '
-                f'bench_gallery.make(Path({str(folder)!r}), {args.images}, {args.dim}, {args.noise})']
-        subprocess.run(made, check=True)
+        with get_context('spawn').Pool(1) as other:  # the features are not this process's to hold
+            other.apply(make, (folder, args.images, args.dim, args.noise))
         for case in args.cases:
             command = [sys.executable, __file__, '--one', case, '--folder', str(folder)]
             said = subprocess.run(command, capture_output=True, text=True, env=os.environ)
             told = [line[4:] for line in said.stdout.splitlines() if line.startswith('ROW ')]
             row = json.loads(told[0]) if told else dict(error=said.stderr.strip().splitlines()[-1])
             row = {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
-            rows.append(dict(case=case, images=args.images, dim=args.dim, noise=args.noise) | {f: row.get(f) for f in FIGURES})
+            about = dict(case=case, images=args.images, dim=args.dim, noise=args.noise)
+            rows.append(about | {name: row.get(name) for name in FIGURES})
             print({name: value for name, value in rows[-1].items() if value is not None}, flush=True)
     finally: shutil.rmtree(folder)
     if args.csv: write(rows, args.csv)

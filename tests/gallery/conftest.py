@@ -1,4 +1,5 @@
-"The stub's names, wherever the tests are started from; and the places where galleries lie: a folder, and a Milvus server"
+"""The stub's names, wherever the tests are started from; and the places where galleries lie: a folder, and a
+Milvus server"""
 import socket
 import subprocess
 import sys
@@ -23,7 +24,8 @@ def server(tmp_path_factory):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp('server')
-    command = [sys.executable, '-m', 'milvus_lite', 'server', '--data-dir', str(folder), '--host', '127.0.0.1', '--port', str(port)]
+    where = ['--data-dir', folder, '--host', '127.0.0.1', '--port', str(port)]
+    command = [sys.executable, '-m', 'milvus_lite', 'server', *where]
     with open(folder/'log', 'w') as log: process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         _wait(process, port, folder/'log')

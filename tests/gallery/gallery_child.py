@@ -1,4 +1,5 @@
-"What another process does to a gallery: `python gallery_child.py FOLDER JOB SEED`; each step is told on standard output once it is done"
+"""What another process does to a gallery: `python gallery_child.py FOLDER JOB SEED`; each step is told on
+standard output once it is done"""
 import sys
 from pathlib import Path
 

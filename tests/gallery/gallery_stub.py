@@ -7,7 +7,8 @@ class Colours:
     "Embeds 16 x 8 pictures: eight bands of one colour each are the eight regions; a black band is hidden"
     def __init__(self, fingerprint='colours'): self.fingerprint, self.n = fingerprint, 0
 
-    def pixels(self, images): return np.stack([np.asarray(i.convert('RGB').resize((8, 16), 0), np.float32) for i in images])
+    def pixels(self, images):
+        return np.stack([np.asarray(i.convert('RGB').resize((8, 16), 0), np.float32) for i in images])
 
     def embed(self, images):
         self.n += len(images)

@@ -46,10 +46,15 @@ def test_strangers_stay_alone():
 def test_few_images(n):
     labels = identity_clusters(np.random.default_rng(0).normal(size=(n, 8)))
     assert labels.shape == (n,) and labels.min() >= -1
-    assert (identity_clusters(np.eye(4)[:1], min_images=1) == 0).all() and (identity_clusters(np.eye(4)[:1]) == -1).all()
+    assert (identity_clusters(np.eye(4)[:1], min_images=1) == 0).all()
+    assert (identity_clusters(np.eye(4)[:1]) == -1).all()
 
 
-@pytest.mark.parametrize('kwargs, message', [(dict(eps=0), 'eps=0'), (dict(eps=1.2), 'eps=1.2'), (dict(min_images=0), 'min_images=0'), (dict(k1=0), 'k1=0')])
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(eps=0), 'eps=0'),
+    (dict(eps=1.2), 'eps=1.2'),
+    (dict(min_images=0), 'min_images=0'),
+    (dict(k1=0), 'k1=0')])
 def test_settings_that_mean_nothing(kwargs, message):
     with pytest.raises(ValueError, match=message): identity_clusters(np.eye(8), **kwargs)
 

@@ -15,7 +15,10 @@ def folder(root, *names):
 @pytest.mark.parametrize('name, pid, camid, time', [
     ('0172_c4s3_000691_03.jpg', 172, 4, None), ('-1_c2s1_000001_01.jpg', -1, 2, None), ('cam7/x.png', None, 7, None),
     ('cam_12/20260131_124500_3.png', None, 12, 1769863500.), ('Camera-2/2026-01-31T12-45-00.png', None, 2, 1769863500.),
-    ('c3_2026-01-31 12:45:00.png', None, 3, 1769863500.), ('clip/1.png', None, None, None), ('abc4.png', None, None, None), ('12345678.png', None, None, None)])
+    ('c3_2026-01-31 12:45:00.png', None, 3, 1769863500.),
+    ('clip/1.png', None, None, None),
+    ('abc4.png', None, None, None),
+    ('12345678.png', None, None, None)])
 def test_what_names_say(tmp_path, name, pid, camid, time):
     row = crops_folder(folder(tmp_path, name)).iloc[0]
     assert (row.pid, row.camid, row.time) == (pid, camid, time) and row.path == str(tmp_path/name)
@@ -26,7 +29,10 @@ def test_a_pattern_of_ones_own(tmp_path):
     assert t['pid'].tolist() == [5, None] and t['time'].tolist() == [99.5, None]
 
 
-@pytest.mark.parametrize('pattern, message', [('(', 'no regular expression'), (r'\d+', 'named groups pid, camid, time wanted'), ('(?P<cam>x)', r"it has \['cam'\]"),
+@pytest.mark.parametrize('pattern, message', [
+    ('(', 'no regular expression'),
+    (r'\d+', 'named groups pid, camid, time wanted'),
+    ('(?P<cam>x)', r"it has \['cam'\]"),
                                               (r'(?P<camid>[a-z]+)\.png', "reads camid 'x', which is no whole number"),
                                               (r'(?P<time>[a-z]+)\.png', "reads the time 'x', which is none")])
 def test_patterns_that_do_not_fit(tmp_path, pattern, message):
@@ -34,7 +40,8 @@ def test_patterns_that_do_not_fit(tmp_path, pattern, message):
 
 
 def test_impossible_times_and_empty_folders(tmp_path):
-    with pytest.raises(ValueError, match="the time '20261331_124500', which is none"): crops_folder(folder(tmp_path/'a', '20261331_124500.png'))
+    with pytest.raises(ValueError, match="the time '20261331_124500', which is none"):
+        crops_folder(folder(tmp_path/'a', '20261331_124500.png'))
     (tmp_path/'b').mkdir()
     with pytest.raises(ValueError, match='holds no image'): crops_folder(tmp_path/'b')
     with pytest.raises(FileNotFoundError): crops_folder(tmp_path/'c')
@@ -43,8 +50,10 @@ def test_impossible_times_and_empty_folders(tmp_path):
 def test_csv(tmp_path):
     pd.DataFrame(dict(path=['a.png', '/else/b.png'], camid=[1, None])).to_csv(tmp_path/'t.csv', index=False)
     t = crops_csv(tmp_path/'t.csv')
-    assert t['path'].tolist() == [str(tmp_path/'a.png'), '/else/b.png'] and crops_csv(tmp_path/'t.csv', '/root')['path'][0] == '/root/a.png'
-    for text, message in (('file\nx\n', 'no column path, only file'), ('path\n', 'has no rows'), ('', 'not a CSV table')):
+    assert t['path'].tolist() == [str(tmp_path/'a.png'), '/else/b.png']
+    assert crops_csv(tmp_path/'t.csv', '/root')['path'][0] == '/root/a.png'
+    problems = {'file\nx\n': 'no column path, only file', 'path\n': 'has no rows', '': 'not a CSV table'}
+    for text, message in problems.items():
         (tmp_path/'bad.csv').write_text(text)
         with pytest.raises(ValueError, match=message): crops_csv(tmp_path/'bad.csv')
     with pytest.raises(FileNotFoundError, match='no such file'): crops_csv(tmp_path/'gone.csv')

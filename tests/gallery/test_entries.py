@@ -14,17 +14,24 @@ from magnifier.gallery.entries import content_key, entries, identity, number, re
 T = 1_769_863_500.0  # 2026-01-31 12:45:00 UTC
 
 
-@pytest.mark.parametrize('t', [T, int(T), np.int64(T), '2026-01-31T12:45:00', '2026-01-31 12:45', '2026-01-31T13:45:00+01:00', '2026-01-31T12:45:00Z',
-                               datetime(2026, 1, 31, 12, 45), datetime(2026, 1, 31, 13, 45, tzinfo=timezone(timedelta(hours=1))),
-                               pd.Timestamp('2026-01-31 12:45'), np.datetime64('2026-01-31T12:45')])
+@pytest.mark.parametrize('t', [
+    T, int(T), np.int64(T),
+    '2026-01-31T12:45:00', '2026-01-31 12:45', '2026-01-31T13:45:00+01:00', '2026-01-31T12:45:00Z',
+    datetime(2026, 1, 31, 12, 45), datetime(2026, 1, 31, 13, 45, tzinfo=timezone(timedelta(hours=1))),
+    pd.Timestamp('2026-01-31 12:45'), np.datetime64('2026-01-31T12:45'),
+])
 def test_times_in_every_form(t): assert timestamp(t) == T
 
 
-def test_missing_times(): assert all(timestamp(t) is None for t in (None, float('nan'), pd.NaT, pd.NA, np.float32('nan'), 'NaT'))
+def test_missing_times():
+    assert all(timestamp(t) is None for t in (None, float('nan'), pd.NaT, pd.NA, np.float32('nan'), 'NaT'))
 
 
-@pytest.mark.parametrize('t, error, message', [(T*1000, ValueError, 'divide milliseconds by 1000'), ('yesterday evening', ValueError, 'not a date and time'),
-                                               (True, TypeError, 'seconds, an ISO text or a datetime'), ([1], TypeError, 'seconds')])
+@pytest.mark.parametrize('t, error, message', [
+    (T*1000, ValueError, 'divide milliseconds by 1000'),
+    ('yesterday evening', ValueError, 'not a date and time'),
+    (True, TypeError, 'seconds, an ISO text or a datetime'),
+    ([1], TypeError, 'seconds')])
 def test_what_is_no_time(t, error, message):
     with pytest.raises(error, match=message): timestamp(t)
 
@@ -43,19 +50,22 @@ def test_numbers():
 
 def test_tables():
     t = entries(['a.png', 'b.png'], pids=[1, -1], camids=None, times=['2026-01-31T12:45', None], paths=None)
-    assert t[['path', 'pid', 'camid', 'time']].to_dict('list') == dict(path=['a.png', 'b.png'], pid=[1, None], camid=[None, None], time=[T, None])
+    wanted = dict(path=['a.png', 'b.png'], pid=[1, None], camid=[None, None], time=[T, None])
+    assert t[list(wanted)].to_dict('list') == wanted
     t = entries(np.zeros((4, 2, 3), np.uint8), pids=7, paths='x.png')
     assert t['path'][0] == 'x.png' and t['pid'][0] == 7
     t = entries(pd.DataFrame(dict(path=['a', 'b'], pid=[1., np.nan], split='gallery'), index=[5, 9]))
     assert list(t.index) == [0, 1] and list(t['pid']) == [1, None]
-    with pytest.raises(ValueError, match='pids beside a catalog: put them into its columns'): entries(pd.DataFrame(dict(path=['a'])), pids=[1])
+    with pytest.raises(ValueError, match='pids beside a catalog: put them into its columns'):
+        entries(pd.DataFrame(dict(path=['a'])), pids=[1])
     with pytest.raises(ValueError, match='no column path, only file'): entries(pd.DataFrame(dict(file=['a'])))
 
 
 def test_pictures_have_the_key_of_their_content(tmp_path):
     a = np.arange(96, dtype=np.uint8).reshape(8, 4, 3)
     Image.fromarray(a).save(tmp_path/'a.png')
-    assert read_entry(a).key == read_entry(a.copy()).key == read_entry(Image.fromarray(a)).key != read_entry(a[::-1].copy()).key
+    assert read_entry(a).key == read_entry(a.copy()).key == read_entry(Image.fromarray(a)).key
+    assert read_entry(a).key != read_entry(a[::-1].copy()).key
     assert read_entry(a).key != read_entry(a.reshape(4, 8, 3)).key and len(read_entry(tmp_path/'a.png').key) == 32
     assert (np.asarray(read_entry(str(tmp_path/'a.png')).image) == a).all()
 

@@ -14,7 +14,8 @@ SHOES = (250, 40, 10)
 @pytest.fixture(scope='module')
 def gallery(shared_place):
     "Forty strangers, of whom some hide their feet; three wear the shoes, under whatever coat"
-    images = [person(i, {FOOT: (0, 0, 0)} if i % 5 == 0 else {SHIN: (0, 0, 0)} if i % 7 == 0 else None) for i in range(40)]
+    hidden = [FOOT if i % 5 == 0 else SHIN if i % 7 == 0 else None for i in range(40)]
+    images = [person(i, {region: (0, 0, 0)} if region is not None else None) for i, region in enumerate(hidden)]
     images += [person(100 + i, {FOOT: SHOES}) for i in range(3)]
     with Gallery(**shared_place, regions=True) as g:
         g.add(Colours(), images, pids=range(43), camids=[i % 4 for i in range(43)], bs=16, progress=False)
@@ -25,7 +26,9 @@ def test_shoes_are_found_under_any_coat(gallery):
     g, _ = gallery
     query = person(500, {FOOT: SHOES})
     hits = g.search(Colours(), query, k=3, regions='foot')
-    assert set(hits.table['pid']) == {40, 41, 42} and (hits.table['similarity'] > .999).all() and hits.regions == ('foot',)
+    assert set(hits.table['pid']) == {40, 41, 42}
+    assert (hits.table['similarity'] > .999).all()
+    assert hits.regions == ('foot',)
     assert not {40, 41, 42} <= set(g.search(Colours(), query, k=3).table['pid'])
     assert set(g.search(Colours(), query, k=3, regions='foot', cameras=[0, 1]).table['camid']) <= {0, 1}
     assert len(g.search(Colours(), query, k=9, regions='foot', threshold=.999)) == 3
@@ -50,7 +53,8 @@ def test_the_order_is_that_of_region_distance(gallery, regions):
 def test_what_a_query_does_not_show(gallery):
     g, _ = gallery
     barefoot = person(3, {FOOT: (0, 0, 0)})
-    with pytest.raises(ValueError, match='this image shows no foot: search by other regions'): g.search(Colours(), barefoot, regions='foot')
+    with pytest.raises(ValueError, match='this image shows no foot: search by other regions'):
+        g.search(Colours(), barefoot, regions='foot')
     assert (g.search(Colours(), barefoot, regions=['foot', 'head'], k=5).table['shared'] == 1).all()
     with pytest.raises(ValueError, match='unknown region .knee'): g.search(Colours(), barefoot, regions='knee')
 
@@ -61,7 +65,8 @@ def test_regions_have_to_be_kept(tmp_path):
         n, pixels = 0, Colours.pixels
     with Gallery(tmp_path/'plain') as g:
         g.add(Whole(), people(2))
-        with pytest.raises(ValueError, match='keeps no regions: make it anew with'): g.search(Whole(), person(0), regions='foot')
+        with pytest.raises(ValueError, match='keeps no regions: make it anew with'):
+            g.search(Whole(), person(0), regions='foot')
     with Gallery(tmp_path/'regions', regions=True) as g:
         with pytest.raises(ValueError, match='this Whole knows no regions'): g.add(Whole(), people(2))
         assert len(g) == 0

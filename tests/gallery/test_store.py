@@ -36,11 +36,14 @@ def test_conditions_that_mean_nothing(kwargs, error, message):
 
 def test_a_server_that_does_not_answer():
     pytest.importorskip('pymilvus')
-    with pytest.raises(OSError, match='http://127.0.0.1:9: the Milvus server does not answer') as e: Gallery('http://127.0.0.1:9')
+    with pytest.raises(OSError, match='http://127.0.0.1:9: the Milvus server does not answer') as e:
+        Gallery('http://127.0.0.1:9')
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('missing, uri, extra', [('pymilvus', 'http://127.0.0.1:9', 'milvus'), ('lance', 'people', 'gallery')])
+@pytest.mark.parametrize('missing, uri, extra', [
+    ('pymilvus', 'http://127.0.0.1:9', 'milvus'),
+    ('lance', 'people', 'gallery')])
 def test_what_is_not_installed_is_named(monkeypatch, missing, uri, extra):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=rf"pip install 'magnifier-reid\[{extra}\]'"): Gallery(uri)
@@ -51,7 +54,8 @@ def test_folders_and_names(tmp_path):
     (tmp_path/'crops').mkdir()
     (tmp_path/'crops'/'a.jpg').write_text('x')
     with pytest.raises(ValueError, match='is a file; a local gallery is a folder'): Gallery(tmp_path/'file')
-    with pytest.raises(ValueError, match=r'crops is a folder of other things \(a.jpg among them\)'): Gallery(tmp_path/'crops')
+    with pytest.raises(ValueError, match=r'crops is a folder of other things \(a.jpg among them\)'):
+        Gallery(tmp_path/'crops')
     with pytest.raises(ValueError, match="name='a b'"): Gallery(tmp_path/'people', name='a b')
     assert not (tmp_path/'people').exists()
 
@@ -85,7 +89,8 @@ def test_a_table_of_others(tmp_path):
     import lance
     import pyarrow as pa
     lance.write_dataset(pa.table(dict(key=['a'])), str(tmp_path/'strange'/'people.lance'))
-    with pytest.raises(ValueError, match='holds a table that is no gallery of magnifier'): Gallery(tmp_path/'strange').info()
+    with pytest.raises(ValueError, match='holds a table that is no gallery of magnifier'):
+        Gallery(tmp_path/'strange').info()
 
 
 @pytest.mark.slow
