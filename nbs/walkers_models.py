@@ -17,8 +17,8 @@ runs = Path(tempfile.mkdtemp()) if QUICK else path.parent/'ablation'/path.name
 
 
 def model_of(*settings):
-    "The learners of these settings (one alone where one is named), as `magnifier_ablate --weights --seeds 0` leaves them"
-    ablate(catalog, runs, settings=settings, seeds=(0,), epochs=1 if QUICK else None, weights=True, workers=0)
+    "The learners of these settings (one alone where one is named), as `magnifier_ablate --keep-learners --seeds 0` leaves them"
+    ablate(catalog, runs, settings=settings, seeds=(0,), epochs=1 if QUICK else None, learners=True, workers=0)
     learners = [setting_learner(catalog, runs, name, workers=0) for name in settings]
     for learn in learners: learn.remove_cb(ProgressCallback)  # its bars would stay in the page
     return learners if len(settings) > 1 else learners[0]

@@ -57,7 +57,7 @@ def narrow(monkeypatch):
     "The paper's recipes with narrow heads, and without pictures"
     from magnifier.cli import train
     for name in ('paper', 'baseline'): monkeypatch.setitem(RECIPES, name, RECIPES[name]._replace(model={**RECIPES[name].model, 'hidden': 16}))
-    monkeypatch.setattr(train, '_pictures', lambda *args: None)
+    monkeypatch.setattr(train, '_figures', lambda *args: None)
 
 
 def test_the_papers_recipe_by_name(people, tmp_path, monkeypatch, capsys, narrow):
@@ -117,7 +117,7 @@ def test_json_of_many_batches_is_json_alone(with_a_bar, people, capsys):
     assert json.loads(capsys.readouterr().out)['plain']['mAP'] > 0
 
 
-def test_what_is_no_learner_is_one_sentence(with_a_bar, tmp_path):
+def test_what_is_no_learner_is_one_sentence(with_a_bar, people, tmp_path):
     import pickle
     import torch
     from fastai.vision.all import Learner, load_learner
@@ -132,7 +132,7 @@ def test_what_is_no_learner_is_one_sentence(with_a_bar, tmp_path):
     Learner(learner.dls, torch.nn.Linear(2, 2), loss_func=torch.nn.MSELoss(), path=tmp_path).export('other.pkl')
     for name, message in (('README.md', 'cannot be read as a learner'), ('empty.pkl', 'EOFError'), ('cut.pkl', 'cannot be read'), ('plain.pkl', 'cannot be read'),
                           ('weights.pth', "no attribute 'dls'"), ('other.pkl', 'holds a Learner'), ('people.onnx', 'is an .onnx file')):
-        for call in (lambda f: cli.magnifier_eval(f), lambda f: cli.magnifier_export(f), lambda f: cli.magnifier_app(str(tmp_path/'people'), f)):
+        for call in (lambda f: cli.magnifier_eval(f, 'walkers', str(people)), lambda f: cli.magnifier_export(f), lambda f: cli.magnifier_app(str(tmp_path/'people'), f)):
             with pytest.raises(SystemExit, match=message) as e: call(str(tmp_path/name))
             assert '\n' not in str(e.value) and 'give the learner.pkl of `magnifier_train`' in str(e.value)
 
@@ -154,10 +154,65 @@ def test_walkers_prints_where_they_are(people, capsys):
     (lambda: cli.magnifier_train(recipe='slow'), "unknown recipe 'slow': use one of quick"),
     (lambda: cli.magnifier_train('market1501', '/no/such/folder'), 'no/such/folder'),
     (lambda: cli.magnifier_eval('/no/learner.pkl'), 'no/learner.pkl'),
+    (lambda: cli.magnifier_train(set=['keep']), '--set keep: give name=value'),
+    (lambda: cli.magnifier_train(set=['kep=6']), "unknown argument 'kep': use one of"),
+    (lambda: cli.magnifier_train(weights='/no/weights.pth'), '/no/weights.pth: no such file'),
+    (lambda: cli.magnifier_ablate(recipe='slow'), "unknown recipe 'slow'"),
 ])
 def test_mistakes_are_one_line(call, message):
     with pytest.raises(SystemExit, match=message) as e: call()
     assert str(e.value).startswith('magnifier_') and '\n' not in str(e.value)
+
+
+QUICK_NO = """import sys
+from magnifier.cli import all as cli
+learner = sys.argv[1]
+calls = [lambda: cli.magnifier_train('marked', 'x'), lambda: cli.magnifier_train('market1501', '/no/such/folder'), lambda: cli.magnifier_train(recipe='slow'),
+         lambda: cli.magnifier_eval('/no/learner.pkl'), lambda: cli.magnifier_eval(learner), lambda: cli.magnifier_eval(learner, 'marked', 'x'),
+         lambda: cli.magnifier_ablate('marked', 'x'), lambda: cli.magnifier_export('/no/learner.pkl')]
+for i, call in enumerate(calls):
+    try: call()
+    except SystemExit as e: assert str(e).startswith('magnifier_'), e
+    else: sys.exit(f'{i} ran')
+    assert not {'torch', 'fastai', 'matplotlib'} & set(sys.modules), i
+"""
+
+
+def test_mistakes_are_refused_before_anything_heavy_is_imported(tmp_path):
+    (tmp_path/'learner.pkl').touch()
+    (tmp_path/'quick.py').write_text(QUICK_NO)
+    told = subprocess.run([sys.executable, tmp_path/'quick.py', tmp_path/'learner.pkl'], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+
+
+def test_an_argument_of_any_part_reaches_the_run(people, tmp_path, narrow):
+    cli.magnifier_train('market1501', str(people), recipe='paper', out=str(tmp_path/'run'), set=['keep=2', 'margin=.5', 'pad=3', 'second_lr=0'], **SMALL)
+    record = json.loads((tmp_path/'run/run.json').read_text())
+    asked = record['arguments']
+    assert (asked['model']['keep'], asked['loss']['margin'], asked['loading']['pad'], asked['fitting']['second_lr']) == (2, .5, 3, 0)
+    assert record['stages'][1]['lr'] == 3.5e-4  # what the first stage of one epoch ended with
+
+
+def test_data_are_asked_for_unless_it_learnt_on_walkers(run, people, tmp_path, capsys, monkeypatch):
+    import shutil
+    alone = tmp_path/'learner.pkl'
+    shutil.copy(run[0]/'learner.pkl', alone)
+    with pytest.raises(SystemExit, match=f'name the data to evaluate on, as in `magnifier_eval {alone} market1501 PATH`'): cli.magnifier_eval(str(alone))
+    monkeypatch.setattr('magnifier.walkers.dataset.walkers', lambda path: people)
+    cli.magnifier_eval(str(run[0]/'learner.pkl'))
+    assert 'query against gallery, in %, ' in capsys.readouterr().out
+
+
+def test_the_papers_table_beside_ours(run, people, tmp_path, capsys):
+    learner, path = str(run[0]/'learner.pkl'), str(people)
+    cli.magnifier_eval(learner, 'market1501', path, rerank=True, save=str(tmp_path/'table1.csv'))
+    table = pd.read_csv(tmp_path/'table1.csv', index_col=0)
+    assert list(table.index) == ['ours, plain', 'ours, re-ranked', 'paper, plain', 'paper, re-ranked']
+    assert table.loc['paper, plain'].tolist() == [95.8, 89.6] and table.loc['paper, re-ranked', 'Market-1501 mAP'] == 95.1
+    cli.magnifier_eval(learner, 'walkers,market1501', f'{path},{path}', save=str(tmp_path/'table1.md'))
+    lines = (tmp_path/'table1.md').read_text().splitlines()
+    assert lines[0] == '| % | walkers R1 | walkers mAP | Market-1501 R1 | Market-1501 mAP |' and lines[3].startswith('| paper, plain | nan | nan | 95.8 |')
+    with pytest.raises(SystemExit, match='2 data sets and 1 folders'): cli.magnifier_eval(learner, 'walkers,market1501', path)
 
 
 def test_debug_shows_where_it_arose():

@@ -1,18 +1,22 @@
 "What the commands share: a user's mistakes as one line, data sets by name, tables. Heavy imports wait until a command runs, so that --help is quick"
 import sys
 import warnings
+from contextlib import contextmanager
 from functools import wraps
 
 from fastcore.script import call_parse
 
-__all__ = ['EMBEDDED', 'command', 'say', 'read_catalog', 'percent', 'quietly', 'check_gallery', 'open_learner', 'open_embedder']
+__all__ = ['EMBEDDED', 'command', 'say', 'say_imports', 'check_data', 'read_catalog', 'percent', 'quietly', 'check_gallery', 'check_learner',
+           'open_learner', 'open_embedder']
 
 EMBEDDED = 'walkers'
 LEARNERS = 'give the learner.pkl of `magnifier_train`, or a folder of `learn.save_pretrained`'
+# Data sets that come in two kinds of boxes, under names of their own
+KINDS = {f'{data}_{name}': (data, kind) for data in ('cuhk03_np', 'cuhk03') for name, kind in (('labelled', 'labeled'), ('detected', 'detected'))}
 
 
 def command(
-    *positional # Names of the arguments that may be given without their names
+    *positional,  # Names of the arguments that may be given without their names
 ):
     "A command of `call_parse` whose user's mistakes are one line and exit code 1, and Ctrl-C 130; `--debug` shows where mistakes arose"
     def decorate(func):
@@ -20,7 +24,8 @@ def command(
         def guarded(*args, **kwargs):
             # fastai's import calls what torch is about to drop: nothing that whoever types a command could mend
             warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning)
-            try: return func(*args, **kwargs)
+            try:
+                with _plain_warnings(): return func(*args, **kwargs)
             except (ValueError, TypeError, OSError, ImportError) as e:
                 if kwargs.get('debug'): raise
                 raise SystemExit(f'{func.__name__}: {e}') from None
@@ -31,40 +36,68 @@ def command(
     return decorate
 
 
+@contextmanager
+def _plain_warnings():
+    "Warnings as one line each, without the source line that raised them"
+    was = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
+    try: yield
+    finally: warnings.formatwarning = was
+
+
 def say(
-    text # A line for whoever typed the command
+    text,  # A line for whoever typed the command
 ):
     "Prints at once, so that a pipe sees it too"
     print(text, flush=True)
 
 
+def say_imports():
+    "Tells that the libraries are being imported, which takes some seconds, where they are not there yet"
+    if 'fastai' not in sys.modules: print('importing torch and fastai ...', file=sys.stderr, flush=True)
+
+
+def check_data(
+    data: str,  # walkers (embedded), a reader's name, or cuhk03_np_detected and its kin
+    path: str,  # The set's folder or file; the embedded set may do without
+):
+    "Refuses unknown names and missing folders, before anything heavy is imported"
+    from pathlib import Path
+    from magnifier.data.readers import READERS
+    if data == EMBEDDED: return
+    if data not in READERS and data not in KINDS:
+        raise ValueError(f'unknown data set {data!r}: use {EMBEDDED} or one of {", ".join(sorted([*READERS, *KINDS]))}')
+    if path is None: raise ValueError(f'{data}: name the folder that holds it, as in `magnifier_train {data} PATH`')
+    if not Path(path).expanduser().exists(): raise FileNotFoundError(f'{path}: no such file or folder')
+
+
 def read_catalog(
-    data:str,   # walkers (embedded) or a reader's name, as market1501
-    path:str,   # The set's folder; the embedded set may do without
-    masks:str,  # Folder of part masks; None to look beside the data
-    **reading   # Further arguments of the reader, as camera, include, exclude; None where not given
-):              # The catalog
+    data: str,  # As `check_data` takes it
+    path: str,  # As `check_data` takes it
+    masks: str,  # Folder of part masks; None to look beside the data
+    **reading,  # Further arguments of the reader, as camera, include, exclude; None where not given
+):  # The catalog
     "Catalog of a data set named on the command line"
     from pathlib import Path
     from inspect import signature
     from magnifier.data.readers import READERS, market1501
     from magnifier.walkers.dataset import walkers
+    check_data(data, path)
+    given = {name: value for name, value in reading.items() if value is not None}
+    if data in KINDS: data, given['kind'] = KINDS[data]
+    reader = market1501 if data == EMBEDDED else READERS[data]
+    foreign = sorted(set(given) - set(signature(reader).parameters))
+    if foreign: raise ValueError(f'--{foreign[0]} is no argument of {data}: it is for folders of your own (identity_folders)')
     if data == EMBEDDED:
         drawn = path is not None and (Path(path)/'walkers.json').exists()  # taken as it is, whatever its size
-        root = Path(path) if drawn else walkers(path)
-        say(f'{root}: the embedded data set (drawn pedestrians)')
-        return market1501(root, masks=masks)
-    if data not in READERS: raise ValueError(f'unknown data set {data!r}: use {EMBEDDED} or one of {", ".join(sorted(READERS))}')
-    if path is None: raise ValueError(f'{data}: name the folder that holds it, as in `magnifier_train {data} PATH`')
-    given = {name: value for name, value in reading.items() if value is not None}
-    foreign = sorted(set(given) - set(signature(READERS[data]).parameters))
-    if foreign: raise ValueError(f'--{foreign[0]} is no argument of {data}: it is for folders of your own (identity_folders)')
-    return READERS[data](path, masks=masks, **given)
+        path = Path(path) if drawn else walkers(path)
+        say(f'{path}: the embedded data set (drawn pedestrians)')
+    return reader(path, masks=masks, **given)
 
 
 def percent(
-    tables:list # Tables of `ReIDLearner.evaluate`, in [0, 1]
-) -> str:       # One table
+    tables: list,  # Tables of `ReIDLearner.evaluate`, in [0, 1]
+) -> str:  # One table
     "Figures in percent, as papers print them"
     import pandas as pd
     return (pd.concat(tables)*100).round(1).to_string()
@@ -72,29 +105,39 @@ def percent(
 
 def quietly(
     func,  # A function that prints
-    *args  # Its arguments
-):         # What it returns
+    *args,  # Its arguments
+    **kwargs,  # The same, by name
+):  # What it returns
     "Calls `func` with what it prints on standard error, so that standard output pipes"
     from contextlib import redirect_stdout
-    with redirect_stdout(sys.stderr): return func(*args)
+    with redirect_stdout(sys.stderr): return func(*args, **kwargs)
 
 
 def check_gallery(
-    gallery:str # A local gallery, or a server's address
+    gallery: str,  # A local gallery, or a server's address
 ):
     "A gallery that is only read is not made by looking at it: FileNotFoundError says how to make one"
     from pathlib import Path
     if '://' not in gallery and not Path(gallery).exists(): raise FileNotFoundError(f'{gallery}: no such gallery; make one with `magnifier_index FOLDER --gallery {gallery}`')
 
 
+def check_learner(
+    learner: str,  # As `open_learner` takes it
+):
+    "FileNotFoundError says how to make a learner, ValueError that this is none; nothing heavy is imported"
+    from pathlib import Path
+    if not Path(learner).exists(): raise FileNotFoundError(f'{learner}: no such learner; train one with `magnifier_train`, which writes learner.pkl')
+    if learner.endswith('.onnx'): raise ValueError(f'{learner} is an .onnx file, which embeds and does no more: {LEARNERS}')
+
+
 def open_learner(
-    learner:str,    # A learner's file (a pickle: load only what you trust), or a folder of `learn.save_pretrained`
-    bar:bool=True,  # Whether it shows its progress, on standard output
-):                  # The ReIDLearner, able to do what the other modules add to it
+    learner: str,  # A learner's file (a pickle: load only what you trust), or a folder of `learn.save_pretrained`
+    bar: bool = True,  # Whether it shows its progress, on standard output
+):  # The ReIDLearner, able to do what the other modules add to it
     "A trained learner; FileNotFoundError says how to make one, ValueError that this is none"
     from pathlib import Path
-    if not Path(learner).exists(): raise FileNotFoundError(f'{learner}: no such learner; train one with `magnifier_train`, or name one with --learner')
-    if learner.endswith('.onnx'): raise ValueError(f'{learner} is an .onnx file, which embeds and does no more: {LEARNERS}')
+    check_learner(learner)
+    say_imports()
     from magnifier.train.learner import ReIDLearner
     learn = ReIDLearner.from_pretrained(learner) if Path(learner).is_dir() else _unpickled(learner)
     if not isinstance(learn, ReIDLearner): raise ValueError(f'{learner} holds a {type(learn).__name__}, which is no learner of people: {LEARNERS}')
@@ -118,8 +161,8 @@ def _unpickled(learner):
 
 
 def open_embedder(
-    learner:str # As for `open_learner`, or an .onnx file
-):              # What a gallery embeds with: a learner, which also knows regions, or an Embedder
+    learner: str,  # As for `open_learner`, or an .onnx file
+):  # What a gallery embeds with: a learner, which also knows regions, or an Embedder
     "A learner without its progress bar, since a gallery shows its own; an .onnx file without importing fastai"
     if learner.endswith('.onnx'):
         from magnifier.model.embedder import Embedder

@@ -1,28 +1,101 @@
-"Evaluate from a shell"
-from magnifier.cli.common import command, open_learner, percent, quietly, read_catalog, say
+"Evaluate from a shell: one learner, or the paper's table over several data sets"
+from magnifier.cli.common import EMBEDDED, check_data, check_learner, command, open_learner, percent, quietly, read_catalog, say, say_imports
 
 __all__ = ['magnifier_eval']
+
+# Data sets of the paper's Table 1, as its columns call them
+COLUMNS = {'cuhk03_np_labelled': 'CUHK03-L', 'cuhk03_np': 'CUHK03-L', 'cuhk03_np_detected': 'CUHK03-D', 'dukemtmc': 'DukeMTMC', 'market1501': 'Market-1501'}
 
 
 @command('learner', 'data', 'path')
 def magnifier_eval(
-    learner:str,            # A learner of magnifier_train, as runs/quick/learner.pkl (a pickle: load only what you trust), or a saved folder
-    data:str='walkers',     # Data set: walkers (embedded), market1501, ...
-    path:str=None,          # Its folder
-    rerank:bool=False,      # Adds a row after k-reciprocal re-ranking
-    flip_test:bool=False,   # Adds the mirrored picture's embedding
-    json:bool=False,        # Prints JSON instead of a table
-    debug:bool=False,       # Shows the traceback of an error
+    learner: str,  # A learner of magnifier_train, as runs/quick/learner.pkl (a pickle: load only what you trust), or a saved folder; several with commas between
+    data: str = None,  # Data set: walkers (embedded), market1501, ...; several with commas between, one for each learner
+    path: str = None,  # Its folder; several with commas between
+    rerank: bool = False,  # Adds a row after k-reciprocal re-ranking
+    flip_test: bool = False,  # Adds the mirrored image's embedding
+    by_branch: bool = False,  # Adds a row for each branch alone
+    camera: str = None,  # identity_folders: regular expression with one group, the camera, in each image's path
+    include: str = None,  # identity_folders: regular expression; only images whose path it is found in
+    exclude: str = None,  # identity_folders: the same; but not these
+    save: str = None,  # Writes R1 and mAP of all data sets beside the paper's Table 1: a name that ends in .csv or .md
+    json: bool = False,  # Prints JSON instead of a table
+    debug: bool = False,  # Shows the traceback of an error
 ):
-    """Evaluates an exported learner: R1, R5, R10, mAP and mINP, queries against gallery.
+    """Evaluates exported learners: R1, R5, R10, mAP and mINP, queries against gallery.
 
     Examples: `magnifier_eval runs/quick/learner.pkl market1501 /data/Market-1501 --rerank` ·
+    `magnifier_eval m.pkl,d.pkl market1501,dukemtmc /data/Market-1501,/data/DukeMTMC-reID --rerank --save table1.md` ·
     `torchrun --nproc_per_node 4 --no-python magnifier_eval ...` (embedding shared by four GPUs, or processes)"""
+    jobs = _jobs(learner, data, path)
+    if save and not save.endswith(('.csv', '.md')): raise ValueError(f'--save {save}: a name that ends in .csv or .md is wanted')
+    reading, how = dict(camera=camera, include=include, exclude=exclude), dict(rerank=rerank, flip_test=flip_test, by_branch=by_branch)
+    tables = {}
+    for file, name, folder in jobs: tables[COLUMNS.get(name, name)] = _evaluated(file, name, folder, reading, how, json)
     from fastai.vision.all import rank_distrib
+    if rank_distrib(): return
+    if json: say(_as_json(tables))
+    else:
+        for name, table in tables.items(): _say_table(table, name if len(tables) > 1 else 'query against gallery')
+    if save: _save(tables, save)
+
+
+def _jobs(learner, data, path):
+    "(learner, data set, folder) of each evaluation; nothing heavy is imported"
+    learners = learner.split(',')
+    for file in learners: check_learner(file)
+    sets = [_trained_on_walkers(learners[0])] if data is None else data.split(',')
+    paths = [None] if path is None else path.split(',')
+    if not (len(sets) == len(paths) and len(learners) in (1, len(sets))):
+        raise ValueError(f'{len(learners)} learners, {len(sets)} data sets and {len(paths)} folders: name as many of each, or one learner for all')
+    for name, folder in zip(sets, paths): check_data(name, folder)
+    return list(zip(learners * (len(sets) // len(learners)), sets, paths))
+
+
+def _trained_on_walkers(learner):
+    "The embedded set, where the run beside the learner was trained on it"
+    from json import loads
+    from pathlib import Path
+    record = Path(learner).parent/'run.json'
+    if record.exists() and loads(record.read_text()).get('dataset') == EMBEDDED: return EMBEDDED
+    raise ValueError(f'name the data to evaluate on, as in `magnifier_eval {learner} market1501 PATH`')
+
+
+def _evaluated(file, data, path, reading, how, json):
+    say_imports()
     from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
     join_ranks()  # of several processes each has its GPU from here on
-    learn = open_learner(learner, bar=not json)
-    with rank0_first(): catalog = read_catalog(data, path, None) if not json else quietly(read_catalog, data, path, None)
-    with on_all_ranks(learn): table = learn.evaluate(catalog[catalog.split != 'train'], rerank=rerank, flip_test=flip_test)
-    if rank_distrib(): return
-    say(table.to_json(orient='index') if json else f'query against gallery, in %:\n{percent([table])}')
+    learn = open_learner(file, bar=not json)
+    with rank0_first(): catalog = quietly(read_catalog, data, path, None, **reading) if json else read_catalog(data, path, None, **reading)
+    with on_all_ranks(learn): return learn.evaluate(catalog[catalog.split != 'train'], **how)
+
+
+def _as_json(tables):
+    "Rows by name; where there are several data sets, these by name first"
+    from json import dumps
+    rows = {name: table.to_dict('index') for name, table in tables.items()}
+    return dumps(rows if len(rows) > 1 else next(iter(rows.values())))
+
+
+def _say_table(table, name):
+    queries, left_out = table.attrs['queries'], table.attrs['left_out']
+    say(f'{name}, in %, {queries - left_out} queries' + (f' ({left_out} of {queries} left out: the gallery has nobody for them)' if left_out else '') +
+        f':\n{percent([table])}')
+
+
+def _save(tables, file):
+    "R1 and mAP in %, a row for ours and one for the paper's, plain and re-ranked"
+    import pandas as pd
+    from magnifier.files import aside
+    from magnifier.train.ablation import TABLE_1
+    ours = pd.DataFrame({f'{name} {figure}': (100*table[figure]).round(1) for name, table in tables.items() for figure in ('R1', 'mAP')})
+    paper = TABLE_1.loc[[row for row in ours.index if row in TABLE_1.index]].reindex(columns=ours.columns)
+    both = pd.concat([ours.rename(lambda row: f'ours, {row}'), paper.rename(lambda row: f'paper, {row}')]).rename_axis('%')
+    with aside(file) as part: part.write_text(both.to_csv() if file.endswith('.csv') else _markdown(both))
+    say(f'written to {file}')
+
+
+def _markdown(table):
+    "A table as Markdown"
+    rows = [[table.index.name, *table.columns], ['---']*(len(table.columns) + 1), *([name, *row] for name, row in zip(table.index, table.to_numpy()))]
+    return ''.join('| ' + ' | '.join(map(str, row)) + ' |\n' for row in rows)

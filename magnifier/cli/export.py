@@ -8,12 +8,12 @@ FORMATS = {'onnx': 'model.onnx', 'pretrained': 'pretrained'}  # and how the resu
 
 @command('learner', 'out')
 def magnifier_export(
-    learner:str,            # A learner of magnifier_train, as runs/quick/learner.pkl (a pickle: load only what you trust), or a saved folder
-    out:str=None,           # File or folder to write; model.onnx or pretrained beside the learner where not given
-    format:str='onnx',      # onnx (one file, for onnxruntime) or pretrained (a folder: safetensors and JSON)
-    masks:bool=False,       # onnx: part labels as a second output
-    json:bool=False,        # Prints JSON instead of a line
-    debug:bool=False,       # Shows the traceback of an error
+    learner: str,  # A learner of magnifier_train, as runs/quick/learner.pkl (a pickle: load only what you trust), or a saved folder
+    out: str = None,  # File or folder to write; model.onnx or pretrained beside the learner where not given
+    format: str = 'onnx',  # onnx (one file, for onnxruntime) or pretrained (a folder: safetensors and JSON)
+    masks: bool = False,  # onnx: part labels as a second output
+    json: bool = False,  # Prints JSON instead of a line
+    debug: bool = False,  # Shows the traceback of an error
 ):
     """Writes what a tracker or another program needs to embed crops, without fastai: `Embedder(OUT)(crops)`.
 

@@ -9,13 +9,17 @@ import torchvision
 from torch import Tensor, nn
 
 from magnifier.model.osnet import OSNETS, OSNet
+from magnifier.model.small import resnet10_narrow
 
 __all__ = ['Backbone', 'TimmBackbone', 'create_backbone', 'backbone_names', 'arch_name']
 
 
+OWN = {'resnet10_narrow': resnet10_narrow}
+
+
 def backbone_names() -> list[str]:  # Names that `arch` takes without timm, sorted
-    "torchvision's residual networks, those whose stages are `layer1` to `layer4`, and OSNets"
-    return sorted([*_residual_names(), *OSNETS])
+    "torchvision's residual networks, those whose stages are `layer1` to `layer4`, OSNets, and a small one for a CPU"
+    return sorted([*_residual_names(), *OSNETS, *OWN])
 
 
 def _residual_names():
@@ -153,6 +157,7 @@ def create_backbone(
 
 def _builder(arch, name, pretrained):  # -> a function of last_stride and stage3_stride
     if isinstance(arch, str) and name in OSNETS: return partial(_osnet, name, pretrained)
+    if isinstance(arch, str) and name in OWN: arch = OWN[name]
     if isinstance(arch, str) and name not in _residual_names():
         if not _timm_has(name.removeprefix('timm/')):
             hint = '' if find_spec('timm') else ' (or install timm for more)'

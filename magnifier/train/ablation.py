@@ -1,20 +1,20 @@
 "The paper's ablations: Table 2, Figures 4 and 5, and three choices its text and code disagree on; run by run, over seeds"
 import gc
 import logging
-import time
+import shutil
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from fastai.vision.all import save_model
+from fastai.vision.all import load_learner
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.files import aside
-from magnifier.train.learner import ReIDLearner, recipe_learner
+from magnifier.train.learner import ReIDLearner
 from magnifier.train.recipes import recipe as named
-from magnifier.train.records import describe_data, differing, environment, read_json, write_json
-from magnifier.train.state import seeded
+from magnifier.train.records import read_json
+from magnifier.train.runs import train_run
 
-__all__ = ['FIGURES', 'PAPER', 'STUDIES', 'Setting', 'SETTINGS', 'settings_of', 'ablate', 'setting_learner', 'read_runs', 'summary']
+__all__ = ['FIGURES', 'PAPER', 'TABLE_1', 'STUDIES', 'Setting', 'SETTINGS', 'settings_of', 'ablate', 'setting_learner', 'read_runs', 'summary']
 
 log = logging.getLogger(__name__)
 FIGURES = ['R1', 'R5', 'R10', 'mAP', 'mINP']
@@ -28,32 +28,43 @@ class Setting(NamedTuple):
 
 def _parts(mask=True, sab=False, sfb=False, **kwargs): return dict(mask=mask, sab=sab, sfb=sfb, **kwargs)
 
+
 def _sab(**kwargs): return Setting(_parts(sab=True, **kwargs))
+
 
 def _sfb(sfb=True, **kwargs): return Setting(_parts(sfb=sfb, **kwargs))
 
+
+def _whole(sfb=True, **kwargs): return Setting(_parts(sab=True, sfb=sfb, **kwargs))
+
+
+# Occlusions of Figure 5, but for the paper's own choice (torso, 4)
+OCCLUSIONS = {f'{strategy} {keep}': dict(strategy=strategy, keep=keep) for strategy in ('torso', 'random') for keep in (2, 4, 6)
+              if (strategy, keep) != ('torso', 4)}
 
 SETTINGS = {
     'G': Setting(_parts(mask=False)),
     'G+M': Setting(_parts()),
     'G+M+SAB': _sab(),  # keeps 4 by torso, the paper's choice
     'G+M+SFB': _sfb(),
-    'G+M+SAB+SFB': _sab(sfb=True),
-    'G+M+SAB+SFB+SD': Setting(_parts(sab=True, sfb=True), diversity=True),
+    'G+M+SAB+SFB': _whole(),
+    'G+M+SAB+SFB+SD': _whole()._replace(diversity=True),
     'G+M+AB': _sfb(sfb='ab'),
-    'torso 2': _sab(keep=2), 'torso 6': _sab(keep=6),
-    **{f'random {keep}': _sab(strategy='random', keep=keep) for keep in (2, 4, 6)},
+    **{name: _sab(**occlusion) for name, occlusion in OCCLUSIONS.items()},
     'lstm': _sfb(cell='lstm'),
     'no background': _sab(keep_background=False),
-    'stage 4': _sab(sfb=True, region_stage=4),
+    'stage 4': _whole(region_stage=4),
+    'whole AB': _whole(sfb='ab'),
+    **{f'whole {name}': _whole(**occlusion) for name, occlusion in OCCLUSIONS.items()},
 }
 
 # Study -> line -> setting. A setting that several studies show is trained once
 STUDIES = {
     'Table 2': {name: name for name in ('G', 'G+M', 'G+M+SAB', 'G+M+SFB', 'G+M+SAB+SFB', 'G+M+SAB+SFB+SD')},
     'Figure 4': {'AB': 'G+M+AB', 'SFB': 'G+M+SFB'},
-    'Figure 5': {f'{strategy} {keep}': 'G+M+SAB' if (strategy, keep) == ('torso', 4) else f'{strategy} {keep}'
-                 for strategy in ('torso', 'random') for keep in (2, 4, 6)},
+    'Figure 5': {'torso 4': 'G+M+SAB', **{name: name for name in OCCLUSIONS}},
+    'Figure 4 (whole network)': {'AB': 'whole AB', 'SFB': 'G+M+SAB+SFB'},
+    'Figure 5 (whole network)': {'torso 4': 'G+M+SAB+SFB', **{name: f'whole {name}' for name in OCCLUSIONS}},
     'cell': {'gru': 'G+M+SFB', 'lstm': 'lstm'},
     'background': {'kept': 'G+M+SAB', 'occluded': 'no background'},
     'region stage': {'3': 'G+M+SAB+SFB', '4': 'stage 4'},
@@ -61,8 +72,14 @@ STUDIES = {
 
 # R1 / mAP in % of Table 2, with real data and ImageNet weights
 PAPER = pd.DataFrame(
-    [(69.8, 67.4, 82.7, 70.8), (71.3, 69.0, 83.9, 72.9), (76.6, 74.6, 87.1, 76.7), (77.4, 75.9, 86.7, 75.2), (81.2, 78.5, 88.6, 79.6), (82.4, 79.6, 90.0, 80.7)],
+    [(69.8, 67.4, 82.7, 70.8), (71.3, 69.0, 83.9, 72.9), (76.6, 74.6, 87.1, 76.7), (77.4, 75.9, 86.7, 75.2), (81.2, 78.5, 88.6, 79.6),
+     (82.4, 79.6, 90.0, 80.7)],
     index=list(STUDIES['Table 2']), columns=['CUHK03-L R1', 'CUHK03-L mAP', 'DukeMTMC R1', 'DukeMTMC mAP'])
+
+# R1 / mAP in % of Table 1, plain and re-ranked
+TABLE_1 = pd.DataFrame(
+    [(82.4, 79.6, 80.2, 77.1, 90.0, 80.7, 95.8, 89.6), (87.3, 89.1, 86.3, 87.5, 91.8, 90.6, 96.5, 95.1)], index=['plain', 're-ranked'],
+    columns=[f'{name} {figure}' for name in ('CUHK03-L', 'CUHK03-D', 'DukeMTMC', 'Market-1501') for figure in ('R1', 'mAP')])
 
 
 def settings_of(
@@ -77,38 +94,34 @@ def settings_of(
 
 def ablate(
     catalog,  # Catalog with training, query and gallery images, and part masks
-    out,  # Folder of the runs: `runs/SETTING-SEED.json`, a file a run
+    out,  # Folder of the runs: `runs/SETTING-SEED`, a folder a run
     *,
     recipe: str = 'quick',  # How each is trained (`magnifier.train.recipes`)
     studies=None,  # Names of `STUDIES`; None for all
     settings=None,  # Names of `SETTINGS` instead, where a study is too much
     seeds=(0,),  # Seeds of weights, batches and occlusions; one seed after the other
     epochs: int | None = None,  # Epochs of a run; None for the recipe's
-    arch: str | None = None,  # Backbone; None for the recipe's
     workers: int | None = None,  # Loader processes; None for fastai's choice
-    weights: bool = False,  # Whether each run's weights are kept too, in `models/SETTING-SEED.pth`, for `setting_learner`
+    loading: dict | None = None,  # As for `train_run`; the same for every run
+    model: dict | None = None,  # As for `train_run`: arch, weights, ...; what a setting varies comes after it
+    loss: dict | None = None,  # As for `train_run`
+    fitting: dict | None = None,  # As for `train_run`
+    fast: bool = False,  # As for `train_run`
+    learners: bool = False,  # Whether each run's learner is kept, for `setting_learner`
 ) -> pd.DataFrame:  # `read_runs`
-    """Trains and evaluates every setting with every seed. A run that is there already is not repeated, so that a stopped ablation goes on
-    where it was; one made otherwise (other recipe, epochs, data) is refused."""
-    plan, out = named(recipe), Path(out)
-    epochs = plan.epochs if epochs is None else epochs
-    if epochs < 1: raise ValueError(f'epochs={epochs}: train one or more')
-    made = dict(recipe=recipe, epochs=epochs, arch=arch or plan.model['arch'], **{split: int(n) for split, n in catalog.split.value_counts().items()},
-                data=describe_data(catalog)['digest'])
+    """Trains and evaluates every setting with every seed. A run that is there already is not repeated, and one that was stopped goes on
+    after its last epoch; one made otherwise (other recipe, epochs, data) is refused"""
+    named(recipe).plan(epochs, **(fitting or {}))  # a mistake is said before anything is trained
     wanted = [(seed, _known(name)) for seed in seeds for name in (settings or settings_of(studies))]
     for i, (seed, name) in enumerate(wanted):
-        file = out/'runs'/f'{_stem(name, seed)}.json'
-        if file.exists():
-            _check_same(file, made)
-            if not weights or _weights(out, name, seed).exists(): continue
+        folder = _folder(out, name, seed)
+        if learners and _is_finished(folder) and not (folder/'learner.pkl').exists(): shutil.rmtree(folder)  # it was not kept
         log.info('%s, seed %s (%s of %s)', name, seed, i + 1, len(wanted))
-        with seeded(seed):
-            learn = _built(catalog, out, name, seed, recipe, arch, workers)
-            run = _run(learn, recipe, SETTINGS[name], epochs)
-        if weights:
-            with aside(_weights(out, name, seed)) as part: save_model(part, learn.model, None, with_opt=False)
-        write_json(file, dict(setting=name, seed=seed, **made, **run, **environment()))
-        del learn
+        setting = SETTINGS[name]
+        train_run(
+            catalog, recipe, folder, epochs=epochs, seed=seed, workers=workers, loading=loading, model={**(model or {}), **setting.model}, loss=loss,
+            fitting={'diversity': setting.diversity, **(fitting or {})}, fast=fast, resume=True, before=False, quiet=True)
+        if not learners: (folder/'learner.pkl').unlink(missing_ok=True)
         gc.collect()  # a learner refers to itself: without this, dozens of them wait for the next collection
     return read_runs(out)
 
@@ -118,25 +131,12 @@ def _known(name):
     return name
 
 
-def _stem(name, seed): return f'{name.replace(" ", "_")}-{seed}'
-
-def _weights(out, name, seed): return Path(out)/'models'/f'{_stem(name, seed)}.pth'
+def _folder(out, name, seed): return Path(out)/'runs'/f'{name.replace(" ", "_")}-{seed}'
 
 
-def _built(catalog, out, name, seed, recipe, arch, workers):
-    "The learner that a run starts from"
-    plan = named(recipe)
-    dls = ReIDDataLoaders.from_df(catalog, path=out, seed=seed, num_workers=workers, **plan.loading)
-    return recipe_learner(dls, recipe, **{'arch': arch or plan.model['arch'], 'seed': seed, **SETTINGS[name].model})
-
-
-def _run(learn, recipe, setting, epochs):
-    "Figures of one training"
-    start = time.perf_counter()
-    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(recipe, epochs, diversity=setting.diversity)
-    seconds = time.perf_counter() - start
-    with learn.no_bar(): figures = learn.evaluate().loc['plain', FIGURES]
-    return dict(figures.astype(float), seconds=round(seconds, 1))
+def _is_finished(folder):
+    record = read_json(folder/'run.json')
+    return record is not None and record['finished'] is not None
 
 
 def setting_learner(
@@ -145,32 +145,41 @@ def setting_learner(
     name: str,  # One of `SETTINGS`
     seed: int = 0,  # Its seed
     *,
-    recipe: str = 'quick',  # As for `ablate`
-    arch: str | None = None,  # As for `ablate`
-    workers: int | None = None,  # As for `ablate`
-) -> ReIDLearner:  # The learner of one run
-    "One run's learner, to look into what a setting learnt. A ValueError for an unknown setting, or where its weights were not kept"
-    file = _weights(out, _known(name), seed)
-    if not file.exists(): raise ValueError(f'{file} is not there: ablate(..., weights=True) trains that setting and keeps its weights')
-    with seeded(seed): return _built(catalog, out, name, seed, recipe, arch, workers).load(file.stem, with_opt=False)
-
-
-def _check_same(file, made):
-    there = read_json(file)
-    other = differing({key: there.get(key) for key in made}, made)
-    if other:
-        key, value, now = other[0]
-        raise ValueError(f'{file} was made with {key}={value}, and {key}={now} is asked for: take another folder, or remove that one')
+    workers: int | None = None,  # Loader processes; None for fastai's choice
+) -> ReIDLearner:  # The learner of one run, with its images
+    "One run's learner, to look into what a setting learnt. A ValueError for an unknown setting, or where its learner was not kept"
+    folder = _folder(out, _known(name), seed)
+    if not (folder/'learner.pkl').exists():
+        raise ValueError(f'{folder} keeps no learner: ablate(..., learners=True) trains that setting and keeps its learner')
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # this folder's own
+        learn = load_learner(folder/'learner.pkl')
+    arguments = read_json(folder/'run.json')['arguments']['loading']
+    arguments['size'] = tuple(arguments['size'])
+    learn.dls = ReIDDataLoaders.from_df(catalog, path=folder, seed=seed, num_workers=workers, **arguments)
+    return learn
 
 
 def read_runs(
     out,  # Folder that `ablate` wrote
-) -> pd.DataFrame:  # A row a run: setting, seed, recipe, epochs, arch, images a split, digest of the data, R1 R5 R10 mAP mINP in [0,1], seconds, commit
+) -> pd.DataFrame:  # A row a run: setting, seed, recipe, epochs, arch, images, queries, gallery, digest, R1 R5 R10 mAP mINP in [0,1], seconds, commit
     "Runs that are finished, in the order of `SETTINGS` and of the seeds"
-    runs = [{k: v for k, v in read_json(f).items() if not isinstance(v, dict)} for f in sorted((Path(out)/'runs').glob('*.json'))]
-    if not runs: raise ValueError(f'{out}: no finished run there; `magnifier_ablate --out {out}` makes them')
+    folders = sorted(file.parent for file in (Path(out)/'runs').glob('*/run.json'))
+    rows = [_row(folder) for folder in folders if _is_finished(folder)]
+    if not rows: raise ValueError(f'{out}: no finished run there; `magnifier_ablate --out {out}` makes them')
     order = {name: i for i, name in enumerate(SETTINGS)}
-    return pd.DataFrame(sorted(runs, key=lambda r: (order[r['setting']], r['seed'])))
+    return pd.DataFrame(sorted(rows, key=lambda row: (order[row['setting']], row['seed'])))
+
+
+def _row(folder):
+    "What one run's record says, in one row"
+    record = read_json(folder/'run.json')
+    asked, data = record['arguments'], record['data']
+    setting = next(name for name in SETTINGS if _folder('', name, asked['seed']).name == folder.name)
+    about = {key: data[key] for key in ('images', 'queries', 'gallery', 'digest')}
+    figures = {name: record['figures']['after, plain'][name] for name in FIGURES}
+    return dict(setting=setting, seed=asked['seed'], recipe=asked['recipe'], epochs=asked['epochs'], arch=asked['model']['arch'], **about,
+                **figures, seconds=record['seconds'], commit=record['commit'])
 
 
 def summary(

@@ -1,7 +1,7 @@
 "A training as a run: a recipe over a catalog, into a folder that tells what was done, and that a killed run is taken up from"
 import logging
 import shutil
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -48,9 +48,12 @@ def train_run(
     model: dict | None = None,  # Arguments of `magnifier_learner` beside or instead of the recipe's, as arch, sab, keep
     loss: dict | None = None,  # Arguments of `MagnifierLoss` beside or instead of the recipe's, as mask_weight
     fitting: dict | None = None,  # Arguments of `Recipe.plan`, as diversity, milestones, second_lr
+    dataset: str | None = None,  # What the data are called, for the record
+    before: bool = True,  # Whether the untrained learner is evaluated too
     rerank: bool = False,  # Adds rows after k-reciprocal re-ranking
     fast: bool = False,  # Trains in bfloat16, channels last and compiled (`fast_training`)
     resume: bool = False,  # Goes on where a run with the same arguments was ended; from the beginning where there was none
+    quiet: bool = False,  # Neither bars nor tables of losses
     cbs=None,  # Further callbacks
     then=None,  # Called with the learner before the run counts as finished, as what draws its figures
     say=log.info,  # What is told of the run's progress goes there
@@ -82,8 +85,10 @@ def train_run(
             learn.add_cbs(cbs)
             asked.update(workers=learn.dls.train.fake_l.num_workers, processes=max(1, num_distrib()))
             stages = learn.plan(recipe, epochs, **fitting)
-            with on_all_ranks(learn):
-                record = _begin(out, plan, learn, stages, asked, state=state, rerank=rerank, say=say)
+            with _quietly(learn) if quiet else nullcontext(), on_all_ranks(learn):
+                record = _begin(out, plan, learn, stages, asked, dataset=dataset, state=state, say=say)
+                if before and state is None: record['figures'] = _figures(learn, 'before', rerank)
+                _write(out, record, state['rows'] if state else [])
                 with fast_training(learn) if fast else nullcontext(): _fit(out, learn, stages, record, state, say)
                 record['figures'] |= _figures(learn, 'after', rerank)
             with rank0_first(): return _finish(out, learn, record, then)  # where a run has ended on one rank, its files are there
@@ -121,15 +126,15 @@ def _check_same(out, before, now):
                      f'resume it with {was!r}, or name another folder')
 
 
-def _begin(out, plan, learn, stages, asked, *, state, rerank, say):
+def _begin(out, plan, learn, stages, asked, *, dataset, state, say):
     "The record of a run that starts, or that is taken up; says what will be done"
     now = environment()
     if not rank_distrib(): clear_leftovers(out)
     if state is None:
         shutil.rmtree(out/'checkpoints', ignore_errors=True)  # of a run that was finished
         parameters = sum(p.numel() for p in learn.model.parameters())
-        record = dict(recipe=asked['recipe'], says=plan.says, arguments=asked, data=asked['data'], device=str(learn.dls.device), parameters=parameters,
-                      **now, started=_now(), resumed=[], epochs_done=0, seconds=0., finished=None, figures={})
+        record = dict(recipe=asked['recipe'], says=plan.says, dataset=dataset, arguments=asked, data=asked['data'],
+                      device=str(learn.dls.device), parameters=parameters, **now, started=_now(), resumed=[], epochs_done=0, seconds=0., finished=None, figures={})
     else: record = _taken_up(out, asked, state, now, say)
     record['stages'] = as_json([stage._asdict() for stage in stages])
     say('\n'.join(_plan(record, learn.dls.train, stages)))
@@ -137,9 +142,12 @@ def _begin(out, plan, learn, stages, asked, *, state, rerank, say):
     if report: say(f'weights: {report}')
     record['weights'] = report and str(report)
     if state is not None: say(f'going on after epoch {state["done"]} of {sum(s.epochs for s in stages)}')
-    else: record['figures'] = _figures(learn, 'before', rerank)
-    _write(out, record, state['rows'] if state else [])
     return record
+
+
+@contextmanager
+def _quietly(learn):
+    with learn.no_bar(), learn.no_logging(): yield
 
 
 def _taken_up(out, asked, state, now, say):

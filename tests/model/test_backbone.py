@@ -207,3 +207,14 @@ def test_stage_3_without_its_stride(name):
     images = torch.randn(2, 3, 64, 32)
     for a, b in zip(published(images), larger(images)): assert b.shape == (*a.shape[:2], 2*a.shape[2], 2*a.shape[3])
     with pytest.raises(ValueError, match='stage3_stride=3: it is 1 or 2'): create_backbone(name, False, stage3_stride=3)
+
+
+def test_the_small_network_is_half_of_resnet18_in_depth_and_width():
+    import torch
+    from magnifier.model.backbone import create_backbone
+    small, resnet18 = create_backbone('resnet10_narrow', pretrained=False), create_backbone('resnet18', pretrained=False)
+    stage3, stage4 = small(torch.randn(2, 3, 64, 32))
+    assert (stage3.shape, stage4.shape) == ((2, 128, 4, 2), (2, 256, 4, 2))
+    assert {name: 2*width for name, width in small.widths.items()} == resnet18.widths
+    assert set(small.state_dict()) < set(resnet18.state_dict())
+    with pytest.raises(ValueError, match='no ImageNet weights'): create_backbone('resnet10_narrow')

@@ -1,19 +1,16 @@
 "Ablations: what is trained, how a stopped one goes on, and what the tables say"
 import json
-import os
-import signal
-from multiprocessing import get_context
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from magnifier.files import aside
-from magnifier.train import ablation, recipes
-from magnifier.train.ablation import FIGURES, PAPER, SETTINGS, STUDIES, ablate, read_runs, setting_learner, settings_of, summary
-from magnifier.train.learner import magnifier_learner
+from magnifier.train import recipes
+from magnifier.train.ablation import FIGURES, PAPER, SETTINGS, STUDIES, ablate, setting_learner, settings_of, summary
+from magnifier.train.checkpoints import Checkpoints
+from magnifier.train.learner import ReIDLearner, magnifier_learner
 from magnifier.train.recipes import RECIPES
-from magnifier.train.records import write_json
 
 
 @pytest.fixture
@@ -46,67 +43,68 @@ def test_settings_build_what_their_names_say(name, dls):
         assert [model.segmentation is not None, model.sab is not None, model.sfb is not None] == [p in parts for p in ('M', 'SAB', 'SFB')]
         assert SETTINGS[name].diversity == ('SD' in parts)
     else:
-        plain = {'torso': 'G+M+SAB', 'random': 'G+M+SAB', 'no': 'G+M+SAB', 'lstm': 'G+M+SFB', 'G+M+AB': 'G+M+SFB', 'stage': 'G+M+SAB+SFB'}[name.split(' ')[0]]
+        plain = {'torso': 'G+M+SAB', 'random': 'G+M+SAB', 'no': 'G+M+SAB', 'lstm': 'G+M+SFB', 'G+M+AB': 'G+M+SFB', 'stage': 'G+M+SAB+SFB', 'whole': 'G+M+SAB+SFB'}[name.split(' ')[0]]
         branches = list(magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, **SETTINGS[plain].model).model.branches)
         assert list(model.branches) == branches  # one choice differs, and no branch
-    if name.split()[0] in ('torso', 'random'):
-        assert (learn.region_occlusion.strategy, learn.region_occlusion.keep) == (name.split()[0], int(name.split()[1]))
+    occlusion = name.removeprefix('whole ').split()
+    if occlusion[0] in ('torso', 'random'):
+        assert (learn.region_occlusion.strategy, learn.region_occlusion.keep) == (occlusion[0], int(occlusion[1]))
     if name == 'no background': assert not learn.region_occlusion.draw()[0]
     if name == 'lstm': assert 'LSTM' in repr(model.sfb)
     if name == 'stage 4': assert model.sfb.stage == 4
 
 
 def test_runs_are_written_once_and_gone_on_with(tiny, catalog, tmp_path, monkeypatch):
-    runs = ablate(catalog, tmp_path, studies=['cell'], seeds=(3,), epochs=1, workers=0)
-    assert list(runs.setting) == ['G+M+SFB', 'lstm'] and (runs.seed == 3).all() and runs[FIGURES].notna().all(axis=None)
-    assert runs[FIGURES].max(axis=None) <= 1 and (runs.train == (catalog.split == 'train').sum()).all()
-    trained = []
-    real = ablation._run
-    monkeypatch.setattr(ablation, '_run', lambda *a: trained.append(a[2]) or real(*a))
-    lost = tmp_path/'runs'/'lstm-3.json'
-    before = json.loads(lost.read_text())
-    lost.unlink()
-    again = ablate(catalog, tmp_path, studies=['cell'], seeds=(3,), epochs=1, workers=0)
-    assert trained == [SETTINGS['lstm']]  # the other one stays
-    after = json.loads(lost.read_text())
-    assert {**after, 'seconds': 0} == {**before, 'seconds': 0}  # the same seed, the same figures to the last bit
-    pd.testing.assert_frame_equal(again.drop(columns='seconds'), runs.drop(columns='seconds'))
-    with pytest.raises(ValueError, match='was made with epochs=1, and epochs=2 is asked for: take another folder'):
-        ablate(catalog, tmp_path, studies=['cell'], seeds=(3,), epochs=2, workers=0)
-    with pytest.raises(ValueError, match='was made with query'):
-        ablate(catalog[(catalog.split != 'query') | (catalog.index % 2 == 0)], tmp_path, studies=['cell'], seeds=(3,), epochs=1, workers=0)
+    how = dict(studies=['cell'], seeds=(3,), epochs=1, workers=0)
+    runs = ablate(catalog, tmp_path, **how)
+    assert list(runs.setting) == ['G+M+SFB', 'lstm'] and (runs.seed == 3).all()
+    assert runs[FIGURES].notna().all(axis=None) and runs[FIGURES].max(axis=None) <= 1
+    assert (runs.images == (catalog.split == 'train').sum()).all()
+    trained, fit = [], ReIDLearner.fit_stages
+    monkeypatch.setattr(ReIDLearner, 'fit_stages', lambda self, *args, **kwargs: trained.append(self) or fit(self, *args, **kwargs))
+    shutil.rmtree(tmp_path/'runs'/'lstm-3')
+    again = ablate(catalog, tmp_path, **how)
+    assert len(trained) == 1  # the other one stays
+    pd.testing.assert_frame_equal(again.drop(columns='seconds'), runs.drop(columns='seconds'))  # the same figures to the last bit
+    with pytest.raises(ValueError, match='holds a run with epochs=1, and now it is 2'): ablate(catalog, tmp_path, **{**how, 'epochs': 2})
+    with pytest.raises(ValueError, match='holds a run with data.queries'):
+        ablate(catalog[(catalog.split != 'query') | (catalog.index % 2 == 0)], tmp_path, **how)
     assert len(trained) == 1
 
 
-def test_weights_are_kept_on_demand_and_make_the_same_figures(tiny, catalog, tmp_path):
+def test_a_stopped_run_goes_on_after_its_last_epoch(tiny, catalog, tmp_path, monkeypatch):
+    how = dict(settings=['G'], epochs=3, workers=0)
+    straight = ablate(catalog, tmp_path/'straight', **how)
+    epochs, keep = [], Checkpoints.after_epoch
+
+    def stop_after_two(self):
+        keep(self)
+        epochs.append(self.done)
+        if len(epochs) == 2: raise KeyboardInterrupt('stop')
+
+    monkeypatch.setattr(Checkpoints, 'after_epoch', stop_after_two)
+    with pytest.raises(KeyboardInterrupt): ablate(catalog, tmp_path/'stopped', **how)
+    stopped = ablate(catalog, tmp_path/'stopped', **how)
+    assert epochs[:2] == [1, 2] and epochs[-1] == 3 and epochs.count(1) == 1
+    pd.testing.assert_frame_equal(stopped[FIGURES], straight[FIGURES])
+
+
+def test_learners_are_kept_on_demand_and_make_the_same_figures(tiny, catalog, tmp_path):
     wanted = dict(settings=['G'], seeds=(0,), epochs=1, workers=0)
-    with pytest.raises(ValueError, match='weights=True'): setting_learner(catalog, tmp_path, 'G', workers=0)
+    with pytest.raises(ValueError, match='learners=True'): setting_learner(catalog, tmp_path, 'G', workers=0)
     with pytest.raises(ValueError, match="unknown setting 'H': use one of G, G"): setting_learner(catalog, tmp_path, 'H')
     runs = ablate(catalog, tmp_path, **wanted)
-    assert not (tmp_path/'models').exists()
-    pd.testing.assert_frame_equal(ablate(catalog, tmp_path, weights=True, **wanted).drop(columns='seconds'), runs.drop(columns='seconds'))
+    assert not list(tmp_path.rglob('*.pkl'))
+    kept = ablate(catalog, tmp_path, learners=True, **wanted)
+    pd.testing.assert_frame_equal(kept.drop(columns='seconds'), runs.drop(columns='seconds'))
     learn = setting_learner(catalog, tmp_path, 'G', workers=0)
-    with learn.no_bar(): again = learn.evaluate().loc['plain']
-    assert again.mAP == pytest.approx(runs.mAP[0], abs=1e-4)
+    with learn.no_bar(): assert learn.evaluate().loc['plain', 'mAP'] == pytest.approx(runs.mAP[0], abs=1e-4)
 
 
-def _die_between(file, record):
-    "As a machine that stops after the bytes and before the name"
-    with aside(file) as part:
-        part.write_text(json.dumps(record)[:40])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.forks
-def test_a_run_killed_while_it_is_written_is_no_run(tmp_path):
-    file = tmp_path/'runs'/'G-0.json'
-    process = get_context('fork').Process(target=_die_between, args=(file, dict(setting='G', seed=0)))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL and list(file.parent.iterdir())
-    with pytest.raises(ValueError, match='no finished run there'): read_runs(tmp_path)
-    write_json(file, dict(setting='G', seed=0, R1=.5))
-    assert read_runs(tmp_path).R1.tolist() == [.5]
+def test_what_holds_for_every_run_reaches_it(tiny, catalog, tmp_path):
+    ablate(catalog, tmp_path, settings=['G'], epochs=1, workers=0, loading=dict(bs=4), model=dict(hidden=16), loss=dict(margin=.5))
+    asked = json.loads((tmp_path/'runs/G-0/run.json').read_text())['arguments']
+    assert (asked['loading']['bs'], asked['model']['hidden'], asked['loss']['margin'], asked['model']['mask']) == (4, 16, .5, False)
 
 
 def test_summary_is_the_mean_and_the_spread_of_the_seeds():
@@ -120,12 +118,6 @@ def test_summary_is_the_mean_and_the_spread_of_the_seeds():
     assert alone['± R1'].isna().all() and alone.runs.eq(1).all()  # nothing is known about it
     part = summary(runs[runs.setting.isin(['G', 'G+M'])])
     assert list(part.index) == [('Table 2', 'G'), ('Table 2', 'G+M')]
-
-
-def test_other_data_of_the_same_size_are_refused(catalog, tmp_path):
-    write_json(tmp_path/'runs'/'G-0.json', dict(setting='G', seed=0, recipe='quick', epochs=1, arch='resnet18', data='of others',
-                                                **{s: int(n) for s, n in catalog.split.value_counts().items()}))
-    with pytest.raises(ValueError, match='was made with data=of others'): ablate(catalog, tmp_path, settings=['G'], epochs=1)
 
 
 def test_no_epochs_are_no_ablation(catalog, tmp_path):
