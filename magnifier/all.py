@@ -28,7 +28,6 @@ from magnifier.data.block import *
 from magnifier.data.preprocess import *
 from magnifier.data.transforms import *
 from magnifier.data.batches import *
-from magnifier.data.pixels import *
 from magnifier.data.loaders import *
 from magnifier.model.backbone import *
 from magnifier.model.pooling import *

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from fastai.vision.all import TfmdDL, delegates, num_distrib
 
-__all__ = ['identity_groups', 'n_full_batches', 'identity_batches', 'IdentityBatches']
+__all__ = ['IdentityBatches']
 
 
 def identity_groups(

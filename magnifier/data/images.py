@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ['IMAGE_ENDINGS', 'UnreadableImage', 'read_image', 'opened_image', 'as_images', 'image_name']
+__all__ = ['UnreadableImage', 'read_image']
 
 # File names that count as images, wherever a folder is searched
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.avif')

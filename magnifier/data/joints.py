@@ -7,7 +7,7 @@ from PIL import Image
 
 from magnifier.regions import region_indices
 
-__all__ = ['regions_from_joints', 'regions_from_fields', 'stripe_masks']
+__all__ = ['regions_from_joints', 'stripe_masks']
 
 HEAD, CHEST, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG, FOOT = region_indices(range(1, 8))
 

@@ -17,7 +17,7 @@ from magnifier.data.images import read_image
 from magnifier.data.joints import regions_from_joints
 from magnifier.data.masks import mask_targets, write_mask
 
-__all__ = ['make_masks', 'keypoint_network', 'detection_network', 'largest_person']
+__all__ = ['make_masks', 'keypoint_network']
 
 
 def make_masks(

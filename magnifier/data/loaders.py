@@ -18,7 +18,7 @@ from magnifier.data.preprocess import Preprocessing
 from magnifier.data.readers import market1501
 from magnifier.data.transforms import FitImage, NormalizeInPlace, batch_transforms, item_transforms
 
-__all__ = ['ReIDDataLoaders', 'preprocessing_of']
+__all__ = ['ReIDDataLoaders']
 
 NEUTRAL = (AddMaskCodes, SameSize, ToTensor, IntToFloatTensor)  # change a type, or a mask: no step of `Preprocessing`
 

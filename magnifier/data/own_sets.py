@@ -13,7 +13,7 @@ import pandas as pd
 from magnifier.data.catalog import SPLITS, CatalogWarning, find_masks, make_catalog
 from magnifier.data.folders import existing, image_files
 
-__all__ = ['identity_folders', 'catalog_csv', 'read_table', 'split_queries']
+__all__ = ['identity_folders', 'catalog_csv', 'split_queries']
 
 MISSING = ('', 'nan', 'none', 'null', 'na', 'n/a', '<na>')  # how programs write that an identity is not known, in small letters
 LARGEST = 2**63 - 1  # of 64 bits

@@ -9,7 +9,7 @@ from PIL import Image
 
 from magnifier.data.images import read_image
 
-__all__ = ['Preprocessing', 'FITS']
+__all__ = ['Preprocessing']
 
 FITS = ('squish', 'pad')
 FIXED = dict(interpolation='bilinear', channels='RGB', scale=1/255)  # the same for every model; written for other programs

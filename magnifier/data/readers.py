@@ -15,7 +15,7 @@ from magnifier.data.cuhk03 import unpack_cuhk03
 from magnifier.data.folders import existing, find_root, image_files, plain
 from magnifier.data.own_sets import catalog_csv, identity_folders
 
-__all__ = ['market1501', 'dukemtmc', 'occluded_duke', 'cuhk03_np', 'cuhk03', 'msmt17', 'partial_reid', 'occluded_reid', 'READERS']
+__all__ = ['market1501', 'dukemtmc', 'occluded_duke', 'cuhk03_np', 'cuhk03', 'msmt17', 'partial_reid', 'occluded_reid']
 
 log = logging.getLogger(__name__)
 

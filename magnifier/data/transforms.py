@@ -9,8 +9,7 @@ from PIL import Image, ImageOps
 from magnifier.data.preprocess import Preprocessing
 from magnifier.regions import NO_MASK
 
-__all__ = ['OwnGenerator', 'FitImage', 'RandomPadCrop', 'NormalizeInPlace', 'EraseBoxes', 'erase_boxes', 'item_transforms',
-           'batch_transforms']
+__all__ = ['RandomPadCrop', 'EraseBoxes', 'item_transforms', 'batch_transforms']
 
 
 class OwnGenerator:
