@@ -48,8 +48,9 @@ def identity_batches(
 ) -> list:  # Batches, each a list of P x M indices
     """P identities that still have groups, at random, until fewer than P do (reid-strong-baseline's sampler).
 
-    An identity with as many groups as batches are left is urgent and goes into every one of them: otherwise it could not be used
-    up, and the length of an epoch, which a schedule must know beforehand, would change with the draw.
+    An identity with as many groups as batches are left is urgent and goes into every one of them: otherwise it
+    could not be used up, and the length of an epoch, which a schedule must know beforehand, would change with
+    the draw.
     """
     left = {pid: list(g) for pid, g in groups.items() if g}
     waiting, urgent, batches = _Pool(left), [], []
@@ -89,9 +90,10 @@ class _Pool:
 class IdentityBatches(TfmdDL):
     """Loader whose shuffled batches are P identities x M images, the same stream for the same seed.
 
-    Epoch e of the stream depends on `seed` and e alone, so a run resumes by setting `epoch`. Where it does not shuffle (validation,
-    test, `get_preds`) it goes through its data in order. With several processes the batches are those of one, none lost, and every
-    rank takes whole ones: where their number is no multiple of the processes, the epoch's first few come once more at its end.
+    Epoch e of the stream depends on `seed` and e alone, so a run resumes by setting `epoch`. Where it does not
+    shuffle (validation, test, `get_preds`) it goes through its data in order. With several processes the
+    batches are those of one, none lost, and every rank takes whole ones: where their number is no multiple of
+    the processes, the epoch's first few come once more at its end.
     """
     def __init__(self,
         dataset=None,  # A fastai Datasets over a catalog

@@ -49,11 +49,12 @@ def validate_catalog(
     catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
     splits: Iterable[str] = (),  # Splits that must be there, such as `('train',)`; none by default
 ) -> pd.DataFrame:  # The same catalog, untouched
-    """The quick check at the door: columns, types, splits, identities, duplicates, files that exist, matches for every query.
+    """The quick check at the door: columns, types, splits, identities, duplicates, files that exist, matches
+    for every query.
 
-    Wrong rows are a ValueError (a FileNotFoundError where files are gone) that names the first one. Identities in both training and
-    test, and queries without a match under the camera rule, are a `CatalogWarning`; a ValueError where no query has a match.
-    `check_catalog` opens the files too.
+    Wrong rows are a ValueError (a FileNotFoundError where files are gone) that names the first one. Identities
+    in both training and test, and queries without a match under the camera rule, are a `CatalogWarning`; a
+    ValueError where no query has a match. `check_catalog` opens the files too.
     """
     if not isinstance(catalog, pd.DataFrame): raise TypeError(f'a catalog is a pandas DataFrame, not a {type(catalog).__name__}')
     _check_columns(catalog)
@@ -102,9 +103,10 @@ def find_masks(
 ) -> pd.DataFrame:  # The catalog with `mask` filled where a file was found, None elsewhere
     """Part masks of a catalog's images: files, looked for by name, not opened.
 
-    Default: the nearest folder above the image that has a `<folder>_ps_label` beside it, then the same sub-path as `.png`. In a
-    folder of the caller's: below the longest end of the image's folder that exists there (`where/query/x.png`, else `where/x.png`).
-    A folder or function that gives not one mask is a ValueError; so are two images with the same mask.
+    Default: the nearest folder above the image that has a `<folder>_ps_label` beside it, then the same sub-path
+    as `.png`. In a folder of the caller's: below the longest end of the image's folder that exists there
+    (`where/query/x.png`, else `where/x.png`). A folder or function that gives not one mask is a ValueError; so
+    are two images with the same mask.
     """
     if where is False: masks = [None] * len(catalog)
     elif callable(where): masks = [None if _missing(m) or not os.path.exists(m) else os.fspath(m) for m in map(where, catalog['path'])]

@@ -26,9 +26,10 @@ def check_catalog(
 ) -> pd.DataFrame:  # Columns `path`, `problem`, `advice`; no rows where all is well
     """All problems of a catalog and its files in one go, in parallel, where `validate_catalog` stops at the first.
 
-    Files: missing, empty, truncated, no image, CMYK, 16 bits, EXIF rotation; masks: missing, unreadable, of another size, with labels
-    beyond 7, all background; rows: duplicate paths, negative identities, unknown splits, identities in training and test, the same
-    image of two identities or in two splits, training identities with one image, queries without a match. ValueError where columns are missing.
+    Files: missing, empty, truncated, no image, CMYK, 16 bits, EXIF rotation; masks: missing, unreadable, of
+    another size, with labels beyond 7, all background; rows: duplicate paths, negative identities, unknown
+    splits, identities in training and test, the same image of two identities or in two splits, training
+    identities with one image, queries without a match. ValueError where columns are missing.
     """
     _check_columns(catalog)
     for c in ('pid', 'camid'): _integers(catalog, c)

@@ -25,7 +25,8 @@ def unpack_cuhk03(
 ):
     """Every image of the protocol as PNG, in `<kind>.partial` until the last is there.
 
-    A killed run is taken up again. ImportError without h5py; FileNotFoundError or ValueError where a file is not what it should be.
+    A killed run is taken up again. ImportError without h5py; FileNotFoundError or ValueError where a file is
+    not what it should be.
     """
     mat = _find(root, 'cuhk-03.mat')
     config = _find(root, f'cuhk03_new_protocol_config_{kind}.mat')

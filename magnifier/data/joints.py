@@ -43,8 +43,9 @@ def regions_from_joints(
 ) -> np.ndarray:  # (h, w) uint8 regions, background where no limb is
     """Draw the seven body regions around 17 joints, with widths from the skeleton's own lengths.
 
-    What lies in front of what follows from where the person faces: left and right shoulder, nose and ears. Parts that miss a joint
-    are left out; without a limb or a trunk to take the measure from, everything is background. Raises ValueError for other shapes.
+    What lies in front of what follows from where the person faces: left and right shoulder, nose and ears.
+    Parts that miss a joint are left out; without a limb or a trunk to take the measure from, everything is
+    background. Raises ValueError for other shapes.
     """
     joints = _checked(joints, threshold)
     if len(size) != 2 or min(size) < 1: raise ValueError(f'size={size}: use (height, width), in pixels')
@@ -79,10 +80,11 @@ def stripe_masks(
     size,  # Height and width of the mask
     edges=(0., .17, .34, .42, .5, .7, .88),  # Where each stripe from head to foot begins, shares of the height
 ) -> np.ndarray:  # (h, w) uint8, region 1 on top to region 7 at the bottom
-    """Seven horizontal stripes under the names of the seven regions. They are NO body parts: no pixel has been looked at.
+    """Seven horizontal stripes under the names of the seven regions. They are NO body parts: no pixel has been
+    looked at.
 
-    For a first run on data without masks. Nothing is background, and an arm has the stripe of whatever is beside it. Raises
-    ValueError for edges that do not rise.
+    For a first run on data without masks. Nothing is background, and an arm has the stripe of whatever is
+    beside it. Raises ValueError for edges that do not rise.
     """
     if len(size) != 2 or min(size) < 1: raise ValueError(f'size={size}: use (height, width), in pixels')
     if len(edges) != 7 or any(b <= a for a, b in zip(edges, edges[1:])) or edges[0] != 0 or edges[-1] >= 1:

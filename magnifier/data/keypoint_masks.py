@@ -32,10 +32,11 @@ def make_masks(
     device: str | torch.device | None = None,  # Default: the GPU where there is one
     progress: bool = True,  # Show a bar
 ) -> pd.DataFrame:  # One row an image: `path`, `mask`, `result` ('made', 'already there', 'no person', 'failed'), `problem`
-    """Write a part mask for every image in which a person is found: the largest one. Resumable: files that are there are left.
+    """Write a part mask for every image in which a person is found: the largest one. Resumable: files that are
+    there are left.
 
-    An image without a person gets no file, so that it counts as unlabelled and never as all background; a warning says how many.
-    OSError, with what to do, where the weights are neither given nor to be had.
+    An image without a person gets no file, so that it counts as unlabelled and never as all background; a
+    warning says how many. OSError, with what to do, where the weights are neither given nor to be had.
     """
     targets = mask_targets(images, dst)
     rows = {p: (p, str(mask), 'already there', None) for p, mask in targets if mask.exists()}

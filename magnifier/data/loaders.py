@@ -49,8 +49,9 @@ class ReIDDataLoaders(DataLoaders):
     ):  # Loaders: `train` and `valid`; `c` is the number of training identities, `vocab` their pids
         """Loaders over any catalog; a ValueError says what is wrong with one that cannot be trained or evaluated on.
 
-        Without a cache every image is decoded and moved by itself (Pillow); with one the batches are the same to within rounding,
-        several times faster, and 4 bytes are held for each pixel of the originals (`cache_pixels` says when a file is used again).
+        Without a cache every image is decoded and moved by itself (Pillow); with one the batches are the same
+        to within rounding, several times faster, and 4 bytes are held for each pixel of the originals
+        (`cache_pixels` says when a file is used again).
         """
         catalog = validate_catalog(catalog, ('train',)).reset_index(drop=True)
         if not (catalog.split != 'train').any():

@@ -31,7 +31,8 @@ def read_mask(
 ) -> np.ndarray:  # (h, w) uint8
     """Labels of a part-mask file; of a palette PNG the indices, never the colours.
 
-    A ValueError names the file where it has colour channels, labels beyond 7, or does not decode; FileNotFoundError where it is missing.
+    A ValueError names the file where it has colour channels, labels beyond 7, or does not decode;
+    FileNotFoundError where it is missing.
     """
     labels = read_labels(path)
     if labels.max() >= N_REGIONS or labels.min() < 0:
@@ -117,7 +118,8 @@ def convert_masks(
     workers: int | None = None,  # Threads; default: as many as there are cores
     progress: bool = True,  # Show a bar
 ) -> pd.DataFrame:  # One row a file: `path`, `mask`, `result` ('converted', 'already there', 'failed'), `problem`
-    """A folder of label files as part masks; resumable, and a file that fails does not stop the others (a warning says how many did).
+    """A folder of label files as part masks; resumable, and a file that fails does not stop the others (a
+    warning says how many did).
 
     DensePose's three-channel IUV files are read by their I.
     """
@@ -197,7 +199,8 @@ def _parser_labels(path, table):
 def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
     """(image path, mask path) for a folder, a catalog or a list of paths: same sub-paths, `.png`.
 
-    Default `dst`: `<folder>_ps_label`, where `find_masks` looks; of a list or a catalog the folder is the one common to all.
+    Default `dst`: `<folder>_ps_label`, where `find_masks` looks; of a list or a catalog the folder is the one
+    common to all.
     """
     if isinstance(images, (str, os.PathLike)):
         root = existing(images)
@@ -229,7 +232,8 @@ def make_stripe_masks(
 def mask_report(
     catalog: pd.DataFrame,  # One row an image, `mask` filled by `find_masks`
 ) -> pd.DataFrame:  # One row a split and one for all: images, masks, coverage, regions, then the mean area of each region
-    """How good a set's masks look in figures: coverage (share of images with a mask), body regions an image shows on average, area.
+    """How good a set's masks look in figures: coverage (share of images with a mask), body regions an image
+    shows on average, area.
 
     Areas are shares of the image, averaged over the masks; they add up to 1.
     """
@@ -254,7 +258,8 @@ def mask_agreement(
     a: str | Path,  # Folder of part masks
     b: str | Path,  # Another, with the same sub-paths
 ) -> pd.DataFrame:  # One row a region: iou (NaN where neither has it), pixels in a, in b and in both
-    """How far two folders of masks agree: intersection over union by region, pixels summed over all files that both have.
+    """How far two folders of masks agree: intersection over union by region, pixels summed over all files that
+    both have.
 
     Files in one folder alone are counted in a warning. ValueError for none in common or a pair of two sizes.
     """

@@ -35,10 +35,11 @@ def identity_folders(
 ) -> pd.DataFrame:  # Catalog, with the folder's name in a column `identity`
     r"""A folder an identity: `identity_folders('people', camera=r'cam(\d+)_')` reads `people/ann/cam2_0001.jpg`.
 
-    Identities whose names are all numbers keep them, others are numbered in sorted order; cameras likewise. Where cameras are not
-    known, an image is compared with all others of its person: queries are camera 0 and the gallery is camera 1 (training 0), as in
-    test sets without cameras. Rows that are dropped later take their queries with them: draw again by `split_queries`. ValueError
-    for a pattern that does not match, naming the file.
+    Identities whose names are all numbers keep them, others are numbered in sorted order; cameras likewise.
+    Where cameras are not known, an image is compared with all others of its person: queries are camera 0 and
+    the gallery is camera 1 (training 0), as in test sets without cameras. Rows that are dropped later take
+    their queries with them: draw again by `split_queries`. ValueError for a pattern that does not match, naming
+    the file.
     """
     root = existing(path)
     files = image_files(root, recursive=True, include=include, exclude=exclude)
@@ -65,8 +66,8 @@ def split_queries(
 ) -> pd.DataFrame:  # The catalog with its splits drawn anew
     """Draws training identities and queries again, after rows were left out or added.
 
-    As in Market-1501, `n_query` images of each test identity and camera are queries. Who could not be matched stays in the gallery:
-    a lone image, and a person seen by one camera where there are several.
+    As in Market-1501, `n_query` images of each test identity and camera are queries. Who could not be matched
+    stays in the gallery: a lone image, and a person seen by one camera where there are several.
     """
     table = make_catalog(catalog)
     if train is None: table['split'] = table['split'].where(table['split'] == 'train', 'test')
@@ -80,9 +81,11 @@ def catalog_csv(
     *,
     root: str | Path | None = None,  # Folder that relative paths start from; default: the file's own
 ) -> pd.DataFrame:  # Catalog, with the file's further columns
-    """A table of one's own: `path, pid, camid, split`, optional `mask`; identities and cameras that are names are numbered, sorted.
+    """A table of one's own: `path, pid, camid, split`, optional `mask`; identities and cameras that are names
+    are numbered, sorted.
 
-    ValueError for columns that are not there, naming those that are. A catalog written with `to_csv(index=False)` reads back the same.
+    ValueError for columns that are not there, naming those that are. A catalog written with
+    `to_csv(index=False)` reads back the same.
     """
     file = Path(file).expanduser().absolute()
     table = read_table(file)

@@ -91,8 +91,9 @@ def cache_pixels(
 ) -> Sequence:  # (4,h,w) uint8 arrays in the catalog's order; 4 bytes a pixel (Market-1501's training set: 404 MiB)
     """All originals of a catalog, decoded.
 
-    On disk they are one file for each list of paths, there whole or not at all, and used again as long as every image and mask has
-    the size and time it had; else it is written anew. ValueError as `read_pixels`; OSError where nothing can be written.
+    On disk they are one file for each list of paths, there whole or not at all, and used again as long as every
+    image and mask has the size and time it had; else it is written anew. ValueError as `read_pixels`; OSError
+    where nothing can be written.
     """
     rows = list(zip(catalog['path'], [m if isinstance(m, str) else None for m in catalog['mask']]))
     if where == 'ram': return list(decode_pixels(rows, workers))
@@ -189,8 +190,8 @@ class FitBatch(OwnGenerator, DisplayedTransform):
 class PixelBatches(IdentityBatches):
     """`IdentityBatches` that takes decoded originals instead of one item after the other.
 
-    Same batches of identities for the same seed, same types; `FitBatch` has to be among its `after_batch`. Images that are not in
-    `pixels`, as those of `test_dl`, are decoded as they are needed and go the same way.
+    Same batches of identities for the same seed, same types; `FitBatch` has to be among its `after_batch`.
+    Images that are not in `pixels`, as those of `test_dl`, are decoded as they are needed and go the same way.
     """
     def __init__(self,
         dataset=None,  # A fastai Datasets over a catalog, or over images alone

@@ -21,8 +21,8 @@ LARGEST = 2**14  # pixels a side
 class Preprocessing:
     """Size, fit and normalisation of a model's input; a ValueError says what is allowed.
 
-    Called with images it prepares them by NumPy and Pillow alone. Loaders ask it for the geometry: `fit_image` for one image,
-    `fitted` for a batch.
+    Called with images it prepares them by NumPy and Pillow alone. Loaders ask it for the geometry: `fit_image`
+    for one image, `fitted` for a batch.
     """
     size: tuple[int, int] = (384, 192)  # Height and width of the model's input, in pixels
     fit: str = 'squish'  # 'squish' changes the aspect ratio; 'pad' keeps it, centred on black

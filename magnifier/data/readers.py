@@ -66,8 +66,9 @@ def market1501(
 ) -> pd.DataFrame:  # Catalog
     """Market-1501 (Zheng et al. 2015), or any set with its layout and names, `0002_c1s1_000451_03.jpg`.
 
-    Junk (-1) is left out and counted in the log; distractors (0000) stay in the gallery. Cameras keep the numbers of the names.
-    FileNotFoundError where the folders are not there; ValueError for an empty one or an image whose name does not parse.
+    Junk (-1) is left out and counted in the log; distractors (0000) stay in the gallery. Cameras keep the
+    numbers of the names. FileNotFoundError where the folders are not there; ValueError for an empty one or an
+    image whose name does not parse.
     """
     return _market_style('market1501', path, masks, expected)
 
@@ -113,8 +114,9 @@ def cuhk03(
 ) -> pd.DataFrame:  # Catalog
     """CUHK03 (Li et al. 2014) from its raw .mat, with the new protocol's split (Zhong et al. 2017).
 
-    The first call writes the images as PNGs in CUHK03-NP's layout, into a folder that gets its name when it is complete, so that a
-    killed run is taken up again; later calls read those. ImportError without h5py; ValueError where a file is not what it should be.
+    The first call writes the images as PNGs in CUHK03-NP's layout, into a folder that gets its name when it is
+    complete, so that a killed run is taken up again; later calls read those. ImportError without h5py;
+    ValueError where a file is not what it should be.
     """
     _check_kind(kind)
     root = existing(path)
@@ -130,10 +132,12 @@ def msmt17(
     *,
     val_in_train: bool = True,  # `list_val.txt` is trained on, as in most published figures; False leaves those images out
 ) -> pd.DataFrame:  # Catalog
-    """MSMT17 (Wei et al. 2018), V1 or V2, by its lists of "path identity"; the camera is the third field of a file's name.
+    """MSMT17 (Wei et al. 2018), V1 or V2, by its lists of "path identity"; the camera is the third field of a
+    file's name.
 
-    Training and test identities are numbered from 0 each and are other people: test identities are moved up past the training's.
-    FileNotFoundError where a list, or an image in it, is not there; ValueError, with the line, where one does not parse.
+    Training and test identities are numbered from 0 each and are other people: test identities are moved up
+    past the training's. FileNotFoundError where a list, or an image in it, is not there; ValueError, with the
+    line, where one does not parse.
     """
     root, (train, test) = _msmt17_root(path)
     lists = {name: _read_list(root / f'list_{name}.txt', root / (train if name in ('train', 'val') else test))

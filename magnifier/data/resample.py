@@ -37,7 +37,8 @@ def bilinear_weights(
 ) -> torch.Tensor:  # (m, size, longest) float32; each of the first `fitted` rows adds up to 1
     """Weights of the original's pixels in each resized one: Pillow's bilinear filter.
 
-    A triangle between pixel centres; where an image shrinks it widens with the factor (antialiasing), so that no pixel is skipped.
+    A triangle between pixel centres; where an image shrinks it widens with the factor (antialiasing), so that
+    no pixel is skipped.
     """
     lengths = lengths[:, None, None].float()  # (m, 1, 1)
     factor = lengths/fitted[:, None, None]
@@ -52,7 +53,8 @@ def resample_images(
     rows: Axis,  # Of H output pixels
     columns: Axis,  # Of W output pixels
 ) -> torch.Tensor:  # (n,c,H,W) float32 in [0,1]; black outside of the image
-    """Bilinear resize with antialiasing, padding, shift and mirror at once, in float32: within rounding what Pillow gives.
+    """Bilinear resize with antialiasing, padding, shift and mirror at once, in float32: within rounding what
+    Pillow gives.
 
     Resampling is linear along each axis, so an image is A_rows X A_columns^T.
     """
