@@ -24,10 +24,10 @@ def magnifier_walkers(
 
 @command('action', 'src', 'dst')
 def magnifier_masks(
-    action:str,             # convert (a parser's label files), make (with a keypoint network) or stripes (horizontal bands, no parts)
+    action:str,             # convert (a parser's files), make (by a keypoint network) or stripes (bands, no parts)
     src:str,                # Folder: of label files for convert, of images for the others
-    dst:str=None,           # Folder of the part masks, same sub-paths; beside the images, as <folder>_ps_label, where not given
-    labels:str='lip',       # convert: ps_label, densepose14, densepose24, lip, pascal, atr, cihp, sapiens, pifpaf, or a CSV file (label, region)
+    dst:str=None,           # Folder of the part masks; beside the images, as <folder>_ps_label, where not given
+    labels:str='lip',       # convert: ps_label densepose14 densepose24 lip pascal atr cihp sapiens pifpaf, or a CSV
     images:str=None,        # convert, of pifpaf's fields: folder of their images
     weights:str=None,       # make: file of Keypoint R-CNN's weights; torchvision downloads them where not given
     bs:int=8,               # make: images a batch
@@ -41,13 +41,17 @@ def magnifier_masks(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', masks.CatalogWarning)  # the report says the same
         if action == 'convert':
-            if dst is None: raise ValueError('name the folder of the part masks, as in `magnifier_masks convert SRC DST --labels lip`')
+            if dst is None:
+                raise ValueError('name the folder of the part masks, as in `magnifier_masks convert SRC DST '
+                                 '--labels lip`')
             _report(masks.convert_masks(src, dst, labels, images=images), dst)
-            return say(f'The loaders look in <folder of the images>_ps_label by themselves; else name it: masks={dst!r}, or --masks {dst} in a shell')
+            return say('The loaders look in <folder of the images>_ps_label by themselves; else name it: '
+                       f'masks={dst!r}, or --masks {dst} in a shell')
         if action == 'make': return _make_masks(src, dst, weights, bs)
     if action != 'stripes': raise ValueError(f'unknown action {action!r}: use convert, make or stripes')
     files = masks.make_stripe_masks(src, dst)
-    say(f'{len(files)} files of horizontal stripes, which are no body parts, for the images of {src}. {_found_by_loaders(src, dst)}')
+    say(f'{len(files)} files of horizontal stripes, which are no body parts, for the images of {src}. '
+        f'{_found_by_loaders(src, dst)}')
 
 
 def _make_masks(src, dst, weights, bs):
@@ -84,5 +88,7 @@ def _report(report, dst):
     report.to_csv(table, index=False)
     counts = ', '.join(f'{n} {result}' for result, n in report['result'].value_counts().items())
     failed = report[report['mask'].isna()]
-    say(f'{dst}: {counts}; file by file in {table}' + (f'; the first without a mask: {failed["path"].iat[0]}' if len(failed) else ''))
-    if len(failed) == len(report): raise ValueError(f'no mask was written: {failed["problem"].iat[0] or "no person was found"}')
+    first = f'; the first without a mask: {failed["path"].iat[0]}' if len(failed) else ''
+    say(f'{dst}: {counts}; file by file in {table}{first}')
+    if len(failed) == len(report):
+        raise ValueError(f'no mask was written: {failed["problem"].iat[0] or "no person was found"}')

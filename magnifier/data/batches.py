@@ -112,17 +112,19 @@ class IdentityBatches(TfmdDL):
         "Number of batches an epoch; refuses what cannot make a single one"
         m, pids = self.n_per_id, [int(p) for p in self.dataset.items['pid']]
         if m < 2 or self.bs % m or self.bs < 2*m:
-            raise ValueError(f'bs={self.bs}, n_per_id={m}: a batch is at least 2 identities x 2 images, so bs must be a multiple of '
-                             f'n_per_id, and at least twice as large')
+            raise ValueError(f'bs={self.bs}, n_per_id={m}: a batch is at least 2 identities x 2 images, so bs must '
+                             'be a multiple of n_per_id, and at least twice as large')
         self.n_ids = self.bs // m
         counts = [len(g) for g in identity_groups(pids, m, random.Random(0)).values()]
-        if len(counts) < 2: raise ValueError('1 training identity: at least 2 are needed, since a person is learnt beside others')
+        if len(counts) < 2:
+            raise ValueError('1 training identity: at least 2 are needed, since a person is learnt beside others')
         if len(counts) < self.n_ids:
-            raise ValueError(f'{len(counts)} training identities, but bs={self.bs} with n_per_id={m} needs {self.n_ids} different ones '
-                             f'in a batch: take bs={m*len(counts)} or less')
+            raise ValueError(f'{len(counts)} training identities, but bs={self.bs} with n_per_id={m} needs '
+                             f'{self.n_ids} different ones in a batch: take bs={m*len(counts)} or less')
         n = n_full_batches(counts, self.n_ids)
         if n < num_distrib():
-            raise ValueError(f'{n} batches an epoch for {num_distrib()} processes: take a smaller bs or fewer processes')
+            raise ValueError(f'{n} batches an epoch for {num_distrib()} processes: take a smaller bs or fewer '
+                             'processes')
         return n
 
     def get_idxs(self):

@@ -1,8 +1,8 @@
 "What a batch is made of: image, part mask and identity as fastai blocks"
 import numpy as np
-from fastai.vision.all import (AddMaskCodes, CategoryMap, ColReader, DataBlock, DisplayedTransform, IndexSplitter, IntToFloatTensor,
-                               ItemTransform, PILImage, PILMask, ShowTitle, Tensor, TensorBase, TensorMask, TransformBlock,
-                               show_title)
+from fastai.vision.all import (AddMaskCodes, CategoryMap, ColReader, DataBlock, DisplayedTransform, IndexSplitter,
+                               IntToFloatTensor, ItemTransform, PILImage, PILMask, ShowTitle, Tensor, TensorBase,
+                               TensorMask, TransformBlock, show_title)
 from PIL import Image
 
 from magnifier.data.images import read_image
@@ -62,10 +62,11 @@ class IdentityTitle(ShowTitle, str):
 
 
 class IdentityCategorize(DisplayedTransform):
-    "[pid, camid, split] -> TensorIdentity; the classes are the training identities in ascending order, on every machine"
+    """[pid, camid, split] -> TensorIdentity; the classes are the training identities in ascending order, on
+    every machine"""
     order, loss_func = 1, None
     def __init__(self,
-        vocab: list | None = None,  # Training identities in class order; None takes the sorted identities of the training split
+        vocab: list | None = None,  # Training identities in class order; None takes the sorted ones
     ): self.vocab = None if vocab is None else CategoryMap(vocab, sort=False)
 
     def setups(self, dsets):
@@ -79,11 +80,11 @@ class IdentityCategorize(DisplayedTransform):
 
     def decodes(self, o: TensorIdentity):
         label, pid, camid, role = o.tolist()
-        if pid < 0: return IdentityTitle(f'like id {self.vocab[label]}')  # a prediction knows a class, no camera and no role
+        if pid < 0: return IdentityTitle(f'like id {self.vocab[label]}')  # a prediction: no camera and no role
         return IdentityTitle(f'id {pid} cam {camid}' + ('' if role == 0 else f' {ROLES[role]}'))
 
 
-# Getters are transforms, since fastai wraps other callables in closures, which loader processes that are spawned cannot unpickle
+# Getters are transforms: fastai wraps other callables in closures, which do not pickle for processes that are spawned
 class _MaskColumn(DisplayedTransform):
     "A row's mask path, or None where it has none"
     def __call__(self, row, **kwargs):
@@ -102,7 +103,8 @@ class SameSize(ItemTransform):
     def encodes(self, item):
         if len(item) < 2 or not isinstance(item[1], PILPartMask): return item
         image, mask = item[:2]
-        if mask.size != (1, 1): check_same_size(mask.size, image.size, getattr(mask, 'source', 'a mask'))  # one pixel: no mask
+        if mask.size == (1, 1): return item  # no mask
+        check_same_size(mask.size, image.size, getattr(mask, 'source', 'a mask'))
         return item
 
 
@@ -113,7 +115,8 @@ def PersonBlock():
 
 def PartMaskBlock():
     "Block of the first target: the part mask, or `NO_MASK` everywhere"
-    return TransformBlock(type_tfms=PILPartMask.create, item_tfms=[AddMaskCodes(codes=REGIONS), SameSize()], batch_tfms=IntToFloatTensor)
+    item_tfms = [AddMaskCodes(codes=REGIONS), SameSize()]
+    return TransformBlock(type_tfms=PILPartMask.create, item_tfms=item_tfms, batch_tfms=IntToFloatTensor)
 
 
 def IdentityBlock(
@@ -133,8 +136,8 @@ def ReIDDataBlock(
     batch_tfms=None,  # Transforms of a batch on its device: normalisation, erasing (see `batch_transforms`)
     vocab: list | None = None,  # Training identities in class order; None takes the sorted ones of the training split
     dl_type=None,  # Loader class; None for fastai's own. `ReIDDataLoaders` gives `IdentityBatches`
-) -> DataBlock:  # A block whose source is a catalog and whose batches are (image, mask, identity), one input and two targets
-    "DataBlock of (image, mask, identity) triples over a catalog"
+) -> DataBlock:  # Its source is a catalog
+    "DataBlock whose batches are (image, mask, identity): one input and two targets"
     return DataBlock(blocks=(PersonBlock, PartMaskBlock, IdentityBlock(vocab)), n_inp=1,
                      getters=[ColReader('path'), _MaskColumn(), _IdentityColumns()],
                      splitter=_SplitColumn(), item_tfms=item_tfms, batch_tfms=batch_tfms, dl_type=dl_type)

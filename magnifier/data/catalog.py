@@ -26,7 +26,7 @@ class CatalogWarning(UserWarning):
 
 
 def make_catalog(
-    rows: Iterable[dict] | pd.DataFrame,  # One row an image: `path`, `pid`, `camid`, `split`, optional `mask` and columns of your own
+    rows: Iterable[dict] | pd.DataFrame,  # One row an image: `path, pid, camid, split`, optional `mask` and more
 ) -> pd.DataFrame:  # Columns `path, mask, pid, camid, split, ...`, rows by split, identity and path, index 0..n-1
     "The table every reader returns, in one form and one order on every machine; a ValueError says what a row lacks"
     rows = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
@@ -37,7 +37,8 @@ def make_catalog(
     # Plain objects, None for a missing mask: the same under every pandas, whose string dtypes differ
     paths = [os.fspath(p) for p in rows['path']]
     masks = [None if _missing(m) else os.fspath(m) for m in rows['mask']]
-    rows = rows.assign(path=pd.Series(paths, index=rows.index, dtype=object), mask=pd.Series(masks, index=rows.index, dtype=object),
+    rows = rows.assign(path=pd.Series(paths, index=rows.index, dtype=object),
+                       mask=pd.Series(masks, index=rows.index, dtype=object),
                        pid=_integers(rows, 'pid'), camid=_integers(rows, 'camid'), split=rows['split'].astype(object))
     _check_splits(rows)
     place = zip(rows['split'].map(SPLITS.index).tolist(), rows['pid'].tolist(), paths, range(len(rows)))
@@ -56,13 +57,16 @@ def validate_catalog(
     in both training and test, and queries without a match under the camera rule, are a `CatalogWarning`; a
     ValueError where no query has a match. `check_catalog` opens the files too.
     """
-    if not isinstance(catalog, pd.DataFrame): raise TypeError(f'a catalog is a pandas DataFrame, not a {type(catalog).__name__}')
+    if not isinstance(catalog, pd.DataFrame):
+        raise TypeError(f'a catalog is a pandas DataFrame, not a {type(catalog).__name__}')
     _check_columns(catalog)
     if len(catalog) == 0: raise ValueError('the catalog has no rows')
-    if not catalog.index.is_unique: raise ValueError('the catalog\'s index has duplicates: use catalog.reset_index(drop=True)')
+    if not catalog.index.is_unique:
+        raise ValueError('the catalog\'s index has duplicates: use catalog.reset_index(drop=True)')
     _check_splits(catalog)
     for s in splits:
-        if not (catalog['split'] == s).any(): raise ValueError(f'the catalog has no {s} images: found {_found_splits(catalog)}')
+        if not (catalog['split'] == s).any():
+            raise ValueError(f'the catalog has no {s} images: found {_found_splits(catalog)}')
     for column in ('pid', 'camid'): _integers(catalog, column)  # refuses what is none
     _check_pids(catalog)
     _check_paths(catalog)
@@ -74,7 +78,8 @@ def validate_catalog(
 def lost_queries(
     catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
 ) -> pd.DataFrame:  # Its queries that have no match left, with a column `why`; the index is the catalog's
-    "Queries that lose all matches under the camera rule (same identity AND same camera are removed): `catalog.drop` them by index"
+    """Queries that lose all matches under the camera rule (same identity AND same camera are removed):
+    `catalog.drop` them by index"""
     query, gallery = (catalog[catalog['split'] == s] for s in ('query', 'gallery'))
     same_person = query['pid'].map(gallery['pid'].value_counts()).fillna(0).to_numpy()
     pairs = gallery.groupby(['pid', 'camid']).size()
@@ -91,15 +96,16 @@ def lost_queries_message(
     if len(lost) == 0: return ''
     if test['camid'].nunique() == 1: why = f'every query and gallery image has the one camera {test["camid"].iat[0]}'
     else: why = ', '.join(f'{n} with {w}' for w, n in lost['why'].value_counts().items())
-    return (f'{len(lost)} of {(catalog["split"] == "query").sum()} queries have no match left, since gallery images of the same '
-            f'identity AND camera are removed: {why} (first: {lost["path"].iat[0]}). Two ways out: give each image the camera it '
-            'was taken by in `camid` (where cameras are unknown: 0 for queries, 1 for the gallery), with a gallery image of every '
-            'query\'s identity from another camera; or leave those queries out: catalog.drop(lost_queries(catalog).index)')
+    return (f'{len(lost)} of {(catalog["split"] == "query").sum()} queries have no match left, since gallery images '
+            f'of the same identity AND camera are removed: {why} (first: {lost["path"].iat[0]}). Two ways out: give '
+            'each image the camera it was taken by in `camid` (where cameras are unknown: 0 for queries, 1 for the '
+            'gallery), with a gallery image of every query\'s identity from another camera; or leave those queries '
+            'out: catalog.drop(lost_queries(catalog).index)')
 
 
 def find_masks(
     catalog: pd.DataFrame,  # One row an image; its `mask` column is replaced
-    where: str | Path | Callable | bool | None = None,  # Folder, function image path -> mask path, False; default: `<root>_ps_label`
+    where: str | Path | Callable | bool | None = None,  # Folder, function of a path, False; default: `<root>_ps_label`
 ) -> pd.DataFrame:  # The catalog with `mask` filled where a file was found, None elsewhere
     """Part masks of a catalog's images: files, looked for by name, not opened.
 
@@ -109,7 +115,8 @@ def find_masks(
     are two images with the same mask.
     """
     if where is False: masks = [None] * len(catalog)
-    elif callable(where): masks = [None if _missing(m) or not os.path.exists(m) else os.fspath(m) for m in map(where, catalog['path'])]
+    elif callable(where):
+        masks = [None if _missing(m) or not os.path.exists(m) else os.fspath(m) for m in map(where, catalog['path'])]
     else: masks = _masks_by_name(catalog['path'], where)
     catalog = catalog.assign(mask=pd.Series(masks, index=catalog.index, dtype=object))
     found = catalog['mask'].dropna()
@@ -128,10 +135,12 @@ def join_catalogs(
     *catalogs: pd.DataFrame,  # Two or more, each complete in itself
     test: int | None = None,  # Position of the one whose query and gallery stay; default: those of all
 ) -> pd.DataFrame:  # One catalog; the first keeps its numbers, those of the others are moved up past it
-    "Several sets as one, identities and cameras kept apart: train on several, test on one (`join_catalogs(market, duke, test=0)`)"
+    """Several sets as one, identities and cameras kept apart: train on several, test on one
+    (`join_catalogs(market, duke, test=0)`)"""
     if not catalogs: raise ValueError('join_catalogs needs at least one catalog')
     if test is not None and not 0 <= test < len(catalogs):
-        raise ValueError(f'test={test}: the position of one of the {len(catalogs)} catalogs, 0 to {len(catalogs)-1}, or None for all')
+        raise ValueError(f'test={test}: the position of one of the {len(catalogs)} catalogs, 0 to {len(catalogs)-1}, '
+                         'or None for all')
     parts, pids, cams = [], 0, 0
     for i, c in enumerate(catalogs):
         _check_columns(c)
@@ -147,7 +156,7 @@ def join_catalogs(
 
 def describe(
     catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
-) -> pd.DataFrame:  # One row a split that occurs and one for all: images, identities, cameras, images_per_identity, masks
+) -> pd.DataFrame:  # A row a split, and one for all: images, identities, cameras, images_per_identity, masks
     "What a catalog holds, by split"
     _check_columns(catalog)
     parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
@@ -165,13 +174,15 @@ def _found_splits(catalog): return ', '.join(f'{n} {s}' for s, n in catalog['spl
 
 def _check_columns(catalog):
     missing = [c for c in COLUMNS if c not in catalog]
-    if missing: raise ValueError(f'the catalog lacks the column(s) {", ".join(missing)}: it has {", ".join(map(str, catalog))}, '
-                                 f'and needs {", ".join(COLUMNS)}')
+    if missing:
+        raise ValueError(f'the catalog lacks the column(s) {", ".join(missing)}: it has '
+                         f'{", ".join(map(str, catalog))}, and needs {", ".join(COLUMNS)}')
 
 
 def _check_splits(catalog):
     unknown = catalog[~catalog['split'].isin(SPLITS)]
-    if len(unknown): raise ValueError(f'{unknown["path"].iat[0]}: split {unknown["split"].iat[0]!r}, use {", ".join(SPLITS)}')
+    if len(unknown):
+        raise ValueError(f'{unknown["path"].iat[0]}: split {unknown["split"].iat[0]!r}, use {", ".join(SPLITS)}')
 
 
 def _integers(catalog, column):
@@ -180,16 +191,17 @@ def _integers(catalog, column):
     if None in values:
         row = values.index(None)
         path, value = catalog['path'].iat[row], catalog[column].tolist()[row]
-        raise ValueError(f'{path}: {column} {value!r} is not a whole number of at most 64 bits; catalog["{column}"].astype(int) '
-                         f'makes numbers of digits, pd.factorize(catalog["{column}"])[0] of names')
+        raise ValueError(f'{path}: {column} {value!r} is not a whole number of at most 64 bits; '
+                         f'catalog["{column}"].astype(int) makes numbers of digits, '
+                         f'pd.factorize(catalog["{column}"])[0] of names')
     return pd.Series(values, index=catalog.index, dtype='int64')
 
 
 def _moved(catalog, column, by):
     values = _integers(catalog, column)
     if int(values.max()) + by > LARGEST:
-        raise ValueError(f'{column} up to {values.max()} cannot be moved up by {by} within 64 bits: number the column anew '
-                         f'(pd.factorize) before joining')
+        raise ValueError(f'{column} up to {values.max()} cannot be moved up by {by} within 64 bits: number the '
+                         'column anew (pd.factorize) before joining')
     return values + by
 
 
@@ -197,22 +209,24 @@ def _whole_number(value):
     "An int, or None for what is none, or does not fit; floats count as far as they are exact"
     if isinstance(value, (float, np.floating)):
         return int(value) if float(value).is_integer() and abs(value) <= EXACT else None
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return int(value) if abs(value) <= LARGEST else None
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return int(value) if abs(value) <= LARGEST else None
     return None
 
 
 def _check_pids(catalog):
     junk = catalog[catalog['pid'] < 0]
-    if len(junk): raise ValueError(f'{len(junk)} images have a negative identity (first: {junk["path"].iat[0]}): junk is not part of '
-                                   'a catalog; use catalog[catalog.pid >= 0]')
+    if len(junk):
+        raise ValueError(f'{len(junk)} images have a negative identity (first: {junk["path"].iat[0]}): junk is not '
+                         'part of a catalog; use catalog[catalog.pid >= 0]')
 
 
 def _check_duplicates(catalog):
     twice = catalog[catalog['path'].duplicated(keep=False)]
     if len(twice) == 0: return
     roles = catalog.loc[catalog['path'] == twice['path'].iat[0], 'split']
-    raise ValueError(f'{twice["path"].nunique()} paths are in the catalog more than once (first: {twice["path"].iat[0]}, as '
-                     f'{" and ".join(roles)}): an image has one row')
+    raise ValueError(f'{twice["path"].nunique()} paths are in the catalog more than once (first: '
+                     f'{twice["path"].iat[0]}, as {" and ".join(roles)}): an image has one row')
 
 
 def _check_paths(catalog):
@@ -222,8 +236,9 @@ def _check_paths(catalog):
         _check_are_paths(given, column)
         if column == 'path': _check_duplicates(catalog)
         gone = _missing_files(given)
-        if gone: raise FileNotFoundError(f'{len(gone)} of {len(given)} {"image" if column == "path" else "mask"} files do not exist '
-                                         f'(first: {gone[0]})')
+        if gone:
+            raise FileNotFoundError(f'{len(gone)} of {len(given)} {"image" if column == "path" else "mask"} files do '
+                                    f'not exist (first: {gone[0]})')
 
 
 def _check_are_paths(given, column):
@@ -234,8 +249,10 @@ def _check_are_paths(given, column):
 def _check_identities(catalog):
     train = catalog['split'] == 'train'
     both = sorted(set(catalog['pid'][train]) & set(catalog['pid'][~train]))
-    if both: warnings.warn(f'{len(both)} identities are in both training and test (first: {both[0]}): the figures will flatter. '
-                           'Split by identity, or number the test identities differently if they are other people',
+    if both:
+        warnings.warn(f'{len(both)} identities are in both training and test (first: {both[0]}): the figures will '
+                      'flatter. Split by identity, or number the test identities differently if they are other '
+                      'people',
                            CatalogWarning, stacklevel=3)
 
 
@@ -297,5 +314,6 @@ def _nothing_found(image, where):
     if callable(where): return f'the function gives no existing mask for any image (first: {image})'
     names = sorted(str(p.relative_to(where)) for p in Path(where).expanduser().rglob('*.png'))
     seen = f'it holds {len(names)} PNG files such as {names[0]}' if names else 'it holds no PNG file'
-    return (f'no image has its mask in {where}: {seen}, and {image} needs {os.path.splitext(os.path.basename(image))[0]}.png in it, '
-            'or in the sub-folder named as the image\'s; pass a function image path -> mask path for other names')
+    return (f'no image has its mask in {where}: {seen}, and {image} needs '
+            f'{os.path.splitext(os.path.basename(image))[0]}.png in it, or in the sub-folder named as the image\'s; '
+            'pass a function image path -> mask path for other names')

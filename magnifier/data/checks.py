@@ -35,7 +35,8 @@ def check_catalog(
     for c in ('pid', 'camid'): _integers(catalog, c)
     problems = [*_row_problems(catalog)]
     def look(row): return _file_problems(*row, decode)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool: looked = list(pool.map(look, zip(catalog['path'], catalog['mask'])))
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        looked = list(pool.map(look, zip(catalog['path'], catalog['mask'])))
     problems += [p for found, _ in looked for p in found]
     if decode: problems += _same_image(catalog, [digest for _, digest in looked])
     return pd.DataFrame(problems, columns=['path', 'problem', 'advice'])
@@ -43,28 +44,37 @@ def check_catalog(
 
 def _row_problems(catalog):
     "(path, problem, advice) from the table alone"
-    def report(rows, problem, advice):
-        for row in rows.itertuples(): yield str(row.path), problem(row) if callable(problem) else problem, advice
-    yield from report(catalog[~catalog['split'].isin(SPLITS)], lambda r: f'split {r.split!r}', f'use {", ".join(SPLITS)}')
-    yield from report(catalog[catalog['pid'] < 0], lambda r: f'identity {r.pid}: junk', 'leave it out: catalog[catalog.pid >= 0]')
-    yield from report(catalog[catalog['path'].duplicated()], 'the path is in the catalog more than once', 'drop_duplicates("path")')
-    some = catalog['mask'].map(_missing)
-    if not some.all(): yield from report(catalog[some], 'no part mask, and others have one',
-                                         'it trains the global branch only; make one, or name the folder with find_masks')
-    train, test = catalog[catalog['split'] == 'train'], catalog[catalog['split'].isin(SPLITS[1:])]
+    train = catalog[catalog['split'] == 'train']
+    test = catalog[catalog['split'].isin(SPLITS[1:])]
+    maskless = catalog['mask'].map(_missing)
+    unknown = catalog[~catalog['split'].isin(SPLITS)]
     both = test[test['pid'].isin(train['pid'])].drop_duplicates('pid')
-    yield from report(both, lambda r: f'identity {r.pid} is in training too',
-                      'split by identity; renumber it if it is another person')
-    alone = train[~train['pid'].duplicated(keep=False)]
-    yield from report(alone, lambda r: f'identity {r.pid} trains with one image', 'add images of the person, or leave it out')
-    yield from report(lost_queries(catalog), lambda r: f'query without a match: {r.why}',
-                      'give images the camera they were taken by, or leave it out: catalog.drop(lost_queries(catalog).index)')
+    return [
+        *_each(unknown, lambda r: f'split {r.split!r}', f'use {", ".join(SPLITS)}'),
+        *_each(catalog[catalog['pid'] < 0], lambda r: f'identity {r.pid}: junk',
+               'leave it out: catalog[catalog.pid >= 0]'),
+        *_each(catalog[catalog['path'].duplicated()], lambda r: 'the path is in the catalog more than once',
+               'drop_duplicates("path")'),
+        *_each(catalog[maskless & (not maskless.all())], lambda r: 'no part mask, and others have one',
+               'it trains the global branch only; make one, or name the folder with find_masks'),
+        *_each(both, lambda r: f'identity {r.pid} is in training too',
+               'split by identity; renumber it if it is another person'),
+        *_each(train[~train['pid'].duplicated(keep=False)], lambda r: f'identity {r.pid} trains with one image',
+               'add images of the person, or leave it out'),
+        *_each(lost_queries(catalog), lambda r: f'query without a match: {r.why}',
+               'give images the camera they were taken by, or leave it out: '
+               'catalog.drop(lost_queries(catalog).index)'),
+    ]
+
+
+def _each(rows, problem, advice): return [(str(row.path), problem(row), advice) for row in rows.itertuples()]
 
 
 def _file_problems(path, mask, decode):
     "Problems of an image and its mask, and the digest of the image's bytes (None unread)"
     found, digest, size = [], None, None
-    if not os.path.exists(path): found.append((str(path), 'the file does not exist', 'correct the path, or drop the row'))
+    if not os.path.exists(path):
+        found.append((str(path), 'the file does not exist', 'correct the path, or drop the row'))
     elif not os.path.isfile(path): found.append((str(path), 'no regular file', 'drop the row'))
     elif decode:
         data = Path(path).read_bytes()
@@ -72,7 +82,8 @@ def _file_problems(path, mask, decode):
         problems, size = _image_problems(data)
         found += [(str(path), problem, advice) for problem, advice in problems]
     if _missing(mask): return found, digest
-    if not os.path.isfile(mask): found.append((str(mask), 'the mask does not exist', 'correct the path, or set it to None'))
+    if not os.path.isfile(mask):
+        found.append((str(mask), 'the mask does not exist', 'correct the path, or set it to None'))
     elif decode: found += [(str(mask), problem, advice) for problem, advice in _mask_problems(mask, size)]
     return found, digest
 
@@ -85,11 +96,14 @@ def _image_problems(data):
         with opened_image(data) as image:
             if image.mode == 'CMYK': found.append(('CMYK colours', 'convert it to RGB: colours may come out inverted'))
             if image.mode in DEEP or image.mode.startswith('I;'):
-                found.append((f'more than 8 bits a pixel (mode {image.mode})', 'scale it to 8 bits: other tools clip it to white'))
+                found.append((f'more than 8 bits a pixel (mode {image.mode})',
+                              'scale it to 8 bits: other tools clip it to white'))
             if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-                found.append(('rotated by its EXIF tag', 'it is turned when read, other tools may not turn it: save it upright'))
+                found.append(('rotated by its EXIF tag',
+                              'it is turned when read, other tools may not turn it: save it upright'))
         return found, read_image(data).size
-    except UnreadableImage as e: return [*found, (str(e).partition(': ')[2].partition('; mend')[0], 'copy it again, or drop the row')], None
+    except UnreadableImage as e:
+        return [*found, (str(e).partition(': ')[2].partition('; mend')[0], 'copy it again, or drop the row')], None
 
 
 def _mask_problems(mask, size):
@@ -101,12 +115,14 @@ def _mask_problems(mask, size):
     if size is not None and labels.shape != size[::-1]:
         found.append((f'{labels.shape[1]} x {labels.shape[0]} pixels, its image {size[0]} x {size[1]} (w x h)',
                       'is it another image\'s? else resize it, nearest neighbour'))
-    if not labels.any(): found.append(('all background', 'a mask without a body region teaches nothing: set it to None'))
+    if not labels.any():
+        found.append(('all background', 'a mask without a body region teaches nothing: set it to None'))
     return found
 
 
 def _same_image(catalog, digests):
-    "Files whose bytes are those of another identity's, or of another split: a query's answer, or a test image trained on"
+    """Files whose bytes are those of another identity's, or of another split: a query's answer, or a test image
+    trained on"""
     seen = defaultdict(list)  # digest -> rows with these bytes
     for row, digest in zip(catalog.itertuples(), digests):
         if digest is None: continue
@@ -114,4 +130,5 @@ def _same_image(catalog, digests):
         seen[digest].append(row)
         if twin is None: continue
         what = f'{twin.split} and {row.split}' if twin.split != row.split else f'identities {twin.pid} and {row.pid}'
-        yield str(row.path), f'the same image as {twin.path} ({what})', 'drop one of the two: figures would be too good or too bad'
+        problem = f'the same image as {twin.path} ({what})'
+        yield str(row.path), problem, 'drop one of the two: figures would be too good or too bad'

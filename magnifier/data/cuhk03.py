@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def unpack_cuhk03(
-    root: Path,  # The folder with `cuhk-03.mat` and `cuhk03_new_protocol_config_<kind>.mat`, in it or up to two levels below
+    root: Path,  # The folder with the two .mat files, in it or up to two levels below
     kind: str,  # 'labeled' or 'detected'
     out: Path,  # Root of the PNGs, which come into a folder named by the kind
     folders: dict,  # Split -> folder of its images
@@ -81,13 +81,16 @@ def _protocol(config, folders) -> list[tuple]:
             if not 0 <= i < min(len(names), len(pids)):
                 raise ValueError(f'{config}: {split}_idx {i+1}, and it lists {len(names)} images')
             place = CROP_NAME.match(names[i])
-            if not place: raise ValueError(f'{config}: {names[i]!r} is not <pair>_<person>_<camera>_<image>, as 1_001_1_01.png is')
+            if not place:
+                raise ValueError(f'{config}: {names[i]!r} is not <pair>_<person>_<camera>_<image>, as 1_001_1_01.png '
+                                 'is')
             entries.append((f'{folder}/{pids[i]:04d}_c{place["camid"]}_{Path(names[i]).stem}.png', place))
     return entries
 
 
 def _crop(file, pairs, place, mat, config):
-    "(h, w, 3) image of a camera pair, person and number; HDF5 holds MATLAB's arrays transposed, and an empty cell as its two sizes"
+    """(h, w, 3) image of a camera pair, person and number; HDF5 holds MATLAB's arrays transposed, and an empty
+    cell as its two sizes"""
     pair, person, image = (int(place[k]) - 1 for k in ('pair', 'person', 'image'))
     if pair >= len(pairs) or image >= pairs[pair].shape[0] or person >= pairs[pair].shape[1]:
         raise ValueError(f'{config} names {place.string}, which {mat} does not hold')

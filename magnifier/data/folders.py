@@ -40,14 +40,15 @@ def find_root(
     if len(found) == 1 or found[:1] == [path]: return found[0]
     if found: raise ValueError(f'{path} holds {" and ".join(r.name for r in found)}: give the path of one of them')
     below = f' and in folders of it named {", ".join(names)}' if names else ''
-    raise FileNotFoundError(f'no {title} in {path}: looked for the folders {", ".join(folders)} in it{below}; it holds {_some(path)}')
+    raise FileNotFoundError(f'no {title} in {path}: looked for the folders {", ".join(folders)} in it{below}; it '
+                            f'holds {_some(path)}')
 
 
 def image_files(
     folder: str | Path,  # Where to look
-    recursive: bool = False,  # Whether folders in it are searched too; links to folders are followed, but not round in circles
+    recursive: bool = False,  # Whether folders in it are searched too; links are followed, but not in circles
     *,
-    include: str | None = None,  # Regular expression, searched in the path below the folder: only these images; None for all
+    include: str | None = None,  # Regex, searched in the path below the folder: only these images
     exclude: str | None = None,  # The same: but not these
 ) -> list[Path]:  # Sorted
     """Image files of a folder, by their endings, without hidden ones, part masks and copies with a second ending.
@@ -67,7 +68,8 @@ def image_files(
         found = kept
     reasons = [f'{n} {why}' for why, n in sorted(left_out.items()) if n]
     if not found:
-        raise ValueError(f'{folder} holds no image ({", ".join(IMAGE_ENDINGS)})' + (f'; left out: {", ".join(reasons)}' if reasons else ''))
+        why = f'; left out: {", ".join(reasons)}' if reasons else ''
+        raise ValueError(f'{folder} holds no image ({", ".join(IMAGE_ENDINGS)}){why}')
     if reasons: log.warning('%s: left out %s', folder, ', '.join(reasons))
     return [Path(f) for f in sorted(found)]
 

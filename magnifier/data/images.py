@@ -118,7 +118,8 @@ def _as_rgb(image):
     if upright.mode == 'F': upright = _from_floats(np.asarray(upright))
     elif upright.mode.startswith('I'): upright = _from_integers(np.asarray(upright))
     elif deep and upright.mode.startswith('RGB') and max(high for _, high in upright.getextrema()[:3]) < 16:
-        raise ValueError('16 bits a channel, of which at most 12 are used, and it would be read as black: scale it to 8 bits')
+        raise ValueError('16 bits a channel, of which at most 12 are used, and it would be read as black: scale it '
+                         'to 8 bits')
     return upright.convert('RGB')
 
 

@@ -1,4 +1,4 @@
-"Part masks without a parser: limbs drawn around body joints, fields of joints' confidence, and plain horizontal stripes"
+"Part masks without a parser: drawn around body joints, from fields of confidence, or plain stripes"
 
 import math
 
@@ -15,7 +15,7 @@ HEAD, CHEST, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG, FOOT = region_indices(r
 NOSE, EYES, EARS = 0, (1, 2), (3, 4)
 SHOULDERS, ELBOWS, WRISTS, HIPS, KNEES, ANKLES = (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)
 
-# OpenPifPaf's 36 fields: 17 joints in COCO's order, then 19 connections of two joints, in the order of its COCO skeleton
+# OpenPifPaf's 36 fields: 17 joints in COCO's order, then 19 connections in the order of its COCO skeleton
 FIELDS = {
     HEAD: (NOSE, *EYES, *EARS, 29, 30, 31, 32, 33, 34, 35),  # between eyes, nose and ears, and from ear to shoulder
     CHEST: (*SHOULDERS, *HIPS, 21, 22, 23, 24),  # between shoulders and hips
@@ -27,11 +27,12 @@ FIELDS = {
 }
 CONFIDENT = .3  # Below, a field sees nothing
 
-# Lengths in statures (Drillis and Contini 1966, as textbooks of biomechanics give them); the camera only ever shortens them
+# Lengths in statures (Drillis and Contini 1966); the camera only ever shortens them
 LENGTHS = ((SHOULDERS, ELBOWS, .18), (ELBOWS, WRISTS, .146), (HIPS, KNEES, .245), (KNEES, ANKLES, .246))
 TRUNK = .288
 # Half-widths of clothed limbs at both ends, in statures
-WIDTHS = {UPPER_ARM: (.045, .038), LOWER_ARM: (.037, .028), UPPER_LEG: (.07, .05), LOWER_LEG: (.05, .033), FOOT: (.037, .034)}
+WIDTHS = {UPPER_ARM: (.045, .038), LOWER_ARM: (.037, .028), UPPER_LEG: (.07, .05), LOWER_LEG: (.05, .033),
+          FOOT: (.037, .034)}
 FLAT = {CHEST: (True, True), LOWER_ARM: (True, False), LOWER_LEG: (True, False)}  # Ends that are not round
 
 
@@ -58,13 +59,15 @@ def regions_from_joints(
 
 
 def regions_from_fields(
-    fields: np.ndarray,  # (36, h', w') confidence in 0..1, as OpenPifPaf gives it and as its users save it: joints, then connections
+    fields: np.ndarray,  # (36, h', w') confidence in 0..1 of OpenPifPaf: joints, then connections
     size: tuple[int, int],  # Height and width of the mask
 ) -> np.ndarray:  # (h, w) uint8 regions, background where no field is confident
-    "Every pixel is of the region whose joints and connections are the most confident there. A ValueError for other shapes"
+    """Every pixel is of the region whose joints and connections are the most confident there. A ValueError for
+    other shapes"""
     fields = np.asarray(fields)
     if fields.ndim != 3 or len(fields) != 36 or not fields.size or fields.dtype.kind != 'f':
-        raise ValueError(f'fields of shape {fields.shape} and type {fields.dtype}: (36, h, w) floats are wanted, of 17 joints and 19 connections')
+        raise ValueError(f'fields of shape {fields.shape} and type {fields.dtype}: (36, h, w) floats are wanted, of '
+                         '17 joints and 19 connections')
     best = np.full(size, CONFIDENT, np.float32)
     mask = np.zeros(size, np.uint8)
     for region, members in FIELDS.items():
@@ -97,7 +100,8 @@ def stripe_masks(
 def _checked(joints, threshold):
     "(17, 2) floats, NaN where a joint was not found"
     joints = np.asarray(joints, float)
-    if joints.shape not in ((17, 2), (17, 3)): raise ValueError(f'joints of shape {joints.shape}: use (17, 2) or (17, 3), COCO order')
+    if joints.shape not in ((17, 2), (17, 3)):
+        raise ValueError(f'joints of shape {joints.shape}: use (17, 2) or (17, 3), COCO order')
     found = np.isfinite(joints).all(1)
     if joints.shape[1] == 3: found &= joints[:, 2] > threshold
     return np.where(found[:, None], joints[:, :2], np.nan)
@@ -113,7 +117,8 @@ def _length(a, b): return math.sqrt(((a - b) ** 2).sum())
 
 
 def _stature(joints):
-    "Body height in pixels: foreshortening only shrinks, so the second longest answer, safe from one stray joint; None without any"
+    """Body height in pixels: foreshortening only shrinks, so the second longest answer, safe from one stray
+    joint; None without any"""
     answers = [_length(joints[p[i]], joints[q[i]]) / part for p, q, part in LENGTHS for i in (0, 1)]
     answers.append(_length(_middle(joints, SHOULDERS), _middle(joints, HIPS)) / TRUNK)
     answers = sorted(a for a in answers if math.isfinite(a) and a > 0)

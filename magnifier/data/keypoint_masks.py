@@ -1,4 +1,4 @@
-"Part masks without any labels: a pretrained keypoint network finds 17 joints, and the limbs drawn around them are the regions"
+"Part masks without labels: a pretrained network finds 17 joints, and the limbs drawn around them are the regions"
 
 import os
 import warnings
@@ -23,15 +23,15 @@ __all__ = ['make_masks', 'keypoint_network']
 def make_masks(
     images: str | Path | pd.DataFrame | Iterable,  # A folder, a catalog, or paths
     dst: str | Path | None = None,  # Folder of the masks; default: `<folder>_ps_label`, where `find_masks` looks
-    weights: str | Path | None = None,  # File of Keypoint R-CNN's weights; default: torchvision downloads them on first use
+    weights: str | Path | None = None,  # File of Keypoint R-CNN's weights; default: downloaded on first use
     *,
-    network: torch.nn.Module | None = None,  # In place of Keypoint R-CNN: list of (3, h, w) in 0..1 -> list of dicts as torchvision's
+    network: torch.nn.Module | None = None,  # In place of Keypoint R-CNN: takes and gives the same
     min_score: float = 0.7,  # Of a person, 0 to 1; less is no person
     min_joint_score: float = 2.0,  # Of a joint, a heat map's logit; less is a joint not seen
     bs: int = 8,  # Images a batch
     device: str | torch.device | None = None,  # Default: the GPU where there is one
     progress: bool = True,  # Show a bar
-) -> pd.DataFrame:  # One row an image: `path`, `mask`, `result` ('made', 'already there', 'no person', 'failed'), `problem`
+) -> pd.DataFrame:  # A row an image: path, mask, result (made, already there, no person, failed), problem
     """Write a part mask for every image in which a person is found: the largest one. Resumable: files that are
     there are left.
 
@@ -50,20 +50,23 @@ def make_masks(
     report = pd.DataFrame([rows[p] for p, _ in targets], columns=['path', 'mask', 'result', 'problem'])
     without = report[report['result'].isin(['no person', 'failed'])]
     nobody = (without['result'] == 'no person').sum()
-    if len(without): warnings.warn(f'{len(without)} of {len(report)} images have no mask: no person found in {nobody}, the others '
-                                   f'do not decode (first: {without["path"].iat[0]})', CatalogWarning, stacklevel=2)
+    if len(without):
+        warnings.warn(f'{len(without)} of {len(report)} images have no mask: no person found in {nobody}, the others '
+                      f'do not decode (first: {without["path"].iat[0]})', CatalogWarning, stacklevel=2)
     return report
 
 
 def keypoint_network(
-    weights: str | Path | None = None,  # File of a state dict; default: torchvision's COCO weights, downloaded on first use
+    weights: str | Path | None = None,  # File of a state dict; default: torchvision's for COCO, downloaded
     *,
-    short_side: int = 320,  # Pixels that the image's shorter side is scaled to; more finds joints more exactly, and slower
+    short_side: int = 320,  # Pixels of an image's shorter side; more is more exact and slower
 ) -> torch.nn.Module:  # Keypoint R-CNN with ResNet-50-FPN, in evaluation mode
-    "Keypoint R-CNN (He et al. 2017) from torchvision; OSError without a network connection, ValueError for a file of other weights"
+    """Keypoint R-CNN (He et al. 2017) from torchvision; OSError without a network connection, ValueError for a
+    file of other weights"""
     default = KeypointRCNN_ResNet50_FPN_Weights.DEFAULT
     return detection_network(keypointrcnn_resnet50_fpn, default, weights, short_side, otherwise=(
-        'try things out with horizontal stripes (make_stripe_masks, or `magnifier_masks stripes FOLDER`), which are no body parts'))
+        'try things out with horizontal stripes (make_stripe_masks, or `magnifier_masks stripes FOLDER`), which are '
+        'no body parts'))
 
 
 def detection_network(
@@ -79,9 +82,9 @@ def detection_network(
     if weights is None:
         try: return build(weights=default, **size).eval()
         except OSError as e:
-            raise OSError(f'the weights of {default.url.rsplit("/", 1)[1]} could not be downloaded ({e}). Two ways out: fetch '
-                          f'{default.url} where there is a network, and name the file (weights=FILE, or --weights FILE in a '
-                          f'shell); or {otherwise}') from e
+            raise OSError(f'the weights of {default.url.rsplit("/", 1)[1]} could not be downloaded ({e}). Two ways '
+                          f'out: fetch {default.url} where there is a network, and name the file (weights=FILE, or '
+                          f'--weights FILE in a shell); or {otherwise}') from e
     network = build(weights=None, weights_backbone=None, **size)
     try: network.load_state_dict(torch.load(weights, map_location='cpu', weights_only=True))
     except (RuntimeError, TypeError) as e:
@@ -91,7 +94,7 @@ def detection_network(
 
 
 def largest_person(
-    found: dict[str, torch.Tensor],  # One image's `boxes` (n, 4), `scores` (n,), `keypoints` (n, 17, 3), `keypoints_scores` (n, 17)
+    found: dict[str, torch.Tensor],  # One image's boxes (n, 4), scores (n,), keypoints (n, 17, 3), their scores
     min_score: float = 0.7,  # Of the person
     min_joint_score: float = 2.0,  # Of a joint
 ) -> np.ndarray | None:  # (17, 3) COCO joints: x, y in pixels, 1 seen or 0 not; None where nobody is found

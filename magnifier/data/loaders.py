@@ -24,7 +24,8 @@ NEUTRAL = (AddMaskCodes, SameSize, ToTensor, IntToFloatTensor)  # change a type,
 
 
 class ReIDDataLoaders(DataLoaders):
-    "Training batches of P identities x M images; validation is query and gallery together, told apart by the identity's role column"
+    """Training batches of P identities x M images; validation is query and gallery together, told apart by the
+    identity's role column"""
 
     @classmethod
     def from_df(cls,
@@ -36,10 +37,10 @@ class ReIDDataLoaders(DataLoaders):
         bs: int = 64,  # Images a training batch: P = bs // n_per_id identities
         n_per_id: int = 4,  # M: images of an identity in a batch
         val_bs: int | None = None,  # Images a validation batch; None for 2 x bs
-        pad: int | None = None,  # Pixels of random shift; None: the baseline's 10, in proportion where images are narrower than 128
+        pad: int | None = None,  # Pixels of random shift; None: 10 (the baseline's), less where images are narrow
         flip: float = 0.5,  # Probability of a flip
         erase: float = 0.5,  # Probability of random erasing, per image
-        cache: str | Path | None = None,  # 'ram', 'disk' or a folder (Path): images decoded once, whole batches augmented on `device`
+        cache: str | Path | None = None,  # 'ram', 'disk' or a folder (Path): images are decoded once
         item_tfms=None,  # Replaces size, flip and crop by transforms of one's own; not with a cache
         batch_tfms=None,  # Replaces normalisation and erasing
         vocab: list | None = None,  # Training identities in class order; None takes the sorted ones
@@ -55,10 +56,11 @@ class ReIDDataLoaders(DataLoaders):
         """
         catalog = validate_catalog(catalog, ('train',)).reset_index(drop=True)
         if not (catalog.split != 'train').any():
-            raise ValueError('the catalog has no query and gallery: nothing to evaluate on; give some identities those splits')
+            raise ValueError('the catalog has no query and gallery: nothing to evaluate on; give some identities '
+                             'those splits')
         if cache is not None and item_tfms is not None:
-            raise ValueError('item_tfms change one image at a time, and a cache makes whole batches: leave out the cache, or write '
-                             'them as batch_tfms')
+            raise ValueError('item_tfms change one image at a time, and a cache makes whole batches: leave out the '
+                             'cache, or write them as batch_tfms')
         preprocessing = Preprocessing(_checked_size(size), fit)
         if pad is None: pad = min(10, round(10*size[1]/128))
         batch_tfms = batch_transforms(preprocessing, erase, seed) if batch_tfms is None else listify(batch_tfms)
@@ -130,7 +132,8 @@ class ReIDDataLoaders(DataLoaders):
         **kwargs  # As in fastai: bs, num_workers, ...
     ):
         "Loader of other images, with the validation transforms, in the order given"
-        if not isinstance(test_items, pd.DataFrame): test_items = pd.DataFrame({'path': pd.Series(list(as_images(test_items)), dtype=object)})
+        if not isinstance(test_items, pd.DataFrame):
+            test_items = pd.DataFrame({'path': pd.Series(list(as_images(test_items)), dtype=object)})
         if not len(test_items): raise ValueError('no images: give at least one path, image or catalog row')
         return super().test_dl(test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
 
@@ -162,9 +165,11 @@ def preprocessing_of(
         if tfm.split_idx == 0 or isinstance(tfm, NEUTRAL): continue  # 0: in training alone
         if isinstance(tfm, (FitImage, FitBatch)): fit = tfm.preprocessing
         elif isinstance(tfm, NormalizeInPlace): normalise = tfm.preprocessing
-        else: raise ValueError(f'{type(tfm).__name__} is no step that another program could repeat: build the loaders without '
-                               'item_tfms and batch_tfms of your own')
-    if not fit or not normalise: raise ValueError('the loaders do not resize and normalise: build them by ReIDDataLoaders')
+        else:
+            raise ValueError(f'{type(tfm).__name__} is no step that another program could repeat: build the loaders '
+                             'without item_tfms and batch_tfms of your own')
+    if not fit or not normalise:
+        raise ValueError('the loaders do not resize and normalise: build them by ReIDDataLoaders')
     return replace(fit, mean=normalise.mean, std=normalise.std)
 
 
@@ -175,8 +180,8 @@ def _summary(items):
 
 def _checked_size(size):
     if len(size) != 2 or any(s <= 0 or s % 16 for s in size):
-        raise ValueError(f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature map, '
-                         'such as (384, 192)')
+        raise ValueError(f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature '
+                         'map, such as (384, 192)')
     return tuple(size)
 
 
@@ -185,4 +190,5 @@ def _from_pixels(catalog, cache, vocab, batch_tfms, each, **kwargs):
     block = ReIDDataBlock(vocab=vocab)
     dsets, pixels = block.datasets(catalog), cache_pixels(catalog, cache)
     each = [{**kw, 'pixels': [pixels[i] for i in split]} for kw, split in zip(each, dsets.splits)]
-    return dsets.dataloaders(after_item=block.item_tfms, after_batch=batch_tfms, dl_type=PixelBatches, dl_kwargs=each, **kwargs)
+    return dsets.dataloaders(after_item=block.item_tfms, after_batch=batch_tfms, dl_type=PixelBatches,
+                             dl_kwargs=each, **kwargs)

@@ -36,8 +36,8 @@ def read_mask(
     """
     labels = read_labels(path)
     if labels.max() >= N_REGIONS or labels.min() < 0:
-        raise ValueError(f'{path}: labels {_few(np.unique(labels))}, and a part mask holds 0 to {N_REGIONS-1}; if they are another parser\'s, '
-                         'convert them with convert_masks')
+        raise ValueError(f'{path}: labels {_few(np.unique(labels))}, and a part mask holds 0 to {N_REGIONS-1}; if '
+                         'they are another parser\'s, convert them with convert_masks')
     return labels.astype(np.uint8)
 
 
@@ -48,14 +48,16 @@ def check_same_size(
 ):
     "Refuses a mask that is not as large as its image: stretched over it, it would label the wrong pixels"
     if mask != image:
-        raise ValueError(f'{name}: mask of {mask[0]} x {mask[1]} pixels for an image of {image[0]} x {image[1]}; write the mask at the size of its image')
+        raise ValueError(f'{name}: mask of {mask[0]} x {mask[1]} pixels for an image of {image[0]} x {image[1]}; '
+                         'write the mask at the size of its image')
 
 
 def write_mask(
     path: str | Path,  # Where to; missing folders are made
     labels: np.ndarray,  # (h, w) integers 0..7
 ) -> Path:  # The file
-    "Write a part mask as a grey PNG, aside and renamed, so that a killed run leaves no half file; ValueError for other labels"
+    """Write a part mask as a grey PNG, aside and renamed, so that a killed run leaves no half file; ValueError
+    for other labels"""
     labels, path = np.asarray(labels), Path(path)
     if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in 'iub':
         raise ValueError(f'{path}: a part mask is (h, w) integers, not {labels.shape} {labels.dtype}')
@@ -66,9 +68,11 @@ def write_mask(
 
 
 def read_labels(path) -> np.ndarray:
-    "Values of a one-channel image of any labelling: (h, w); a ValueError names a file with colours, or that does not decode"
+    """Values of a one-channel image of any labelling: (h, w); a ValueError names a file with colours, or that
+    does not decode"""
     with opened_image(path, 'part mask') as image: labels, mode = np.asarray(image), image.mode
-    if labels.ndim != 2 or labels.dtype.kind not in 'iub': raise ValueError(f'{path} is {mode}, and a label file is grey or palette')
+    if labels.ndim != 2 or labels.dtype.kind not in 'iub':
+        raise ValueError(f'{path} is {mode}, and a label file is grey or palette')
     return labels
 
 
@@ -84,18 +88,21 @@ def convert_mask(
     if labels.ndim != 2 or labels.dtype.kind not in 'iub':
         raise ValueError(f'labels are (h, w) integers, not {labels.shape} {labels.dtype}')
     if labels.size and (labels.min() < 0 or labels.max() >= len(table.regions)):
-        raise ValueError(f'labels {_few(np.unique(labels))}, and the table has 0 to {len(table.regions)-1} ({table.source})')
+        raise ValueError(f'labels {_few(np.unique(labels))}, and the table has 0 to {len(table.regions)-1} '
+                         f'({table.source})')
     regions = np.asarray(table.regions, np.uint8)[labels]
     rows, head = np.flatnonzero(regions.any(1)), np.argwhere(regions == REGIONS.index('head'))
     if len(rows) == 0: return regions
     top = (rows[0], np.flatnonzero(regions[rows[0]]).mean())  # where no head is seen
     for split in table.splits:
-        _divide(regions, labels, split, anchor=np.array(head.mean(0) if len(head) else top), height=rows[-1] - rows[0] + 1)
+        anchor = np.array(head.mean(0) if len(head) else top)
+        _divide(regions, labels, split, anchor=anchor, height=rows[-1] - rows[0] + 1)
     return regions
 
 
 def _divide(regions, labels, split, *, anchor, height):
-    "Give the far end of a limb its lower region, in place; `anchor` (y, x): the limb's near end is the one nearer to it"
+    """Give the far end of a limb its lower region, in place; `anchor` (y, x): the limb's near end is the one
+    nearer to it"""
     limb, divided = np.argwhere(np.isin(labels, split.limb)), np.argwhere(np.isin(labels, split.labels))
     if len(divided) == 0: return
     axis, centre = np.array([1., 0.]), limb.mean(0)
@@ -110,11 +117,11 @@ def _divide(regions, labels, split, *, anchor, height):
 
 
 def convert_masks(
-    src: str | Path,  # Folder of a parser's label files (PNG), any depth; of OpenPifPaf's fields (.npy) for labels='pifpaf'
+    src: str | Path,  # Folder of a parser's label files (PNG), or OpenPifPaf's fields (.npy), any depth
     dst: str | Path,  # Folder of the part masks, same sub-paths; what is there already is left
-    labels='lip',  # A name of LABEL_TABLES, 'pifpaf', a CSV file (see `read_label_table`), a LabelTable, or the region of each label
+    labels='lip',  # As `label_table` takes it, 'pifpaf', or a CSV file (see `read_label_table`)
     *,
-    images: str | Path | None = None,  # For 'pifpaf': folder of the images, same sub-paths, since fields are smaller than they
+    images: str | Path | None = None,  # For 'pifpaf': folder of the images, same sub-paths
     workers: int | None = None,  # Threads; default: as many as there are cores
     progress: bool = True,  # Show a bar
 ) -> pd.DataFrame:  # One row a file: `path`, `mask`, `result` ('converted', 'already there', 'failed'), `problem`
@@ -133,7 +140,8 @@ def convert_masks(
         rows = list(progress_bar(done, total=len(files)) if progress else done)
     report = pd.DataFrame(rows, columns=['path', 'mask', 'result', 'problem'])
     failed = report[report['result'] == 'failed']
-    if len(failed): warnings.warn(f'{len(failed)} of {len(files)} files were not converted (first: {failed["problem"].iat[0]})',
+    if len(failed):
+        warnings.warn(f'{len(failed)} of {len(files)} files were not converted (first: {failed["problem"].iat[0]})',
                                   CatalogWarning, stacklevel=2)
     return report
 
@@ -143,7 +151,8 @@ def read_label_table(
 ) -> LabelTable:  # Labels that the file does not name are background
     "A table of one's own parser; a ValueError names the file and what is wrong in it"
     table = read_table(file)
-    if not {'label', 'region'} <= set(table): raise ValueError(f'{file}: columns label and region are wanted, not {", ".join(table)}')
+    if not {'label', 'region'} <= set(table):
+        raise ValueError(f'{file}: columns label and region are wanted, not {", ".join(table)}')
     region_of = {}
     for label, region in zip(table['label'].str.strip(), table['region'].str.strip()):
         if not re.fullmatch(r'\d{1,5}', label): raise ValueError(f'{file}: label {label!r} is no whole number from 0')
@@ -157,7 +166,9 @@ def read_label_table(
 def _converter(labels, src, images):
     "Ending of a parser's files, and the function from one of them to regions"
     if labels == 'pifpaf':
-        if images is None: raise ValueError("labels='pifpaf': fields are smaller than their images; name the folder of these as images")
+        if images is None:
+            raise ValueError("labels='pifpaf': fields are smaller than their images; name the folder of these as "
+                             "images")
         return '.npy', partial(_from_fields, src=src, images=existing(images))
     table = read_label_table(labels) if str(labels).lower().endswith('.csv') else label_table(labels)
     return '.png', lambda path: convert_mask(_parser_labels(path, table), table)
@@ -213,7 +224,8 @@ def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
     targets = [(str(p), (dst / p.relative_to(root)).with_suffix('.png')) for p in files]
     image_of = {}
     for p, mask in targets:
-        if image_of.setdefault(mask, p) != p: raise ValueError(f'{image_of[mask]} and {p} would have the same mask {mask}')
+        if image_of.setdefault(mask, p) != p:
+            raise ValueError(f'{image_of[mask]} and {p} would have the same mask {mask}')
         if str(mask) == p: raise ValueError(f'{p} would be overwritten by its mask: choose another dst')
     return targets
 
@@ -222,7 +234,8 @@ def make_stripe_masks(
     images: str | Path | pd.DataFrame | Iterable,  # A folder, a catalog, or paths
     dst: str | Path | None = None,  # Folder of the masks; default: `<folder>_ps_label`, where `find_masks` looks
 ) -> list[Path]:  # The files, in the order of the images
-    "Write `stripe_masks` for every image that has no file yet: no part masks, but horizontal bands to try things out with"
+    """Write `stripe_masks` for every image that has no file yet: no part masks, but horizontal bands to try
+    things out with"""
     targets = mask_targets(images, dst)
     for p, mask in targets:
         if not mask.exists(): write_mask(mask, stripe_masks(read_image(p).size[::-1]))
@@ -231,14 +244,15 @@ def make_stripe_masks(
 
 def mask_report(
     catalog: pd.DataFrame,  # One row an image, `mask` filled by `find_masks`
-) -> pd.DataFrame:  # One row a split and one for all: images, masks, coverage, regions, then the mean area of each region
+) -> pd.DataFrame:  # A row a split, and one for all: images, masks, coverage, regions, area of each region
     """How good a set's masks look in figures: coverage (share of images with a mask), body regions an image
     shows on average, area.
 
     Areas are shares of the image, averaged over the masks; they add up to 1.
     """
     with ThreadPoolExecutor() as pool: areas = list(pool.map(_areas, catalog['mask'].dropna()))
-    areas = pd.DataFrame(np.reshape(areas, (-1, N_REGIONS)), index=catalog.index[catalog['mask'].notna()], columns=REGIONS)
+    masked = catalog.index[catalog['mask'].notna()]
+    areas = pd.DataFrame(np.reshape(areas, (-1, N_REGIONS)), index=masked, columns=REGIONS)
     parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
     rows = {}
     for split, c in parts.items():
@@ -266,7 +280,8 @@ def mask_agreement(
     a, b = existing(a), existing(b)
     names = [{p.relative_to(root) for p in root.rglob('*.png') if not p.name.startswith('.')} for root in (a, b)]
     common = sorted(names[0] & names[1])
-    if not common: raise ValueError(f'{a} ({len(names[0])} PNG files) and {b} ({len(names[1])}) have no file name in common')
+    if not common:
+        raise ValueError(f'{a} ({len(names[0])} PNG files) and {b} ({len(names[1])}) have no file name in common')
     alone = len(names[0] ^ names[1])
     if alone: warnings.warn(f'{alone} masks are in one of {a} and {b} alone; {len(common)} are compared',
                             CatalogWarning, stacklevel=2)

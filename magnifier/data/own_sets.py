@@ -15,16 +15,16 @@ from magnifier.data.folders import existing, image_files
 
 __all__ = ['identity_folders', 'catalog_csv', 'split_queries']
 
-MISSING = ('', 'nan', 'none', 'null', 'na', 'n/a', '<na>')  # how programs write that an identity is not known, in small letters
+MISSING = ('', 'nan', 'none', 'null', 'na', 'n/a', '<na>')  # how programs write that a value is not known
 LARGEST = 2**63 - 1  # of 64 bits
 SPLIT_FOLDER = re.compile(r'(?i)^(train|val|test|query|probe|gallery|bounding_box|all)')
 log = logging.getLogger(__name__)
 
 
 def identity_folders(
-    path: str | Path,  # A folder with a folder an identity, at any depth: the identity is the name of the folder an image lies in
-    camera: str | Callable | None = None,  # A regex with one group, or a function, of the path below `path`, 'ann/cam2_1.jpg'; None: unknown
-    split: str | Callable | None = None,  # The same, giving 'train', 'query', 'gallery' or 'test'; None: identities are drawn
+    path: str | Path,  # A folder that holds a folder for each identity, at any depth
+    camera: str | Callable | None = None,  # Regex with one group, or function, of the path below `path`; None: unknown
+    split: str | Callable | None = None,  # The same, giving train, query, gallery or test; None: identities are drawn
     *,
     include: str | None = None,  # A regex, searched in the path below `path`: only these images
     exclude: str | None = None,  # The same: but not these
@@ -61,7 +61,7 @@ def split_queries(
     train: float | None = None,  # Share of the identities that train, drawn anew, in [0, 1]; None: those that train now
     *,
     n_query: int = 1,  # Queries drawn for each test identity and camera
-    cameras: bool = True,  # Whether `camid` says who took an image; False: queries become camera 0 and the gallery camera 1
+    cameras: bool = True,  # Whether cameras are known; False: queries become camera 0, the gallery 1
     seed: int = 0,  # Of both draws; the same on every machine
 ) -> pd.DataFrame:  # The catalog with its splits drawn anew
     """Draws training identities and queries again, after rows were left out or added.
@@ -76,8 +76,8 @@ def split_queries(
 
 def catalog_csv(
     file: str | Path,  # A CSV file, one row an image
-    columns: dict[str, str] | None = None,  # Catalog's column -> the file's, such as `{'pid': 'person'}`, where they differ
-    masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: the file's mask column, else `_ps_label`
+    columns: dict[str, str] | None = None,  # Catalog's column -> the file's, where they differ: `{'pid': 'person'}`
+    masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: the column mask
     *,
     root: str | Path | None = None,  # Folder that relative paths start from; default: the file's own
 ) -> pd.DataFrame:  # Catalog, with the file's further columns
@@ -89,16 +89,20 @@ def catalog_csv(
     """
     file = Path(file).expanduser().absolute()
     table = read_table(file)
-    columns = {c: c for c in ('path', 'pid', 'camid', 'split')} | ({'mask': 'mask'} if 'mask' in table else {}) | (columns or {})
+    needed = ['path', 'pid', 'camid', 'split'] + (['mask'] if 'mask' in table else [])
+    columns = {c: c for c in needed} | (columns or {})
     lacking = [f'{theirs!r} (for {ours})' for ours, theirs in columns.items() if theirs not in table]
-    if lacking: raise ValueError(f'{file} has no column {", ".join(lacking)}: it has {", ".join(table)}; name them with columns=')
+    if lacking:
+        raise ValueError(f'{file} has no column {", ".join(lacking)}: it has {", ".join(table)}; name them with '
+                         'columns=')
     others = [c for c in table if c not in columns and c not in columns.values()]
     table = pd.DataFrame({ours: table[theirs] for ours, theirs in columns.items()}).join(table[others])
     base = file.parent if root is None else existing(root)
     for i, row in enumerate(table[['path', 'pid', 'camid']].itertuples(index=False), 2):
         empty = [name for name, value in zip(row._fields, row) if value.strip().lower() in MISSING]
         if empty: raise ValueError(f'{file}, line {i}: {empty[0]} is empty')
-    for c in {'path', 'mask'} & set(table): table[c] = pd.Series([str(base / p) if p else None for p in table[c]], dtype=object)
+    for c in {'path', 'mask'} & set(table):
+        table[c] = pd.Series([str(base / p) if p else None for p in table[c]], dtype=object)
     for c in ('pid', 'camid'): table[c] = _numbered(table[c])
     catalog = make_catalog(table)
     return catalog if masks is None and catalog['mask'].notna().any() else find_masks(catalog, masks)
@@ -107,20 +111,23 @@ def catalog_csv(
 def read_table(
     file: str | Path,  # A CSV file in UTF-8, with a header
 ) -> pd.DataFrame:  # All columns as text
-    "A CSV file; a ValueError names the file, and the line where it is no table, and FileNotFoundError a file that is not there"
+    """A CSV file; a ValueError names the file, and the line where it is no table, and FileNotFoundError a file
+    that is not there"""
     if not Path(file).is_file(): raise FileNotFoundError(f'{file} is not there')
     try:
         with open(file, encoding='utf-8-sig', newline='') as text:
             lines = csv.reader(text)
             rows = [(lines.line_num, row) for row in lines if row]
-    except UnicodeDecodeError as e: raise ValueError(f'{file} is not in UTF-8 ({e.reason} at byte {e.start}): save it as CSV in UTF-8') from e
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{file} is not in UTF-8 ({e.reason} at byte {e.start}): save it as CSV in UTF-8') from e
     except csv.Error as e: raise ValueError(f'{file}, line {lines.line_num}: {e}; a CSV table is wanted') from e
     if not rows: raise ValueError(f'{file} is empty: a CSV table with a header is wanted')
     (_, header), *rows = rows
     twice = [c for i, c in enumerate(header) if c in header[:i]]
     if twice: raise ValueError(f'{file} has two columns {twice[0]!r}: name them differently')
     for number, row in rows:
-        if len(row) != len(header): raise ValueError(f'{file}, line {number}: {len(row)} fields, and the header has {len(header)}')
+        if len(row) != len(header):
+            raise ValueError(f'{file}, line {number}: {len(row)} fields, and the header has {len(header)}')
     return pd.DataFrame([row for _, row in rows], columns=header, dtype=object)
 
 
@@ -128,13 +135,16 @@ def _notice_layouts(root, below):
     "Warns where folders of splits are read as one set"
     places = sorted({b.rsplit('/', 2)[0] if b.count('/') > 1 else '.' for b in below})
     if len(places) < 2 or not any(SPLIT_FOLDER.match(part) for place in places for part in place.split('/')): return
-    warnings.warn(f'{root}: identities lie in {", ".join(places[:6])}{", ..." if len(places) > 6 else ""}, and all are read as one '
-                  "set. Say which is which by split=r'^(train|test)/' or a function, or leave some out by exclude= or include=",
+    warnings.warn(f'{root}: identities lie in {", ".join(places[:6])}{", ..." if len(places) > 6 else ""}, and all '
+                  f'are read as one '
+                  "set. Say which is which by split=r'^(train|test)/' or a function, or leave some out by exclude= "
+                  "or include=",
                   CatalogWarning, stacklevel=3)
 
 
 def _numbered(names, apart=False) -> list[int]:
-    "The numbers where all names are whole numbers of 64 bits, else places in sorted order; `apart`: 1 and 001 are two names"
+    """The numbers where all names are whole numbers of 64 bits, else places in sorted order; `apart`: 1 and 001
+    are two names"""
     distinct = sorted(set(map(str, names)))
     numbers = [int(n.split('.')[0]) for n in distinct if re.fullmatch(r'-?\d+(\.0+)?', n)]
     exact = len(numbers) == len(distinct) and all(abs(n) <= LARGEST for n in numbers)
@@ -148,7 +158,8 @@ def _ask(how, below, what) -> str:
     if callable(how): return str(how(below))
     found = re.search(how, below)
     if not found or not found.groups() or found[1] is None:
-        raise ValueError(f'{below}: the {what} pattern {how!r} finds nothing; it needs one group (...) that matches every image')
+        raise ValueError(f'{below}: the {what} pattern {how!r} finds nothing; it needs one group (...) that matches '
+                         'every image')
     return found[1]
 
 

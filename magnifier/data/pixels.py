@@ -35,7 +35,8 @@ def read_pixels(
     image,  # As `read_image` takes it
     mask: str | None = None,  # Path of its part mask; None for none
 ) -> np.ndarray:  # (4,h,w) uint8: red, green, blue, and the labels 0..7, or `NO_MASK` everywhere
-    "Image and part mask in one array; a ValueError names a file that does not decode, and a mask of another size than its image"
+    """Image and part mask in one array; a ValueError names a file that does not decode, and a mask of another
+    size than its image"""
     rgb = np.asarray(read_image(image))
     h, w = rgb.shape[:2]
     out = np.empty((4, h, w), np.uint8)
@@ -61,7 +62,8 @@ def decode_pixels(
 
 
 class MappedPixels(Sequence):
-    "The arrays of a cache file, mapped: opening is instant, the system keeps in memory what is used, and processes share it"
+    """The arrays of a cache file, mapped: opening is instant, the system keeps in memory what is used, and
+    processes share it"""
     def __init__(self,
         file: str | Path,  # Written by `cache_pixels`
         stamp: str | None = None,  # What the originals are like now; None opens whatever is there
@@ -70,7 +72,8 @@ class MappedPixels(Sequence):
         self.file = Path(file)
         size = os.path.getsize(file)
         index = _read_index(self.file, size)
-        if index.get('version') != VERSION or stamp not in (None, index['stamp']): raise ValueError(f'{file} is of other originals')
+        if index.get('version') != VERSION or stamp not in (None, index['stamp']):
+            raise ValueError(f'{file} is of other originals')
         self.sizes = np.reshape(index['sizes'], (-1, 2))
         self.starts = np.concatenate([[0], np.cumsum(4*self.sizes.prod(1))])
         if self.starts[-1] + index['length'] + TAIL != size: raise ValueError(f'{file} is not whole')
@@ -104,7 +107,8 @@ def cache_pixels(
     stamp = _digest(_stamps(rows))
     try: return MappedPixels(file, stamp)
     except (FileNotFoundError, NotADirectoryError): log.info('decoding %d images into %s', len(rows), file)
-    except (ValueError, KeyError): log.info('the originals have changed: decoding %d images into %s again', len(rows), file)
+    except (ValueError, KeyError):
+        log.info('the originals have changed: decoding %d images into %s again', len(rows), file)
     clear_leftovers(file.parent, file.name)
     try:
         with aside(file) as part: _write(part, stamp, decode_pixels(rows, workers))
@@ -151,7 +155,7 @@ class FitBatch(OwnGenerator, DisplayedTransform):
     order = -100  # first of all: it makes what the others change
     def __init__(self,
         preprocessing: Preprocessing,  # Size and fit
-        pad: int = 10,  # Largest random shift on every side, in pixels; what comes in is black, and background in the mask
+        pad: int = 10,  # Largest random shift in pixels; what comes in is black, in the mask background
         flip: float = 0.5,  # Probability of a horizontal flip
         seed: int = 0,  # Seed of the generator that this transform holds
     ):
@@ -195,7 +199,7 @@ class PixelBatches(IdentityBatches):
     """
     def __init__(self,
         dataset=None,  # A fastai Datasets over a catalog, or over images alone
-        pixels=None,  # (4,h,w) uint8 arrays, one for each item of the dataset; None decodes the files whenever they are needed
+        pixels=None,  # (4,h,w) uint8 arrays, one an item; None decodes the files as they are needed
         **kwargs
     ):
         self.pixels, self._identities = pixels, None
@@ -242,8 +246,8 @@ class PixelBatches(IdentityBatches):
 
 def on_one_canvas(
     arrays: list,  # (c,h,w) uint8 arrays of any sizes
-) -> tuple:  # (n,c,h,w) uint8 tensor, as large as the largest, each array in its upper left corner; (n,2) integers height and width
-    "Arrays of several sizes in one tensor"
+) -> tuple:  # (n,c,h,w) uint8 tensor, and (n,2) integers: height and width of each array
+    "Arrays of several sizes in one tensor, as large as the largest, each in its upper left corner"
     sizes = np.array([a.shape[1:] for a in arrays])
     if (sizes == sizes[0]).all(): return torch.from_numpy(np.stack(arrays)), torch.from_numpy(sizes)
     canvas = np.zeros((len(arrays), arrays[0].shape[0], *sizes.max(0)), np.uint8)

@@ -12,7 +12,7 @@ from magnifier.data.images import read_image
 __all__ = ['Preprocessing']
 
 FITS = ('squish', 'pad')
-FIXED = dict(interpolation='bilinear', channels='RGB', scale=1/255)  # the same for every model; written for other programs
+FIXED = dict(interpolation='bilinear', channels='RGB', scale=1/255)  # the same for every model
 KEYS = {'size', 'resize', 'mean', 'std', *FIXED}
 LARGEST = 2**14  # pixels a side
 
@@ -37,7 +37,8 @@ class Preprocessing:
             raise ValueError(f'preprocessing of size {self.size}: height and width in pixels are wanted')
         if self.fit not in FITS: raise ValueError(f'fit={self.fit!r}: use {" or ".join(map(repr, FITS))}')
         if not (_three_numbers(self.mean) and _three_numbers(self.std) and min(self.std) > 0):
-            raise ValueError(f'preprocessing with mean {self.mean} and std {self.std}: three numbers each are wanted, std above 0')
+            raise ValueError(f'preprocessing with mean {self.mean} and std {self.std}: three numbers each are '
+                             'wanted, std above 0')
 
     def __call__(self,
         images: Sequence,  # As `read_image` takes them, of any sizes

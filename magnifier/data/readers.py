@@ -60,9 +60,9 @@ MSMT17_VERSIONS = (('train', 'test'), ('mask_train_v2', 'mask_test_v2'))
 
 
 def market1501(
-    path: str | Path,  # The root with `bounding_box_train`, `query`, `bounding_box_test`, or a folder that holds it by a usual name
+    path: str | Path,  # The root with `bounding_box_train`, `query`, `bounding_box_test`, or a folder that holds it
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<root>_ps_label`
-    expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the root has the real set's name
+    expected: bool | str = 'auto',  # Warn where counts are not the published ones; 'auto': by the root's name
 ) -> pd.DataFrame:  # Catalog
     """Market-1501 (Zheng et al. 2015), or any set with its layout and names, `0002_c1s1_000451_03.jpg`.
 
@@ -92,10 +92,10 @@ def occluded_duke(
 
 
 def cuhk03_np(
-    path: str | Path,  # The root with `labeled` and `detected`, one of the two, or a folder that holds the root by a usual name
+    path: str | Path,  # The root with `labeled` and `detected`, one of the two, or a folder that holds the root
     kind: str = 'labeled',  # 'labeled' (boxes by hand) or 'detected'
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<root>_ps_label`
-    expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the root has the real set's name
+    expected: bool | str = 'auto',  # Warn where counts are not the published ones; 'auto': by the root's name
 ) -> pd.DataFrame:  # Catalog
     "CUHK03-NP (Zhong et al. 2017), `0001_c1_...png`, evaluated as Market-1501 is; errors as `market1501`"
     _check_kind(kind)
@@ -105,12 +105,12 @@ def cuhk03_np(
 
 
 def cuhk03(
-    path: str | Path,  # The folder with `cuhk-03.mat` and `cuhk03_new_protocol_config_<kind>.mat`, in it or up to two levels below
+    path: str | Path,  # The folder with `cuhk-03.mat` and `cuhk03_new_protocol_config_<kind>.mat`, or above it
     kind: str = 'labeled',  # 'labeled' (boxes by hand) or 'detected'
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<out>_ps_label`
     *,
     out: str | Path | None = None,  # Root of the PNGs; default: `cuhk03-np` in `path`
-    expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the folder has the release's name
+    expected: bool | str = 'auto',  # Warn where counts are not the published ones; 'auto': by the root's name
 ) -> pd.DataFrame:  # Catalog
     """CUHK03 (Li et al. 2014) from its raw .mat, with the new protocol's split (Zhong et al. 2017).
 
@@ -128,9 +128,9 @@ def cuhk03(
 def msmt17(
     path: str | Path,  # The root with `train`, `test` (V1) or `mask_train_v2`, `mask_test_v2` (V2) and the four lists
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<root>_ps_label`
-    expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the root has the real set's name
+    expected: bool | str = 'auto',  # Warn where counts are not the published ones; 'auto': by the root's name
     *,
-    val_in_train: bool = True,  # `list_val.txt` is trained on, as in most published figures; False leaves those images out
+    val_in_train: bool = True,  # `list_val.txt` is trained on, as in most published figures; False: left out
 ) -> pd.DataFrame:  # Catalog
     """MSMT17 (Wei et al. 2018), V1 or V2, by its lists of "path identity"; the camera is the third field of a
     file's name.
@@ -147,28 +147,31 @@ def msmt17(
     rows = [dict(path=p, pid=pid, camid=cam, split='train') for p, pid, cam in training]
     for name in ('query', 'gallery'):
         rows += [dict(path=p, pid=pid + shift, camid=cam, split=name) for p, pid, cam in lists[name]]
-    log.info('MSMT17: %d validation images %s', len(lists['val']), 'are part of training' if val_in_train else 'are left out')
+    fate = 'are part of training' if val_in_train else 'are left out'
+    log.info('MSMT17: %d validation images %s', len(lists['val']), fate)
     return _finished(rows, PUBLISHED['msmt17' if val_in_train else 'msmt17 without val'], root, masks, expected)
 
 
 def partial_reid(
-    path: str | Path,  # The root with `partial_body_images`, `whole_body_images`, or a folder that holds it by a usual name
+    path: str | Path,  # The root with `partial_body_images`, `whole_body_images`, or a folder that holds it
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<root>_ps_label`
-    expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the root has the real set's name
+    expected: bool | str = 'auto',  # Warn where counts are not the published ones; 'auto': by the root's name
     *,
     queries: str = 'partial',  # 'partial' or 'occluded': which images are queries
 ) -> pd.DataFrame:  # Catalog with query and gallery, no training images
-    "Partial-REID (Zheng et al. 2015), test only: partial images (camera 0) against whole ones (camera 1), as no cameras are given"
+    """Partial-REID (Zheng et al. 2015), test only: partial images (camera 0) against whole ones (camera 1), as
+    no cameras are given"""
     if queries not in ('partial', 'occluded'): raise ValueError(f"queries={queries!r}: use 'partial' or 'occluded'")
     return _body_images('partial_reid', path, queries, masks, expected)
 
 
 def occluded_reid(
-    path: str | Path,  # The root with `occluded_body_images`, `whole_body_images`, or a folder that holds it by a usual name
+    path: str | Path,  # The root with `occluded_body_images`, `whole_body_images`, or a folder that holds it
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<root>_ps_label`
-    expected: bool | str = 'auto',  # Warn where counts differ from the published; 'auto': where the root has the real set's name
+    expected: bool | str = 'auto',  # Warn where counts are not the published ones; 'auto': by the root's name
 ) -> pd.DataFrame:  # Catalog with query and gallery, no training images
-    "Occluded-REID (Zhuo et al. 2018), test only: occluded images (camera 0) against whole ones (camera 1), as no cameras are given"
+    """Occluded-REID (Zhuo et al. 2018), test only: occluded images (camera 0) against whole ones (camera 1), as
+    no cameras are given"""
     return _body_images('occluded_reid', path, 'occluded', masks, expected)
 
 
@@ -181,15 +184,18 @@ def _market_style(key, path, masks=None, expected='auto', named=None):
 
 
 def _market_rows(folder, split) -> list[dict]:
-    "Rows of a folder with Market-1501's names; junk (-1) is left out, a distractor (0000) outside the gallery is a ValueError"
+    """Rows of a folder with Market-1501's names; junk (-1) is left out, a distractor (0000) outside the gallery
+    is a ValueError"""
     rows, junk = [], 0
     for p in image_files(folder):
         name = MARKET_NAME.match(p.name)
-        if not name: raise ValueError(f'{p}: the name does not begin with <identity>_c<camera>_ or <identity>_c<camera>s<sequence>_, '
-                                      'as 0002_c1s1_000451_03.jpg does')
+        if not name:
+            raise ValueError(f'{p}: the name does not begin with <identity>_c<camera>_ or '
+                             '<identity>_c<camera>s<sequence>_, as 0002_c1s1_000451_03.jpg does')
         pid, camid = int(name['pid']), int(name['camid'])
-        if pid == 0 and split != 'gallery': raise ValueError(f'{p}: identity 0000 marks distractors, which belong in the gallery '
-                                                             f'alone, not in {split}; number this person differently')
+        if pid == 0 and split != 'gallery':
+            raise ValueError(f'{p}: identity 0000 marks distractors, which belong in the gallery alone, not in '
+                             f'{split}; number this person differently')
         if pid == -1: junk += 1
         else: rows.append(dict(path=str(p), pid=pid, camid=camid, split=split))
     if junk: log.info('%s: %d junk images (identity -1) left out', folder, junk)
@@ -218,7 +224,9 @@ def _check_counts(catalog, published):
         if split in published.counts and seen != published.counts[split]:
             images, people = published.counts[split]
             wrong.append(f'{split} has {seen[0]:,} images of {seen[1]:,} identities, expected {images:,} of {people:,}')
-    if wrong: warnings.warn(f'{published.title}: {"; ".join(wrong)}. The copy may be incomplete; expected=False if it is meant so',
+    if wrong:
+        warnings.warn(f'{published.title}: {"; ".join(wrong)}. The copy may be incomplete; expected=False if it is '
+                      'meant so',
                             CatalogWarning, stacklevel=2)
 
 
@@ -233,7 +241,8 @@ def _msmt17_root(path):
         try: found.append((find_root(path, folders, MSMT17_NAMES, 'MSMT17'), folders))
         except FileNotFoundError as e: problem = e
     if not found: raise FileNotFoundError(f'{problem} (V1 has {" and ".join(MSMT17_VERSIONS[0])})')
-    if len(found) > 1: raise ValueError(f'{path} holds V1 ({found[0][0]}) and V2 ({found[1][0]}): give the path of one of them')
+    if len(found) > 1:
+        raise ValueError(f'{path} holds V1 ({found[0][0]}) and V2 ({found[1][0]}): give the path of one of them')
     return found[0]
 
 
@@ -247,15 +256,16 @@ def _read_list(file, folder) -> list[tuple]:
         parts = re.fullmatch(r'(?P<name>\S.*?)\s+(?P<pid>\d+)\s*', line)
         fields = parts['name'].rsplit('/', 1)[-1].split('_') if parts else ()
         if len(fields) < 4 or not fields[2].isdigit():
-            raise ValueError(f'{file}, line {i}: {line!r} is not "path identity" with the camera as third field of the file\'s name, '
-                             'as in "0000/0000_000_01_0303morning_0008_0.jpg 0"')
+            raise ValueError(f'{file}, line {i}: {line!r} is not "path identity" with the camera as third field of '
+                             'the file\'s name, as in "0000/0000_000_01_0303morning_0008_0.jpg 0"')
         found.append((str(folder / parts['name']), int(parts['pid']), int(fields[2])))
     if not found: raise ValueError(f'{file} is empty')
     return found
 
 
 def _body_images(key, path, queries, masks, expected):
-    "Catalog of a test-only set: a folder of whole, one of incomplete images. Identity: the sub-folder, else the name's first number"
+    """Catalog of a test-only set: a folder of whole, one of incomplete images. Identity: the sub-folder, else
+    the name's first number"""
     published = PUBLISHED[key]
     folders = dict(query=f'{queries}_body_images', gallery='whole_body_images')
     root, rows = find_root(path, folders.values(), published.names, published.title), []
@@ -269,5 +279,6 @@ def _body_images(key, path, queries, masks, expected):
 
 
 # By name, for shells
-READERS = {reader.__name__: reader for reader in (market1501, dukemtmc, occluded_duke, cuhk03_np, cuhk03, msmt17, partial_reid,
-                                                  occluded_reid, identity_folders, catalog_csv)}
+READERS = {reader.__name__: reader for reader in (
+    market1501, dukemtmc, occluded_duke, cuhk03_np, cuhk03, msmt17, partial_reid, occluded_reid,
+    identity_folders, catalog_csv)}

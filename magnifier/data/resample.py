@@ -88,7 +88,8 @@ def _axis_matrices(axis, longest):
     "(n, size, longest): the weights of `bilinear_weights` at the positions asked for, nothing outside"
     lengths, fitted, which = _distinct(axis)
     size = axis.positions.shape[1]
-    table = pad_with_zeros(bilinear_weights(lengths, fitted, longest, size).flatten(0, 1), (0, 0, 0, 1))  # (m*size + 1, longest)
+    weights = bilinear_weights(lengths, fitted, longest, size).flatten(0, 1)
+    table = pad_with_zeros(weights, (0, 0, 0, 1))  # (m*size + 1, longest)
     at = _within(axis)
     return table[torch.where(at < 0, len(table) - 1, which[:, None]*size + at)]
 
@@ -96,7 +97,7 @@ def _axis_matrices(axis, longest):
 def _nearest(axis, outside):
     "(n, size) index of the original's pixel that holds the centre of each output pixel"
     lengths, fitted, which = _distinct(axis)
-    # Where a centre lies on the border of two pixels rounding decides: added up step by step on the CPU, it does so as in Pillow
+    # Where a centre lies on the border of two pixels rounding decides: added up step by step on the CPU, as in Pillow
     steps = (lengths.cpu().double()/fitted.cpu())[:, None].repeat(1, axis.positions.shape[1])
     steps[:, 0] /= 2
     table = steps.cumsum(1).long().to(axis.positions.device)  # (m, size)
@@ -112,7 +113,8 @@ def _within(axis):
 
 
 def _distinct(axis):
-    "(m,) lengths and what they are resized to, each pair once, and (n,) which pair an image has: most sets have one size"
+    """(m,) lengths and what they are resized to, each pair once, and (n,) which pair an image has: most sets
+    have one size"""
     base = axis.positions.shape[1] + 1  # above any of `fitted`
     pairs, which = (axis.lengths*base + axis.fitted).unique(return_inverse=True)
     return pairs//base, pairs % base, which

@@ -13,7 +13,8 @@ __all__ = ['RandomPadCrop', 'EraseBoxes', 'item_transforms', 'batch_transforms']
 
 
 class OwnGenerator:
-    "Mixin of a transform that draws: a generator of its own, whose state travels with it into exported learners and workers"
+    """Mixin of a transform that draws: a generator of its own, whose state travels with it into exported
+    learners and workers"""
     def seed_generator(self,
         seed:int, # The same seed gives the same draws on every machine
     ):
@@ -21,8 +22,8 @@ class OwnGenerator:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __getstate__(self):
-        # A torch.Generator does not pickle. Its state goes as an array: a tensor would go to a spawned process as a file
-        # descriptor, which is closed with the tensor before that process has started
+        # A torch.Generator does not pickle. Its state goes as an array: a tensor would go to a spawned process as a
+        # file descriptor, which is closed with the tensor before that process has started
         return {**self.__dict__, 'generator': self.generator.get_state().numpy()}
 
     def __setstate__(self, state):
@@ -77,7 +78,7 @@ def erase_boxes(
     p:float=0.5,                # Probability that an image has a box at all
     area:tuple=(0.02, 0.4),     # Share of the picture a box covers, drawn uniformly
     aspect:tuple=(0.3, 1/0.3),  # Height over width, drawn log-uniformly
-    tries:int=10,               # Boxes drawn per image; the first that fits is taken, as the original draws until one does
+    tries:int=10,               # Boxes drawn per image; the first that fits is taken
 ) -> torch.Tensor:  # (n,4) integers top, bottom, left, right; all zero where nothing is erased
     "One box per image for random erasing (Zhong et al. 2017)"
     h, w = size
@@ -94,7 +95,8 @@ def erase_boxes(
 
 
 class NormalizeInPlace(Normalize):
-    "fastai's Normalize without two copies of a batch that nobody else holds; on a CPU those take as long as resizing does"
+    """fastai's Normalize without two copies of a batch that nobody else holds; on a CPU those take as long as
+    resizing does"""
     def __init__(self,
         preprocessing: Preprocessing,  # Mean and standard deviation
     ):
