@@ -350,6 +350,8 @@ class FoldedBranch(nn.Module):
         "A copy"
         super().__init__()
         scale, shift = affine_of(branch.neck.bn)
+        self.stage = branch.stage
+        self.needs_masks = branch.needs_masks
         self.branch = deepcopy(branch).eval()
         self.branch.map = fold_norms(branch.map)
         self.branch.region_pool = region_max

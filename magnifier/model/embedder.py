@@ -56,7 +56,7 @@ class Embedder:
 
 def _open_onnx(source, device, threads):
     try: import onnxruntime as ort
-    except ImportError as e: raise ImportError(f"{source}: pip install 'magnifier-reid[onnx]' to run it") from e
+    except ImportError as e: raise ImportError(f"{source}: pip install onnxruntime to run it") from e
     if not Path(source).is_file(): raise FileNotFoundError(f'{source}: no such file')
     options = ort.SessionOptions()
     if threads: options.intra_op_num_threads = threads

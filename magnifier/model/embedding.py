@@ -27,16 +27,15 @@ class EmbeddingNet(nn.Module):
         if masks and model.segmentation is None:
             raise ValueError('this model has no segmentation head: pass masks=False')
         self.with_masks = masks
-        self.masked_branch = model.masked_branch
         self.mask_resize = model.mask_resize
         self.soft_masks = model.soft_masks
         self.branch_weights = model.branch_weights
         self.normalise_branches = model.normalise_branches
         self.stages = tuple(model.backbone.widths)
         self.backbone = fold_norms(model.backbone)
-        self.segmentation = FoldedHead(model.segmentation) if masks or self.masked_branch else None
-        self.branch_stages = {name: branch.stage for name, branch in model.branches.items()}
-        self.branches = nn.ModuleDict({name: FoldedBranch(branch) for name, branch in model.branches.items()})
+        self.segmentation = FoldedHead(model.segmentation) if masks or model.masked_branch else None
+        # By place and not by name, since exporters write code of names, and `global` is a word of Python's
+        self.branches = nn.ModuleList(FoldedBranch(branch) for branch in model.branches.values())
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(
@@ -45,15 +44,13 @@ class EmbeddingNet(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:  # n x d float32, L2-normalised; with masks also n x 2h x 2w uint8 part labels
         "What the branches say, side by side, of length 1; regions by the model's own parsing"
         stages = dict(zip(self.stages, self.backbone(images.contiguous(memory_format=torch.channels_last))))
-        maps = {name: branch.own_map(stages[self.branch_stages[name]]) for name, branch in self.branches.items()}
+        maps = [branch.own_map(stages[branch.stage]) for branch in self.branches]
         logits = None if self.segmentation is None else at_least_float32(self.segmentation(stages[4]))
         with torch.autocast(images.device.type, enabled=False): embedding = self._embed(maps, logits)
         return (embedding, logits.argmax(1).to(torch.uint8)) if self.with_masks else embedding
 
     def _embed(self, maps, logits):
-        masks = None
-        if self.masked_branch:
-            size = maps[self.masked_branch].shape[-2:]
-            masks = predicted_masks(logits, size, self.mask_resize, soft=self.soft_masks)
-        normed = [branch(maps[name], masks) for name, branch in self.branches.items()]
+        size = next((own.shape[-2:] for own, branch in zip(maps, self.branches) if branch.needs_masks), None)
+        masks = None if size is None else predicted_masks(logits, size, self.mask_resize, soft=self.soft_masks)
+        normed = [branch(own, masks) for own, branch in zip(maps, self.branches)]
         return join_branches(normed, self.branch_weights, self.normalise_branches)

@@ -18,7 +18,8 @@ from magnifier.model.net import create_magnifier
 from magnifier.train.losses import MagnifierLoss
 
 ROWS = {'plain': dict(mask=False, sab=False, sfb=False), 'G+M': dict(sab=False, sfb=False), 'G+M+SAB': dict(sfb=False),
-        'G+M+SFB': dict(sab=False), 'full': {}}
+        'G+M+SFB': dict(sab=False), 'full': {}, 'full, maps upsampled': dict(upsample_maps=True),
+        'full, stage 3 without stride': dict(stage3_stride=1)}
 N_CLASSES, PER_IDENTITY = 751, 4
 
 

@@ -1,4 +1,6 @@
 "The embedding network against the whole one"
+import keyword
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,7 +28,9 @@ def lived_in(arch='resnet18', **kwargs):
 
 @pytest.mark.parametrize('kwargs', [{}, dict(mask=False, sab=False, sfb=False), dict(sab=False, sfb=False), dict(sfb=False), dict(sab=False),
                                     dict(sfb='ab'), dict(cell='lstm'), dict(region_stage=4), dict(branch_bottleneck=False),
-                                    dict(soft_masks=True), dict(mask_resize='nearest'), dict(last_stride=2), dict(arch='resnet50'), dict(n_regions=4)])
+                                    dict(soft_masks=True), dict(mask_resize='nearest'), dict(last_stride=2), dict(arch='resnet50'), dict(n_regions=4),
+                                    dict(normalise_branches=False), dict(keep_background=False), dict(upsample_maps=True),
+                                    dict(stage3_stride=1), dict(arch='osnet_x0_25')])
 def test_embeds_as_the_model_does(kwargs):
     model = lived_in(**kwargs)
     images, state = torch.randn(3, 3, 64, 48), {k: v.clone() for k, v in model.state_dict().items()}
@@ -44,6 +48,8 @@ def test_embeds_as_the_model_does(kwargs):
 def test_it_is_smaller_and_has_no_norms():
     model = lived_in()
     net = EmbeddingNet(model)
+    words = {word for name in net.state_dict() for word in name.split('.')}
+    assert not [word for word in words if keyword.iskeyword(word)]  # exporters write code of the names
     assert not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in net.modules())
     assert not any(p.requires_grad for p in net.parameters()) and not net.training
     assert EmbeddingNet(lived_in(sab=False, sfb=False)).segmentation is None  # parts that nothing is pooled by
