@@ -1,7 +1,7 @@
 """Explanations of parameters, read from the comments beside them in the source and added to the docstrings.
 
-`help(f)`, `f?` and `doc(f)` then show every parameter with its text. `magnifier.all` imports this module last: its import documents all
-modules of the package that are loaded by then."""
+`help(f)`, `f?` and `doc(f)` then show every parameter with its text. `magnifier.all` imports this module
+last: its import documents all modules of the package that are loaded by then."""
 import ast
 import inspect
 import sys

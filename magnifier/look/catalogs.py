@@ -56,7 +56,8 @@ def _draw_cameras(ax, catalog, splits):
 
 
 def _draw_identities(ax, catalog, splits):
-    "How many identities have so many images; the last bin takes all beyond the 99th percentile, as distractors"
+    """How many identities have so many images; the last bin takes all beyond the 99th percentile, as
+    distractors"""
     people = catalog[catalog['pid'] > 0]
     counts = {s: people['pid'][people['split'] == s].value_counts().to_numpy() for s in splits}
     every = np.concatenate(list(counts.values()))

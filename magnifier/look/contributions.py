@@ -7,7 +7,7 @@ from magnifier.model.branches import branch_scales
 from magnifier.model.resize import resize_masks
 from magnifier.train.parts import region_masks
 
-__all__ = ['Contributions', 'contributions', 'similarity_maps', 'branch_embeddings', 'branch_weights']
+__all__ = ['Contributions', 'contributions', 'branch_embeddings', 'branch_weights']
 
 
 def branch_embeddings(
@@ -23,13 +23,15 @@ def branch_weights(
     ours: dict,  # Of `branch_embeddings`, of n images
     others: dict,  # Of the n they are compared with
 ) -> dict:  # branch -> n x c
-    "What f_bn of our images is multiplied with to give its part of the score, the lengths of the branches held"
+    """What f_bn of our images is multiplied with to give its part of the score, the lengths of the branches
+    held"""
     scales = [branch_scales(list(o.values()), model.branch_weights, model.normalise_branches).split(1, 1) for o in (ours, others)]
     return {name: others[name]*own*theirs for name, own, theirs in zip(ours, *scales)}
 
 
 class Contributions(NamedTuple):
-    "Shares of the similarity by each branch, region and place of ONE side of a pair; with `rest` they add up to the score"
+    """Shares of the similarity by each branch, region and place of ONE side of a pair; with `rest` they add up
+    to the score"""
     parts: dict  # branch -> n x k x h x w; k = 1 where nobody knows the regions
     rest: Tensor  # (n,) what an average person would earn in SFB, which belongs to no place
     score: Tensor  # (n,) cosine similarity, as the ranking has it
@@ -57,12 +59,14 @@ def contributions(
 ) -> Contributions:  # Of the FIRST images
     """Splits the cosine of two embeddings over the first image's branches, regions and places.
 
-    The split is an Aumann-Shapley value (integrated gradients; Sundararajan et al. 2017), whose parts add up to the score. The score is
-    <z, e> of the two embeddings. A place's share is how much <z, e> changes as the features go from those of an AVERAGE person (the
-    running means of the BNNecks) to the image's own, with the lengths held.
+    The split is an Aumann-Shapley value (integrated gradients; Sundararajan et al. 2017), whose parts add
+    up to the score. The score is <z, e> of the two embeddings. A place's share is how much <z, e> changes
+    as the features go from those of an AVERAGE person (the running means of the BNNecks) to the image's
+    own, with the lengths held.
 
-    Each branch says how (`Branch.contribution`): exactly, where it is linear in what it pools; in SFB by integrating the gradient as the
-    regions move from the average to the image's. What SFB gives for an average person is `rest`, together with the rounding."""
+    Each branch says how (`Branch.contribution`): exactly, where it is linear in what it pools; in SFB by
+    integrating the gradient as the regions move from the average to the image's. What SFB gives for an
+    average person is `rest`, together with the rounding."""
     # In float32 even for a learner in half precision, whose heads are computed in float32 too
     with torch.autocast(maps['stage4'].device.type, enabled=False): return _contributions(model, maps, others, masks)
 
@@ -77,12 +81,3 @@ def _contributions(model, maps, others, masks):
         parts[name] = branch.contribution(maps[name], maps['masks'] if branch.needs_masks else known, weights[name])
     score = sum((f*weights[name]).sum(1) for name, f in ours.items())
     return Contributions(parts, score - sum(p.sum((1, 2, 3)) for p in parts.values()), score)
-
-
-def similarity_maps(
-    model,  # A MagnifierNet in evaluation mode
-    maps: dict,  # `feature_maps` of n images
-    others: dict,  # `feature_maps` of the n they are compared with
-) -> tuple:  # Two n x h x w in units of the score: of the first images, and of the others
-    "Where the similarity of two images comes from, in both of them"
-    return contributions(model, maps, others).map(), contributions(model, others, maps).map()

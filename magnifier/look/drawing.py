@@ -1,7 +1,7 @@
 """Images, part masks, heat, frames and legends from plain arrays.
 
-Functions named `paint_*`, `blank_regions`, `spotlight` and `stack` return arrays and know no axis, so that a web page can use them;
-`as_png` makes bytes of an array; the others draw on an axis or a figure."""
+Functions named `paint_*`, `blank_regions`, `spotlight` and `stack` return arrays and know no axis, so that
+a web page can use them; `as_png` makes bytes of an array; the others draw on an axis or a figure."""
 import math
 from io import BytesIO
 
@@ -49,7 +49,8 @@ def resized_heat(
 def are_stripes(
     labels: np.ndarray,  # (h,w) part labels
 ) -> bool:  # True where the body is three or more bands, each of one label over its whole width
-    "Whether a mask is the horizontal stripes of `stripe_masks`: they are no body parts and must not be called so"
+    """Whether a mask is the horizontal stripes of `stripe_masks`: they are no body parts and must not be
+    called so"""
     body = labels > 0
     body = labels[body.any(1)][:, body.any(0)]  # without a border of background, which a shift leaves
     return len(np.unique(body)) > 2 and bool((body == body[:, :1]).all())

@@ -52,9 +52,10 @@ def explain_pair(
 ) -> Comparison:  # `seen_query` and `seen_hit` are not in its table
     """Similarity and share of the score for each region.
 
-    `similarity` is the cosine of the two region embeddings (`region_embeddings`), NaN where one image does not show the region.
-    `share` is what a region adds to the score, the mean over the two sides of `contributions`: shares add up to the score of the
-    ranking. A region may add something without being seen: that neither image shows feet is something they have in common."""
+    `similarity` is the cosine of the two region embeddings (`region_embeddings`), NaN where one image does
+    not show the region. `share` is what a region adds to the score, the mean over the two sides of
+    `contributions`: shares add up to the score of the ranking. A region may add something without being
+    seen: that neither image shows feet is something they have in common."""
     masks = masks or (None, None)
     sides = contributions(model, query, hit, masks[0]), contributions(model, hit, query, masks[1])
     shares = {b: sum(_by_region(side.parts[b]) for side in sides)/2 for b in sides[0].parts}
@@ -107,7 +108,8 @@ def explain(self: ReIDLearner,
     *,
     save=None,  # Where to write the figure
 ) -> Explanation:  # `.table`, `.words`, `.figure`, `.score`, `.same_person`
-    """Which regions matched, how much, and where; how the shares are counted: `magnifier.look.contributions.contributions`.
+    """Which regions matched, how much, and where; how the shares are counted:
+    `magnifier.look.contributions.contributions`.
 
     A ValueError for a model without a mask module, unless both are rows of a catalog with masks."""
     compared = explain_images(self, query, hit)

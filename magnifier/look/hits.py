@@ -24,8 +24,8 @@ def show(
 ) -> Figure:  # Its tiles
     """The query, and the first hits with identity, camera, time (UTC) and similarity.
 
-    A gallery keeps no images: each is read from its file. Where the file is gone, or its content is not what was added, a note stands
-    in its place; so does one for a query without an image."""
+    A gallery keeps no images: each is read from its file. Where the file is gone, or its content is not
+    what was added, a note stands in its place; so does one for a query without an image."""
     hits = self[:max(k, 0)]
     query = _as_array(_query_image(self.query))
     images = [_as_array(stored_image(hit.path, hit.key)) for hit in hits]

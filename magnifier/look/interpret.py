@@ -25,8 +25,8 @@ __all__ = ['ReIDInterpretation']
 class ReIDInterpretation:
     """A set ranked once, and figures of what was found.
 
-    Every method draws, keeps the figure in `.figure` (`save=` writes it), and returns its numbers as a DataFrame. Embeddings are held,
-    images are loaded when they are shown."""
+    Every method draws, keeps the figure in `.figure` (`save=` writes it), and returns its numbers as a
+    DataFrame. Embeddings are held, images are loaded when they are shown."""
 
     def __init__(self,
         learn: ReIDLearner,  # The model that ranked
@@ -142,7 +142,8 @@ class ReIDInterpretation:
         return table
 
     def _sides(self, query_rows, gallery_rows):
-        "Embeddings of both sides, pids of both, camids of both: the arguments of `rank` and `verification_pairs`"
+        """Embeddings of both sides, pids of both, camids of both: the arguments of `rank` and
+        `verification_pairs`"""
         (q_pids, q_camids), (g_pids, g_camids) = self.ranked.ids(query_rows), self.ranked.ids(gallery_rows)
         embeddings = self.ranked.embeddings
         return embeddings[query_rows], embeddings[gallery_rows], q_pids, g_pids, q_camids, g_camids
@@ -201,8 +202,9 @@ class ReIDInterpretation:
     ) -> pd.DataFrame:  # Index the share hidden, columns queries, R1, mAP
         """R1 and mAP by the share of the query's body that is hidden.
 
-        The catalog's column `occluded` says it, if there is one. Else it is estimated: how much less body the part mask holds than that
-        of the query at the 90th percentile; people who are small in their image then count as hidden too"""
+        The catalog's column `occluded` says it, if there is one. Else it is estimated: how much less body
+        the part mask holds than that of the query at the 90th percentile; people who are small in their
+        image then count as hidden too"""
         known = 'occluded' in self.ranked.items
         if known: hidden = pd.to_numeric(self._queries['occluded']).to_numpy()
         else:

@@ -6,8 +6,7 @@ from fastai.vision.all import patch
 from magnifier.look.drawing import legend_room, paint_heat, paint_mask, put_image, put_note, region_legend, spotlight, stack
 from magnifier.look.figure import Figure, finish, tiles
 from magnifier.look.ranked_set import RankedSet
-from magnifier.look.contributions import similarity_maps
-from magnifier.look.saliency import Sight, learnt_stripes, positive
+from magnifier.look.saliency import Sight, learnt_stripes, pixel_shares, positive, smoothed
 from magnifier.regions import region_indices
 from magnifier.train.learner import ReIDLearner
 
@@ -57,10 +56,11 @@ def _painted(learn, sight, heat, masks, regions):
         return [spotlight(image, labels, region_indices(regions)) for image, labels in zip(sight.images, sight.seen)]
     n = len(sight.images) - 1
     if not n: return list(sight.images)
-    with learn.evaluating() as (model, _):
-        of_query, of_hits = similarity_maps(model, sight.rows([0]*n), sight.rows(slice(1, None)))
-    maps = [of_query[0], *of_hits]  # the query's map is the one for its first hit
-    return [paint_heat(image, positive(m.cpu().numpy())) for image, m in zip(sight.images, maps)]
+    # each hit compared with the query, and the query with its first hit
+    others = sight.inputs[[1] + [0]*n]
+    with learn.evaluating() as (model, _): shares = pixel_shares(model, sight.inputs, others, by_branch=False)['all']
+    maps = positive(smoothed(shares).cpu().numpy())
+    return [paint_heat(image, m) for image, m in zip(sight.images, maps)]
 
 
 def draw_rows(

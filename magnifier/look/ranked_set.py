@@ -1,4 +1,5 @@
-"RankedSet: queries and gallery of a set, embedded and ranked once; queries by name, and what to load to show their hits"
+"""RankedSet: queries and gallery of a set, embedded and ranked once; queries by name, and what to load to show
+their hits"""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,8 @@ class RankedSet:
         n: int = 4,  # Queries; where several are named, at least one of each
         seed: int = 0,  # Seed of the random choice
     ) -> np.ndarray:  # Indices of queries, as the ranking counts them
-        "Queries by name, or by their average precision; a ValueError for a name that is not there, or that several have"
+        """Queries by name, or by their average precision; a ValueError for a name that is not there, or that
+        several have"""
         if n < 1: raise ValueError(f'n={n}: show at least one query')
         if queries is None or isinstance(queries, str) and queries in CHOICES: return self._by_success(queries or 'random', n, seed)
         wanted = [queries] if isinstance(queries, (str, Path, int, np.integer)) else list(queries)

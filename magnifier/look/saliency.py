@@ -1,4 +1,5 @@
-"Where a model looks in one image: maps by pixels, by shares of the embedding and by channel energy; and how much of them lies on people"
+"""Where a model looks in one image: maps by pixels, by shares of the embedding and by channel energy; and how
+much of them lies on people"""
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from magnifier.look.drawing import are_stripes, resized_heat
 from magnifier.regions import BODY_REGIONS, NO_MASK, region_indices
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['Sight', 'activation_map', 'pixel_shares', 'positive', 'saliency_maps', 'saliency_inside', 'learnt_stripes', 'decode_images', 'images_of', 'KINDS']
+__all__ = ['Sight', 'activation_map', 'pixel_shares', 'smoothed', 'positive', 'saliency_maps', 'saliency_inside', 'learnt_stripes', 'decode_images', 'images_of', 'KINDS']
 
 STAGES = ('stage3', 'stage4')
 KINDS = ('pixels', 'share', 'energy')
@@ -24,10 +25,11 @@ STEPS = 8  # Of the integration in `pixel_shares`
 def activation_map(
     feature_map: Tensor,  # n x c x h x w: a stage's map, or a branch's own
 ) -> Tensor:  # n x h x w in [0,1]
-    """Channel energy: the root mean square over the channels at each position, stretched to 0..1 for each image.
+    """Channel energy: the root mean square over the channels at each position, stretched to 0..1 for each
+    image.
 
-    This is the activation map of the re-identification literature (Zagoruyko and Komodakis 2017, attention transfer), and how we read
-    the paper's Figure 2. A map of one value is 0 everywhere."""
+    This is the activation map of the re-identification literature (Zagoruyko and Komodakis 2017, attention
+    transfer), and how we read the paper's Figure 2. A map of one value is 0 everywhere."""
     energy = feature_map.float().square().mean(1).sqrt()  # n x h x w
     low, high = energy.amin((1, 2), keepdim=True), energy.amax((1, 2), keepdim=True)
     return (energy - low)/(high - low).clamp(min=1e-12)
@@ -118,7 +120,8 @@ class Sight(NamedTuple):
 def learnt_stripes(
     learn: ReIDLearner,  # Its training data say it
 ) -> bool:  # False where the learner carries no training data
-    "Whether a model was trained with horizontal stripes for part masks: what it predicts are then no body parts either"
+    """Whether a model was trained with horizontal stripes for part masks: what it predicts are then no body
+    parts either"""
     items = learn.dls.train_ds.items
     masks = items['mask'].dropna() if 'mask' in items else []
     return len(masks) > 0 and are_stripes(read_mask(masks.iloc[0]))
@@ -127,29 +130,39 @@ def learnt_stripes(
 def pixel_shares(
     model,  # A MagnifierNet in evaluation mode
     inputs: Tensor,  # n x 3 x H x W as the model takes them
+    others: Tensor | None = None,  # n x 3 x H x W, what they are compared with; None for themselves
+    *,
+    by_branch: bool = True,  # False adds the branches up, under the name 'all', in less time
     steps: int = STEPS,  # Points of the integration
 ) -> dict:  # branch -> n x H x W
-    """Shares of the similarity of each image with itself, which is 1, by branch and pixel.
+    """Shares of the similarity of two images by branch and pixel of the FIRST.
 
-    These are integrated gradients (Sundararajan et al. 2017) on the way from a grey image, the mean colour of the normalisation, to the
-    image. Up to the error of the integration they add up to 1 less the share that the grey image has; see `contributions` for the
+    These are integrated gradients (Sundararajan et al. 2017) on the way from a grey image, the mean colour
+    of the normalisation, to the image. Up to the error of the integration they add up to the similarity,
+    less what the grey image gives (its features in the lengths of the image's own). `contributions` is the
     same split at the size of the feature maps."""
     inputs = inputs.detach()
-    with torch.no_grad(): own = branch_embeddings(model, model.feature_maps(inputs))  # branch -> n x c
-    weights = branch_weights(model, own, own)
-    gradients = {name: torch.zeros_like(inputs) for name in own}
+    with torch.no_grad():
+        own = branch_embeddings(model, model.feature_maps(inputs))  # branch -> n x c
+        theirs = own if others is None else branch_embeddings(model, model.feature_maps(others))
+    weights = branch_weights(model, own, theirs)
+    gradients = {name: torch.zeros_like(inputs) for name in (own if by_branch else ['all'])}
     # In float32; and cuDNN's recurrent nets have no gradient in evaluation mode
     with torch.autocast(inputs.device.type, enabled=False), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
         for step in range(steps):
             point = (inputs*(step + .5)/steps).requires_grad_()
             there = branch_embeddings(model, model.feature_maps(point))
-            for name, e in there.items():
-                gradients[name] += torch.autograd.grad((e*weights[name]).sum(), point, retain_graph=True)[0]/steps
+            scores = {name: (f*weights[name]).sum() for name, f in there.items()}
+            if not by_branch: scores = {'all': sum(scores.values())}
+            for name, score in scores.items():
+                gradients[name] += torch.autograd.grad(score, point, retain_graph=True)[0]/steps
     return {name: (gradient*inputs).sum(1) for name, gradient in gradients.items()}
 
 
-def _smoothed(shares):
-    "n x H x W: the mean over about a seventh of the height around each pixel, since single pixels are noise"
+def smoothed(
+    shares: Tensor,  # n x H x W, of `pixel_shares`
+) -> Tensor:  # n x H x W
+    "The mean over about a seventh of the height around each pixel, twice: single pixels are noise"
     side = 2*(shares.shape[1]//28) + 1
     pool = partial(avg_pool2d, kernel_size=side, stride=1, padding=side//2, count_include_pad=False)
     return pool(pool(shares[:, None]))[:, 0]
@@ -162,12 +175,15 @@ def saliency_maps(
     *,
     kind: str = 'pixels',  # One of `KINDS`
 ) -> dict:  # name -> (n,h,w) in [0,1]
-    """Maps by name, 1 where each is highest; a ValueError for a name that this model does not have lists those it has.
+    """Maps by name, 1 where each is highest; a ValueError for a name that this model does not have lists those
+    it has.
 
-    - 'pixels': which pixels the embedding is made of (`pixel_shares`, smoothed), at the image's size. It takes some seconds.
-    - 'share': where on the branches' feature maps the embedding comes from: the split of `learn.explain`, of the image with itself.
-    - 'energy': channel energy (`activation_map`), how we read the paper's Figure 2. It shows where channels are excited, whether the
-      embedding makes use of it or not.
+    - 'pixels': which pixels the embedding is made of (`pixel_shares`, smoothed), at the image's size. It
+      takes some seconds.
+    - 'share': where on the branches' feature maps the embedding comes from: the split of `learn.explain`,
+      of the image with itself.
+    - 'energy': channel energy (`activation_map`), how we read the paper's Figure 2. It shows where channels
+      are excited, whether the embedding makes use of it or not.
 
     `saliency_inside` measures which of them lies on the person."""
     if kind not in KINDS: raise ValueError(f'kind={kind!r}: use one of {", ".join(KINDS)}')
@@ -179,7 +195,7 @@ def saliency_maps(
     if not names: return {}
     if kind == 'energy': return {b: activation_map(sight.maps[b]).cpu().numpy() for b in names}
     with learn.evaluating() as (model, _):
-        if kind == 'pixels': shares = {b: _smoothed(o) for b, o in pixel_shares(model, sight.inputs).items()}
+        if kind == 'pixels': shares = {b: smoothed(o) for b, o in pixel_shares(model, sight.inputs).items()}
         else: shares = {b: o.sum(1) for b, o in contributions(model, sight.maps, sight.maps).parts.items()}
     return {b: positive(shares[b].cpu().numpy()) for b in names}
 
@@ -205,9 +221,10 @@ def saliency_inside(
 ) -> pd.DataFrame:  # Index kind and branch; columns `inside`, `chance`, `ratio`
     """How much of the maps lies on the true person, or on some regions, beside chance.
 
-    `inside` is the share of a map's sum that lies inside, the map being enlarged as it is drawn; `chance` is the share of the image
-    that these regions cover, which a map of one value would score; `ratio` is inside over chance. All are means over the images
-    that show a part of the regions. A ValueError where no image has a mask that does."""
+    `inside` is the share of a map's sum that lies inside, the map being enlarged as it is drawn; `chance`
+    is the share of the image that these regions cover, which a map of one value would score; `ratio` is
+    inside over chance. All are means over the images that show a part of the regions. A ValueError where no
+    image has a mask that does."""
     wanted = region_indices(regions)
     found = {(kind, branch): [] for kind in kinds for branch in learn.model.branches}
     chance = []

@@ -115,7 +115,8 @@ def draw_results(
     stripes: bool = False,  # Whether the model learnt horizontal stripes for part masks
     save=None,  # Where to write the figure
 ) -> Figure:
-    "Rows of image, true mask, mask as the model sees it, and maps; what the data or the model lacks has no column"
+    """Rows of image, true mask, mask as the model sees it, and maps; what the data or the model lacks has no
+    column"""
     if not len(images): raise ValueError(NOTHING)
     stripes = stripes or _has(true) and _all_stripes(true)
     masks = {'stripes' if stripes else 'true mask': true, 'predicted stripes' if stripes else 'predicted': predicted}
@@ -138,7 +139,8 @@ def draw_results(
 
 @dispatch
 def show_results(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], samples, outs, ctxs=None, max_n=6, save=None, **kwargs):
-    "Image, true and predicted mask: what fastai's own Interpretation shows. `learn.show_results` adds saliency"
+    """Image, true and predicted mask: what fastai's own Interpretation shows. `learn.show_results` adds
+    saliency"""
     pairs = list(zip(samples, outs))[:max_n]
     return draw_results([_as_image(s[0]) for s, _ in pairs], [str(s[2]) for s, _ in pairs], true=[_known(_as_labels(s[1])) for s, _ in pairs],
                         predicted=[_known(_as_labels(o[0])) for _, o in pairs], save=save)
@@ -156,7 +158,8 @@ def show_results(self: ReIDLearner,
     seed: int = 0,  # Seed of the draw
     save=None,  # Where to write the figure
 ) -> Figure:
-    "Rows of image, true part mask, the mask as the model sees it, and where each branch looks (`saliency_maps`)"
+    """Rows of image, true part mask, the mask as the model sees it, and where each branch looks
+    (`saliency_maps`)"""
     if max_n < 1: raise ValueError(f'max_n={max_n}: show at least one image')
     items = _rows(self, ds_idx, dl)
     order = np.random.default_rng(seed).permutation(len(items)) if shuffle else np.arange(len(items))
@@ -192,7 +195,8 @@ def show_occlusion(self: ReIDDataLoaders,
     seed: int = 0,  # Seed of the batch
     save=None,  # Where to write the figure
 ) -> Figure:
-    "What the adversarial branch may see in training: images with the dropped regions blanked (paper, section 3.2)"
+    """What the adversarial branch may see in training: images with the dropped regions blanked (paper, section
+    3.2)"""
     if n < 1 or images < 1: raise ValueError(f'n={n}, images={images}: draw at least one of each')
     shown, labels = _masked(self.train, seed, images)
     draw = (RegionOcclusion(seed=seed) if occlusion is None else deepcopy(occlusion)).draw

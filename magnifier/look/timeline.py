@@ -22,8 +22,9 @@ def show_timeline(
 ) -> Figure:  # Lanes above, thumbnails below
     """When each person was in front of which camera.
 
-    Two people who are in front of one camera at the same time are drawn one above the other. Thumbnails come from the files or videos
-    that were added; a person whose file is gone or was changed has an empty one. A ValueError for a table without rows"""
+    Two people who are in front of one camera at the same time are drawn one above the other. Thumbnails
+    come from the files or videos that were added; a person whose file is gone or was changed has an empty
+    one. A ValueError for a table without rows"""
     if not len(people): raise ValueError('nobody to show: the table has no rows')
     seen = (people['end'] - people['start']).groupby(people['person']).sum()
     shown = sorted(seen.nlargest(most, keep='first').index)

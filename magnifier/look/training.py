@@ -1,4 +1,5 @@
-"Figures of trainings: losses by part and metrics by epoch, and the ablations (paper, Table 2, Figures 4 and 5)"
+"""Figures of trainings: losses by part and metrics by epoch, and the ablations (paper, Table 2, Figures 4 and
+5)"""
 import pandas as pd
 from fastai.vision.all import patch
 from magnifier.look.figure import TEXT, Figure, finish, plot
@@ -79,8 +80,8 @@ def plot_studies(
     *,
     save=None,  # Where to write the figure
 ) -> Figure:
-    """A panel a study: R1 and mAP of each line, or mAP against the regions kept (Figure 5). Bars are one standard deviation over seeds;
-    a panel of one seed has no bars, and its title says so"""
+    """A panel a study: R1 and mAP of each line, or mAP against the regions kept (Figure 5). Bars are one
+    standard deviation over seeds; a panel of one seed has no bars, and its title says so"""
     table = summary(runs)
     known = list(table.index.unique('study'))
     studies = known if studies is None else list(studies)

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from magnifier.train.parts import region_masks
 from magnifier.look.explain import REST, explain_pair
-from magnifier.look.contributions import branch_embeddings, contributions, similarity_maps
+from magnifier.look.contributions import branch_embeddings, contributions
 from magnifier.look.drawing import resized_heat
-from magnifier.look.saliency import Sight, activation_map, decode_images, pixel_shares, saliency_inside, saliency_maps
+from magnifier.look.saliency import Sight, activation_map, decode_images, pixel_shares, saliency_inside, saliency_maps, smoothed
 from magnifier.model.branches import AdversarialBranch, FusionBranch, GlobalBranch, RecurrentFusion
 from magnifier.model.heads import SegmentationHead
 from magnifier.model.net import MagnifierNet, create_magnifier
@@ -125,8 +125,10 @@ def test_global_and_sab_against_loops():
 def test_maps_have_no_gradient_left_and_the_model_none():
     model = untrained()
     (_, a), (_, b) = maps_of(model), maps_of(model, seed=2)
-    one, two = similarity_maps(model, a, b)
-    assert not one.requires_grad and one.shape == two.shape == (3, 4, 2) and all(p.grad is None for p in model.parameters())
+    heat = contributions(model, a, b).map()
+    assert not heat.requires_grad
+    assert heat.shape == (3, 4, 2)
+    assert all(p.grad is None for p in model.parameters())
 
 
 class PatchEye(nn.Module):
@@ -160,8 +162,8 @@ def test_pointing_game_over_walkers(branches, few):
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()/255
     with torch.no_grad(): maps = model.feature_maps(x)
     others = {name: o.roll(1, 0) for name, o in maps.items()}
-    for found, places in zip(similarity_maps(model, maps, others), (at, at[-1:] + at[:-1])):
-        peaks = [np.unravel_index(heat.argmax(), heat.shape) for heat in found.numpy()]
+    for one, other, places in ((maps, others, at), (others, maps, at[-1:] + at[:-1])):
+        peaks = [np.unravel_index(heat.argmax(), heat.shape) for heat in contributions(model, one, other).map().numpy()]
         assert sum(p == q for p, q in zip(peaks, places)) == len(places)
 
 
@@ -238,6 +240,25 @@ def test_pixel_shares_add_up_to_what_a_grey_image_leaves():
     got = sum(o.sum((1, 2)) for o in pixel_shares(model, x, steps=64).values())
     assert torch.allclose(got, want, atol=.03)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_pixel_shares_of_two_images_add_up_over_branches_too():
+    model = untrained()
+    x, y = torch.randn(2, 2, 3, 64, 32, generator=torch.Generator().manual_seed(1))
+    by_branch = pixel_shares(model, x, y, steps=2)
+    assert list(by_branch) == ['global', 'sab', 'sfb']
+    assert torch.allclose(pixel_shares(model, x, y, by_branch=False, steps=2)['all'], sum(by_branch.values()), atol=1e-5)
+    assert torch.allclose(pixel_shares(model, x, x, steps=2)['sab'], pixel_shares(model, x, steps=2)['sab'], atol=1e-6)
+
+
+def test_smoothing_keeps_a_constant_and_spreads_a_point():
+    assert torch.allclose(smoothed(torch.ones(1, 64, 32)), torch.ones(1, 64, 32))
+    point = torch.zeros(1, 64, 32)
+    point[0, 30, 16] = 1
+    spread = smoothed(point)
+    assert spread.sum() == pytest.approx(1, abs=1e-5)
+    assert spread.argmax() == point.argmax()
+    assert (spread > 0).sum() == 9*9  # twice over 5 x 5
 
 
 def test_pixel_shares_find_the_patch():

@@ -1,0 +1,132 @@
+"""Remakes everything that README and the notebooks show: trains what is not there yet, draws README's pictures (`nbs/images`), writes its
+numbers (`nbs/figures.json`), checks what is claimed of them, writes the API reference and executes the notebooks in place.
+
+    python nbs/make.py                 # everything; models of the notebooks are trained by the quick recipe, some minutes each
+    python nbs/make.py --only figures  # pictures and numbers alone: one training
+
+The page's pictures need playwright and chromium; without them they stay as they are. Delete the folder that is named first to train anew."""
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import matplotlib
+from fastcore.script import call_parse
+
+HERE = Path(__file__).resolve().parent
+sys.path += [str(HERE), str(HERE.parent/'tests'/'bench')]
+FULL = 'G+M+SAB+SFB+SD'
+PARTS = ('figures', 'api', 'notebooks')
+
+
+def numbers(learn, models):
+    "README's numbers, as JSON takes them"
+    from hsv_baseline import hsv_baseline
+    from magnifier.all import describe, saliency_inside
+    ablation = json.loads((models.runs/'runs'/f'{FULL}-0.json').read_text())
+    table = learn.evaluate(rerank=True)
+    table.loc['colour alone'] = hsv_baseline(models.path).table().iloc[0]
+    test = learn.dls.valid_ds.items.query('pid > 0')
+    inside = saliency_inside(learn, test.sample(min(200, len(test)), random_state=0))
+    return dict(
+        seconds=ablation['seconds'],
+        data=json.loads(describe(models.catalog).to_json(orient='index')),
+        retrieval=json.loads(table.round(4).to_json(orient='index')),
+        saliency={kind: json.loads(of_kind.droplevel('kind').round(3).to_json(orient='index')) for kind, of_kind in inside.groupby('kind')},
+    )
+
+
+def check(found):
+    "What README and the notebooks claim"
+    retrieval, saliency = found['retrieval'], found['saliency']
+    assert retrieval['plain']['mAP'] > 2*retrieval['colour alone']['mAP'], retrieval
+    assert retrieval['re-ranked']['mAP'] > retrieval['plain']['mAP'], retrieval
+    for branch, pixels in saliency['pixels'].items():
+        assert pixels['ratio'] > 1.2, (branch, saliency)  # more of the map lies on the person than of the image
+        assert pixels['inside'] > saliency['energy'][branch]['inside'], (branch, saliency)
+
+
+def draw(learn, folder):
+    "README's figures"
+    from magnifier.look.ranked_set import RankedSet
+    learn.dls.show_batch(max_n=8, save=folder/'show_batch.png')
+    learn.show_results(max_n=4, save=folder/'show_results.png')
+    learn.show_ranking(n=4, save=folder/'show_ranking.png')
+    ranked = RankedSet.of(learn)
+    query = int(ranked.choose('best', 1)[0])
+    hits = ranked.ranking.hits(query, 20)
+    query_row, *hit_rows = [row for _, row in ranked.rows_of(query, hits).iterrows()]
+    for name, match in (('explain', True), ('explain_wrong', False)):
+        place = hits['match'].eq(match).idxmax()  # of the first right hit, and of the first wrong one
+        learn.explain(query_row, hit_rows[place], save=folder/f'{name}.png')
+
+
+def photograph(learn, folder):
+    "The page at a desk and on a phone, one hit explained"
+    from magnifier.all import Gallery, serve_page
+    try: from playwright.sync_api import sync_playwright
+    except ImportError: return print('playwright is not installed: the pictures of the page stay as they are')
+    chromium = shutil.which('chromium')
+    if chromium is None: return print('chromium is not installed: the pictures of the page stay as they are')
+    items = learn.dls.valid_ds.items
+    with Gallery(folder/'.people', regions=True) as people, sync_playwright() as playwright:
+        people.add(learn, items[items.split == 'gallery'].query('pid > 0'), progress=False)
+        browser = playwright.chromium.launch(executable_path=chromium, args=['--headless', '--no-sandbox', '--disable-gpu'])
+        with serve_page(learn, people) as address:
+            for name, size in (('page', (1280, 900)), ('page_phone', (390, 844))):
+                page = browser.new_page(viewport=dict(zip(('width', 'height'), size)))
+                page.set_default_timeout(120_000)
+                page.goto(address)
+                page.click('.asked .card >> nth=1')
+                page.click('#hits .card >> nth=0')
+                page.locator('#why h3').wait_for()
+                page.screenshot(path=folder/f'{name}.png', full_page=True)
+        browser.close()
+    shutil.rmtree(folder/'.people')
+
+
+def shrink(folder):
+    "Pictures of 256 colours: a third of their size in the repository"
+    from PIL import Image
+    for path in folder.glob('*.png'):
+        image = Image.open(path).convert('RGB')
+        image.quantize(palette=image.quantize(256), dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+
+
+def execute(path):
+    "A notebook, in place"
+    import nbformat
+    from nbclient import NotebookClient
+    notebook = nbformat.read(path, 4)
+    NotebookClient(notebook, timeout=7200, kernel_name='python3', resources={'metadata': {'path': str(HERE)}}).execute(env=dict(os.environ))
+    path.write_text(nbformat.writes(notebook), encoding='utf-8')
+
+
+@call_parse
+def main(
+    only: str = '',  # One of figures, api, notebooks; empty for all
+    out: str = '',  # Folder of `images` and `figures.json`; empty for nbs
+):
+    "Remakes README's pictures and numbers, the API reference and the notebooks' outputs"
+    if only and only not in PARTS: raise ValueError(f'--only {only}: use one of {", ".join(PARTS)}')
+    matplotlib.use('Agg')
+    if only in ('', 'figures'):
+        import walkers_models as models
+        print(f'data {models.path}, models {models.runs}')
+        learn, folder = models.model_of(FULL), Path(out or HERE)
+        (folder/'images').mkdir(parents=True, exist_ok=True)
+        found = numbers(learn, models)
+        (folder/'figures.json').write_text(json.dumps(found, indent=1) + '\n')
+        print(json.dumps(found['retrieval'], indent=1))
+        draw(learn, folder/'images')
+        photograph(learn, folder/'images')
+        shrink(folder/'images')
+        if not models.QUICK: check(found)
+    if only in ('', 'api'):
+        import api
+        api.write()
+    if only in ('', 'notebooks'):
+        for path in sorted(HERE.glob('*.ipynb')):
+            print(path.name, flush=True)
+            execute(path)
