@@ -77,7 +77,8 @@ def parameters(
     "What a function takes"
     texts = _texts(function)
     given = inspect.signature(function).parameters.values()
-    return [Parameter(_starred(p), _written(p.default), texts.get(p.name, '')) for p in given if p.name not in ('self', 'cls')]
+    return [Parameter(_starred(p), _written(p.default), texts.get(p.name, '')) for p in given
+            if p.name not in ('self', 'cls')]
 
 
 def _texts(function):
@@ -86,7 +87,8 @@ def _texts(function):
     return {**(_texts(delegated) if delegated else {}), **_source(function).texts}
 
 
-def _starred(parameter): return {parameter.VAR_POSITIONAL: '*', parameter.VAR_KEYWORD: '**'}.get(parameter.kind, '') + parameter.name
+def _starred(parameter):
+    return {parameter.VAR_POSITIONAL: '*', parameter.VAR_KEYWORD: '**'}.get(parameter.kind, '') + parameter.name
 
 
 def _written(default):
@@ -140,11 +142,13 @@ def _document_class(cls):
     if fields(cls): _add(cls, _table('Fields', fields(cls)))
     for method in vars(cls).values():
         method = getattr(method, '__func__', method)
-        if inspect.isfunction(method) and method.__module__.startswith('magnifier.'): _add(method, describe_call(method))
+        if inspect.isfunction(method) and method.__module__.startswith('magnifier.'):
+            _add(method, describe_call(method))
 
 
 def _add(thing, table):
-    if table and table not in (thing.__doc__ or ''): thing.__doc__ = f'{inspect.cleandoc(thing.__doc__ or "")}\n\n{table}'.strip()
+    if table and table not in (thing.__doc__ or ''):
+        thing.__doc__ = f'{inspect.cleandoc(thing.__doc__ or "")}\n\n{table}'.strip()
 
 
 for _name in [name for name in sys.modules if name.startswith('magnifier.')]: _document(sys.modules[_name])

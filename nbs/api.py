@@ -1,4 +1,4 @@
-"""Writes the API reference, `nbs/api/*.md`: a page a wing, every public name with its parameters and the line that imports it.
+"""Writes the API reference, `nbs/api/*.md`: a page a wing, every public name with its parameters and its import.
 
     python nbs/api.py
 """
@@ -14,9 +14,16 @@ from magnifier.docs import fields, parameters, returned
 
 HERE = Path(__file__).resolve().parent
 WINGS = {
-    'regions': 'The eight regions', 'data': 'Data sets, masks and batches', 'walkers': 'The embedded data set', 'model': 'The network',
-    'train': 'Training and evaluation', 'look': 'Figures', 'gallery': 'Galleries', 'retrieval': 'Retrieval: features in, ranks out',
-    'app': 'The page', 'cli': 'Commands',
+    'regions': 'The eight regions',
+    'data': 'Data sets, masks and batches',
+    'walkers': 'The embedded data set',
+    'model': 'The network',
+    'train': 'Training and evaluation',
+    'look': 'Figures',
+    'gallery': 'Galleries',
+    'retrieval': 'Retrieval: features in, ranks out',
+    'app': 'The page',
+    'cli': 'Commands',
 }
 
 
@@ -24,7 +31,8 @@ def modules(wing):
     "Modules of a wing that have public names, as (name, module)"
     found = importlib.import_module(f'magnifier.{wing}')
     if not hasattr(found, '__path__'): return [found]
-    names = sorted(m.name for m in pkgutil.iter_modules(found.__path__, f'magnifier.{wing}.') if m.name.rpartition('.')[2] != 'all')
+    names = sorted(m.name for m in pkgutil.iter_modules(found.__path__, f'magnifier.{wing}.')
+                   if m.name.rpartition('.')[2] != 'all')
     return [m for m in map(importlib.import_module, names) if m.__all__ or patches(m)]
 
 
@@ -34,7 +42,8 @@ def patches(module):
     for cls in PATCHED:
         for method in vars(cls).values():
             method = getattr(method, 'fget', None) or getattr(method, '__func__', method)
-            if inspect.isfunction(method) and method.__module__ == module.__name__ != cls.__module__: found.append((cls, method))
+            if inspect.isfunction(method) and method.__module__ == module.__name__ != cls.__module__:
+                found.append((cls, method))
     return found
 
 
@@ -43,7 +52,8 @@ PATCHED = [magnifier.all.ReIDLearner, magnifier.all.ReIDDataLoaders, magnifier.a
 
 def page(wing, title):
     "A wing as Markdown"
-    parts = [f'# {title}', f'Made from the source by `python nbs/api.py`. Wing `magnifier.{wing}`; `from magnifier.all import *` brings most of it.']
+    made = f'Wing `magnifier.{wing}`, written from the source by `python nbs/api.py`.'
+    parts = [f'# {title}', f'{made} `from magnifier.all import *` brings what a notebook uses.']
     for module in modules(wing):
         parts += [f'## {module.__name__}', first_part(module.__doc__)]
         if module.__all__: parts.append(f'```python\nfrom {module.__name__} import {", ".join(module.__all__)}\n```')
@@ -86,9 +96,11 @@ def first_part(doc):
 def table(rows):
     rows = [row for row in rows if row.text or row.default]
     if not rows: return ''
-    lines = [f'| `{escaped(row.name)}` | {f"`{escaped(short(row.default))}`" if row.default else ""} | {escaped(row.text)} |' for row in rows]
+    lines = [f'| {code(row.name)} | {code(row.default)} | {escaped(row.text)} |' for row in rows]
     return '\n'.join(['| parameter | default | what it is |', '|---|---|---|', *lines])
 
+
+def code(text): return f'`{escaped(short(text))}`' if text else ''
 
 def escaped(text): return text.replace('|', '\\|')
 
@@ -104,7 +116,8 @@ def write(folder=HERE/'api'):
     folder.mkdir(exist_ok=True)
     for wing, title in WINGS.items(): (folder/f'{wing}.md').write_text(page(wing, title), encoding='utf-8')
     lines = [f'- [{title}]({wing}.md): `magnifier.{wing}`' for wing, title in WINGS.items()]
-    (folder/'README.md').write_text('# Reference\n\nEvery public name, its parameters, and the line that imports it.\n\n' + '\n'.join(lines) + '\n')
+    heading = '# Reference\n\nEvery public name, its parameters, and the line that imports it.\n\n'
+    (folder/'README.md').write_text(heading + '\n'.join(lines) + '\n')
 
 
 if __name__ == '__main__': write()

@@ -1,10 +1,12 @@
-"""Remakes everything that README and the notebooks show: trains what is not there yet, draws README's pictures (`nbs/images`), writes its
-numbers (`nbs/figures.json`), checks what is claimed of them, writes the API reference and executes the notebooks in place.
+"""Remakes everything that README and the notebooks show.
 
-    python nbs/make.py                 # everything; models of the notebooks are trained by the quick recipe, some minutes each
-    python nbs/make.py --only figures  # pictures and numbers alone: one training
+    python nbs/make.py                 # everything; what is not trained yet takes some minutes a model
+    python nbs/make.py --only figures  # README's pictures and numbers alone: one training
 
-The page's pictures need playwright and chromium; without them they stay as they are. Delete the folder that is named first to train anew."""
+It trains, draws README's pictures (`nbs/images`), writes its numbers (`nbs/figures.json`), checks what is claimed of
+them, writes the API reference and executes the notebooks in place. It names the folder of the models first: delete that
+to train anew. The pictures of the page need playwright and chromium; without them they stay as they are.
+"""
 import json
 import os
 import shutil
@@ -33,7 +35,8 @@ def numbers(learn, models):
         seconds=ablation['seconds'],
         data=json.loads(describe(models.catalog).to_json(orient='index')),
         retrieval=json.loads(table.round(4).to_json(orient='index')),
-        saliency={kind: json.loads(of_kind.droplevel('kind').round(3).to_json(orient='index')) for kind, of_kind in inside.groupby('kind')},
+        saliency={kind: json.loads(of_kind.droplevel('kind').round(3).to_json(orient='index'))
+                  for kind, of_kind in inside.groupby('kind')},
     )
 
 
@@ -72,7 +75,8 @@ def photograph(learn, folder):
     items = learn.dls.valid_ds.items
     with Gallery(folder/'.people', regions=True) as people, sync_playwright() as playwright:
         people.add(learn, items[items.split == 'gallery'].query('pid > 0'), progress=False)
-        browser = playwright.chromium.launch(executable_path=chromium, args=['--headless', '--no-sandbox', '--disable-gpu'])
+        browser = playwright.chromium.launch(executable_path=chromium,
+                                             args=['--headless', '--no-sandbox', '--disable-gpu'])
         with serve_page(learn, people) as address:
             for name, size in (('page', (1280, 900)), ('page_phone', (390, 844))):
                 page = browser.new_page(viewport=dict(zip(('width', 'height'), size)))
@@ -99,7 +103,8 @@ def execute(path):
     import nbformat
     from nbclient import NotebookClient
     notebook = nbformat.read(path, 4)
-    NotebookClient(notebook, timeout=7200, kernel_name='python3', resources={'metadata': {'path': str(HERE)}}).execute(env=dict(os.environ))
+    NotebookClient(notebook, timeout=7200, kernel_name='python3',
+                   resources={'metadata': {'path': str(HERE)}}).execute(env=dict(os.environ))
     path.write_text(nbformat.writes(notebook), encoding='utf-8')
 
 

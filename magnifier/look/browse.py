@@ -56,7 +56,8 @@ class Browser:
     def widget(self):  # An ipywidgets box
         "Buttons, regions to tick, and the figure; an ImportError says what to install"
         try: import ipywidgets as w
-        except ImportError as e: raise ImportError('browsing with buttons needs ipywidgets: pip install ipywidgets') from e
+        except ImportError as e:
+            raise ImportError('browsing with buttons needs ipywidgets: pip install ipywidgets') from e
         back, on = w.Button(description='◀ previous'), w.Button(description='next ▶')
         where, out = w.Label(), w.Image(format='png')
         known = BODY_REGIONS if self.learn.model.segmentation is not None else ()

@@ -102,8 +102,8 @@ def _draw_masks(catalog, n, seed, *, both, cols, width, save):
     cols = min(cols, len(rows))
     lines = 2 if both else 1  # of tiles, for each row of images
     room = legend_room(max(3.4, cols*(width + .1)), 7)
-    figure, axes = tiles(-(-len(rows)//cols)*lines, cols, aspect=aspect, width=width, above=.2 if both else 0., bottom=room,
-                         gap=.1 if both else .05)
+    figure, axes = tiles(-(-len(rows)//cols)*lines, cols, aspect=aspect, width=width, above=.2 if both else 0.,
+                         bottom=room, gap=.1 if both else .05)
     for i, (row, image, mask) in enumerate(zip(rows, images, masks)):
         column = axes[i//cols*lines:, i % cols]
         if both: put_image(column[0], image, title=f'id {row["pid"]} cam {row["camid"]}' if 'pid' in row else None)

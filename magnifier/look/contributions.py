@@ -25,7 +25,8 @@ def branch_weights(
 ) -> dict:  # branch -> n x c
     """What f_bn of our images is multiplied with to give its part of the score, the lengths of the branches
     held"""
-    scales = [branch_scales(list(o.values()), model.branch_weights, model.normalise_branches).split(1, 1) for o in (ours, others)]
+    scales = [branch_scales(list(o.values()), model.branch_weights, model.normalise_branches).split(1, 1)
+              for o in (ours, others)]
     return {name: others[name]*own*theirs for name, own, theirs in zip(ours, *scales)}
 
 

@@ -17,8 +17,8 @@ from magnifier.look.palette import FALSE_COLOUR, HEAT, NEUTRAL_COLOUR, REGION_CO
 from magnifier.model.resize import resize_labels
 from magnifier.regions import N_REGIONS
 
-__all__ = ['resized_labels', 'resized_heat', 'are_stripes', 'paint_mask', 'paint_heat', 'blank_regions', 'spotlight', 'stack', 'as_png',
-           'outline', 'frame', 'put_image', 'put_note', 'region_legend', 'legend_room', 'FRAMES']
+__all__ = ['resized_labels', 'resized_heat', 'are_stripes', 'paint_mask', 'paint_heat', 'blank_regions', 'spotlight',
+           'stack', 'as_png', 'outline', 'frame', 'put_image', 'put_note', 'region_legend', 'legend_room', 'FRAMES']
 
 # kind -> colour, line style, mark: told apart without colour too
 FRAMES = {
@@ -168,7 +168,8 @@ def frame(
     colour, style, mark = FRAMES[kind]
     border = dict(transform=ax.transAxes, fill=False, clip_on=False)
     ax.add_patch(Rectangle((0, 0), 1, 1, edgecolor='white', linewidth=4.5, zorder=4, **border))
-    ax.add_patch(Rectangle((0, 0), 1, 1, edgecolor=colour, linestyle=style, linewidth=1.2 if kind == 'query' else 3, zorder=5, **border))
+    ax.add_patch(Rectangle((0, 0), 1, 1, edgecolor=colour, linestyle=style, linewidth=1.2 if kind == 'query' else 3,
+                           zorder=5, **border))
     if not mark: return
     disc = dict(boxstyle='circle,pad=.18', facecolor=colour, edgecolor='white', linewidth=.8)
     _beside(ax, mark, (1, 1), (-4, -4), ha='right', va='top', color='white', weight='bold', zorder=6, bbox=disc)
@@ -211,8 +212,9 @@ def region_legend(
     if heat: handles.append(_ramp(HEAT(np.linspace(.15, 1, 4)), heat))
     if not handles: return
     columns = min(len(handles), _legend_columns(figure.get_size_inches()[0]))
-    figure.legend(*zip(*handles), loc='lower center', bbox_to_anchor=(.5, 0), ncols=columns, fontsize=TEXT, frameon=False, handlelength=1.5,
-                  handletextpad=.4, columnspacing=1., borderaxespad=.2, handler_map={tuple: HandlerTuple(ndivide=None, pad=0)})
+    figure.legend(*zip(*handles), loc='lower center', bbox_to_anchor=(.5, 0), ncols=columns, fontsize=TEXT,
+                  frameon=False, handlelength=1.5, handletextpad=.4, columnspacing=1., borderaxespad=.2,
+                  handler_map={tuple: HandlerTuple(ndivide=None, pad=0)})
 
 
 STRIPES = 'horizontal stripes, not body parts'

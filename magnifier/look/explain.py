@@ -17,7 +17,8 @@ from magnifier.regions import BODY_REGIONS, REGIONS
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.parts import NO_REGIONS, VISIBLE, region_areas, region_embeddings, region_masks
 
-__all__ = ['Explanation', 'Comparison', 'explain_pair', 'explain_images', 'match_words', 'verdict', 'draw_explanation', 'REST']
+__all__ = ['Explanation', 'Comparison', 'explain_pair', 'explain_images', 'match_words', 'verdict',
+           'draw_explanation', 'REST']
 
 REST = 'average person'
 
@@ -34,7 +35,7 @@ class Comparison(NamedTuple):
 class Explanation:
     "Why a query and a hit matched; a notebook shows the figure, then this table"
     score: float  # Cosine similarity, as the ranking has it
-    table: pd.DataFrame  # A row a region, and a last one for an average person: similarity, seen_query, seen_hit, share, a share by branch
+    table: pd.DataFrame  # A row a region, one for an average person: similarity, seen_query, seen_hit, share, by branch
     words: str  # The same in sentences
     figure: Figure  # Both images with outlines and similarity maps, and the table as bars
     same_person: bool | None = None  # Whether both have the same identity; None where the labels are not known
@@ -144,8 +145,8 @@ def match_words(
     body = table.loc[list(BODY_REGIONS)]
     sentences = [f'Similarity {score:.2f}.']
     largest = table['share'].nlargest(2)
-    largest = largest[largest > 0]
-    if len(largest): sentences.append('Most of it from: ' + ', '.join(f'{named([r])} ({share:+.2f})' for r, share in largest.items()) + '.')
+    sources = ', '.join(f'{named([r])} ({share:+.2f})' for r, share in largest[largest > 0].items())
+    if sources: sentences.append(f'Most of it from: {sources}.')
     alike = body['similarity'].dropna().sort_values(ascending=False)
     if not len(alike): sentences.append('No region of the body can be seen in both.')
     else: sentences.append(f'Most alike: {named(alike.index[:1])} ({alike.iloc[0]:.2f}).')
@@ -175,14 +176,16 @@ def draw_explanation(
     images = compared.sight.images
     aspect = min(images.shape[1]/images.shape[2], 3)
     room = legend_room(9.5, 8)
-    figure, axes = tiles(1, 4, aspect=aspect, width=WIDTH, above=.25, below=.1, bottom=room, min_width=4*WIDTH + BARS + .6)
+    figure, axes = tiles(1, 4, aspect=aspect, width=WIDTH, above=.25, below=.1, bottom=room,
+                         min_width=4*WIDTH + BARS + .6)
     width, height = figure.get_size_inches() + (0, WORDS)
     figure.set_size_inches(width, height)
     top = max(heat.max() for heat in compared.heats)
     painted = [paint_heat(image, heat.clip(min=0)/max(top, 1e-12)) for image, heat in zip(images, compared.heats)]
     hit_kind = {True: 'true', False: 'false', None: None}[same_person]
-    shown = zip((*images, *painted), ('query', 'hit', 'score from: query', 'score from: hit'), ('query', hit_kind, None, None))
-    for i, (ax, (image, title, kind)) in enumerate(zip(axes[0], shown)):
+    titles = ('query', 'hit', 'score from: query', 'score from: hit')
+    kinds = ('query', hit_kind, None, None)
+    for i, (ax, image, title, kind) in enumerate(zip(axes[0], (*images, *painted), titles, kinds)):
         ax.set_position([(.1 + i*(WIDTH + .08))/width, (room + .15)/height, WIDTH/width, WIDTH*aspect/height])
         put_image(ax, image, title=title, kind=kind)
         if i < 2: outline(ax, compared.sight.seen[i])
@@ -198,8 +201,10 @@ def _draw_bars(figure, table, stripes, *, left, bottom, height):
     order = [*BODY_REGIONS, REGIONS[0], REST]
     colours = [*REGION_COLOURS[1:], REGION_COLOURS[0], '#bbbbbb']
     total_w, total_h = figure.get_size_inches()
-    columns = [figure.add_axes([(left + 1.65*i)/total_w, bottom/total_h, 1.45/total_w, height/total_h]) for i in range(2)]
-    for ax, column, title, least in zip(columns, ('similarity', 'share'), ('similarity', 'share of the score'), (1., 0.)):
+    columns = []
+    for i, (column, title, least) in enumerate((('similarity', 'similarity', 1.), ('share', 'share of the score', 0.))):
+        ax = figure.add_axes([(left + 1.65*i)/total_w, bottom/total_h, 1.45/total_w, height/total_h])
+        columns.append(ax)
         _draw_column(ax, table.loc[order, column], colours, least)
         ax.set_title(title, fontsize=TEXT + .5)
         ax.set(xticks=[], yticks=[])

@@ -6,7 +6,8 @@ from matplotlib.ticker import MaxNLocator
 from magnifier.look.figure import TEXT, plot
 from magnifier.look.palette import FALSE_COLOUR, REGION_COLOURS, TRUE_COLOUR
 
-__all__ = ['LINES', 'draw_table', 'draw_bars', 'draw_groups', 'draw_cmc', 'draw_histogram', 'draw_distances', 'draw_thumbnails']
+__all__ = ['LINES', 'draw_table', 'draw_bars', 'draw_groups', 'draw_cmc', 'draw_histogram', 'draw_distances',
+           'draw_thumbnails']
 
 LINES = REGION_COLOURS[[5, 2, 7, 1, 6, 4, 3, 0]]  # for series, the darkest first
 EDGE = dict(edgecolor='#333333', linewidth=.5)
@@ -37,7 +38,8 @@ def _write_cells(ax, values, top, number):
     size = TEXT - (2.5 if max(values.shape) > 10 else .5)
     for (r, c), v in np.ndenumerate(values):
         if np.isnan(v): continue
-        ax.text(c, r, format(v, number), ha='center', va='center', fontsize=size, color='white' if v > .6*top else '#222222')
+        ax.text(c, r, format(v, number), ha='center', va='center', fontsize=size,
+                color='white' if v > .6*top else '#222222')
 
 
 def draw_bars(
@@ -49,7 +51,8 @@ def draw_bars(
     "Horizontal bars with their numbers, the first on top"
     lengths = np.nan_to_num(values)
     ax.barh(range(len(values)), lengths, color=LINES[5], **EDGE)
-    for i, (length, v) in enumerate(zip(lengths, values)): ax.text(length + .02, i, f'{v:.2f}', va='center', fontsize=TEXT)
+    for i, (length, v) in enumerate(zip(lengths, values)):
+        ax.text(length + .02, i, f'{v:.2f}', va='center', fontsize=TEXT)
     ax.set_yticks(range(len(values)), [str(n).replace('_', ' ') for n in values.index])
     ax.set(xlim=(0, 1.15), xlabel=words)
     ax.invert_yaxis()
@@ -111,13 +114,16 @@ def draw_distances(
     "Distances of true and false pairs as densities, with thresholds"
     figure, ((ax,),) = plot(size=(5.4, 3.3))
     bins = np.linspace(min(genuine[0], impostor[0]), max(genuine[-1], impostor[-1]), 60)
-    ax.hist(impostor, bins=bins, density=True, color=FALSE_COLOUR, alpha=.55, label=f'two persons ({len(impostor)} pairs)')
-    ax.hist(genuine, bins=bins, density=True, histtype='step', color=TRUE_COLOUR, linewidth=2.2, label=f'one person ({len(genuine)} pairs)')
+    ax.hist(impostor, bins=bins, density=True, color=FALSE_COLOUR, alpha=.55,
+            label=f'two persons ({len(impostor)} pairs)')
+    ax.hist(genuine, bins=bins, density=True, histtype='step', color=TRUE_COLOUR, linewidth=2.2,
+            label=f'one person ({len(genuine)} pairs)')
     tall = ax.get_ylim()[1]
     room = 1.3 + .11*len(cuts)  # the legend stands above the curves and the lines
     for i, (name, cut) in enumerate(cuts.iterrows()):
         words = f'{name}: cut at {cut.threshold:.3f}, {cut.true_accept:.0%} of true pairs'
-        ax.axvline(cut.threshold, 0, 1/room, color='#222222', linestyle=('--', ':', '-.', '-')[i % 4], linewidth=1.3, label=words)
+        ax.axvline(cut.threshold, 0, 1/room, color='#222222', linestyle=('--', ':', '-.', '-')[i % 4], linewidth=1.3,
+                   label=words)
     ax.set(xlabel='cosine distance', ylabel='density', ylim=(0, tall*room))
     ax.legend(fontsize=TEXT - .5, frameon=False, loc='upper left')
     return figure
@@ -143,11 +149,12 @@ def draw_thumbnails(
         own = points[[g == name for g in groups]]
         middle = own[np.abs(own - np.median(own, 0)).sum(1).argmin()]
         label = dict(boxstyle='round,pad=.15', facecolor='white', edgecolor=LINES[i % 7], alpha=.9)
-        ax.annotate(f'id {name}', middle, xytext=(0, tall*36 + 5), textcoords='offset points', ha='center', fontsize=TEXT + .5,
-                    weight='bold', zorder=20, bbox=label)
+        ax.annotate(f'id {name}', middle, xytext=(0, tall*36 + 5), textcoords='offset points', ha='center',
+                    fontsize=TEXT + .5, weight='bold', zorder=20, bbox=label)
     low, high = points.min(0), points.max(0)
     room = np.maximum(high - low, 1e-6)*.09
-    ax.set(xlim=(low[0] - room[0], high[0] + room[0]), ylim=(low[1] - room[1], high[1] + room[1]*1.3), xticks=[], yticks=[])
+    ax.set(xlim=(low[0] - room[0], high[0] + room[0]), ylim=(low[1] - room[1], high[1] + room[1]*1.3), xticks=[],
+           yticks=[])
     ax.set_title(title, fontsize=TEXT + 1)
     ax.spines[:].set_visible(False)
     return figure

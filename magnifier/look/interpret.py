@@ -9,7 +9,8 @@ from torch.nn.functional import interpolate
 from magnifier.data.masks import read_mask
 from magnifier.look.drawing import put_image
 from magnifier.look.figure import Figure, finish, plot, tiles
-from magnifier.look.graphs import draw_bars, draw_cmc, draw_distances, draw_groups, draw_histogram, draw_table, draw_thumbnails
+from magnifier.look.graphs import (draw_bars, draw_cmc, draw_distances, draw_groups, draw_histogram, draw_table,
+                                   draw_thumbnails)
 from magnifier.look.ranked import draw_rankings
 from magnifier.look.ranked_set import RankedSet
 from magnifier.look.saliency import images_of
@@ -61,7 +62,7 @@ class ReIDInterpretation:
         *,
         heat: bool = False,  # As in `show_ranking`
         save=None,  # Where to write the figure
-    ) -> pd.DataFrame:  # Their catalog rows with `ap` and `first_match` (rank of the first true match), worst first; index: the query's number
+    ) -> pd.DataFrame:  # Their rows with `ap` and `first_match`, the rank of the first true match; worst first
         "Queries of the lowest average precision, with their hits"
         chosen = self.ranked.choose('worst', n)
         self.figure = draw_rankings([(self.learn, self.ranked)], chosen, k=k, heat=heat, save=save)
@@ -71,7 +72,7 @@ class ReIDInterpretation:
         n: int = 8,  # Pairs to draw
         *,
         save=None,  # Where to write the figure
-    ) -> pd.DataFrame:  # Columns pid, taken_for, times, of (the identity's queries), query and item (an example); most often first
+    ) -> pd.DataFrame:  # pid, taken_for, times, of (its queries), query and item (an example); most often first
         "Who is taken for whom: wrong first hits, counted by pair of identities"
         if n < 1: raise ValueError(f'n={n}: draw at least one pair')
         wrong = np.flatnonzero((self.ranking.first_match > 1) & (self.ranking.n_matches > 0))
@@ -79,7 +80,8 @@ class ReIDInterpretation:
         pids, _ = self.ranked.ids(self.ranked.query_rows)
         taken_for, _ = self.ranked.ids(self.ranked.gallery_rows[items])
         table = pd.DataFrame(dict(pid=pids[wrong], taken_for=taken_for, query=wrong, item=items))
-        table = table.groupby(['pid', 'taken_for'], as_index=False).agg(times=('query', 'size'), query=('query', 'first'), item=('item', 'first'))
+        counted = dict(times=('query', 'size'), query=('query', 'first'), item=('item', 'first'))
+        table = table.groupby(['pid', 'taken_for'], as_index=False).agg(**counted)
         table.insert(3, 'of', table['pid'].map(pd.Series(pids).value_counts()).to_numpy(dtype=int))
         table = table.sort_values(['times', 'pid', 'taken_for'], ascending=[False, True, True], ignore_index=True)
         self.figure = finish(self._draw_confused(table.head(n)), save)
@@ -126,13 +128,13 @@ class ReIDInterpretation:
 
     def _need_matches(self):
         if not (self.ranking.n_matches > 0).any():
-            raise ValueError('no query has a true match in the gallery, so there are no figures to draw: check pids and camids')
+            raise ValueError('no query has a true match in the gallery, so nothing to draw: check pids and camids')
 
     def plot_distances(self,
         false_accept=.01,  # False-accept rate, or several, whose threshold is drawn
         *,
         save=None,  # Where to write the figure
-    ) -> pd.DataFrame:  # Of `verification_table`: equal error rate and each rate's threshold, false_accept, false_reject, true_accept
+    ) -> pd.DataFrame:  # Of `verification_table`: the equal error rate, and a row for each rate
         "Distances of true and false pairs, with the threshold at a chosen false-accept rate"
         self._need_matches()
         rates = [false_accept] if isinstance(false_accept, (int, float)) else list(false_accept)
@@ -156,7 +158,8 @@ class ReIDInterpretation:
         (_, q_cams), (_, g_cams) = self.ranked.ids(queries), self.ranked.ids(gallery)
         for qc in np.unique(q_cams):
             for gc in np.unique(g_cams):
-                rows.append(dict(query_cam=qc, gallery_cam=gc, **self._rates(queries[q_cams == qc], gallery[g_cams == gc])))
+                rows.append(dict(query_cam=qc, gallery_cam=gc,
+                                 **self._rates(queries[q_cams == qc], gallery[g_cams == gc])))
         table = pd.DataFrame(rows)
         side = .55*max(table['query_cam'].nunique(), 5) + .9
         figure, (axes,) = plot(1, 2, size=(max(side, 3.2), max(side*.85, 2.6)))
@@ -169,9 +172,10 @@ class ReIDInterpretation:
 
     def _rates(self, query_rows, gallery_rows):
         "Queries with a match, R1 and mAP of some queries against some of the gallery"
-        how = dict(ap=self.ranking.ap_form, no_match=self.ranking.no_match, separate_cameras=self.ranking.labels.separate_cameras)
+        how = dict(ap=self.ranking.ap_form, no_match=self.ranking.no_match,
+                   separate_cameras=self.ranking.labels.separate_cameras)
         with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', message='none of .* queries has a true match')  # a camera's pair with itself
+            warnings.filterwarnings('ignore', message='none of .* has a true match')  # a camera with itself
             r = rank(*self._sides(query_rows, gallery_rows), **how)
         return dict(queries=int((r.n_matches > 0).sum()), R1=r.cmc(1), mAP=r.mAP)
 
@@ -186,12 +190,15 @@ class ReIDInterpretation:
         queries = self._queries
         if isinstance(values, str):
             if values not in queries:
-                raise ValueError(f'no column {values!r} in the catalog: it has {", ".join(map(str, self.ranked.items))}')
+                known = ', '.join(map(str, self.ranked.items))
+                raise ValueError(f'no column {values!r} in the catalog: it has {known}')
             label, values = label or values, queries[values]
-        if len(values) != len(queries): raise ValueError(f'{len(values)} values for {len(queries)} queries: give one for each')
+        if len(values) != len(queries):
+            raise ValueError(f'{len(values)} values for {len(queries)} queries: give one for each')
         values = values if isinstance(values, pd.Categorical) else np.asarray(values)  # a categorical keeps its order
         found = queries.assign(of=values, right=self.ranking.first_match == 1)[self.ranking.counted]
-        table = found.groupby('of', observed=True).agg(queries=('right', 'size'), R1=('right', 'mean'), mAP=('ap', 'mean'))
+        rates = dict(queries=('right', 'size'), R1=('right', 'mean'), mAP=('ap', 'mean'))
+        table = found.groupby('of', observed=True).agg(**rates)
         self.figure = finish(draw_groups(table, label=label), save)
         return table.rename_axis(label or None)
 
@@ -210,8 +217,10 @@ class ReIDInterpretation:
         else:
             body = 1 - self._areas()[:, 0]
             hidden = (1 - body/max(np.quantile(body, .9), 1e-6)).clip(0, 1)
-        groups = pd.cut(hidden, edges, include_lowest=True, labels=[f'{a:.0%}–{b:.0%}' for a, b in zip(edges[:-1], edges[1:])])
-        return self.by(groups, label='share of the body hidden' + ('' if known else ' (estimated from masks)'), save=save)
+        names = [f'{a:.0%}–{b:.0%}' for a, b in zip(edges[:-1], edges[1:])]
+        groups = pd.cut(hidden, edges, include_lowest=True, labels=names)
+        return self.by(groups, label='share of the body hidden' + ('' if known else ' (estimated from masks)'),
+                       save=save)
 
     def plot_visible_regions(self, *,
         save=None,  # Where to write the figure
@@ -247,16 +256,19 @@ class ReIDInterpretation:
         items = self.ranked.items.iloc[rows]
         table = items[['path', 'pid', 'camid']].assign(x=points[:, 0], y=points[:, 1])
         words = f'{len(chosen)} of {len(pids)} identities, {NAMES[method]}'
-        self.figure = finish(draw_thumbnails(points, list(images_of(self.learn, items)), list(table['pid']), words), save)
+        self.figure = finish(draw_thumbnails(points, list(images_of(self.learn, items)), list(table['pid']), words),
+                             save)
         return table
 
     def plot_segmentation(self, *,
         save=None,  # Where to write the figure
     ) -> pd.DataFrame:  # Index the true region: iou, pixels, and the share of its pixels seen as each region
         "How well the model parses: intersection over union by region, and which region is taken for which"
-        if self.learn.model.segmentation is None: raise ValueError('this model has no mask module: build the learner with mask=True')
+        if self.learn.model.segmentation is None:
+            raise ValueError('this model has no mask module: build the learner with mask=True')
         counts = _confusion(self.learn, self.ranked.items)
-        if not counts.sum(): raise ValueError('no image here has a part mask to compare with: name a folder of masks to the reader (masks=...)')
+        if not counts.sum():
+            raise ValueError('no image here has a part mask to compare with: name a folder of masks to the reader')
         true, seen, both = counts.sum(1), counts.sum(0), counts.diagonal()
         with np.errstate(invalid='ignore', divide='ignore'):
             iou = pd.Series(both/(true + seen - both), index=REGIONS)

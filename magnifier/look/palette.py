@@ -5,10 +5,10 @@ from magnifier.regions import BODY_REGIONS, REGIONS
 
 __all__ = ['REGION_COLOURS', 'HEAT', 'TRUE_COLOUR', 'FALSE_COLOUR', 'NEUTRAL_COLOUR', 'region_name']
 
-# Okabe and Ito's palette, one colour a region, the background first. Regions that touch are the furthest apart (24 units of CIELAB or
-# more), for normal sight and for protanopia, deuteranopia and tritanopia
-REGION_COLOURS = np.array([[128, 128, 128], [204, 121, 167], [213, 94, 0], [240, 228, 66], [86, 180, 233], [0, 114, 178],
-                           [230, 159, 0], [0, 158, 115]]) / 255  # (k,3) in [0,1]
+# Okabe and Ito's palette, one colour a region, the background first. Regions that touch are the furthest apart
+# (24 units of CIELAB or more), for normal sight and for protanopia, deuteranopia and tritanopia
+REGION_COLOURS = np.array([[128, 128, 128], [204, 121, 167], [213, 94, 0], [240, 228, 66],
+                           [86, 180, 233], [0, 114, 178], [230, 159, 0], [0, 158, 115]]) / 255  # (k,3) in [0,1]
 # Frames of right, wrong and removed hits; their line style and mark differ as well
 TRUE_COLOUR = '#008f5f'
 FALSE_COLOUR = '#d04a00'

@@ -3,7 +3,8 @@ from typing import NamedTuple
 
 import pandas as pd
 from fastai.vision.all import patch
-from magnifier.look.drawing import legend_room, paint_heat, paint_mask, put_image, put_note, region_legend, spotlight, stack
+from magnifier.look.drawing import (legend_room, paint_heat, paint_mask, put_image, put_note, region_legend, spotlight,
+                                    stack)
 from magnifier.look.figure import Figure, finish, tiles
 from magnifier.look.ranked_set import RankedSet
 from magnifier.look.saliency import Sight, learnt_stripes, pixel_shares, positive, smoothed
@@ -30,7 +31,7 @@ def ranked_row(
     query: int,  # Index of a query
     *,
     k: int = 8,  # Hits
-    heat: bool = False,  # Adds, below each image, where the similarity comes from; by regions, the regions that were compared
+    heat: bool = False,  # Adds, below each image, where the similarity comes from, or the regions compared
     masks: bool = False,  # Adds, below each image, its part mask as the model sees it
     show_removed: bool = False,  # Also hits that the protocol removes, greyed
     regions=None,  # Regions that the search went by; None for the whole embedding
@@ -50,7 +51,9 @@ def ranked_row(
 
 def _painted(learn, sight, heat, masks, regions):
     "The images with their overlay; None where none is asked for"
-    if masks: return [image if labels is None else paint_mask(image, labels) for image, labels in zip(sight.images, sight.seen)]
+    if masks:
+        return [image if labels is None else paint_mask(image, labels)
+                for image, labels in zip(sight.images, sight.seen)]
     if not heat: return None
     if regions is not None:
         return [spotlight(image, labels, region_indices(regions)) for image, labels in zip(sight.images, sight.seen)]
@@ -82,10 +85,12 @@ def draw_rows(
     left = .62 if names else 0.
     entries = 7*masks + 2*len(frames) + 2*heat
     room = legend_room(max(3.4, (k + 1)*(width + .1) + left), entries)
-    figure, axes = tiles(len(rows), k + 1, aspect=height/breadth, width=width, above=.3, below=.2, left=left, bottom=room, split=1)
+    figure, axes = tiles(len(rows), k + 1, aspect=height/breadth, width=width, above=.3, below=.2, left=left,
+                         bottom=room, split=1)
     for row, line in zip(rows, axes): _draw_row(row, line)
     for name, line in zip(names or (), axes):
-        line[0].text(-.12, .5, name, transform=line[0].transAxes, rotation=90, ha='right', va='center', fontsize=9, weight='bold')
+        line[0].text(-.12, .5, name, transform=line[0].transAxes, rotation=90, ha='right', va='center', fontsize=9,
+                     weight='bold')
     region_legend(figure, regions=masks, stripes=stripes, frames=frames, heat=HEAT_MEANS if heat else None)
     return finish(figure, save, show)
 
@@ -94,7 +99,8 @@ def _draw_row(row, line):
     put_image(line[0], row.images[0], title=f'query\nid {row.pid} cam {row.camid}', caption=row.note, kind='query')
     for ax, image, hit in zip(line[1:], row.images[1:], row.hits.itertuples()):
         place = 'removed' if hit.removed else f'{hit.rank}'
-        put_image(ax, image, title=f'{place}\nid {hit.pid} cam {hit.camid}', caption=f'{1 - hit.distance:.3f}', kind=_kind(hit))
+        put_image(ax, image, title=f'{place}\nid {hit.pid} cam {hit.camid}', caption=f'{1 - hit.distance:.3f}',
+                  kind=_kind(hit))
     if not len(row.hits): put_note(line[1], 'no hits:\nall of the\ngallery is\nremoved')
 
 
@@ -122,12 +128,13 @@ def draw_rankings(
             rows.append(ranked_row(learn, ranked, int(query), heat=heat, masks=masks, regions=regions, **kwargs))
     names = list(names)*len(chosen) if names else None
     stripes = masks and learnt_stripes(models[0][0])
-    return draw_rows(rows, names=names, heat=heat and regions is None, masks=masks, stripes=stripes, save=save, show=show)
+    return draw_rows(rows, names=names, heat=heat and regions is None, masks=masks, stripes=stripes, save=save,
+                     show=show)
 
 
 @patch
 def show_ranking(self: ReIDLearner,
-    queries=None,  # None or 'random', 'worst', 'best' (by average precision); or identities (ints) and file names, one or several
+    queries=None,  # None or 'random', 'worst', 'best'; or identities (ints) and file names, one or several
     *,
     k: int = 8,  # Hits of each query
     n: int = 4,  # Queries
@@ -138,7 +145,7 @@ def show_ranking(self: ReIDLearner,
     catalog=None,  # Catalog with queries and gallery; None for the validation set
     regions=None,  # Search by these regions alone, as ['foot', 'lower_leg']; heat=True then shows them
     show_removed: bool = False,  # Also the hits that the protocol removes (same person, same camera), greyed
-    versus: ReIDLearner | None = None,  # Another learner: its list below this one's, on the same queries (paper, Figure 3)
+    versus: ReIDLearner | None = None,  # Another learner, on the same queries, below this one (paper, Figure 3)
     names=('this', 'other'),  # Names of the two learners
 ) -> Figure:
     "Queries and their first hits, right and wrong framed apart, with identity, camera and cosine similarity"

@@ -21,7 +21,7 @@ CHOICES = ('random', 'worst', 'best')
 class RankedSet:
     "Queries and gallery of a set, ranked by one model. It holds embeddings, and no images"
     items: pd.DataFrame  # The set's rows, in the order of the embeddings
-    embeddings: torch.Tensor  # (n,d) on the CPU, L2-normalised; by regions (n,k*c), the regions' own embeddings side by side
+    embeddings: torch.Tensor  # (n,d) on the CPU, L2-normalised; by regions (n,k*c), these side by side
     identity: np.ndarray  # (n,4) class, pid, camid, role
     ranking: Ranking  # Of the queries against the gallery
 
@@ -41,10 +41,11 @@ class RankedSet:
             parts = embed_parts(learn, dl, regions)
             embeddings, identity = parts.embeddings.flatten(1), parts.identity  # (n, k*c)
             ranking = rank_parts(parts, **kwargs).get('regions')
-        if ranking is None: raise ValueError('nothing to rank: the catalog needs rows of split "query" and of split "gallery"')
+        if ranking is None:
+            raise ValueError('nothing to rank: the catalog needs rows of split "query" and of split "gallery"')
         items = dl.dataset.items
         if (identity[:, 1:3].numpy() != items[['pid', 'camid']].to_numpy()).any():
-            raise ValueError('this loader shuffles, so that its rows cannot be told: pass the catalog itself, or a loader that does not shuffle')
+            raise ValueError('this loader shuffles: pass the catalog itself, or a loader that does not shuffle')
         return cls(items, embeddings, identity.numpy(), ranking)
 
     @property
@@ -64,18 +65,21 @@ class RankedSet:
         return self.identity[rows, 1], self.identity[rows, 2]
 
     def choose(self,
-        queries=None,  # None or 'random', 'worst', 'best'; or identities (ints) and file names (strings), one or several
+        queries=None,  # None or 'random', 'worst', 'best'; or identities and file names, one or several
         n: int = 4,  # Queries; where several are named, at least one of each
         seed: int = 0,  # Seed of the random choice
     ) -> np.ndarray:  # Indices of queries, as the ranking counts them
         """Queries by name, or by their average precision; a ValueError for a name that is not there, or that
         several have"""
         if n < 1: raise ValueError(f'n={n}: show at least one query')
-        if queries is None or isinstance(queries, str) and queries in CHOICES: return self._by_success(queries or 'random', n, seed)
+        if queries is None or isinstance(queries, str) and queries in CHOICES:
+            return self._by_success(queries or 'random', n, seed)
         wanted = [queries] if isinstance(queries, (str, Path, int, np.integer)) else list(queries)
-        if not wanted: raise ValueError(f'no queries named: give identities, file names, or one of {", ".join(CHOICES)}')
+        if not wanted:
+            raise ValueError(f'no queries named: give identities, file names, or one of {", ".join(CHOICES)}')
         found = [self._by_pid(q) if isinstance(q, (int, np.integer)) else self._by_file(q) for q in wanted]
-        turns = dict.fromkeys(rows[i] for i in range(n) for rows in found if i < len(rows))  # the first of each, then the second of each
+        # the first of each, then the second of each
+        turns = dict.fromkeys(rows[i] for i in range(n) for rows in found if i < len(rows))
         return np.array(list(turns))[:max(n, len(wanted))]
 
     def _by_success(self, how, n, seed):
@@ -94,10 +98,12 @@ class RankedSet:
     def _by_file(self, name):
         paths = [Path(p) for p in self.items['path'].iloc[self.query_rows]]
         wanted = Path(name)
-        found = [i for i, p in enumerate(paths) if p == wanted or p.parts[-len(wanted.parts):] == wanted.parts or p.stem == str(name)]
+        ending = wanted.parts
+        found = [i for i, p in enumerate(paths) if p.parts[-len(ending):] == ending or p.stem == str(name)]
         if not found: raise _unknown(name, [p.name for p in paths])
         if len(found) > 1:
-            raise ValueError(f'{len(found)} queries are called {str(name)!r}: {_few([paths[i] for i in found])}; name one by its whole path')
+            called = _few([paths[i] for i in found])
+            raise ValueError(f'{len(found)} queries are called {str(name)!r}: {called}; name one by its whole path')
         return found
 
     def rows_of(self,
@@ -109,7 +115,7 @@ class RankedSet:
 
 
 def _unknown(query, known):
-    return ValueError(f'no query {query!r}: the {len(known)} here are {_few(known)}; or use one of {", ".join(CHOICES)}')
+    return ValueError(f'no query {query!r}: the {len(known)} here are {_few(known)}; or use {", ".join(CHOICES)}')
 
 
 def _few(names, n=5): return ', '.join(map(str, names[:n])) + (', ...' if len(names) > n else '')
@@ -119,5 +125,5 @@ def _loader(learn, catalog):
     "Loader of the set to rank"
     if catalog is not None: return learn.loader(catalog)
     if len(learn.dls.loaders) < 2 or not len(learn.dls.valid_ds):
-        raise ValueError('this learner carries no validation set: pass one as catalog=..., with rows of splits query and gallery')
+        raise ValueError('this learner carries no validation set: pass catalog=..., rows of splits query and gallery')
     return learn.dls.valid

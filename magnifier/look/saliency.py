@@ -15,7 +15,8 @@ from magnifier.look.drawing import are_stripes, resized_heat
 from magnifier.regions import BODY_REGIONS, NO_MASK, region_indices
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['Sight', 'activation_map', 'pixel_shares', 'smoothed', 'positive', 'saliency_maps', 'saliency_inside', 'learnt_stripes', 'decode_images', 'images_of', 'KINDS']
+__all__ = ['Sight', 'activation_map', 'pixel_shares', 'smoothed', 'positive', 'saliency_maps', 'saliency_inside',
+           'learnt_stripes', 'decode_images', 'images_of', 'KINDS']
 
 STAGES = ('stage3', 'stage4')
 KINDS = ('pixels', 'share', 'energy')
@@ -80,7 +81,8 @@ class Sight(NamedTuple):
             for batch in dl:
                 x, *targets = tuplify(to_device(batch, device))
                 maps = {name: o.float() for name, o in model.feature_maps(x).items()}
-                batches.append((decode_images(x, dl), x.as_subclass(Tensor), maps, *(t.as_subclass(Tensor).cpu().numpy() for t in targets)))
+                batches.append((decode_images(x, dl), x.as_subclass(Tensor), maps,
+                                *(t.as_subclass(Tensor).cpu().numpy() for t in targets)))
         images, inputs, maps, *targets = zip(*batches)
         maps = {name: torch.cat([m[name] for m in maps]) for name in maps[0]}
         labels, identity = [np.concatenate(t) for t in targets] if targets else (None, None)
@@ -148,7 +150,8 @@ def pixel_shares(
     weights = branch_weights(model, own, theirs)
     gradients = {name: torch.zeros_like(inputs) for name in (own if by_branch else ['all'])}
     # In float32; and cuDNN's recurrent nets have no gradient in evaluation mode
-    with torch.autocast(inputs.device.type, enabled=False), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
+    no_half, no_cudnn = torch.autocast(inputs.device.type, enabled=False), torch.backends.cudnn.flags(enabled=False)
+    with no_half, no_cudnn, torch.enable_grad():
         for step in range(steps):
             point = (inputs*(step + .5)/steps).requires_grad_()
             there = branch_embeddings(model, model.feature_maps(point))
@@ -171,7 +174,7 @@ def smoothed(
 def saliency_maps(
     learn: ReIDLearner,  # Whose model looked
     sight: Sight,  # What it looked at
-    branches=None,  # Names of branches, and with kind='energy' 'stage3' and 'stage4'; None for the branches of the model
+    branches=None,  # Names of branches, and of kind 'energy' also 'stage3' and 'stage4'; None for all branches
     *,
     kind: str = 'pixels',  # One of `KINDS`
 ) -> dict:  # name -> (n,h,w) in [0,1]
@@ -203,7 +206,7 @@ def saliency_maps(
 @patch
 def saliency(self: ReIDLearner,
     images,  # A path, PIL image, array, a list of these, or a catalog's rows; few
-    branches=None,  # Names of branches, and with kind='energy' 'stage3' and 'stage4'; None for the branches of the model
+    branches=None,  # Names of branches, and of kind 'energy' also 'stage3' and 'stage4'; None for all branches
     *,
     kind: str = 'pixels',  # 'pixels', 'share' or 'energy' (paper, Figure 2), see `saliency_maps`
 ) -> dict:  # name -> (n,h,w) in [0,1]
@@ -236,8 +239,10 @@ def saliency_inside(
         for kind in kinds:
             for branch, maps in saliency_maps(learn, sight, kind=kind).items():
                 found[kind, branch] += [_share_inside(maps[i], mask) for i, mask in inside.items()]
-    if not chance: raise ValueError('no image has a part mask that shows these regions: pass rows of a catalog with masks')
-    table = pd.DataFrame({'inside': pd.Series({key: np.mean(shares) for key, shares in found.items()}), 'chance': np.mean(chance)})
+    if not chance:
+        raise ValueError('no image has a part mask that shows these regions: pass rows of a catalog with masks')
+    means = pd.Series({key: np.mean(shares) for key, shares in found.items()})
+    table = pd.DataFrame({'inside': means, 'chance': np.mean(chance)})
     return table.assign(ratio=table['inside']/table['chance']).rename_axis(['kind', 'branch'])
 
 

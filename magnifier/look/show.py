@@ -10,7 +10,8 @@ from torch import Tensor
 from magnifier.data.batches import IdentityBatches
 from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.look.drawing import are_stripes, blank_regions, legend_room, paint_heat, paint_mask, put_image, put_note, region_legend
+from magnifier.look.drawing import (are_stripes, blank_regions, legend_room, paint_heat, paint_mask, put_image,
+                                    put_note, region_legend)
 from magnifier.look.figure import TEXT, Figure, finish, tiles
 from magnifier.look.palette import region_name
 from magnifier.look.saliency import Sight, decode_images, learnt_stripes, saliency_maps
@@ -21,7 +22,8 @@ from magnifier.train.learner import ReIDLearner
 __all__ = ['draw_samples', 'draw_results', 'batch_to_show']
 
 NOTHING = 'no images to show: ask for max_n of at least 1'
-HEAT_MEANS = {'pixels': 'the embedding is made of this', 'share': 'the embedding comes from here', 'energy': 'channel energy'}
+HEAT_MEANS = {'pixels': 'the embedding is made of this', 'share': 'the embedding comes from here',
+              'energy': 'channel energy'}
 
 
 def draw_samples(
@@ -41,7 +43,8 @@ def draw_samples(
     aspect, width = images[0].shape[0]/images[0].shape[1], 1.
     lines = 2 if masked else 1  # of tiles, for each row of images
     room = legend_room(max(3.4, cols*(width + .1)), 7) if masked else 0.
-    figure, axes = tiles(-(-len(images)//cols)*lines, cols, aspect=aspect, width=width, above=.2, bottom=room, title=title)
+    figure, axes = tiles(-(-len(images)//cols)*lines, cols, aspect=aspect, width=width, above=.2, bottom=room,
+                         title=title)
     for i, (image, mask, words) in enumerate(zip(images, labels, titles)):
         column = axes[i//cols*lines:, i % cols]
         put_image(column[0], image, title=words)
@@ -57,16 +60,21 @@ def _has(labels): return labels is not None and any(mask is not None for mask in
 
 def _all_stripes(labels): return all(are_stripes(mask) for mask in labels if mask is not None)
 
-def _as_image(image): return image.as_subclass(Tensor).float().div(1 if image.is_floating_point() else 255).permute(1, 2, 0).cpu().numpy()
+def _as_image(image):
+    "(h,w,3) in [0,1]"
+    image = image.as_subclass(Tensor) if image.is_floating_point() else image.as_subclass(Tensor)/255
+    return image.float().permute(1, 2, 0).cpu().numpy()
 
 def _as_labels(mask): return mask.as_subclass(Tensor).cpu().numpy()
 
 
 @dispatch
-def show_batch(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], samples, ctxs=None, max_n=8, save=None, title=None, **kwargs):
+def show_batch(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], samples, ctxs=None, max_n=8, save=None,
+               title=None, **kwargs):
     "Images, their part masks, identity and camera. fastai finds this function by the types of the batch"
     shown = list(samples)[:max_n]
-    return draw_samples([_as_image(s[0]) for s in shown], [_as_labels(s[1]) for s in shown], [str(s[2]) for s in shown], title=title, save=save)
+    return draw_samples([_as_image(s[0]) for s in shown], [_as_labels(s[1]) for s in shown],
+                        [str(s[2]) for s in shown], title=title, save=save)
 
 
 @patch
@@ -97,7 +105,8 @@ def batch_to_show(
 ) -> tuple:  # (image, mask, identity), as training has them
     "A batch from a copy of the loader; every generator is put back, the global ones too"
     with no_random(seed):
-        copy = dl.new(after_batch=deepcopy(dl.after_batch), after_item=deepcopy(dl.after_item), num_workers=0, seed=seed)
+        copy = dl.new(after_batch=deepcopy(dl.after_batch), after_item=deepcopy(dl.after_item), num_workers=0,
+                      seed=seed)
         if unique:
             item = copy.get_idxs()[0]
             copy.get_idxs = lambda: [item]*copy.bs
@@ -138,11 +147,13 @@ def draw_results(
 
 
 @dispatch
-def show_results(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], samples, outs, ctxs=None, max_n=6, save=None, **kwargs):
+def show_results(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], samples, outs, ctxs=None, max_n=6,
+                 save=None, **kwargs):
     """Image, true and predicted mask: what fastai's own Interpretation shows. `learn.show_results` adds
     saliency"""
     pairs = list(zip(samples, outs))[:max_n]
-    return draw_results([_as_image(s[0]) for s, _ in pairs], [str(s[2]) for s, _ in pairs], true=[_known(_as_labels(s[1])) for s, _ in pairs],
+    return draw_results([_as_image(s[0]) for s, _ in pairs], [str(s[2]) for s, _ in pairs],
+                        true=[_known(_as_labels(s[1])) for s, _ in pairs],
                         predicted=[_known(_as_labels(o[0])) for _, o in pairs], save=save)
 
 
@@ -153,7 +164,7 @@ def show_results(self: ReIDLearner,
     max_n: int = 6,  # Images at most
     shuffle: bool = True,  # Whether they are drawn at random; else the first
     *,
-    branches=None,  # Names of branches, and with kind='energy' 'stage3' and 'stage4'; None for the branches of the model, () for none
+    branches=None,  # Names of branches, and of kind 'energy' also 'stage3' and 'stage4'; None for all, () for none
     kind: str = 'pixels',  # Of the maps: 'pixels', 'share' or 'energy' (paper, Figure 2), see `saliency_maps`
     seed: int = 0,  # Seed of the draw
     save=None,  # Where to write the figure
@@ -167,8 +178,9 @@ def show_results(self: ReIDLearner,
     sight = Sight.of(self, chosen)
     titles = {name: branch.title for name, branch in self.model.branches.items()}
     heats = {titles.get(name, name): maps for name, maps in saliency_maps(self, sight, branches, kind=kind).items()}
-    return draw_results(sight.images, [_title(row) for row in chosen.to_dict('records')], true=sight.true, predicted=sight.parsed,
-                        heats=heats, heat_means=HEAT_MEANS[kind], stripes=learnt_stripes(self), save=save)
+    return draw_results(sight.images, [_title(row) for row in chosen.to_dict('records')], true=sight.true,
+                        predicted=sight.parsed, heats=heats, heat_means=HEAT_MEANS[kind],
+                        stripes=learnt_stripes(self), save=save)
 
 
 def _rows(learn, ds_idx, dl):
@@ -191,7 +203,7 @@ def show_occlusion(self: ReIDDataLoaders,
     n: int = 6,  # Occlusions drawn, a column each
     *,
     images: int = 2,  # Images, a row each; an occlusion is the same for a whole batch
-    occlusion: RegionOcclusion | None = None,  # The callback that draws; None for the paper's, four regions kept. A copy of it draws
+    occlusion: RegionOcclusion | None = None,  # The callback, of which a copy draws; None for the paper's
     seed: int = 0,  # Seed of the batch
     save=None,  # Where to write the figure
 ) -> Figure:
@@ -205,8 +217,8 @@ def show_occlusion(self: ReIDDataLoaders,
     for image, mask, line in zip(shown, labels, axes):
         put_image(line[0], image)
         for ax, regions in zip(line[1:], dropped): put_image(ax, blank_regions(image, mask, regions))
-    for ax, words in zip(axes[0], ['image', *('dropped:\n' + _in_two_lines([region_name(k) for k in regions]) for regions in dropped)]):
-        ax.set_title(words, fontsize=TEXT, linespacing=1.1, pad=3)
+    words = ['dropped:\n' + _in_two_lines([region_name(k) for k in regions]) for regions in dropped]
+    for ax, words in zip(axes[0], ['image', *words]): ax.set_title(words, fontsize=TEXT, linespacing=1.1, pad=3)
     return finish(figure, save)
 
 
@@ -222,6 +234,6 @@ def _masked(dl, seed, n):
     mask = _as_labels(mask)
     at = [i for i, labels in enumerate(mask) if _known(labels) is not None][:n]
     if not at:
-        raise ValueError('no image of this batch has a part mask, so there are no regions to drop: name a folder of masks to the reader '
-                         '(masks=...)')
+        raise ValueError('no image of this batch has a part mask, so there are no regions to drop: '
+                         'name a folder of masks to the reader (masks=...)')
     return decode_images(x.as_subclass(Tensor)[at], dl), mask[at]

@@ -47,8 +47,8 @@ def _draw_lines(ax, table):
     for i, name in enumerate(table):
         known = table[name].notna().to_numpy()
         epochs = [epoch for epoch, there in enumerate(known, 1) if there]
-        ax.plot(epochs, table[name][known], color=LINES[i % 7], linestyle=STYLES[i//2 % 4], linewidth=1.8, marker=mark, markersize=3,
-                label=str(name).replace('_', ' '))
+        ax.plot(epochs, table[name][known], color=LINES[i % 7], linestyle=STYLES[i//2 % 4], linewidth=1.8,
+                marker=mark, markersize=3, label=str(name).replace('_', ' '))
     ax.grid(alpha=.25)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(fontsize=TEXT - .5, frameon=False, ncols=2 if len(table.columns) > 5 else 1)
@@ -108,8 +108,8 @@ def _draw_dots(ax, table, study):
     "A line of the study a row, R1 and mAP a mark each"
     rows = range(len(table))[::-1]
     for (name, (colour, mark)), shift in zip(SERIES.items(), (.12, -.12)):
-        ax.errorbar(table[name], [row + shift for row in rows], xerr=table[f'± {name}'].fillna(0), color=colour, marker=mark, linestyle='',
-                    capsize=2, label=name)
+        ax.errorbar(table[name], [row + shift for row in rows], xerr=table[f'± {name}'].fillna(0), color=colour,
+                    marker=mark, linestyle='', capsize=2, label=name)
     ax.set_yticks(rows, table.index, fontsize=TEXT)
     ax.set(xlabel='%', ylim=(-.6, len(table) - .4))
     ax.margins(x=.12)
@@ -123,8 +123,8 @@ def _draw_kept(ax, table, study):
         lines = [line for line in STUDIES[study] if line.startswith(strategy) and line in table.index]
         kept = [int(line.split()[1]) for line in lines]
         if not lines: continue
-        ax.errorbar(kept, table.mAP[lines], yerr=table['± mAP'][lines].fillna(0), color=colour, linestyle=style, marker=mark, capsize=2,
-                    label=strategy)
+        ax.errorbar(kept, table.mAP[lines], yerr=table['± mAP'][lines].fillna(0), color=colour, linestyle=style,
+                    marker=mark, capsize=2, label=strategy)
     ax.set(xlabel='body regions kept', ylabel='mAP, %', xticks=(2, 4, 6))
     ax.grid(alpha=.25)
     ax.legend(fontsize=TEXT - .5, frameon=False)

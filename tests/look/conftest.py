@@ -44,7 +44,8 @@ def seer(catalog, few, tmp_path_factory):
 @pytest.fixture(scope='session')
 def blind(catalog, few, tmp_path_factory):
     "Global branch alone, on a catalog without masks"
-    learn = make_learner(catalog.assign(mask=None), few.assign(mask=None), tmp_path_factory.mktemp('blind'), mask=False, sab=False, sfb=False)
+    learn = make_learner(catalog.assign(mask=None), few.assign(mask=None), tmp_path_factory.mktemp('blind'),
+                         mask=False, sab=False, sfb=False)
     with learn.no_bar(), learn.no_logging(): yield learn
 
 

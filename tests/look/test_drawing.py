@@ -9,8 +9,8 @@ from PIL import Image
 from magnifier.look import figure as figures
 from magnifier.data.joints import stripe_masks
 from magnifier.data.masks import read_mask
-from magnifier.look.drawing import (are_stripes, as_png, blank_regions, legend_room, outline, paint_heat, paint_mask, put_image, region_legend,
-                                    resized_labels, spotlight, stack)
+from magnifier.look.drawing import (are_stripes, as_png, blank_regions, legend_room, outline, paint_heat, paint_mask,
+                                    put_image, region_legend, resized_labels, spotlight, stack)
 from magnifier.look.palette import HEAT, REGION_COLOURS, region_name
 from magnifier.look.figure import Figure, finish, plot, tiles
 from magnifier.regions import N_REGIONS, NO_MASK, REGIONS
@@ -20,12 +20,14 @@ SIGHTS = dict(normal=np.eye(3),
               protanopia=[[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]],
               deuteranopia=[[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]],
               tritanopia=[[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .303900]])
-TOUCHING = [('head', 'chest'), ('chest', 'upper_arm'), ('upper_arm', 'lower_arm'), ('chest', 'lower_arm'), ('chest', 'upper_leg'),
+TOUCHING = [('head', 'chest'), ('chest', 'upper_arm'), ('upper_arm', 'lower_arm'), ('chest', 'lower_arm'),
+            ('chest', 'upper_leg'),
             ('lower_arm', 'upper_leg'), ('upper_leg', 'lower_leg'), ('lower_leg', 'foot'), ('head', 'upper_arm')]
 
 
 def lab(linear):
-    xyz = np.array([[.4124, .3576, .1805], [.2126, .7152, .0722], [.0193, .1192, .9505]]) @ np.clip(linear, 0, 1)/[.9505, 1, 1.089]
+    xyz = np.array([[.4124, .3576, .1805], [.2126, .7152, .0722], [.0193, .1192, .9505]]) @ np.clip(linear, 0,
+                                                                                                    1)/[.9505, 1, 1.089]
     f = np.where(xyz > .008856, np.cbrt(xyz), 7.787*xyz + 16/116)
     return np.array([116*f[1] - 16, 500*(f[0] - f[1]), 200*(f[1] - f[2])])
 
@@ -84,7 +86,8 @@ def test_names(): assert [region_name(3), region_name(0)] == ['upper arm', 'back
 def test_resized_labels_invent_nothing(size):
     labels = np.where(np.random.default_rng(0).random((9, 5)) < .5, 0, 7)
     got = resized_labels(labels, size)
-    assert got.shape == size and set(np.unique(got)) <= {0, 7}
+    assert got.shape == size
+    assert set(np.unique(got)) <= {0, 7}
     for y in range(size[0]):
         for x in range(size[1]): assert got[y, x] == labels[int((y + .5)*9/size[0]), int((x + .5)*5/size[1])]
 
@@ -95,12 +98,17 @@ def test_painting():
     assert np.allclose(painted[0, 0], picture[0, 0].mean())  # background: grey, and nothing over it
     assert np.allclose(painted[0, 3], .38*picture[0, 3].mean() + .62*REGION_COLOURS[1])
     cold, hot = paint_heat(picture, np.zeros((2, 2))), paint_heat(picture, np.ones((2, 2)))
-    assert np.allclose(cold, .42 + .4*picture.mean(2, keepdims=True) + .18*picture) and np.allclose(hot, .1*cold + .9*np.array(HEAT(1.)[:3]))
-    assert 0 <= min(cold.min(), hot.min()) and max(cold.max(), hot.max()) <= 1
+    assert np.allclose(cold, .42 + .4*picture.mean(2, keepdims=True) + .18*picture)
+    assert np.allclose(hot, .1*cold + .9*np.array(HEAT(1.)[:3]))
+    assert 0 <= min(cold.min(), hot.min())
+    assert max(cold.max(), hot.max()) <= 1
     blank = blank_regions(picture, labels, [7])
-    assert (blank[:4] == picture[:4]).all() and (blank[4:, 2:] == picture[4:, 2:]).all() and not (blank[4:, :2] == picture[4:, :2]).any()
+    assert (blank[:4] == picture[:4]).all()
+    assert (blank[4:, 2:] == picture[4:, 2:]).all()
+    assert not (blank[4:, :2] == picture[4:, :2]).any()
     lit = spotlight(picture, labels, [2])
-    assert (lit[4:, 2:] == picture[4:, 2:]).all() and (lit[:4] > .7).all()
+    assert (lit[4:, 2:] == picture[4:, 2:]).all()
+    assert (lit[:4] > .7).all()
 
 
 def test_outlines_hold_their_region():
@@ -110,27 +118,34 @@ def test_outlines_hold_their_region():
     labels[19, 9] = 7  # a single pixel at the very edge
     put_image(axes[0, 0], np.zeros((20, 10, 3)))
     outline(axes[0, 0], labels)
-    found = {tuple(np.round(c.get_edgecolor()[0][:3], 3)): c.get_paths()[0].get_extents() for c in axes[0, 0].collections[1::2]}
+    found = {tuple(np.round(c.get_edgecolor()[0][:3], 3)): c.get_paths()[0].get_extents()
+             for c in axes[0, 0].collections[1::2]}
     box = found[tuple(np.round(REGION_COLOURS[3], 3))]
-    assert np.allclose([box.x0, box.y0, box.x1, box.y1], [1.5, 4.5, 5.5, 8.5]) and len(found) == 2
-    assert axes[0, 0].get_xlim() == (-.5, 9.5) and axes[0, 0].get_ylim() == (19.5, -.5)
+    assert np.allclose([box.x0, box.y0, box.x1, box.y1], [1.5, 4.5, 5.5, 8.5])
+    assert len(found) == 2
+    assert axes[0, 0].get_xlim() == (-.5, 9.5)
+    assert axes[0, 0].get_ylim() == (19.5, -.5)
 
 
 @pytest.mark.parametrize('rows, cols', [(1, 1), (2, 9), (7, 3)])
 def test_tiles_and_legend_overlap_nowhere(rows, cols):
     room = legend_room(max(3.4, cols*1.2), 10)
     sheet, axes = tiles(rows, cols, aspect=2, above=.3, below=.2, left=.5, bottom=room, title='title', split=1, head=.2)
-    for ax in axes.flat: put_image(ax, np.zeros((4, 2, 3)), title='id 1501 cam 3\ngallery', caption='0.123', kind='false')
+    for ax in axes.flat:
+        put_image(ax, np.zeros((4, 2, 3)), title='id 1501 cam 3\ngallery', caption='0.123', kind='false')
     region_legend(sheet, heat='heat', frames=[('true', 'same person'), ('false', 'another person')])
     sheet.canvas.draw()
-    words = [t.get_window_extent() for ax in axes.flat for t in ax.texts if t.get_text() not in '✗'] + [t.get_window_extent() for t in sheet.texts]
+    words = [t.get_window_extent() for ax in axes.flat for t in ax.texts
+             if t.get_text() not in '✗'] + [t.get_window_extent() for t in sheet.texts]
     tiles_ = [ax.get_window_extent() for ax in axes.flat]
     legend = sheet.legends[0].get_window_extent()
     for a, b in itertools.combinations(words, 2): assert not touches(a, b)
     for a, b in itertools.combinations(tiles_, 2): assert not touches(a, b)
-    assert not any(touches(w, t) for w in words for t in tiles_) and not any(touches(legend, o) for o in words + tiles_)
+    assert not any(touches(w, t) for w in words for t in tiles_)
+    assert not any(touches(legend, o) for o in words + tiles_)
     inside = sheet.bbox
-    assert all(inside.x0 <= o.x0 and o.x1 <= inside.x1 and inside.y0 <= o.y0 and o.y1 <= inside.y1 for o in [*words, *tiles_, legend])
+    assert all(inside.x0 <= o.x0 and o.x1 <= inside.x1 and inside.y0 <= o.y0 and o.y1 <= inside.y1
+               for o in [*words, *tiles_, legend])
 
 
 def touches(a, b): return a.x0 < b.x1 - 1 and b.x0 < a.x1 - 1 and a.y0 < b.y1 - 1 and b.y0 < a.y1 - 1
@@ -139,13 +154,15 @@ def touches(a, b): return a.x0 < b.x1 - 1 and b.x0 < a.x1 - 1 and a.y0 < b.y1 - 
 @pytest.mark.parametrize('ending', ['png', 'jpg', 'pdf', 'svg'])
 def test_finish_saves_what_the_ending_says(ending, tmp_path):
     sheet, _ = plot(title='x')
-    assert finish(sheet, tmp_path/'a'/f'b.{ending}') is sheet and (tmp_path/'a'/f'b.{ending}').stat().st_size > 1000
+    assert finish(sheet, tmp_path/'a'/f'b.{ending}') is sheet
+    assert (tmp_path/'a'/f'b.{ending}').stat().st_size > 1000
 
 
 def test_pictures_are_opaque_white(tmp_path):
     finish(tiles(1, 1, aspect=1)[0], tmp_path/'a.png')
     image = np.asarray(Image.open(tmp_path/'a.png').convert('RGBA'))
-    assert (image == 255).all() and not plt.get_fignums()
+    assert (image == 255).all()
+    assert not plt.get_fignums()
 
 
 def test_an_unknown_ending_is_refused(tmp_path):
@@ -167,7 +184,8 @@ def test_a_notebook_shows_a_picture_once_a_cell(monkeypatch):
 
 
 def test_outside_of_a_notebook_there_is_no_cell():
-    assert figures._cell() is None and isinstance(finish(plot()[0]), Figure)
+    assert figures._cell() is None
+    assert isinstance(finish(plot()[0]), Figure)
 
 
 def test_palette_has_every_region(): assert REGION_COLOURS.shape == (N_REGIONS, 3) and NO_MASK >= N_REGIONS

@@ -23,46 +23,57 @@ def test_shares_add_up_to_the_score_of_the_ranking(seer, few, tmp_path):
     rows = ranked.rows_of(0, hits)
     for i, hit in enumerate(hits.itertuples(), 1):
         made = seer.explain(rows.iloc[0], rows.iloc[i], save=tmp_path/'e.png' if i == 1 else None)
-        assert made.table['share'].sum() == pytest.approx(made.score, abs=1e-9) and made.score == pytest.approx(1 - hit.distance, abs=1e-5)
+        assert made.table['share'].sum() == pytest.approx(made.score, abs=1e-9)
+        assert made.score == pytest.approx(1 - hit.distance, abs=1e-5)
         body = made.table.drop(index=REST)
-        assert np.allclose(body[['global', 'sab', 'sfb']].sum(axis=1), body['share']) and list(made.table.index) == [*REGIONS, REST]
+        assert np.allclose(body[['global', 'sab', 'sfb']].sum(axis=1), body['share'])
+        assert list(made.table.index) == [*REGIONS, REST]
         assert np.allclose(body[['seen_query', 'seen_hit']].sum(), 1)
-    assert (tmp_path/'e.png').exists() and isinstance(made.figure, Figure)
-    assert 'Similarity' in repr(made) and '<table' in made._repr_html_()
+    assert (tmp_path/'e.png').exists()
+    assert isinstance(made.figure, Figure)
+    assert 'Similarity' in repr(made)
+    assert '<table' in made._repr_html_()
 
 
 def test_both_orders_tell_the_same(seer, few):
     a, b = few.path.iat[0], few.path.iat[-1]
     one, two = seer.explain(a, b), seer.explain(b, a)
-    assert np.allclose(one.table[['share', 'similarity']], two.table[['share', 'similarity']], atol=1e-5, equal_nan=True)
+    assert np.allclose(one.table[['share', 'similarity']], two.table[['share', 'similarity']], atol=1e-5,
+                       equal_nan=True)
     assert np.allclose(one.table['seen_query'], two.table['seen_hit'], equal_nan=True)
 
 
 def test_a_picture_with_itself(seer, few):
     made = seer.explain(few.path.iat[0], few.path.iat[0])
     seen = made.table['similarity'].dropna()
-    assert made.score == pytest.approx(1, abs=1e-5) and len(seen) and np.allclose(seen, 1, atol=1e-5)
+    assert made.score == pytest.approx(1, abs=1e-5)
+    assert len(seen)
+    assert np.allclose(seen, 1, atol=1e-5)
 
 
 def test_rows_paths_and_pictures_are_one(seer, few):
     from PIL import Image
     first, second = few.iloc[0], few.iloc[4]
     table = seer.explain(first, second).table
-    for a, b in ((first.path, second.path), (first, second.path), (Image.open(first.path), np.asarray(Image.open(second.path).convert('RGB')))):
+    for a, b in ((first.path, second.path), (first, second.path),
+                 (Image.open(first.path), np.asarray(Image.open(second.path).convert('RGB')))):
         assert np.allclose(table['share'], seer.explain(a, b).table['share'], atol=1e-5)
 
 
 def test_a_model_without_masks_needs_those_of_the_data(blind, few):
     with pytest.raises(ValueError, match='no mask module'): blind.explain(few.path.iat[0], few.path.iat[1])
-    with pytest.raises(ValueError, match='no mask module'): blind.explain(few.iloc[0].copy().where(few.columns != 'mask', None), few.iloc[1])
+    with pytest.raises(ValueError, match='no mask module'):
+        blind.explain(few.iloc[0].copy().where(few.columns != 'mask', None), few.iloc[1])
     made = blind.explain(few.iloc[0], few.iloc[4])
-    assert made.table['share'].sum() == pytest.approx(made.score, abs=1e-9) and list(made.table.columns)[-1] == 'global'
+    assert made.table['share'].sum() == pytest.approx(made.score, abs=1e-9)
+    assert list(made.table.columns)[-1] == 'global'
     areas = region_areas({}, torch.from_numpy(Sight.of(blind, few.iloc[[0, 4]]).labels))
     assert np.allclose(made.table['seen_query'].iloc[:8], areas[0])
 
 
 def table_of(similarity, seen_query, seen_hit, share):
-    body = pd.DataFrame(dict(similarity=similarity, seen_query=seen_query, seen_hit=seen_hit, share=share), index=list(REGIONS[1:]), dtype=float)
+    body = pd.DataFrame(dict(similarity=similarity, seen_query=seen_query, seen_hit=seen_hit, share=share),
+                        index=list(REGIONS[1:]), dtype=float)
     return pd.concat([pd.DataFrame(0., index=['background'], columns=body.columns), body])
 
 
@@ -70,9 +81,11 @@ NAN = float('nan')
 
 
 def test_words():
-    table = table_of([.2, .9, .5, NAN, .4, NAN, NAN], [.1]*5 + [0, 0], [.1, .1, .1, 0, .1, .1, 0], [.1, .2, .3, 0, 0, 0, 0])
+    table = table_of([.2, .9, .5, NAN, .4, NAN, NAN], [.1]*5 + [0, 0], [.1, .1, .1, 0, .1, .1, 0],
+                     [.1, .2, .3, 0, 0, 0, 0])
     assert match_words(table, .63) == (
-        'Similarity 0.63. Most of it from: upper arm (+0.30), chest (+0.20). Most alike: chest (0.90). Least alike: head (0.20). '
+        'Similarity 0.63. Most of it from: upper arm (+0.30), chest (+0.20). Most alike: chest (0.90). '
+        'Least alike: head (0.20). '
         'Not seen: foot in either; lower leg in the query; lower arm in the hit.')
 
 
@@ -100,7 +113,8 @@ def test_stripes_are_numbered_and_said():
     assert 'chest' not in words
 
 
-@pytest.mark.parametrize('pids, says', [((3, 7), 'WRONG: the query is identity 3, the hit is identity 7.'), ((3, 3), 'Right: both are identity 3.'),
+@pytest.mark.parametrize('pids, says', [((3, 7), 'WRONG: the query is identity 3, the hit is identity 7.'),
+                                        ((3, 3), 'Right: both are identity 3.'),
                                         ((None, 3), ''), ((3, NAN), ''), ((3, pd.NA), '')])
 def test_verdicts(pids, says): assert verdict(*pids) == says
 
@@ -143,8 +157,8 @@ def shoes_case(rng):
 
 
 def test_other_shoes_lower_the_foot_most(seer):
-    """A walker against himself in other shoes: the foot's similarity falls most in all of 16 walkers (chance: one in eight). Seen in
-    another pose by another camera, it is still the one that falls most on average; and this is a network that was never trained"""
+    """A walker against himself in other shoes: the foot's similarity falls most in all of 16 (chance: one in eight).
+    Seen in another pose by another camera, it still falls most on average. The network was never trained"""
     rng, itself, again = np.random.default_rng(0), [], []
     for case in [shoes_case(rng) for _ in range(16)]:
         x = torch.stack([torch.from_numpy(p.image).permute(2, 0, 1).float()/255 for p in case])
@@ -163,10 +177,13 @@ def test_other_shoes_lower_the_foot_most(seer):
 
 def test_region_embeddings_are_of_their_region(seer, blind, few):
     parts = embed_parts(seer, few)
-    assert parts.embeddings.shape[:2] == (len(few), N_REGIONS) and np.allclose(parts.embeddings.norm(dim=2)[parts.visible], 1, atol=1e-5)
-    assert np.allclose(parts.areas.sum(1), 1, atol=1e-6) and (parts.visible == (parts.areas >= .005)).all()
+    assert parts.embeddings.shape[:2] == (len(few), N_REGIONS)
+    assert np.allclose(parts.embeddings.norm(dim=2)[parts.visible], 1, atol=1e-5)
+    assert np.allclose(parts.areas.sum(1), 1, atol=1e-6)
+    assert (parts.visible == (parts.areas >= .005)).all()
     some = embed_parts(seer, few, ['foot', 2])
-    assert torch.allclose(some.embeddings, parts.embeddings[:, [7, 2]], atol=1e-5) and np.allclose(some.areas, parts.areas[:, [7, 2]])
+    assert torch.allclose(some.embeddings, parts.embeddings[:, [7, 2]], atol=1e-5)
+    assert np.allclose(some.areas, parts.areas[:, [7, 2]])
     with pytest.raises(ValueError, match='unknown region'): embed_parts(seer, few, ['sock'])
     with pytest.raises(ValueError, match='one or more regions'): embed_parts(seer, few, [])
 
@@ -186,7 +203,8 @@ def test_region_embeddings_without_sfb_against_loops(kwargs):
     for i in range(2):
         for k in range(N_REGIONS):
             f, m = (maps['sab' if model.sab is not None else 'global'][i], masks[i, k])
-            pooled = model.sab.reduce((f*m).amax((1, 2))) if model.sab is not None else (f*m).sum((1, 2))/m.sum().clamp(min=1e-6)
+            pooled = model.sab.reduce((f*m).amax((1, 2))) if model.sab is not None else (f*m).sum((1,
+                                                                                                   2))/m.sum().clamp(min=1e-6)
             want = neck.bn(pooled[None])[0].detach()
             assert torch.allclose(got[i, k], want/want.norm(), atol=1e-5)
 

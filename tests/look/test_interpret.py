@@ -20,7 +20,9 @@ def blind_interp(blind): return ReIDInterpretation.from_learner(blind)
 
 def test_worst_queries(interp, tmp_path):
     table = interp.worst_queries(2, k=2, save=tmp_path/'w.png')
-    assert list(table['ap']) == sorted(interp.ranking.ap)[:2] and (tmp_path/'w.png').exists() and isinstance(interp.figure, Figure)
+    assert list(table['ap']) == sorted(interp.ranking.ap)[:2]
+    assert (tmp_path/'w.png').exists()
+    assert isinstance(interp.figure, Figure)
 
 
 def test_confused_identities_against_a_loop(interp):
@@ -30,28 +32,34 @@ def test_confused_identities_against_a_loop(interp):
         if not first['match']:
             pair = int(interp.ranking.labels.q_pids[q]), int(first['pid'])
             want[pair] = want.get(pair, 0) + 1
-    assert {(r.pid, r.taken_for): r.times for r in table.itertuples()} == want and table['times'].is_monotonic_decreasing
-    assert len(interp.figure.axes) == 2*min(3, len(table)) and (table['of'] >= table['times']).all()
+    assert {(r.pid, r.taken_for): r.times for r in table.itertuples()} == want
+    assert table['times'].is_monotonic_decreasing
+    assert len(interp.figure.axes) == 2*min(3, len(table))
+    assert (table['of'] >= table['times']).all()
     with pytest.raises(ValueError, match='at least one pair'): interp.confused_identities(0)
 
 
 def test_nobody_is_confused_where_all_first_hits_are_right(seer, few):
     query = few[few.split == 'query'].iloc[:1]
     twin = query.assign(split='gallery', camid=query.camid + 1)
-    table = ReIDInterpretation.from_learner(seer, catalog=pd.concat([query, twin], ignore_index=True)).confused_identities()
-    assert len(table) == 0 and list(table.columns) == ['pid', 'taken_for', 'times', 'of', 'query', 'item']
+    table = ReIDInterpretation.from_learner(seer, catalog=pd.concat([query, twin],
+                                                                    ignore_index=True)).confused_identities()
+    assert len(table) == 0
+    assert list(table.columns) == ['pid', 'taken_for', 'times', 'of', 'query', 'item']
 
 
 def test_cmc_and_ap(interp):
     cmc = interp.plot_cmc(5)
     assert list(cmc['share']) == [interp.ranking.cmc(r) for r in range(1, 6)]
     ap = interp.plot_ap()
-    assert ap['ap'].mean() == pytest.approx(interp.ranking.mAP) and {'pid', 'camid', 'path', 'first_match'} <= set(ap)
+    assert ap['ap'].mean() == pytest.approx(interp.ranking.mAP)
+    assert {'pid', 'camid', 'path', 'first_match'} <= set(ap)
 
 
 def test_distances_keep_the_false_accept_rate(interp):
     table = interp.plot_distances([.05, .2])
-    assert list(table.index) == ['EER', 'FAR 0.05', 'FAR 0.2'] and (table['false_accept'].iloc[1:] <= [.05, .2]).all()
+    assert list(table.index) == ['EER', 'FAR 0.05', 'FAR 0.2']
+    assert (table['false_accept'].iloc[1:] <= [.05, .2]).all()
     assert list(interp.plot_distances(.1).index) == ['EER', 'FAR 0.1']
 
 
@@ -59,14 +67,16 @@ def test_camera_pairs_against_the_hits(interp):
     table = interp.plot_camera_pairs()
     s = interp.ranked
     cams = s.identity[s.query_rows, 2], s.identity[s.gallery_rows, 2]
-    assert len(table) == len(set(cams[0]))*len(set(cams[1])) and (table['queries'][table.query_cam == table.gallery_cam] == 0).all()
+    assert len(table) == len(set(cams[0]))*len(set(cams[1]))
+    assert (table['queries'][table.query_cam == table.gallery_cam] == 0).all()
     for row in table[table.queries > 0].itertuples():
         right = []
         for q in np.flatnonzero(cams[0] == row.query_cam):
             hits = interp.ranking.hits(int(q), len(cams[1]))
             hits = hits[hits.camid == row.gallery_cam]
             if hits['match'].any(): right.append(hits['match'].iat[0])
-        assert len(right) == row.queries and np.mean(right) == pytest.approx(row.R1)
+        assert len(right) == row.queries
+        assert np.mean(right) == pytest.approx(row.R1)
 
 
 @pytest.mark.parametrize('kwargs', [dict(ap='trapezoid'), dict(no_match='zero'), dict(separate_cameras=True)])
@@ -80,25 +90,32 @@ def test_camera_pairs_keep_the_settings_of_the_ranking(seer, interp, kwargs):
             warnings.simplefilter('ignore')  # a camera's pair with itself has no match
             want = rank(s.embeddings[q], s.embeddings[g], ids[q, 1], ids[g, 1], ids[q, 2], ids[g, 2], **kwargs)
         assert (row.R1, row.mAP) == pytest.approx((want.cmc(1), want.mAP), nan_ok=True)
-    if kwargs != dict(separate_cameras=True): assert not table.equals(interp.plot_camera_pairs())  # a pair's own camera leaves nothing either way
+    if kwargs != dict(separate_cameras=True):
+        assert not table.equals(interp.plot_camera_pairs())  # a pair's own camera leaves nothing either way
 
 
 def test_by_groups(interp):
     table = interp.by('camid')
     for cam, row in table.iterrows():
         own = interp.ranked.identity[interp.ranked.query_rows, 2] == cam
-        assert row.queries == own.sum() and row.mAP == pytest.approx(interp.ranking.ap[own].mean()) and row.R1 == (interp.ranking.first_match[own] == 1).mean()
+        assert row.queries == own.sum()
+        assert row.mAP == pytest.approx(interp.ranking.ap[own].mean())
+        assert row.R1 == (interp.ranking.first_match[own] == 1).mean()
     with pytest.raises(ValueError, match='no column'): interp.by('mood')
     with pytest.raises(ValueError, match='one for each'): interp.by([1, 2])
 
 
 def test_occlusion_and_visible_regions(interp, blind_interp, seer, few):
     estimated = interp.plot_occlusion()
-    assert estimated['queries'].sum() == interp.ranking.shape[0] and 'estimated' in estimated.index.name
-    assert list(estimated.index) == [name for name in ('0%–5%', '5%–20%', '20%–40%', '40%–100%') if name in estimated.index]
+    assert estimated['queries'].sum() == interp.ranking.shape[0]
+    assert 'estimated' in estimated.index.name
+    assert list(estimated.index) == [name for name in ('0%–5%', '5%–20%', '20%–40%', '40%–100%')
+                                     if name in estimated.index]
     seen = interp.plot_visible_regions()
-    assert seen['queries'].sum() == interp.ranking.shape[0] and set(seen.index) <= set(range(8))
-    told = ReIDInterpretation.from_learner(seer, catalog=few.assign(occluded=np.linspace(0, 1, len(few)))).plot_occlusion()
+    assert seen['queries'].sum() == interp.ranking.shape[0]
+    assert set(seen.index) <= set(range(8))
+    told = ReIDInterpretation.from_learner(seer, catalog=few.assign(occluded=np.linspace(0, 1,
+                                                                                         len(few)))).plot_occlusion()
     assert 'estimated' not in told.index.name
     with pytest.raises(ValueError, match='no mask module'): blind_interp.plot_visible_regions()
 
@@ -113,7 +130,8 @@ def test_areas_come_from_the_model_where_masks_are_missing(seer, few):
 @pytest.mark.parametrize('method', ['pca', 't-sne'])
 def test_embedding_map(interp, method):
     table = interp.plot_embeddings(method, n_ids=3, n_images=3)
-    assert table['pid'].nunique() == 3 and np.isfinite(table[['x', 'y']]).all(axis=None)
+    assert table['pid'].nunique() == 3
+    assert np.isfinite(table[['x', 'y']]).all(axis=None)
     assert table.equals(interp.plot_embeddings(method, n_ids=3, n_images=3))
 
 
@@ -130,7 +148,8 @@ def test_segmentation_against_a_loop(interp, seer, blind_interp):
     for k, name in enumerate(REGIONS):
         both, either = ((true == k) & (seen == k)).sum(), ((true == k) | (seen == k)).sum()
         assert table.iou[name] == pytest.approx(both/either, nan_ok=True) if either else np.isnan(table.iou[name])
-        assert table.pixels[name] == (true == k).sum() and table.as_foot[name] == pytest.approx(((true == k) & (seen == 7)).sum()/(true == k).sum())
+        assert table.pixels[name] == (true == k).sum()
+        assert table.as_foot[name] == pytest.approx(((true == k) & (seen == 7)).sum()/(true == k).sum())
     with pytest.raises(ValueError, match='no mask module'): blind_interp.plot_segmentation()
 
 
@@ -143,17 +162,23 @@ def test_a_set_without_any_match(seer, few):
     query, other = few[few.split == 'query'].iloc[:1], few[few.split == 'gallery']
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # that nothing matches is the point here
-        interp = ReIDInterpretation.from_learner(seer, catalog=pd.concat([query, other[other.pid != query.pid.iat[0]]], ignore_index=True))
+        interp = ReIDInterpretation.from_learner(seer, catalog=pd.concat([query,
+                                                                          other[other.pid != query.pid.iat[0]]],
+                                                                         ignore_index=True))
     for draw in (interp.plot_ap, interp.plot_distances, interp.plot_visible_regions):
         with pytest.raises(ValueError, match='no query has a true match'): draw()
-    assert interp.plot_cmc()['share'].isna().all() and (interp.plot_camera_pairs()['queries'] == 0).all()
+    assert interp.plot_cmc()['share'].isna().all()
+    assert (interp.plot_camera_pairs()['queries'] == 0).all()
 
 
 def test_catalog_pictures(catalog, few, tmp_path):
-    assert plot_catalog(catalog, save=tmp_path/'c.png') and plot_catalog(catalog[catalog.split == 'train'])
-    many = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(5000)], mask=None, pid=np.arange(5000)//2 + 1, camid=np.arange(5000) % 40, split='train'))
+    assert plot_catalog(catalog, save=tmp_path/'c.png')
+    assert plot_catalog(catalog[catalog.split == 'train'])
+    many = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(5000)], mask=None, pid=np.arange(5000)//2 + 1,
+                             camid=np.arange(5000) % 40, split='train'))
     assert len(plot_catalog(many).axes) == 3
-    assert len(show_masks(few, 3).axes) == 6 and len(contact_sheet(few, 13).axes) == 24
+    assert len(show_masks(few, 3).axes) == 6
+    assert len(contact_sheet(few, 13).axes) == 24
     half = few.assign(mask=few['mask'].where(few.index != 0, None))
     assert 'no mask' in [t.get_text() for ax in show_masks(half, 2, seed=None).axes for t in ax.texts]
     with pytest.raises(ValueError, match='no image of this catalog'): show_masks(few.assign(mask=None))

@@ -49,13 +49,16 @@ def test_worst_and_best_queries(ranked, how):
 def test_queries_by_name(ranked):
     row = ranked.items.iloc[ranked.query_rows[2]]
     path = Path(row.path)
-    for name in (path.name, path.stem, row.path, path, f'{path.parent.name}/{path.name}'): assert list(ranked.choose(name)) == [2]
+    for name in (path.name, path.stem, row.path, path, f'{path.parent.name}/{path.name}'):
+        assert list(ranked.choose(name)) == [2]
     assert set(ranked.identity[ranked.query_rows[ranked.choose(int(row.pid))], 1]) == {row.pid}
 
 
 @pytest.mark.parametrize('wrong', ['nobody.jpg', 99999])
 def test_a_query_that_is_not_there(ranked, wrong):
-    with pytest.raises(ValueError, match=f'no query {wrong!r}: the {len(ranked.query_rows)} here are|no query {wrong!r}'): ranked.choose(wrong)
+    with pytest.raises(ValueError,
+                       match=f'no query {wrong!r}: the {len(ranked.query_rows)} here are|no query {wrong!r}'):
+        ranked.choose(wrong)
 
 
 def test_a_name_of_several_queries_says_which(seer, few):
@@ -64,7 +67,8 @@ def test_a_name_of_several_queries_says_which(seer, few):
     items = pd.concat([queries, few[few.split == 'gallery']], ignore_index=True)
     whole = RankedSet.of(seer, items)
     twins = RankedSet(items.assign(path=[*folders, *items.path[2:]]), whole.embeddings, whole.identity, whole.ranking)
-    with pytest.raises(ValueError, match="2 queries are called '01_3.png': /one/0/01_3.png, /one/1/01_3.png"): twins.choose('01_3.png')
+    with pytest.raises(ValueError, match="2 queries are called '01_3.png': /one/0/01_3.png, /one/1/01_3.png"):
+        twins.choose('01_3.png')
     assert list(twins.choose('1/01_3.png')) == [1]
 
 
@@ -159,13 +163,15 @@ def test_search_by_region_drawn_and_refused(seer, blind, tmp_path):
     with pytest.raises(ValueError, match='unknown region'): seer.show_ranking(regions='sock')
 
 
-@pytest.mark.parametrize('kwargs, says', [(dict(k=0), 'at least one hit'), (dict(n=0), 'at least one query'), (dict(heat=True, masks=True), 'room for one')])
+@pytest.mark.parametrize('kwargs, says', [(dict(k=0), 'at least one hit'), (dict(n=0), 'at least one query'),
+                                          (dict(heat=True, masks=True), 'room for one')])
 def test_bad_arguments_of_show_ranking(seer, kwargs, says):
     with pytest.raises(ValueError, match=says): seer.show_ranking(**kwargs)
 
 
 def test_sets_that_cannot_be_ranked(seer, catalog):
-    with pytest.raises(ValueError, match='nothing to rank'): seer.show_ranking(catalog=catalog[catalog.split == 'train'])
+    with pytest.raises(ValueError, match='nothing to rank'):
+        seer.show_ranking(catalog=catalog[catalog.split == 'train'])
 
 
 def test_a_shuffled_loader_is_refused(seer, few):

@@ -7,17 +7,20 @@ from magnifier.train.parts import region_masks
 from magnifier.look.explain import REST, explain_pair
 from magnifier.look.contributions import branch_embeddings, contributions
 from magnifier.look.drawing import resized_heat
-from magnifier.look.saliency import Sight, activation_map, decode_images, pixel_shares, saliency_inside, saliency_maps, smoothed
+from magnifier.look.saliency import (Sight, activation_map, decode_images, pixel_shares, saliency_inside, saliency_maps,
+                                     smoothed)
 from magnifier.model.branches import AdversarialBranch, FusionBranch, GlobalBranch, RecurrentFusion
 from magnifier.model.heads import SegmentationHead
 from magnifier.model.net import MagnifierNet, create_magnifier
 from magnifier.regions import N_REGIONS
 
-SETTINGS = dict(G=dict(mask=False, sab=False, sfb=False), GM=dict(sab=False, sfb=False), SAB=dict(sfb=False), SFB=dict(sab=False), full={},
-                AB=dict(sfb='ab'), lstm=dict(cell='lstm'), stage4=dict(region_stage=4), nearest=dict(mask_resize='nearest'),
+SETTINGS = dict(G=dict(mask=False, sab=False, sfb=False), GM=dict(sab=False, sfb=False), SAB=dict(sfb=False),
+                SFB=dict(sab=False), full={},
+                AB=dict(sfb='ab'), lstm=dict(cell='lstm'), stage4=dict(region_stage=4),
+                nearest=dict(mask_resize='nearest'),
                 soft=dict(soft_masks=True), stride2=dict(last_stride=2), bare=dict(branch_bottleneck=False),
-                raw=dict(normalise_branches=False), weighed=dict(branch_weights={'global': .5, 'sfb': 2.}), faceless=dict(keep_background=False),
-                large=dict(upsample_maps=True))
+                raw=dict(normalise_branches=False), weighed=dict(branch_weights={'global': .5, 'sfb': 2.}),
+                faceless=dict(keep_background=False), large=dict(upsample_maps=True))
 
 
 def untrained(**kwargs):
@@ -41,13 +44,15 @@ def test_activation_map_is_channel_energy_stretched():
     f = torch.rand(2, 5, 4, 3)*torch.tensor([1., 100.])[:, None, None, None]
     got = activation_map(f)
     for i in range(2):
-        energy = np.array([[np.sqrt(np.mean([f[i, c, y, x].item()**2 for c in range(5)])) for x in range(3)] for y in range(4)])
+        energy = np.array([[np.sqrt(np.mean([f[i, c, y, x].item()**2 for c in range(5)])) for x in range(3)]
+                           for y in range(4)])
         assert np.allclose(got[i], (energy - energy.min())/(energy.max() - energy.min()), atol=1e-5)
-    assert (activation_map(torch.ones(1, 4, 3, 3)) == 0).all() and (activation_map(torch.zeros(1, 4, 1, 1)) == 0).all()
+    assert (activation_map(torch.ones(1, 4, 3, 3)) == 0).all()
+    assert (activation_map(torch.zeros(1, 4, 1, 1)) == 0).all()
 
 
 def joined(model, normed):
-    "The parts of the embedding, as `create_magnifier` says: each branch of length 1, or as it is, times its weight, and all of length 1"
+    "The parts of the embedding: each branch of length 1, or as it is, times its weight, and all of length 1"
     parts = [f/f.norm(dim=1, keepdim=True) if model.normalise_branches else f for f in normed.values()]
     parts = [f*w for f, w in zip(parts, model.branch_weights)]
     whole = torch.cat(parts, 1).norm(dim=1, keepdim=True)
@@ -64,7 +69,8 @@ def test_branch_embeddings_make_the_embedding_and_contributions_the_score(name):
     assert torch.allclose(made.score, (e*f).sum(1), atol=1e-5)
     assert torch.allclose(made.map().sum((1, 2)), made.shares().sum(1), atol=1e-4)
     k = 1 if name == 'G' else N_REGIONS
-    assert made.shares().shape == (3, k) and all(p.shape[:2] == (3, k) for p in made.parts.values())
+    assert made.shares().shape == (3, k)
+    assert all(p.shape[:2] == (3, k) for p in made.parts.values())
 
 
 def of_an_average_person(model, a, b):
@@ -87,7 +93,8 @@ def test_what_is_not_shared_out_is_what_an_average_person_earns(name):
     for i in range(3):  # the last row of the table is the same, of both sides
         one = lambda maps: {k: o[i:i+1] for k, o in maps.items()}
         score, table, *_ = explain_pair(model, one(a), one(b), [m[i:i+1] for m in masks] if name == 'G' else None)
-        assert table.share[REST] == pytest.approx((want[i] + back[i]).item()/2, abs=1e-5) and table.share.sum() == pytest.approx(score, abs=1e-9)
+        assert table.share[REST] == pytest.approx((want[i] + back[i]).item()/2, abs=1e-5)
+        assert table.share.sum() == pytest.approx(score, abs=1e-9)
 
 
 def test_shares_are_counted_in_float32_whatever_the_learner_runs_in():
@@ -95,7 +102,8 @@ def test_shares_are_counted_in_float32_whatever_the_learner_runs_in():
     (_, a), (_, b) = maps_of(model), maps_of(model, seed=2)
     want = contributions(model, a, b)
     with torch.autocast('cpu', torch.bfloat16): got = contributions(model, a, b)
-    assert torch.allclose(got.shares(), want.shares(), atol=1e-6) and torch.allclose(got.rest, want.rest, atol=1e-6)
+    assert torch.allclose(got.shares(), want.shares(), atol=1e-6)
+    assert torch.allclose(got.rest, want.rest, atol=1e-6)
 
 
 def test_global_and_sab_against_loops():
@@ -109,7 +117,8 @@ def test_global_and_sab_against_loops():
     scale = (bn.weight/(bn.running_var + bn.eps).sqrt()).detach().numpy()
     for y in range(h):
         for x in range(w):
-            value = sum(scale[c]*(a['global'][0, c, y, x].item() - bn.running_mean[c].item())/(h*w)*e['global'][0, c].item() for c in range(len(scale)))/norms['global']
+            gains = [scale[c]*(a['global'][0, c, y, x].item() - bn.running_mean[c].item()) for c in range(len(scale))]
+            value = sum(g*e['global'][0, c].item() for c, g in enumerate(gains))/(h*w)/norms['global']
             assert np.allclose(made.parts['global'][0, :, y, x], value*masks[:, y, x], atol=1e-6)
     bn, reduce = model.sab.neck.bn, model.sab.reduce.weight.detach().numpy()
     scale = (bn.weight/(bn.running_var + bn.eps).sqrt()).detach().numpy()
@@ -118,7 +127,8 @@ def test_global_and_sab_against_loops():
     average = sum(scale[d]*bn.running_mean[d].item()*e['sab'][0, d].item() for d in range(len(scale)))
     for c in range(len(f)):
         place = np.unravel_index(f[c].argmax(), (h, w))
-        want[place] += sum(reduce[d, c]*f[c].max()*scale[d]*e['sab'][0, d].item() for d in range(len(scale))) - mass[c]*average
+        want[place] += sum(reduce[d, c]*f[c].max()*scale[d]*e['sab'][0, d].item()
+                           for d in range(len(scale))) - mass[c]*average
     assert np.allclose(made.parts['sab'][0].sum(0), want/norms['sab'], atol=1e-5)
 
 
@@ -132,7 +142,7 @@ def test_maps_have_no_gradient_left_and_the_model_none():
 
 
 class PatchEye(nn.Module):
-    "A network that sees nothing but magenta: red and blue without green, over cells of 16 pixels, beside channels of plain colour"
+    "A network that sees magenta (red and blue without green) in cells of 16 pixels, beside channels of plain colour"
     widths = {3: 4, 4: 4}
     def forward(self, x):
         red, green, blue = x.unbind(1)
@@ -151,7 +161,7 @@ def eye(branches):
 
 @pytest.mark.parametrize('branches', [(), ('sab',), ('sfb',), ('sab', 'sfb')])
 def test_pointing_game_over_walkers(branches, few):
-    "A planted patch, all that this network knows people by, is where the similarity map is highest: in 36 of 36 pictures, both ways"
+    "A planted patch, all that this network knows people by, is where the map is highest: in 36 of 36 images, both ways"
     from magnifier.data.images import read_image
     rng, model, pictures, at = np.random.default_rng(0), eye(branches), [], []
     for path in [*few.path, *few.path][:36]:
@@ -170,16 +180,25 @@ def test_pointing_game_over_walkers(branches, few):
 def test_sight_shows_what_the_loader_gives(seer, few):
     sight = Sight.of(seer, few.iloc[:3])
     x, m, y = seer.loader(few.iloc[:3]).one_batch()
-    assert sight.images.shape == (3, 64, 32, 3) and 0 <= sight.images.min() and sight.images.max() <= 1
-    assert np.allclose(sight.images, decode_images(x, seer.dls.valid)) and (sight.labels == m.numpy()).all() and (sight.identity == y.numpy()).all()
-    assert sight.parsed.shape == (3, 64, 32) and len(sight.seen) == 3
+    assert sight.images.shape == (3, 64, 32, 3)
+    assert 0 <= sight.images.min()
+    assert sight.images.max() <= 1
+    assert np.allclose(sight.images, decode_images(x, seer.dls.valid))
+    assert (sight.labels == m.numpy()).all()
+    assert (sight.identity == y.numpy()).all()
+    assert sight.parsed.shape == (3, 64, 32)
+    assert len(sight.seen) == 3
     again = Sight.of(seer, few.path.tolist()[:3])
-    assert again.labels is None and again.true == [None]*3 and np.allclose(again.images, sight.images)
+    assert again.labels is None
+    assert again.true == [None]*3
+    assert np.allclose(again.images, sight.images)
 
 
 def test_regions_of_a_model_without_a_mask_module(blind, few):
     sight = Sight.of(blind, few.iloc[:2])
-    assert sight.parsed is None and region_masks(sight.maps) is None and (sight.seen[0] == few_labels(few, (64, 32))).mean() > .9
+    assert sight.parsed is None
+    assert region_masks(sight.maps) is None
+    assert (sight.seen[0] == few_labels(few, (64, 32))).mean() > .9
 
 
 def few_labels(few, size):
@@ -199,9 +218,11 @@ def test_learn_saliency(seer, blind, few):
 
 
 def test_maps_that_are_not_there(seer, blind, few):
-    with pytest.raises(ValueError, match="no map 'sfb' of kind 'pixels' in this model: it has global$"): blind.saliency(few.path.iat[0], 'sfb')
+    with pytest.raises(ValueError, match="no map 'sfb' of kind 'pixels' in this model: it has global$"):
+        blind.saliency(few.path.iat[0], 'sfb')
     with pytest.raises(ValueError, match="no map 'stage4'"): seer.saliency(few.path.iat[0], 'stage4')
-    with pytest.raises(ValueError, match='use one of pixels, share, energy'): seer.saliency(few.path.iat[0], kind='heat')
+    with pytest.raises(ValueError, match='use one of pixels, share, energy'):
+        seer.saliency(few.path.iat[0], kind='heat')
 
 
 def test_shares_of_an_image_are_its_contributions_to_itself(seer, few):
@@ -233,7 +254,8 @@ def test_pixel_shares_of_a_linear_model():
 def test_pixel_shares_add_up_to_what_a_grey_image_leaves():
     model = untrained()
     x = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(): own, grey = (branch_embeddings(model, model.feature_maps(i)) for i in (x, torch.zeros_like(x)))
+    with torch.no_grad():
+        own, grey = (branch_embeddings(model, model.feature_maps(i)) for i in (x, torch.zeros_like(x)))
     want = torch.ones(2)
     for f, g, part in zip(own.values(), grey.values(), joined(model, own)):
         want -= (g*part).sum(1)*part.norm(dim=1)/f.norm(dim=1)
@@ -247,7 +269,8 @@ def test_pixel_shares_of_two_images_add_up_over_branches_too():
     x, y = torch.randn(2, 2, 3, 64, 32, generator=torch.Generator().manual_seed(1))
     by_branch = pixel_shares(model, x, y, steps=2)
     assert list(by_branch) == ['global', 'sab', 'sfb']
-    assert torch.allclose(pixel_shares(model, x, y, by_branch=False, steps=2)['all'], sum(by_branch.values()), atol=1e-5)
+    assert torch.allclose(pixel_shares(model, x, y, by_branch=False, steps=2)['all'], sum(by_branch.values()),
+                          atol=1e-5)
     assert torch.allclose(pixel_shares(model, x, x, steps=2)['sab'], pixel_shares(model, x, steps=2)['sab'], atol=1e-6)
 
 
@@ -289,9 +312,11 @@ def test_saliency_inside_against_a_loop(seer, few):
 
 def test_a_map_of_one_value_scores_chance(seer, few, monkeypatch):
     from magnifier.look import saliency
-    monkeypatch.setattr(saliency, 'saliency_maps', lambda learn, sight, kind: {b: np.ones((len(sight.images), 4, 2)) for b in learn.model.branches})
+    monkeypatch.setattr(saliency, 'saliency_maps', lambda learn, sight,
+                        kind: {b: np.ones((len(sight.images), 4, 2)) for b in learn.model.branches})
     assert np.allclose(saliency_inside(seer, few.iloc[:6])['ratio'], 1)
 
 
 def test_saliency_inside_needs_masks(seer, few):
-    with pytest.raises(ValueError, match='no image has a part mask'): saliency_inside(seer, few.assign(mask=None), kinds=('energy',))
+    with pytest.raises(ValueError, match='no image has a part mask'):
+        saliency_inside(seer, few.assign(mask=None), kinds=('energy',))

@@ -22,10 +22,13 @@ def legend(picture): return [t.get_text() for t in picture.legends[0].get_texts(
 
 def test_show_batch_shows_pictures_masks_and_titles(dls, tmp_path):
     picture = dls.show_batch(max_n=4, save=tmp_path/'deep'/'batch.png')
-    assert isinstance(picture, Figure) and (tmp_path/'deep'/'batch.png').stat().st_size > 5000
-    assert len(picture.axes) == 8 and sum(w.startswith('id ') and ' cam ' in w for w in words(picture)) == 4
+    assert isinstance(picture, Figure)
+    assert (tmp_path/'deep'/'batch.png').stat().st_size > 5000
+    assert len(picture.axes) == 8
+    assert sum(w.startswith('id ') and ' cam ' in w for w in words(picture)) == 4
     assert legend(picture) == ['head', 'chest', 'upper arm', 'lower arm', 'upper leg', 'lower leg', 'foot']
-    assert picture.get_facecolor() == (1, 1, 1, 1) and not plt.get_fignums()
+    assert picture.get_facecolor() == (1, 1, 1, 1)
+    assert not plt.get_fignums()
 
 
 def test_show_batch_of_a_batch_in_hand_shows_that_batch(dls):
@@ -44,11 +47,13 @@ def test_unique_shows_one_picture_under_augmentation(dls):
 
 def test_show_false_gives_the_decoded_batch(dls):
     x, y, samples = dls.show_batch(show=False, max_n=2)
-    assert len(samples) == 2 and len(samples[0]) == 3
+    assert len(samples) == 2
+    assert len(samples[0]) == 3
 
 
 def test_looking_moves_no_generator(dls):
-    def state(): return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), dls.train.epoch, \
+    def state():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), dls.train.epoch, \
         dls.train.after_batch[-1].generator.get_state().tolist()
     before = state()
     dls.show_batch()
@@ -62,7 +67,8 @@ def test_seeds_draw_other_batches(dls):
 
 def test_a_batch_without_masks_has_no_legend_and_one_row(blind):
     picture = blind.dls.show_batch(max_n=3)
-    assert len(picture.axes) == 3 and not picture.legends
+    assert len(picture.axes) == 3
+    assert not picture.legends
 
 
 def test_what_is_asked_for_is_not_swallowed(dls):
@@ -90,14 +96,16 @@ def test_a_picture_without_a_mask_among_others_says_so():
     assert words(rows) == ['a', 'true mask', 'b', 'no mask']
 
 
-@pytest.mark.parametrize('call', [lambda dls: dls.show_batch(max_n=0), lambda dls: draw_samples([], [], []), lambda dls: draw_results([], [])])
+@pytest.mark.parametrize('call', [lambda dls: dls.show_batch(max_n=0), lambda dls: draw_samples([], [], []),
+                                  lambda dls: draw_results([], [])])
 def test_nothing_to_show_is_refused(dls, call):
     with pytest.raises(ValueError, match='at least'): call(dls)
 
 
 def test_show_results_has_a_column_for_each_thing(seer, tmp_path):
     picture = seer.show_results(max_n=2, save=tmp_path/'r.png')
-    assert (tmp_path/'r.png').exists() and len(picture.axes) == 12
+    assert (tmp_path/'r.png').exists()
+    assert len(picture.axes) == 12
     assert [w for w in words(picture)[1:6]] == ['true mask', 'predicted', 'global', 'SAB', 'SFB']
     assert legend(picture)[-1] == 'the embedding is made of this'
     energy = seer.show_results(max_n=1, branches='stage3', kind='energy')
@@ -107,7 +115,8 @@ def test_show_results_has_a_column_for_each_thing(seer, tmp_path):
 
 
 def test_show_results_draws_by_its_seed_and_from_any_source(seer, catalog):
-    titles = lambda **kwargs: [w for w in words(seer.show_results(max_n=3, branches=(), **kwargs)) if w.startswith('id')]
+    titles = lambda **kwargs: [w for w in words(seer.show_results(max_n=3, branches=(), **kwargs))
+                               if w.startswith('id')]
     assert titles(seed=1) == titles(seed=1) != titles(seed=2)
     rows = catalog[catalog.split == 'train'].iloc[:3]
     assert titles(dl=rows, shuffle=False) == [f'id {r.pid} cam {r.camid}' for r in rows.itertuples()]
@@ -123,8 +132,10 @@ def test_show_results_of_mere_images(seer, few):
 
 def test_show_results_without_masks_or_branches(blind):
     picture = blind.show_results(max_n=2)
-    assert words(picture)[1::2] == ['global', 'global'] and legend(picture) == ['the embedding is made of this']
-    with pytest.raises(ValueError, match="no map 'sab' of kind 'pixels' in this model: it has global$"): blind.show_results(branches='sab')
+    assert words(picture)[1::2] == ['global', 'global']
+    assert legend(picture) == ['the embedding is made of this']
+    with pytest.raises(ValueError, match="no map 'sab' of kind 'pixels' in this model: it has global$"):
+        blind.show_results(branches='sab')
     with pytest.raises(ValueError, match='use one of pixels, share, energy'): blind.show_results(kind='gradient')
     with pytest.raises(ValueError, match='at least one image'): blind.show_results(max_n=0)
 
@@ -132,7 +143,8 @@ def test_show_results_without_masks_or_branches(blind):
 def test_show_results_leaves_the_model_as_it_was(seer):
     seer.model.train()
     seer.show_results(max_n=1)
-    assert seer.model.training and all(p.grad is None for p in seer.model.parameters())
+    assert seer.model.training
+    assert all(p.grad is None for p in seer.model.parameters())
 
 
 def test_fastais_interpretation_shows_results(seer):

@@ -8,18 +8,21 @@ from magnifier.train.ablation import FIGURES, SETTINGS, STUDIES
 
 @pytest.fixture
 def runs():
-    return pd.DataFrame([dict(setting=name, seed=s, **{f: (10*i + 5*s + j)/500 for j, f in enumerate(FIGURES)}) for i, name in enumerate(SETTINGS) for s in (0, 1)])
+    return pd.DataFrame([dict(setting=name, seed=s, **{f: (10*i + 5*s + j)/500 for j, f in enumerate(FIGURES)})
+                         for i, name in enumerate(SETTINGS) for s in (0, 1)])
 
 
 def test_a_panel_a_study_with_its_figures(runs, tmp_path):
     figure = plot_studies(runs, save=tmp_path/'all.png')
     titles = [ax.get_title() for ax in figure.axes if ax.axison]
-    assert titles == [f'{study} (2 seeds)' for study in STUDIES] and (tmp_path/'all.png').stat().st_size > 5000
+    assert titles == [f'{study} (2 seeds)' for study in STUDIES]
+    assert (tmp_path/'all.png').stat().st_size > 5000
     dots = figure.axes[0].lines[0].get_xdata()
     of = runs.groupby('setting').R1.mean()
     assert list(dots) == pytest.approx([100*of[name] for name in STUDIES['Table 2'].values()])
     kept = figure.axes[2].lines[0].get_ydata()
-    assert list(kept) == pytest.approx([100*runs[runs.setting == s].mAP.mean() for s in ('torso 2', 'G+M+SAB', 'torso 6')])
+    assert list(kept) == pytest.approx([100*runs[runs.setting == s].mAP.mean()
+                                        for s in ('torso 2', 'G+M+SAB', 'torso 6')])
 
 
 def test_one_seed_says_so_and_missing_runs_are_left_out(runs):
@@ -27,7 +30,8 @@ def test_one_seed_says_so_and_missing_runs_are_left_out(runs):
     assert [ax.get_title() for ax in figure.axes] == ['Table 2 (one seed)', 'Figure 5 (one seed)']
     uneven = plot_studies(runs[(runs.seed == 0) | (runs.setting == 'lstm')], ['cell'])
     assert uneven.axes[0].get_title() == 'cell (1 to 2 seeds)'
-    with pytest.raises(ValueError, match="no run of study 'cell' is there: there are runs of Table 2"): plot_studies(runs[runs.setting == 'G'], ['cell'])
+    with pytest.raises(ValueError, match="no run of study 'cell' is there: there are runs of Table 2"):
+        plot_studies(runs[runs.setting == 'G'], ['cell'])
 
 
 def test_history_of_a_fit(learn):
