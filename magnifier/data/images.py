@@ -51,8 +51,8 @@ def opened_image(
         except MemoryError: raise  # the machine's state, not the file's
         except Exception as e:  # decoders raise whatever they like on damaged bytes
             why = 'of no format that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
-            raise UnreadableImage(f'{name}: not a readable {what} ({why}); mend or remove it '
-                                  '(`check_catalog(catalog)` lists all such files)') from e
+            advice = '; mend or remove it (`check_catalog(catalog)` lists all such files)' if _is_path(source) else ''
+            raise UnreadableImage(f'{name}: not a readable {what} ({why}){advice}') from e
 
 
 def as_images(
@@ -74,8 +74,11 @@ def image_name(
     "What to call an image in a message: bytes of a name that are no UTF-8 are escaped"
     if isinstance(source, np.ndarray): return f'array of shape {source.shape} and type {source.dtype}'
     if isinstance(source, Image.Image): return f'image of {source.width} x {source.height} pixels'
-    if isinstance(source, (str, os.PathLike)): return os.fspath(source).encode(errors='backslashreplace').decode()
+    if _is_path(source): return os.fspath(source).encode(errors='backslashreplace').decode()
     return f'image in {type(source).__name__}'
+
+
+def _is_path(source): return isinstance(source, (str, os.PathLike))
 
 
 def _is_one(source):
@@ -93,7 +96,7 @@ def _from_array(array, bgr):
 def _opened(source, name):
     "A binary file of our own; other than regular files are never opened, for a pipe or a device may have no end"
     if isinstance(source, (bytes, bytearray)): return BytesIO(source)
-    if isinstance(source, (str, os.PathLike)):
+    if _is_path(source):
         try:
             if stat.S_ISREG(os.stat(source).st_mode): return open(source, 'rb')
         except FileNotFoundError as e: raise FileNotFoundError(f'{name}: no such image file') from e

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from magnifier.data.catalog import SPLITS, CatalogWarning, find_masks, make_catalog
+from magnifier.data.catalog import LARGEST, SPLITS, CatalogWarning, find_masks, make_catalog
 from magnifier.data.folders import existing, image_files
 
 __all__ = ['identity_folders', 'catalog_csv', 'split_queries']
 
 MISSING = ('', 'nan', 'none', 'null', 'na', 'n/a', '<na>')  # how programs write that a value is not known
-LARGEST = 2**63 - 1  # of 64 bits
 SPLIT_FOLDER = re.compile(r'(?i)^(train|val|test|query|probe|gallery|bounding_box|all)')
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ class OwnGenerator:
     """Mixin of a transform that draws: a generator of its own, whose state travels with it into exported
     learners and workers"""
     def seed_generator(self,
-        seed:int, # The same seed gives the same draws on every machine
+        seed: int,  # The same seed gives the same draws on every machine
     ):
         "A new CPU generator"
         self.generator = torch.Generator().manual_seed(seed)
@@ -54,8 +54,8 @@ class RandomPadCrop(RandTransform):
     "Pads image and mask alike, then cuts the original size out at one random place for both"
     order = 2  # after FitImage (1): fastai sorts item transforms by order, not as they are listed
     def __init__(self,
-        pad:int=10,  # Pixels added on every side; the baseline's 10 at 384 x 192 and 256 x 128
-        p:float=1.,  # Probability of moving an item at all
+        pad: int = 10,  # Pixels added on every side; the baseline's 10 at 384 x 192 and 256 x 128
+        p: float = 1.,  # Probability of moving an item at all
     ):
         super().__init__(p=p)
         self.pad = pad
@@ -64,21 +64,21 @@ class RandomPadCrop(RandTransform):
         super().before_call(b, split_idx)
         self.left, self.top = random.randint(0, 2*self.pad), random.randint(0, 2*self.pad)
 
-    def encodes(self, x:Image.Image):
+    def encodes(self, x: Image.Image):
         w, h = x.size
         padded = ImageOps.expand(x, border=self.pad, fill=_outside(x))
         return type(x)(padded.crop((self.left, self.top, self.left + w, self.top + h)))
 
 
 def erase_boxes(
-    n:int,           # Number of images
-    size:tuple,      # Their height and width, in pixels
+    n: int,  # Number of images
+    size: tuple,  # Their height and width, in pixels
     generator=None,  # CPU torch.Generator, held by the caller
     *,
-    p:float=0.5,                # Probability that an image has a box at all
-    area:tuple=(0.02, 0.4),     # Share of the picture a box covers, drawn uniformly
-    aspect:tuple=(0.3, 1/0.3),  # Height over width, drawn log-uniformly
-    tries:int=10,               # Boxes drawn per image; the first that fits is taken
+    p: float = 0.5,  # Probability that an image has a box at all
+    area: tuple = (0.02, 0.4),  # Share of the image a box covers, drawn uniformly
+    aspect: tuple = (0.3, 1/0.3),  # Height over width, drawn log-uniformly
+    tries: int = 10,  # Boxes drawn per image; the first that fits is taken
 ) -> torch.Tensor:  # (n,4) integers top, bottom, left, right; all zero where nothing is erased
     "One box per image for random erasing (Zhong et al. 2017)"
     h, w = size
@@ -103,23 +103,23 @@ class NormalizeInPlace(Normalize):
         super().__init__(*broadcast_vec(1, 4, preprocessing.mean, preprocessing.std))
         self.preprocessing = preprocessing
 
-    def encodes(self, x:TensorImage): return x.sub_(self.mean).div_(self.std)
+    def encodes(self, x: TensorImage): return x.sub_(self.mean).div_(self.std)
 
 
 class EraseBoxes(OwnGenerator, RandTransform):
     "Erases one box per image; the mask stays, for the body part is still there"
     order, split_idx = 100, 0  # after Normalize (99): zero is then the ImageNet mean
     def __init__(self,
-        p:float=0.5,                # Probability per image
-        area:tuple=(0.02, 0.4),     # Share of the picture that is erased
-        aspect:tuple=(0.3, 1/0.3),  # Height over width of the box
-        seed:int=0,                 # Seed of the generator that this transform holds
+        p: float = 0.5,  # Probability per image
+        area: tuple = (0.02, 0.4),  # Share of the image that is erased
+        aspect: tuple = (0.3, 1/0.3),  # Height over width of the box
+        seed: int = 0,  # Seed of the generator that this transform holds
     ):
         super().__init__(p=1.)
         self.erase_p, self.area, self.aspect = p, area, aspect
         self.seed_generator(seed)
 
-    def encodes(self, x:TensorImage):  # in place: the batch is the loader's own
+    def encodes(self, x: TensorImage):  # in place: the batch is the loader's own
         n, _, h, w = x.shape
         boxes = erase_boxes(n, (h, w), self.generator, p=self.erase_p, area=self.area, aspect=self.aspect)
         return _erase_one_by_one(x, boxes) if x.device.type == 'cpu' else _erase_at_once(x, boxes.to(x.device))

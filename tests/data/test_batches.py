@@ -20,7 +20,9 @@ class _Rows(list):
 
 
 def loader(pids, **kwargs):
-    return IdentityBatches(_Rows(pids), **{**dict(bs=8, n_per_id=4, shuffle=True, drop_last=True, num_workers=0, do_setup=False), **kwargs})
+    return IdentityBatches(_Rows(pids),
+                           **{**dict(bs=8, n_per_id=4, shuffle=True, drop_last=True, num_workers=0, do_setup=False),
+                              **kwargs})
 
 
 def stream(dl, epochs=1): return [dl.get_idxs() for _ in range(epochs)]
@@ -119,7 +121,8 @@ def test_new_keeps_m_and_seed_and_can_be_told_otherwise():
     dl = loader(_pids([8]*6), seed=5, n_per_id=2)
     dl._n_inp, dl._types = 1, None
     again = dl.new()
-    assert (again.n_per_id, again.seed, again.epoch) == (2, 5, 0) and stream(again) == stream(loader(_pids([8]*6), seed=5, n_per_id=2))
+    assert (again.n_per_id, again.seed, again.epoch) == (2, 5, 0)
+    assert stream(again) == stream(loader(_pids([8]*6), seed=5, n_per_id=2))
     assert dl.new(n_per_id=4).n_per_id == 4
     assert dl.new(shuffle=False, drop_last=False).get_idxs() == list(range(48))
     plain = dl.new(n_per_id=None)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from fastai.vision.all import TensorImage
 from PIL import Image
-from magnifier.data.block import (IdentityCategorize, IdentityTitle, PILPartMask, PILPerson, ReIDDataBlock, SameSize, TensorIdentity, TensorPartMask)
+from magnifier.data.block import (IdentityCategorize, IdentityTitle, PILPartMask, PILPerson, ReIDDataBlock, SameSize,
+                                  TensorIdentity, TensorPartMask)
 from magnifier.regions import NO_MASK
 
 
@@ -32,18 +33,24 @@ def test_masks_come_from_arrays_tensors_pictures_and_nothing():
 
 def test_a_person_comes_from_a_tensor_too():
     pixels = torch.arange(24, dtype=torch.uint8).view(2, 4, 3)
-    assert isinstance(PILPerson.create(pixels), PILPerson) and np.asarray(PILPerson.create(pixels)).tolist() == pixels.tolist()
+    assert isinstance(PILPerson.create(pixels), PILPerson)
+    assert np.asarray(PILPerson.create(pixels)).tolist() == pixels.tolist()
 
 
 def test_a_mask_of_another_size_is_named(tmp_path):
-    image, mask = PILPerson(Image.new('RGB', (4, 8))), PILPartMask.create(saved_mask(tmp_path/'small.png', np.zeros((4, 2))))
-    with pytest.raises(ValueError, match=r'small.png: mask of 2 x 4 pixels for an image of 4 x 8'): SameSize()((image, mask))
+    image, mask = PILPerson(Image.new('RGB', (4, 8))), PILPartMask.create(saved_mask(tmp_path/'small.png',
+                                                                                     np.zeros((4, 2))))
+    with pytest.raises(ValueError, match=r'small.png: mask of 2 x 4 pixels for an image of 4 x 8'):
+        SameSize()((image, mask))
     fits = (image, PILPartMask.create(saved_mask(tmp_path/'fits.png', np.zeros((8, 4)))))
-    assert SameSize()(fits) == fits and SameSize()((image, PILPartMask.create(None)))[0] is image and SameSize()((image,)) == (image,)
+    assert SameSize()(fits) == fits
+    assert SameSize()((image, PILPartMask.create(None)))[0] is image
+    assert SameSize()((image,)) == (image,)
 
 
 def test_label_9_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r'nine.png.*9.*0 to 7'): PILPartMask.create(saved_mask(tmp_path/'nine.png', [[9]]))
+    with pytest.raises(ValueError, match=r'nine.png.*9.*0 to 7'):
+        PILPartMask.create(saved_mask(tmp_path/'nine.png', [[9]]))
 
 
 def test_classes_are_the_sorted_training_identities():
@@ -52,7 +59,8 @@ def test_classes_are_the_sorted_training_identities():
     assert tfm.c == 2 and list(tfm.vocab) == [4, 30]
     assert tfm([4, 2, 'train']).tolist() == [0, 4, 2, 0] and tfm([30, 1, 'gallery']).tolist() == [1, 30, 1, 2]
     assert tfm([5, 2, 'query']).tolist() == [-1, 5, 2, 1], 'not in training'
-    assert tfm.decode(TensorIdentity([-1, 5, 2, 1])) == 'id 5 cam 2 query' and tfm.decode(TensorIdentity([0, 4, 2, 0])) == 'id 4 cam 2'
+    assert tfm.decode(TensorIdentity([-1, 5, 2, 1])) == 'id 5 cam 2 query'
+    assert tfm.decode(TensorIdentity([0, 4, 2, 0])) == 'id 4 cam 2'
     assert tfm.decode(TensorIdentity([1, -1, -1, -1])) == 'like id 30'
     with pytest.raises(ValueError): tfm([4, 2, 'test'])
     assert list(IdentityCategorize([9, 3]).vocab) == [9, 3]
@@ -60,7 +68,8 @@ def test_classes_are_the_sorted_training_identities():
 
 def test_identity_columns_have_names():
     identity = TensorIdentity([[1, 30, 2, 0], [-1, 5, 3, 2]])
-    for name, column in zip(('label', 'pid', 'camid', 'role'), identity.T): assert getattr(identity, name).tolist() == column.tolist()
+    for name, column in zip(('label', 'pid', 'camid', 'role'), identity.T):
+        assert getattr(identity, name).tolist() == column.tolist()
     assert type(identity.pid) is torch.Tensor
 
 
@@ -75,10 +84,15 @@ def test_an_identity_is_a_title():
 def test_batches_are_triples_with_one_input(dls, catalog):
     x, mask, identity = dls.one_batch()
     assert (type(x), type(mask), type(identity)) == (TensorImage, TensorPartMask, TensorIdentity)
-    assert x.shape == (8, 3, 64, 32) and mask.shape == (8, 64, 32) and identity.shape == (8, 4) and mask.dtype == torch.int64
+    assert x.shape == (8, 3, 64, 32)
+    assert mask.shape == (8, 64, 32)
+    assert identity.shape == (8, 4)
+    assert mask.dtype == torch.int64
     assert dls.n_inp == 1 and dls.c == catalog[catalog.split == 'train'].pid.nunique()
     assert mask.max() < 8 and len(mask.unique()) > 4
-    assert (identity.label >= 0).all() and (identity.role == 0).all() and torch.equal(torch.tensor([dls.vocab[i] for i in identity.label]), identity.pid)
+    assert (identity.label >= 0).all()
+    assert (identity.role == 0).all()
+    assert torch.equal(torch.tensor([dls.vocab[i] for i in identity.label]), identity.pid)
 
 
 def test_validation_is_query_and_gallery_in_order_with_roles(dls, catalog):
@@ -94,7 +108,8 @@ def test_images_without_a_mask_are_unlabelled_to_the_last_pixel(catalog):
     some.loc[gone, 'mask'] = None
     from magnifier.data.preprocess import Preprocessing
     from magnifier.data.transforms import batch_transforms, item_transforms
-    dls = ReIDDataBlock(item_transforms(Preprocessing((64, 32)), 6), batch_transforms(Preprocessing())).dataloaders(some, bs=16, num_workers=0)
+    dls = ReIDDataBlock(item_transforms(Preprocessing((64, 32)), 6),
+                        batch_transforms(Preprocessing())).dataloaders(some, bs=16, num_workers=0)
     for _, mask, _ in dls.train:
         unlabelled = (mask == NO_MASK).flatten(1)
         assert torch.equal(unlabelled.any(1), unlabelled.all(1)) and 0 < unlabelled.all(1).sum() < 16

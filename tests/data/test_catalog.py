@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from magnifier.data.catalog import (COLUMNS, CatalogWarning, describe, find_masks, join_catalogs, lost_queries, lost_queries_message,
+from magnifier.data.catalog import (COLUMNS, CatalogWarning, describe, find_masks, join_catalogs, lost_queries,
+                                    lost_queries_message,
                                     make_catalog, validate_catalog)
 
 
@@ -25,21 +26,24 @@ def rows_of(*rows): return [dict(path=p, pid=pid, camid=cam, split=s) for p, pid
 @pytest.fixture
 def good(tmp_path):
     "Two training identities; one query with a match; files that exist"
-    rows = [('a', 2, 1, 'train'), ('b', 2, 2, 'train'), ('c', 1, 1, 'train'), ('d', 5, 1, 'query'), ('e', 5, 2, 'gallery'), ('f', 0, 2, 'gallery')]
+    rows = [('a', 2, 1, 'train'), ('b', 2, 2, 'train'), ('c', 1, 1, 'train'), ('d', 5, 1, 'query'),
+            ('e', 5, 2, 'gallery'), ('f', 0, 2, 'gallery')]
     return make_catalog(rows_of(*((str(draw(tmp_path/'set'/s/f'{n}.png')), p, c, s) for n, p, c, s in rows)))
 
 
 # --- form
 
 def test_form_and_order():
-    catalog = make_catalog(rows_of(('g1', 3, 1, 'gallery'), ('q', 3, 2, 'query'), ('t2', 9, 0, 'train'), ('t1', 9, 5, 'train'), ('t0', 1, 0, 'train')))
+    catalog = make_catalog(rows_of(('g1', 3, 1, 'gallery'), ('q', 3, 2, 'query'), ('t2', 9, 0, 'train'),
+                                   ('t1', 9, 5, 'train'), ('t0', 1, 0, 'train')))
     assert tuple(catalog) == COLUMNS
     assert catalog['path'].tolist() == ['t0', 't1', 't2', 'q', 'g1'] and catalog.index.tolist() == [0, 1, 2, 3, 4]
     assert str(catalog['pid'].dtype) == str(catalog['camid'].dtype) == 'int64'
     assert catalog['mask'].tolist() == [None] * 5 and all(type(p) is str for p in catalog['path'])
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from(['train', 'query', 'gallery'])), min_size=1, max_size=12), st.randoms())
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from(['train', 'query', 'gallery'])),
+                min_size=1, max_size=12), st.randoms())
 @settings(deadline=None, max_examples=40)
 def test_order_does_not_depend_on_the_order_of_rows(people, random):
     rows = rows_of(*((f'{i}.jpg', *p) for i, p in enumerate(people)))
@@ -48,21 +52,29 @@ def test_order_does_not_depend_on_the_order_of_rows(people, random):
 
 
 def test_missing_masks_become_none_and_own_columns_stay(tmp_path):
-    rows = pd.DataFrame(dict(path=[tmp_path/'a', tmp_path/'b', tmp_path/'c', tmp_path/'d'], mask=['m', np.nan, '', pd.NA], pid=[1., 2., 3., 4.], camid=1,
+    rows = pd.DataFrame(dict(path=[tmp_path/'a', tmp_path/'b', tmp_path/'c', tmp_path/'d'],
+                             mask=['m', np.nan, '', pd.NA], pid=[1., 2., 3., 4.], camid=1,
                              split='train', hat=[True, False, True, False]), index=[7, 7, 7, 7])
     catalog = make_catalog(rows)
     assert catalog['mask'].tolist() == ['m', None, None, None] and catalog['hat'].tolist() == [True, False, True, False]
-    assert catalog['pid'].tolist() == [1, 2, 3, 4] and catalog['camid'].tolist() == [1, 1, 1, 1] and type(catalog['path'][0]) is str
+    assert catalog['pid'].tolist() == [1, 2, 3, 4]
+    assert catalog['camid'].tolist() == [1, 1, 1, 1]
+    assert type(catalog['path'][0]) is str
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(pid='bob'), "x.jpg: pid 'bob' is not a whole number"), (dict(pid=None), 'x.jpg: pid .* is not a whole number'),
+    (dict(pid='bob'), "x.jpg: pid 'bob' is not a whole number"),
+    (dict(pid=None), 'x.jpg: pid .* is not a whole number'),
     (dict(camid=1.5), 'x.jpg: camid 1.5 is not a whole number'), (dict(pid='7'), r"pid '7' is not .*astype\(int\)"),
-    (dict(pid=float('inf')), 'pid inf is not'), (dict(camid=-np.inf), 'camid -inf is not'), (dict(pid=True), 'pid True is not'),
-    (dict(pid=2**63), 'pid 9223372036854775808 is not a whole number of at most 64 bits'), (dict(pid=1e22), 'pid 1e.22 is not'),
-    (dict(pid=float(2**53 + 2)), 'is not a whole number of'), (dict(split='test'), "x.jpg: split 'test', use train, query, gallery")])
+    (dict(pid=float('inf')), 'pid inf is not'), (dict(camid=-np.inf), 'camid -inf is not'),
+    (dict(pid=True), 'pid True is not'),
+    (dict(pid=2**63), 'pid 9223372036854775808 is not a whole number of at most 64 bits'),
+    (dict(pid=1e22), 'pid 1e.22 is not'),
+    (dict(pid=float(2**53 + 2)), 'is not a whole number of'),
+    (dict(split='test'), "x.jpg: split 'test', use train, query, gallery")])
 def test_wrong_rows_are_named(change, message):
-    with pytest.raises(ValueError, match=message): make_catalog([dict(path='x.jpg', pid=1, camid=1, split='train') | change])
+    with pytest.raises(ValueError, match=message):
+        make_catalog([dict(path='x.jpg', pid=1, camid=1, split='train') | change])
 
 
 def test_large_numbers_are_exact():
@@ -70,12 +82,14 @@ def test_large_numbers_are_exact():
     catalog = make_catalog(rows_of(*((f'{i}.png', p, p, 'train') for i, p in enumerate(pids))))
     assert catalog.pid.tolist() == pids
     assert catalog.camid.tolist() == pids
-    with pytest.raises(ValueError, match='cannot be moved up'): join_catalogs(make_catalog(rows_of(('a', 1, 1, 'train'))), catalog)
+    with pytest.raises(ValueError, match='cannot be moved up'):
+        join_catalogs(make_catalog(rows_of(('a', 1, 1, 'train'))), catalog)
 
 
 def test_no_rows_and_no_columns():
     with pytest.raises(ValueError, match='no images'): make_catalog([])
-    with pytest.raises(ValueError, match='path None is not a path'): make_catalog([dict(path=None, pid=1, camid=1, split='train')])
+    with pytest.raises(ValueError, match='path None is not a path'):
+        make_catalog([dict(path=None, pid=1, camid=1, split='train')])
     with pytest.raises(ValueError, match=r'lacks the column\(s\) camid, split: it has path, pid, mask'):
         make_catalog([dict(path='a', pid=1)])
 
@@ -95,17 +109,23 @@ def test_relative_paths(good, tmp_path, monkeypatch):
 
 
 BAD = [
-    (lambda c: c.drop(columns=['mask', 'pid']), ValueError, r'lacks the column\(s\) mask, pid: it has path, camid, split'),
+    (lambda c: c.drop(columns=['mask', 'pid']), ValueError,
+     r'lacks the column\(s\) mask, pid: it has path, camid, split'),
     (lambda c: c[:0], ValueError, 'has no rows'),
     (lambda c: c.set_axis([0] * len(c)), ValueError, 'reset_index'),
     (lambda c: c.assign(split='val'), ValueError, "split 'val', use train, query, gallery"),
     (lambda c: c.assign(pid='x'), ValueError, "pid 'x' is not a whole number"),
     (lambda c: c.assign(camid=np.nan), ValueError, 'camid nan is not a whole number'),
-    (lambda c: c.assign(pid=-1), ValueError, r'6 images have a negative identity \(first: .*c.png\).*catalog\[catalog.pid >= 0\]'),
-    (lambda c: c.assign(path=c['path'].where(c['split'] != 'query', c['path'][4])), ValueError, r'1 paths are .* more than once .*f.png, as query and gallery'),
-    (lambda c: c.assign(path=c['path'].where(c['split'] != 'query', 'gone.png')), FileNotFoundError, r'1 of 6 image files do not exist \(first: gone.png\)'),
-    (lambda c: c.assign(path=c['path'].where(c['split'] != 'query', '/no/folder/x.png')), FileNotFoundError, '1 of 6 image files'),
-    (lambda c: c.assign(mask=['gone_mask.png', None, None, None, None, None]), FileNotFoundError, r'1 of 1 mask files do not exist \(first: gone_mask.png'),
+    (lambda c: c.assign(pid=-1), ValueError,
+     r'6 images have a negative identity \(first: .*c.png\).*catalog\[catalog.pid >= 0\]'),
+    (lambda c: c.assign(path=c['path'].where(c['split'] != 'query', c['path'][4])), ValueError,
+     r'1 paths are .* more than once .*f.png, as query and gallery'),
+    (lambda c: c.assign(path=c['path'].where(c['split'] != 'query', 'gone.png')), FileNotFoundError,
+     r'1 of 6 image files do not exist \(first: gone.png\)'),
+    (lambda c: c.assign(path=c['path'].where(c['split'] != 'query', '/no/folder/x.png')), FileNotFoundError,
+     '1 of 6 image files'),
+    (lambda c: c.assign(mask=['gone_mask.png', None, None, None, None, None]), FileNotFoundError,
+     r'1 of 1 mask files do not exist \(first: gone_mask.png'),
     (lambda c: c.assign(path=c['path'].where(c['split'] != 'query', 3)), ValueError, 'path 3 is not a path'),
     (lambda c: c.assign(path=c['path'].where(c['split'] != 'query', '')), ValueError, "path '' is not a path"),
 ]
@@ -132,10 +152,12 @@ def test_identities_in_training_and_test(good):
 
 def slow_lost(catalog):
     gallery = [r for r in catalog.itertuples() if r.split == 'gallery']
-    return [q.Index for q in catalog.itertuples() if q.split == 'query' and not any(g.pid == q.pid and g.camid != q.camid for g in gallery)]
+    def matched(q): return any(g.pid == q.pid and g.camid != q.camid for g in gallery)
+    return [q.Index for q in catalog.itertuples() if q.split == 'query' and not matched(q)]
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from(['train', 'query', 'gallery'])), min_size=1, max_size=20))
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from(['train', 'query', 'gallery'])),
+                min_size=1, max_size=20))
 @settings(deadline=None, max_examples=80)
 def test_lost_queries_against_the_loop(people):
     catalog = make_catalog(rows_of(*((f'{i}.jpg', *p) for i, p in enumerate(people))))
@@ -157,11 +179,14 @@ def test_some_queries_lost_is_one_warning(good):
     text = str(caught[0].message)
     assert text.startswith('2 of 3 queries have no match left')
     assert '1 with no gallery image of the identity' in text and '1 with only gallery images of its own camera' in text
-    assert 'Two ways out' in text and '0 for queries, 1 for the gallery' in text and 'catalog.drop(lost_queries(catalog).index)' in text
+    assert 'Two ways out' in text
+    assert '0 for queries, 1 for the gallery' in text
+    assert 'catalog.drop(lost_queries(catalog).index)' in text
 
 
 def test_one_camera_for_everything_is_an_error(good):
-    with pytest.raises(ValueError, match='1 of 1 queries have no match left.*every query and gallery image has the one camera 3.*Two ways out'):
+    with pytest.raises(ValueError,
+                       match='1 of 1 queries have no match left.*has the one camera 3.*Two ways out'):
         validate_catalog(good.assign(camid=3))
 
 
@@ -203,7 +228,8 @@ def test_masks_in_a_folder_of_the_caller_s(tmp_path):
 def test_masks_by_function_and_none(tmp_path):
     paths = tree(tmp_path, 'a.jpg', 'b.jpg', 'c.jpg')
     mask, = tree(tmp_path, 'a_mask.png')
-    found = find_masks(catalog_of(paths), lambda p: {'a.jpg': tmp_path/'a_mask.png', 'b.jpg': np.nan}.get(p[-5:], 'gone.png'))
+    found = find_masks(catalog_of(paths),
+                       lambda p: {'a.jpg': tmp_path/'a_mask.png', 'b.jpg': np.nan}.get(p[-5:], 'gone.png'))
     assert found['mask'].tolist() == [mask, None, None]
     assert find_masks(found, False)['mask'].tolist() == [None] * 3
     assert find_masks(found)['mask'].tolist() == [None] * 3  # the default finds none here, and says nothing
@@ -211,9 +237,11 @@ def test_masks_by_function_and_none(tmp_path):
 
 def test_mask_folder_with_other_names(tmp_path):
     catalog = catalog_of(tree(tmp_path/'set', 'a.jpg'))
-    with pytest.raises(FileNotFoundError, match='the mask folder .*nowhere does not exist'): find_masks(catalog, tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='the mask folder .*nowhere does not exist'):
+        find_masks(catalog, tmp_path/'nowhere')
     (tmp_path/'empty').mkdir()
-    with pytest.raises(ValueError, match='it holds no PNG file, and .*a.jpg needs a.png'): find_masks(catalog, tmp_path/'empty')
+    with pytest.raises(ValueError, match='it holds no PNG file, and .*a.jpg needs a.png'):
+        find_masks(catalog, tmp_path/'empty')
     tree(tmp_path/'other', 'a_parsing.png')
     with pytest.raises(ValueError, match='it holds 1 PNG files such as a_parsing.png, and .*a.jpg needs a.png in it'):
         find_masks(catalog, tmp_path/'other')
@@ -229,7 +257,8 @@ def test_join_keeps_people_and_cameras_apart():
     second = make_catalog(rows_of(('d', 0, 0, 'train'), ('e', 1, 1, 'gallery')))
     third = make_catalog(rows_of(('f', 4, 2, 'train')))
     joined = join_catalogs(first, second, third).set_index('path')
-    assert joined['pid'].to_dict() == dict(a=0, b=4, c=4, d=5, e=6, f=11) and joined['camid'].to_dict() == dict(a=0, b=2, c=1, d=3, e=4, f=7)
+    assert joined['pid'].to_dict() == dict(a=0, b=4, c=4, d=5, e=6, f=11)
+    assert joined['camid'].to_dict() == dict(a=0, b=2, c=1, d=3, e=4, f=7)
     assert set(join_catalogs(first, second, third, test=0)['path']) == set('abcdf')
     assert set(join_catalogs(first, second, test=1)['path']) == set('ade')
 

@@ -12,7 +12,10 @@ from magnifier.data.checks import check_catalog
 from magnifier.data.masks import write_mask
 
 
-def picture(seed, size=(8, 16)): return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3)).astype(np.uint8))
+def picture(seed,
+            size=(8, 16)): return Image.fromarray(np.random.default_rng(seed).integers(0, 255,
+                                                                                       (*size[::-1],
+                                                                                        3)).astype(np.uint8))
 
 
 @pytest.fixture
@@ -48,9 +51,12 @@ def turned(path):
 
 
 @pytest.mark.parametrize('spoil, problem', [
-    (cmyk, 'CMYK colours'), (deep, 'more than 8 bits a pixel'), (floats, r'more than 8 bits a pixel \(mode F\)'), (turned, 'rotated by its EXIF tag'),
-    (truncated, r'not a readable image \(.*truncated'), (png_truncated, r'not a readable image \(.*truncated'), (lambda p: p.write_bytes(b''), r'the file is empty \(0 bytes\)'),
-    (lambda p: p.write_text('hello'), r'not a readable image \(of no format'), (lambda p: p.unlink(), 'the file does not exist')])
+    (cmyk, 'CMYK colours'), (deep, 'more than 8 bits a pixel'), (floats, r'more than 8 bits a pixel \(mode F\)'),
+    (turned, 'rotated by its EXIF tag'),
+    (truncated, r'not a readable image \(.*truncated'), (png_truncated, r'not a readable image \(.*truncated'),
+    (lambda p: p.write_bytes(b''), r'the file is empty \(0 bytes\)'),
+    (lambda p: p.write_text('hello'), r'not a readable image \(of no format'),
+    (lambda p: p.unlink(), 'the file does not exist')])
 def test_image_files(good, tmp_path, spoil, problem):
     spoil(tmp_path/'1.jpg')
     table = check_catalog(good)
@@ -59,9 +65,12 @@ def test_image_files(good, tmp_path, spoil, problem):
 
 
 @pytest.mark.parametrize('spoil, problem', [
-    (lambda p: write_mask(p, np.ones((8, 16), int)), r'16 x 8 pixels, its image 8 x 16 \(w x h\)'), (lambda p: write_mask(p, np.zeros((16, 8), int)), 'all background'),
-    (lambda p: Image.fromarray(np.full((16, 8), 9, np.uint8)).save(p), 'labels 9, and a part mask holds 0 to 7'), (lambda p: picture(0).save(p), ' is RGB, and'),
-    (lambda p: p.write_bytes(b''), 'of no format that Pillow knows'), (lambda p: p.unlink(), 'the mask does not exist')])
+    (lambda p: write_mask(p, np.ones((8, 16), int)), r'16 x 8 pixels, its image 8 x 16 \(w x h\)'),
+    (lambda p: write_mask(p, np.zeros((16, 8), int)), 'all background'),
+    (lambda p: Image.fromarray(np.full((16, 8), 9, np.uint8)).save(p), 'labels 9, and a part mask holds 0 to 7'),
+    (lambda p: picture(0).save(p), ' is RGB, and'),
+    (lambda p: p.write_bytes(b''), 'of no format that Pillow knows'),
+    (lambda p: p.unlink(), 'the mask does not exist')])
 def test_mask_files(good, tmp_path, spoil, problem):
     spoil(tmp_path/'2.png')
     table = check_catalog(good, workers=1)
@@ -70,7 +79,8 @@ def test_mask_files(good, tmp_path, spoil, problem):
 
 def test_without_decoding_only_missing_files_are_found(good, tmp_path):
     (tmp_path/'0.jpg').write_bytes(b''), (tmp_path/'1.jpg').unlink(), (tmp_path/'2.png').unlink()
-    assert sorted(check_catalog(good, decode=False)['problem']) == ['the file does not exist', 'the mask does not exist']
+    assert sorted(check_catalog(good, decode=False)['problem']) == ['the file does not exist',
+                                                                    'the mask does not exist']
 
 
 def test_the_same_image_in_two_splits(good, tmp_path):
@@ -82,13 +92,16 @@ def test_the_same_image_in_two_splits(good, tmp_path):
 
 
 def test_rows(good):
-    assert found(check_catalog(good.assign(split=['train', 'val', 'query', 'gallery'])), good['path'][1])[0] == "split 'val'"
+    assert found(check_catalog(good.assign(split=['train', 'val', 'query', 'gallery'])),
+                 good['path'][1])[0] == "split 'val'"
     assert 'identity -1: junk' in found(check_catalog(good.assign(pid=[1, 1, 5, -1])), good['path'][3])
-    assert found(check_catalog(good.assign(mask=[None, *good['mask'][1:]])), good['path'][0]) == ['no part mask, and others have one']
+    assert found(check_catalog(good.assign(mask=[None, *good['mask'][1:]])),
+                 good['path'][0]) == ['no part mask, and others have one']
     assert len(check_catalog(good.assign(mask=None))) == 0  # none at all: nothing to say
     assert found(check_catalog(good.assign(pid=[1, 5, 5, 5])), good['path'][2]) == ['identity 5 is in training too']
     assert found(check_catalog(good.assign(pid=[1, 2, 5, 5])), good['path'][1]) == ['identity 2 trains with one image']
-    assert found(check_catalog(good.assign(camid=4)), good['path'][2]) == ['query without a match: only gallery images of its own camera']
+    assert found(check_catalog(good.assign(camid=4)),
+                 good['path'][2]) == ['query without a match: only gallery images of its own camera']
     twice = check_catalog(pd.concat([good, good[:1]], ignore_index=True))
     assert found(twice, good['path'][0]) == ['the path is in the catalog more than once']
 
@@ -96,7 +109,7 @@ def test_rows(good):
 def test_everything_at_once(good, tmp_path):
     cmyk(tmp_path/'0.jpg'), (tmp_path/'1.jpg').unlink(), (tmp_path/'3.png').unlink()
     table = check_catalog(good.assign(camid=1, pid=[1, 5, 5, 5]))
-    # CMYK, gone, gone, identity 5 on both sides, 1 and 5 with one training image, the query's only match by its own camera
+    # CMYK, gone, gone, identity 5 on both sides, 1 and 5 with one training image, the query's match by its own camera
     assert len(table) == 7 and table['path'].nunique() == 4
 
 

@@ -30,7 +30,8 @@ def names(crops): return [f'{pair}_{person:03d}_{camera(image)}_{image:02d}.png'
 
 
 def write_mat(file):
-    "labeled, detected: a cell array of pairs, stored 1 x 5; each pair a cell array persons x 10, stored transposed, as are images; empty cells hold their size"
+    """labeled, detected: a cell array of pairs, stored 1 x 5; each pair a cell array persons x 10, stored transposed,
+    as are images; empty cells hold their size"""
     with h5py.File(file, 'w') as f:
         refs = f.create_group('#refs#')
         empty = refs.create_dataset('a', data=np.zeros(2, np.uint64))
@@ -42,7 +43,9 @@ def write_mat(file):
                 cell = refs.create_dataset(f'{kind}{pair}', (10, n), dtype=h5py.ref_dtype)
                 cell[...] = empty.ref
                 for p, person, image in CROPS:
-                    if p == pair: cell[image - 1, person - 1] = refs.create_dataset(f'{kind}{p}_{person}_{image}', data=picture(p, person, image, kind).T).ref
+                    if p == pair: cell[image - 1, person - 1] = refs.create_dataset(f'{kind}{p}_{person}_{image}',
+                                                                                    data=picture(p, person, image,
+                                                                                                 kind).T).ref
                 cells.append(cell.ref)
             f.create_dataset(kind, (1, 5), dtype=h5py.ref_dtype)[0] = cells
 
@@ -52,7 +55,8 @@ def write_config(file, crops=CROPS, **changes):
     train = [i + 1 for i, c in enumerate(crops) if c[:2] != (2, 1)]
     filelist = np.empty((len(crops), 1), object)
     filelist[:, 0] = names(crops)
-    table = dict(train_idx=np.array(train)[:, None], query_idx=np.array([[6]]), gallery_idx=np.array([[7], [8]]), labels=pids[:, None],
+    table = dict(train_idx=np.array(train)[:, None], query_idx=np.array([[6]]), gallery_idx=np.array([[7], [8]]),
+                 labels=pids[:, None],
                  camId=np.array([camera(c[2]) for c in crops])[:, None], filelist=filelist) | changes
     savemat(file, {k: v for k, v in table.items() if v is not None})
 
@@ -69,15 +73,18 @@ def release(tmp_path):
 def test_every_image_in_its_place(release, kind):
     catalog = cuhk03(release, kind)
     root = release/'cuhk03-np'/kind
-    expected = {'bounding_box_train': [(1, 1, 1, 1), (1, 1, 1, 2), (1, 1, 1, 6), (2, 1, 2, 3), (2, 1, 2, 10)], 'query': [(1200, 2, 1, 1)],
+    expected = {'bounding_box_train': [(1, 1, 1, 1), (1, 1, 1, 2), (1, 1, 1, 6), (2, 1, 2, 3), (2, 1, 2, 10)],
+                'query': [(1200, 2, 1, 1)],
                 'bounding_box_test': [(1200, 2, 1, 7), (1200, 2, 1, 8)]}
     seen = {f: sorted(os.listdir(root/f)) for f in os.listdir(root)}
-    assert seen == {f: [f'{pid:04d}_c{camera(i)}_{p}_{person:03d}_{camera(i)}_{i:02d}.png' for pid, p, person, i in rows] for f, rows in expected.items()}
+    assert seen == {f: [f'{pid:04d}_c{camera(i)}_{p}_{person:03d}_{camera(i)}_{i:02d}.png' for pid, p, person,
+                        i in rows] for f, rows in expected.items()}
     for folder, rows in expected.items():
         for file, (pid, p, person, i) in zip(seen[folder], rows):
             with Image.open(root/folder/file) as image: assert (np.asarray(image) == picture(p, person, i, kind)).all()
     assert catalog['pid'].tolist() == [1] * 3 + [2] * 2 + [1200] * 3
-    assert catalog['camid'].tolist() == [1, 1, 2, 1, 2, 1, 2, 2] and catalog['split'].tolist() == ['train'] * 5 + ['query'] + ['gallery'] * 2
+    assert catalog['camid'].tolist() == [1, 1, 2, 1, 2, 1, 2, 2]
+    assert catalog['split'].tolist() == ['train'] * 5 + ['query'] + ['gallery'] * 2
     validate_catalog(catalog)
 
 
@@ -100,7 +107,8 @@ def test_a_killed_run_is_taken_up_again(release, monkeypatch):
     monkeypatch.setattr(module, 'save_png', lambda image, path: (saved.append(path), save(image, path)))
     assert len(cuhk03(release)) == len(saved) == 8  # each written once
     assert os.listdir(release/'cuhk03-np') == ['labeled']
-    assert all((release/'cuhk03-np'/'labeled'/p.relative_to(release/'cuhk03-np'/'labeled.partial')).stat().st_mtime_ns == t for p, t in times.items())
+    partial, whole = release/'cuhk03-np'/'labeled.partial', release/'cuhk03-np'/'labeled'
+    for p, t in times.items(): assert (whole/p.relative_to(partial)).stat().st_mtime_ns == t
 
 
 def test_out_and_counts(release, tmp_path):
@@ -114,7 +122,8 @@ def test_out_and_counts(release, tmp_path):
 def test_files_that_are_not_there(release, monkeypatch):
     with pytest.raises(ValueError, match="kind='both': use 'labeled' or 'detected'"): cuhk03(release, 'both')
     (release/'cuhk03_new_protocol_config_labeled.mat').unlink()
-    with pytest.raises(FileNotFoundError, match='no cuhk03_new_protocol_config_labeled.mat in .*own or two levels below'):
+    with pytest.raises(FileNotFoundError,
+                       match='no cuhk03_new_protocol_config_labeled.mat in .*own or two levels below'):
         cuhk03(release)
     def no_h5py(name, *args, **kwargs):
         if name == 'h5py': raise ImportError
@@ -125,8 +134,10 @@ def test_files_that_are_not_there(release, monkeypatch):
 
 
 @pytest.mark.parametrize('crops, changes, message', [
-    (CROPS, dict(labels=None, query_idx=None), 'labeled.mat lacks query_idx, labels'), (CROPS, dict(query_idx=np.array([[9]])), 'query_idx 9, and it lists 8'),
-    (CROPS, dict(gallery_idx=np.array([[0]])), 'gallery_idx 0'), (CROPS[:-1] + [(2, 1, 2)], {}, 'cuhk-03.mat: 2_001_1_02.png is empty'),
+    (CROPS, dict(labels=None, query_idx=None), 'labeled.mat lacks query_idx, labels'),
+    (CROPS, dict(query_idx=np.array([[9]])), 'query_idx 9, and it lists 8'),
+    (CROPS, dict(gallery_idx=np.array([[0]])), 'gallery_idx 0'),
+    (CROPS[:-1] + [(2, 1, 2)], {}, 'cuhk-03.mat: 2_001_1_02.png is empty'),
     ([(1, 1, 1)] + CROPS[1:-1] + [(9, 1, 1)], {}, 'names 9_001_1_01.png, which .*cuhk-03.mat does not hold')])
 def test_files_that_do_not_fit(release, monkeypatch, crops, changes, message):
     monkeypatch.setitem(PEOPLE, (9, 1), 3)
@@ -144,7 +155,8 @@ def test_names_and_kinds_that_do_not_fit(release):
     with pytest.raises(ValueError, match="has no 'detected': it holds #refs#, labeled"): cuhk03(release, 'detected')
 
 
-@pytest.mark.parametrize('content', [b'', b'hello', b'\x89HDF\r\n\x1a\n' + bytes(300), b'MATLAB 5.0 MAT-file' + bytes(200)])
+@pytest.mark.parametrize('content',
+                         [b'', b'hello', b'\x89HDF\r\n\x1a\n' + bytes(300), b'MATLAB 5.0 MAT-file' + bytes(200)])
 def test_damaged_files_are_named(release, content):
     mat = next(release.rglob('cuhk-03.mat'))
     whole = mat.read_bytes()

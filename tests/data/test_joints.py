@@ -9,7 +9,8 @@ from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
 from magnifier.regions import BODY_REGIONS
 
 # Somebody who stands and faces us, 100 pixels tall
-STANDING = np.array([(32, 20), (33, 18), (31, 18), (35, 19), (29, 19), (42, 32), (22, 32), (43, 49), (21, 49), (43, 64), (21, 64),
+STANDING = np.array([(32, 20), (33, 18), (31, 18), (35, 19), (29, 19), (42, 32), (22, 32), (43, 49), (21, 49),
+                     (43, 64), (21, 64),
                      (37, 60), (27, 60), (37, 84), (27, 84), (37, 109), (27, 109)], float)
 
 
@@ -41,8 +42,10 @@ def test_joints_behind_occluders_are_left_out():
 def test_an_obvious_figure():
     mask = regions_from_joints(STANDING, (128, 64))
     assert mask.dtype == np.uint8 and mask.shape == (128, 64) and set(np.unique(mask)) == set(range(8))
-    for region, points in {1: [(32, 18), (32, 12)], 2: [(32, 35), (32, 50)], 3: [(43, 42), (21, 42)], 4: [(43, 58), (21, 58)],
-                           5: [(37, 72), (27, 72)], 6: [(37, 97), (27, 97)], 7: [(37, 112), (27, 112)], 0: [(32, 97), (5, 5), (60, 60)]}.items():
+    for region, points in {1: [(32, 18), (32, 12)], 2: [(32, 35), (32, 50)], 3: [(43, 42), (21, 42)],
+                           4: [(43, 58), (21, 58)],
+                           5: [(37, 72), (27, 72)], 6: [(37, 97), (27, 97)], 7: [(37, 112), (27, 112)],
+                           0: [(32, 97), (5, 5), (60, 60)]}.items():
         for x, y in points: assert mask[y, x] == region, (x, y, region)
 
 
@@ -87,7 +90,8 @@ def test_arms_go_behind_a_back_and_before_a_chest():
     assert (regions_from_joints(front, (128, 64)) == 4).sum() > 1.5 * (regions_from_joints(back, (128, 64)) == 4).sum()
 
 
-@given(joints=st.lists(st.tuples(*[st.floats(-200, 400) | st.just(float('nan'))] * 2), min_size=17, max_size=17), h=st.integers(1, 90), w=st.integers(1, 50))
+@given(joints=st.lists(st.tuples(*[st.floats(-200, 400) | st.just(float('nan'))] * 2), min_size=17, max_size=17),
+       h=st.integers(1, 90), w=st.integers(1, 50))
 @settings(deadline=None, max_examples=150)
 def test_any_joints_give_a_mask(joints, h, w):
     mask = regions_from_joints(np.array(joints), (h, w))
@@ -107,7 +111,10 @@ def test_bad_joints(joints, size, message):
 @pytest.mark.parametrize('size', [(128, 64), (384, 192), (7, 1), (100, 3)])
 def test_stripes_are_stripes(size):
     mask = stripe_masks(size)
-    assert mask.shape == size and mask.dtype == np.uint8 and (mask == mask[:, :1]).all() and (np.diff(mask[:, 0].astype(int)) >= 0).all()
+    assert mask.shape == size
+    assert mask.dtype == np.uint8
+    assert (mask == mask[:, :1]).all()
+    assert (np.diff(mask[:, 0].astype(int)) >= 0).all()
     if size[0] >= 100: assert set(np.unique(mask)) == set(range(1, 8))
     equal = stripe_masks((70, 2), [i / 7 for i in range(7)])
     assert (np.bincount(equal[:, 0])[1:] == 10).all()
@@ -115,7 +122,8 @@ def test_stripes_are_stripes(size):
 
 @pytest.mark.parametrize('kwargs,message', [
     (dict(size=(10, 0)), 'size='), (dict(size=(9, 9), edges=(0, .5)), 'use seven rising shares'),
-    (dict(size=(9, 9), edges=(0, .1, .2, .2, .4, .5, .6)), 'rising'), (dict(size=(9, 9), edges=(0, .1, .2, .3, .4, .5, 1)), 'all below 1')])
+    (dict(size=(9, 9), edges=(0, .1, .2, .2, .4, .5, .6)), 'rising'),
+    (dict(size=(9, 9), edges=(0, .1, .2, .3, .4, .5, 1)), 'all below 1')])
 def test_bad_stripes(kwargs, message):
     with pytest.raises(ValueError, match=message): stripe_masks(**kwargs)
 

@@ -19,15 +19,18 @@ class FakeNetwork(torch.nn.Module):
     def __init__(self): super().__init__(); self.batches, self.modes = [], []
 
     def forward(self, images):
-        self.batches.append([tuple(x.shape) for x in images]), self.modes.append((self.training, torch.is_grad_enabled()))
+        self.batches.append([tuple(x.shape) for x in images]), self.modes.append((self.training,
+                                                                                  torch.is_grad_enabled()))
         assert all(x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1 for x in images)
         return [people(round(float(x[0].mean()) * 10)) for x in images]
 
 
 def people(n):
     side = torch.arange(1, n + 1).float()
-    return dict(boxes=torch.stack([side * 0, side * 0, side, side], 1), scores=torch.linspace(.75, .95, n) if n else torch.zeros(0),
-                keypoints=torch.arange(n).float()[:, None, None].expand(n, 17, 3).clone(), keypoints_scores=torch.full((n, 17), 5.))
+    return dict(boxes=torch.stack([side * 0, side * 0, side, side], 1),
+                scores=torch.linspace(.75, .95, n) if n else torch.zeros(0),
+                keypoints=torch.arange(n).float()[:, None, None].expand(n, 17, 3).clone(),
+                keypoints_scores=torch.full((n, 17), 5.))
 
 
 @pytest.fixture
@@ -48,7 +51,8 @@ def picture(path, n_people, size=(8, 16)):
 
 @pytest.fixture
 def folder(tmp_path):
-    for name, n, size in [('a/1.jpg', 3, (8, 16)), ('a/2.jpg', 2, (10, 20)), ('b/1.jpg', 2, (8, 16))]: picture(tmp_path/'set'/name, n, size)
+    for name, n, size in [('a/1.jpg', 3, (8, 16)), ('a/2.jpg', 2, (10, 20)),
+                          ('b/1.jpg', 2, (8, 16))]: picture(tmp_path/'set'/name, n, size)
     return tmp_path/'set'
 
 
@@ -60,7 +64,8 @@ def test_masks_are_made_where_they_are_looked_for(folder, drawn):
     catalog = find_masks(make_catalog([dict(path=p, pid=1, camid=1, split='train') for p in report['path']]))
     assert catalog['mask'].tolist() == report['mask'].tolist()
     assert [int(read_mask(m).max()) for m in report['mask']] == [2, 1, 1]  # the largest of the people
-    assert [size for _, size in drawn] == [(16, 8), (20, 10), (16, 8)] and read_mask(report['mask'][1]).shape == (20, 10)
+    assert [size for _, size in drawn] == [(16, 8), (20, 10), (16, 8)]
+    assert read_mask(report['mask'][1]).shape == (20, 10)
     assert drawn[0][0].shape == (17, 3) and (drawn[0][0][:, 2] == 1).all()
 
 
@@ -74,10 +79,12 @@ def test_it_is_resumed(folder, drawn):
 
 
 def test_no_person_is_no_file(folder, drawn, tmp_path):
-    picture(folder/'a'/'1.jpg', 0), picture(folder/'b'/'1.jpg', 1), (folder/'b'/'2.jpg').write_bytes(b'')  # 1: joints drawn as label 0
+    picture(folder/'a'/'1.jpg', 0), picture(folder/'b'/'1.jpg',
+                                            1), (folder/'b'/'2.jpg').write_bytes(b'')  # 1: joints drawn as label 0
     with pytest.warns(CatalogWarning, match=r'3 of 4 images have no mask: no person found in 2, .*first: .*a/1.jpg'):
         report = make_masks(folder, tmp_path/'out', network=FakeNetwork(), device='cpu', progress=False)
-    assert report['result'].tolist() == ['no person', 'made', 'no person', 'failed'] and 'b/2.jpg' in report['problem'][3]
+    assert report['result'].tolist() == ['no person', 'made', 'no person', 'failed']
+    assert 'b/2.jpg' in report['problem'][3]
     assert [f for *_, files in os.walk(tmp_path/'out') for f in files] == ['2.png']
 
 
@@ -94,11 +101,13 @@ def test_a_killed_run_keeps_what_it_made(folder, drawn):
             if self.batches: raise KeyboardInterrupt
             return super().forward(images)
     with pytest.raises(KeyboardInterrupt): make_masks(folder, network=Dies(), bs=1, device='cpu', progress=False)
-    assert make_masks(folder, network=FakeNetwork(), device='cpu', progress=False)['result'].tolist() == ['already there', 'made', 'made']
+    assert make_masks(folder, network=FakeNetwork(), device='cpu',
+                      progress=False)['result'].tolist() == ['already there', 'made', 'made']
 
 
 # A person of 128 x 64 pixels, upright and facing us, in COCO's order
-STANDING = [(32, 14), (34, 12), (30, 12), (36, 13), (28, 13), (42, 28), (22, 28), (45, 46), (19, 46), (46, 62), (18, 62), (38, 64), (26, 64), (38, 92),
+STANDING = [(32, 14), (34, 12), (30, 12), (36, 13), (28, 13), (42, 28), (22, 28), (45, 46), (19, 46), (46, 62),
+            (18, 62), (38, 64), (26, 64), (38, 92),
             (26, 92), (38, 116), (26, 116)]
 
 
@@ -106,14 +115,20 @@ def test_with_limbs_really_drawn(tmp_path):
     class Stands(torch.nn.Module):
         def forward(self, images):
             joints = torch.cat([torch.tensor(STANDING).float(), torch.ones(17, 1)], 1)[None]
-            return [dict(boxes=torch.tensor([[10., 5., 50., 125.]]), scores=torch.ones(1), keypoints=joints, keypoints_scores=torch.full((1, 17), 9.))] * len(images)
+            return [dict(boxes=torch.tensor([[10., 5., 50., 125.]]), scores=torch.ones(1), keypoints=joints,
+                         keypoints_scores=torch.full((1, 17), 9.))] * len(images)
     picture(tmp_path/'set'/'x.jpg', 1, (64, 128))
     report = make_masks(tmp_path/'set', network=Stands(), device='cpu', progress=False)
     mask = read_mask(report['mask'][0])
     assert mask.shape == (128, 64) and set(np.unique(mask)) == set(range(8))
     height = [np.argwhere(mask == k)[:, 0].mean() for k in (1, 2, 5, 6, 7)]
     assert height == sorted(height)
-    assert mask[14, 32] == 1 and mask[45, 32] == 2 and mask[37, 43] == 3 and mask[54, 46] == 4 and mask[80, 38] == 5 and mask[104, 38] == 6
+    assert mask[14, 32] == 1
+    assert mask[45, 32] == 2
+    assert mask[37, 43] == 3
+    assert mask[54, 46] == 4
+    assert mask[80, 38] == 5
+    assert mask[104, 38] == 6
 
 
 def test_progress_bar(folder, drawn, capsys):
@@ -130,7 +145,9 @@ def test_the_largest_who_is_sure_enough():
     assert largest_person(found)[0, 0] == 1 and largest_person(found, .5)[0, 0] == 2
     found['keypoints_scores'][1, :5] = 1.9
     joints = largest_person(found)
-    assert joints.dtype == np.float32 and joints[:, 2].tolist() == [0] * 5 + [1] * 12 and largest_person(found, .7, 1)[:, 2].all()
+    assert joints.dtype == np.float32
+    assert joints[:, 2].tolist() == [0] * 5 + [1] * 12
+    assert largest_person(found, .7, 1)[:, 2].all()
     assert largest_person(found, .99) is None and largest_person(people(0)) is None
 
 
@@ -139,7 +156,9 @@ def test_the_largest_who_is_sure_enough():
 def test_offline(monkeypatch):
     def offline(**kwargs): raise URLError('no route to host')
     monkeypatch.setattr(module, 'keypointrcnn_resnet50_fpn', offline)
-    with pytest.raises(OSError, match=r'could not be downloaded .*no route to host.*fetch https?://.*keypointrcnn.*\.pth where .*weights=FILE, or --weights FILE in a shell.*magnifier_masks stripes'):
+    with pytest.raises(OSError,
+                       match=r'could not be downloaded .*no route to host.*fetch https?://.*keypointrcnn.*\.pth where '
+                             '.*weights=FILE, or --weights FILE in a shell.*magnifier_masks stripes'):
         keypoint_network()
 
 
@@ -162,8 +181,9 @@ def test_the_real_network_has_the_interface(monkeypatch, tmp_path, drawn):
     real = module.keypointrcnn_resnet50_fpn
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        monkeypatch.setattr(module, 'keypointrcnn_resnet50_fpn', lambda weights, **kw: real(weights=None, weights_backbone=None, box_score_thresh=0., box_detections_per_img=3,
-                                                                                                  rpn_post_nms_top_n_test=10, **kw))
+        few = dict(box_score_thresh=0., box_detections_per_img=3, rpn_post_nms_top_n_test=10)
+        monkeypatch.setattr(module, 'keypointrcnn_resnet50_fpn',
+                            lambda weights, **kw: real(weights=None, weights_backbone=None, **few, **kw))
         network = keypoint_network(short_side=64)
     picture(tmp_path/'set'/'x.png', 3, (16, 32))
     with pytest.warns(CatalogWarning, match='no person found in 1'):

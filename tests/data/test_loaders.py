@@ -28,7 +28,8 @@ def test_any_reader_gives_loaders(walkers_root, catalog):
     dls = ReIDDataLoaders.from_reader(market1501, walkers_root, masks=False, **SMALL)
     assert dls.masks_found == 0
     assert len(dls.train_ds) == (catalog.split == 'train').sum()
-    assert ReIDDataLoaders.from_reader(lambda path, seed=0: catalog.assign(camid=catalog.camid + seed), '', seed=7, **SMALL).train.seed == 7
+    assert ReIDDataLoaders.from_reader(lambda path, seed=0: catalog.assign(camid=catalog.camid + seed), '', seed=7,
+                                       **SMALL).train.seed == 7
 
 
 @pytest.mark.parametrize('method', ['from_market1501', 'from_identity_folders', 'from_catalog_csv'])
@@ -49,7 +50,8 @@ def test_masks_found(dls, catalog):
     assert dls.masks_found == 1
     bare = catalog.assign(mask=None)
     assert ReIDDataLoaders.from_df(bare, **SMALL).masks_found == 0
-    assert ReIDDataLoaders.from_df(bare.drop(columns='mask').assign(mask=None), **SMALL).one_batch()[1].unique().tolist() == [255]
+    assert ReIDDataLoaders.from_df(bare.drop(columns='mask').assign(mask=None),
+                                   **SMALL).one_batch()[1].unique().tolist() == [255]
 
 
 @pytest.mark.parametrize('size', [(100, 64), (64,), (0, 16), (-16, 16)])
@@ -72,7 +74,8 @@ def test_an_image_that_does_not_decode_is_named(catalog, tmp_path):
 
 def test_own_transforms_replace_the_usual_ones(catalog):
     from fastai.vision.all import Resize
-    x = ReIDDataLoaders.from_df(catalog, item_tfms=[Resize((32, 16), method='squish')], batch_tfms=[], **SMALL).one_batch()[0]
+    x = ReIDDataLoaders.from_df(catalog, item_tfms=[Resize((32, 16), method='squish')], batch_tfms=[],
+                                **SMALL).one_batch()[0]
     assert x.shape[-2:] == (32, 16) and 0 <= x.min() and x.max() <= 1
 
 
@@ -82,8 +85,10 @@ def test_whatever_holds_an_image_is_tested_on(catalog, cache):
     paths = get_image_files(Path(catalog.path[0]).parent)[:3]
     expected = dls.preprocessing(list(paths))
     files = [Path(p).read_bytes() for p in paths]
-    for images in (paths, [str(p) for p in paths], files, [read_image(p) for p in paths], [np.asarray(read_image(p)) for p in paths],
-                   [io.BytesIO(f) for f in files], pd.DataFrame(dict(path=[str(p) for p in paths])), (p for p in paths)):
+    for images in (paths, [str(p) for p in paths], files, [read_image(p) for p in paths],
+                   [np.asarray(read_image(p)) for p in paths],
+                   [io.BytesIO(f) for f in files], pd.DataFrame(dict(path=[str(p) for p in paths])),
+                   (p for p in paths)):
         x, = dls.test_dl(images).one_batch()
         assert np.abs(x.numpy() - expected).max() < 1.05/(255*.224), 'a grey level'
     assert len(list(dls.test_dl(paths[0]))) == 1
@@ -94,7 +99,8 @@ def test_whatever_holds_an_image_is_tested_on(catalog, cache):
 @pytest.mark.parametrize('cache', [None, 'ram'])
 def test_padding_keeps_the_aspect_ratio(catalog, cache):
     "Images are 128 x 64: in 64 x 64 the middle half is theirs"
-    dls = ReIDDataLoaders.from_df(catalog, cache=cache, fit='pad', pad=0, flip=0, erase=0, batch_tfms=[], **{**SMALL, 'size': (64, 64)})
+    dls = ReIDDataLoaders.from_df(catalog, cache=cache, fit='pad', pad=0, flip=0, erase=0, batch_tfms=[],
+                                  **{**SMALL, 'size': (64, 64)})
     x, mask, _ = dls.one_batch()
     squished = ReIDDataLoaders.from_df(catalog, pad=0, flip=0, erase=0, batch_tfms=[], **SMALL).one_batch()
     assert not x[..., :16].any()

@@ -9,7 +9,8 @@ from PIL import Image
 
 from magnifier.data.catalog import CatalogWarning, find_masks, make_catalog
 from magnifier.data.joints import stripe_masks
-from magnifier.data.masks import (convert_mask, convert_masks, make_stripe_masks, mask_agreement, mask_report, mask_targets, read_label_table, read_mask, write_mask)
+from magnifier.data.masks import (convert_mask, convert_masks, make_stripe_masks, mask_agreement, mask_report,
+                                  mask_targets, read_label_table, read_mask, write_mask)
 from magnifier.regions import LABEL_TABLES, N_REGIONS, REGIONS
 
 
@@ -33,7 +34,8 @@ def test_palette_files_give_indices_not_colours(tmp_path):
     image = Image.fromarray(labels).convert('P')
     image.putpalette([v for i in range(256) for v in (255 - i, (i * 37) % 256, 3)])
     image.save(tmp_path/'x.png')
-    with Image.open(tmp_path/'x.png') as again: assert again.mode == 'P' and not (np.asarray(again.convert('L')) == labels).all()
+    with Image.open(tmp_path/'x.png') as again:
+        assert again.mode == 'P' and not (np.asarray(again.convert('L')) == labels).all()
     assert (read_mask(tmp_path/'x.png') == labels).all()
 
 
@@ -57,15 +59,18 @@ def test_files_that_are_no_part_mask(tmp_path, values, message):
 
 def test_files_that_do_not_decode(tmp_path):
     (tmp_path/'x.png').write_bytes(b'')
-    with pytest.raises(ValueError, match='x.png: not a readable part mask .*mend or remove it'): read_mask(tmp_path/'x.png')
+    with pytest.raises(ValueError, match='x.png: not a readable part mask .*mend or remove it'):
+        read_mask(tmp_path/'x.png')
     with pytest.raises(FileNotFoundError, match='gone.png'): read_mask(tmp_path/'gone.png')
     Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path/'f.tif')
     with pytest.raises(ValueError, match='f.tif is F,'): read_mask(tmp_path/'f.tif')
 
 
 @pytest.mark.parametrize('labels, message', [
-    (np.full((2, 2), 8), 'labels 8, and a part mask holds 0 to 7'), (np.full((2, 2), -1), 'labels -1,'), (np.full((2, 2), 255), 'labels 255,'),
-    (np.zeros((2, 2)), r'is \(h, w\) integers, not \(2, 2\) float64'), (np.zeros((2, 2, 1), int), 'is .h, w. integers'), (np.zeros((0, 2), int), 'is .h, w.')])
+    (np.full((2, 2), 8), 'labels 8, and a part mask holds 0 to 7'), (np.full((2, 2), -1), 'labels -1,'),
+    (np.full((2, 2), 255), 'labels 255,'),
+    (np.zeros((2, 2)), r'is \(h, w\) integers, not \(2, 2\) float64'),
+    (np.zeros((2, 2, 1), int), 'is .h, w. integers'), (np.zeros((0, 2), int), 'is .h, w.')])
 def test_nothing_is_written_for_other_labels(tmp_path, labels, message):
     with pytest.raises(ValueError, match=message): write_mask(tmp_path/'x.png', labels)
     assert os.listdir(tmp_path) == []
@@ -100,11 +105,13 @@ def test_labels_have_a_form(labels):
     with pytest.raises(ValueError, match='integers'): convert_mask(labels, 'lip')
 
 
-LIP = {n: i for i, n in enumerate('bg hat hair glove sunglasses upper dress coat socks pants jumpsuit scarf skirt face larm rarm lleg rleg lshoe rshoe'.split())}
+NAMES = ('bg hat hair glove sunglasses upper dress coat socks pants jumpsuit scarf skirt face '
+         'larm rarm lleg rleg lshoe rshoe').split()
+LIP = {name: label for label, name in enumerate(NAMES)}
 
 
 def lip_person():
-    "100 rows tall on a 120-row canvas: head 10, torso 40, trousers 46 (two legs), shoes 4; bare arms of 44 at its sides"
+    "100 rows tall of 120: head 10, torso 40, trousers 46 (two legs), shoes 4; bare arms of 44 at its sides"
     m = np.zeros((120, 60), int)
     m[10:20, 25:35] = LIP['face']
     m[20:60, 20:40] = LIP['upper']
@@ -119,9 +126,10 @@ def rows_with(mask, region): return np.flatnonzero((mask == REGIONS.index(region
 
 def test_a_whole_figure_is_cut_at_knee_and_elbow():
     r = convert_mask(lip_person(), 'lip')
-    assert rows_with(r, 'head').tolist() == list(range(10, 20)) and rows_with(r, 'chest').tolist() == list(range(20, 60))
+    assert rows_with(r, 'head').tolist() == list(range(10, 20))
+    assert rows_with(r, 'chest').tolist() == list(range(20, 60))
     assert rows_with(r, 'foot').tolist() == list(range(106, 110))
-    upper, lower = rows_with(r, 'upper_leg'), rows_with(r, 'lower_leg')  # 46 rows: a quarter of 100 is more than half of them
+    upper, lower = rows_with(r, 'upper_leg'), rows_with(r, 'lower_leg')  # 46 rows: a quarter of 100 is more than half
     assert (upper[0], upper[-1], lower[0], lower[-1]) == (60, 80, 81, 105)
     upper, lower = rows_with(r, 'upper_arm'), rows_with(r, 'lower_arm')  # 44 rows: 25 of them lower
     assert (upper[0], upper[-1], lower[0], lower[-1]) == (22, 40, 41, 65)
@@ -150,7 +158,7 @@ def test_short_sleeve_and_long_sleeve():
 def test_arm_stretched_out_sideways_or_up(mirror):
     m = lip_person()
     m[m == LIP['larm']] = 0
-    m[24:28, 0:20] = LIP['larm']  # 20 columns from the shoulder at 20 to the hand at 0: all within a quarter of the height
+    m[24:28, 0:20] = LIP['larm']  # from the shoulder at 20 to the hand at 0: within a quarter of the height
     m[m == LIP['rarm']] = 0
     m[0:22, 40:44] = LIP['rarm']
     if mirror: m = m[:, ::-1]
@@ -201,17 +209,20 @@ def test_convert_folder(tmp_path):
     (src/'.hidden.png').write_bytes(b'')
     with pytest.warns(CatalogWarning, match=r'2 of 4 files were not converted \(first: .*bad.png: labels 99'):
         report = convert_masks(src, dst, 'lip')
-    assert sorted(report['result']) == ['converted', 'converted', 'failed', 'failed'] and 'empty.png' in report['problem'].iloc[3]
+    assert sorted(report['result']) == ['converted', 'converted', 'failed', 'failed']
+    assert 'empty.png' in report['problem'].iloc[3]
     assert (read_mask(dst/'a'/'1.png') == convert_mask(lip_person(), 'lip')).all() and not (dst/'bad.png').exists()
     written = os.stat(dst/'2.png').st_mtime_ns
     with pytest.warns(CatalogWarning): again = convert_masks(src, dst, 'lip', workers=1)
-    assert again['result'].value_counts().to_dict() == {'already there': 2, 'failed': 2} and os.stat(dst/'2.png').st_mtime_ns == written
+    assert again['result'].value_counts().to_dict() == {'already there': 2, 'failed': 2}
+    assert os.stat(dst/'2.png').st_mtime_ns == written
 
 
 def test_convert_folder_refuses(tmp_path):
     with pytest.raises(ValueError, match="unknown labels 'coco'"): convert_masks(tmp_path, tmp_path/'out', 'coco')
     with pytest.raises(ValueError, match='holds no .png file'): convert_masks(tmp_path, tmp_path/'out')
-    with pytest.raises(FileNotFoundError, match='nowhere is not a folder'): convert_masks(tmp_path/'nowhere', tmp_path/'out')
+    with pytest.raises(FileNotFoundError, match='nowhere is not a folder'):
+        convert_masks(tmp_path/'nowhere', tmp_path/'out')
 
 
 def test_densepose_iuv_files_by_their_first_channel(tmp_path):
@@ -232,7 +243,8 @@ def test_stripe_files(tmp_path):
         Image.new('RGB', (8, 16)).save(tmp_path/'set'/name)
     files = make_stripe_masks(tmp_path/'set')
     assert [str(f.relative_to(tmp_path)) for f in files] == ['set_ps_label/a/x.png', 'set_ps_label/b/y.png']
-    catalog = find_masks(make_catalog([dict(path=tmp_path/'set'/n, pid=1, camid=1, split='train') for n in ('a/x.jpg', 'b/y.png')]))
+    rows = [dict(path=tmp_path/'set'/name, pid=1, camid=1, split='train') for name in ('a/x.jpg', 'b/y.png')]
+    catalog = find_masks(make_catalog(rows))
     assert catalog['mask'].tolist() == [str(f) for f in files] and (read_mask(files[0]) == stripe_masks((16, 8))).all()
     write_mask(files[0], np.ones((16, 8), int))
     assert make_stripe_masks(catalog) == files and (read_mask(files[0]) == 1).all()  # what is there stays
@@ -252,19 +264,22 @@ def test_report(tmp_path):
     a, b = np.zeros((4, 4), int), np.zeros((4, 4), int)
     a[0], a[1], b[:2] = 1, 2, 7
     rows = [dict(path=f'{i}.jpg', pid=i, camid=1, split=s, mask=m) for i, (s, m) in enumerate(
-        [('train', write_mask(tmp_path/'a.png', a)), ('train', write_mask(tmp_path/'b.png', b)), ('train', None), ('query', None)])]
+        [('train', write_mask(tmp_path/'a.png', a)), ('train', write_mask(tmp_path/'b.png', b)), ('train', None),
+         ('query', None)])]
     report = mask_report(make_catalog(rows))
     train = report.loc['train']
     assert (train['images'], train['masks'], train['coverage'], train['regions']) == (3, 2, pytest.approx(2/3), 1.5)
     assert train[list(REGIONS)].tolist() == [.5, .125, .125, 0, 0, 0, 0, .25]
-    assert report.loc['query', ['images', 'masks', 'coverage']].tolist() == [1, 0, 0] and report.index.tolist() == ['train', 'query', 'all']
+    assert report.loc['query', ['images', 'masks', 'coverage']].tolist() == [1, 0, 0]
+    assert report.index.tolist() == ['train', 'query', 'all']
     assert report.loc['all', 'coverage'] == .5
     assert mask_report(make_catalog(rows[3:])).loc['all', 'masks'] == 0
 
 
 def test_agreement_against_the_loop(tmp_path):
     pairs = [(some_labels(i, (9, 6), 6), some_labels(i + 10, (9, 6), 7)) for i in range(3)]
-    for i, (x, y) in enumerate(pairs): write_mask(tmp_path/'a'/'s'/f'{i}.png', x), write_mask(tmp_path/'b'/'s'/f'{i}.png', y)
+    for i, (x, y) in enumerate(pairs):
+        write_mask(tmp_path/'a'/'s'/f'{i}.png', x), write_mask(tmp_path/'b'/'s'/f'{i}.png', y)
     table = mask_agreement(tmp_path/'a', tmp_path/'b')
     assert table.index.tolist() == list(REGIONS)
     for k, region in enumerate(REGIONS):
@@ -282,7 +297,8 @@ def test_agreement_refuses(tmp_path):
     write_mask(tmp_path/'b'/'x.png', np.ones((4, 4), int))
     with pytest.warns(CatalogWarning, match='1 masks are in one of'): mask_agreement(tmp_path/'a', tmp_path/'b')
     write_mask(tmp_path/'b'/'x.png', np.ones((5, 4), int)), (tmp_path/'b'/'y.png').unlink()
-    with pytest.raises(ValueError, match=r'x.png is \(4, 4\) and .*x.png is \(5, 4\)'): mask_agreement(tmp_path/'a', tmp_path/'b')
+    with pytest.raises(ValueError, match=r'x.png is \(4, 4\) and .*x.png is \(5, 4\)'):
+        mask_agreement(tmp_path/'a', tmp_path/'b')
 
 
 # --- other parsers' files
@@ -306,7 +322,8 @@ def test_fields_of_openpifpaf_become_masks_of_their_images_size(tmp_path, name):
     problems = report.problem.dropna().tolist()
     assert any('gone.npy: no image' in p for p in problems)
     assert any('text.npy: no array of NumPy' in p for p in problems)
-    with pytest.raises(ValueError, match='name the folder of these as images'): convert_masks(tmp_path/'fields', tmp_path/'masks', 'pifpaf')
+    with pytest.raises(ValueError, match='name the folder of these as images'):
+        convert_masks(tmp_path/'fields', tmp_path/'masks', 'pifpaf')
 
 
 def test_a_table_of_ones_own(tmp_path):
@@ -319,8 +336,10 @@ def test_a_table_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('a,b\n1,2\n', 'columns label and region'), ('label,region\nx,head\n', "label 'x' is no whole number"), ('label,region\n1,hat\n', "label 1: unknown region 'hat'"),
-    ('label,region\n1,9\n', 'unknown region 9'), ('label,region\n1,head\n1,foot\n', 'label 1 is there twice'), ('label,region\n', 'names no label')])
+    ('a,b\n1,2\n', 'columns label and region'), ('label,region\nx,head\n', "label 'x' is no whole number"),
+    ('label,region\n1,hat\n', "label 1: unknown region 'hat'"),
+    ('label,region\n1,9\n', 'unknown region 9'), ('label,region\n1,head\n1,foot\n', 'label 1 is there twice'),
+    ('label,region\n', 'names no label')])
 def test_tables_that_make_no_sense_are_named(tmp_path, text, message):
     (tmp_path/'own.csv').write_text(text)
     with pytest.raises(ValueError, match=f'own.csv.*{message}'): read_label_table(tmp_path/'own.csv')

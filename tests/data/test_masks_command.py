@@ -9,14 +9,16 @@ from magnifier.data import keypoint_masks
 from magnifier.data.masks import read_mask
 from magnifier.regions import LABEL_TABLES
 
-JOINTS = np.array([(32, 20), (33, 18), (31, 18), (35, 19), (29, 19), (42, 32), (22, 32), (43, 49), (21, 49), (43, 64), (21, 64),
+JOINTS = np.array([(32, 20), (33, 18), (31, 18), (35, 19), (29, 19), (42, 32), (22, 32), (43, 49), (21, 49), (43, 64),
+                   (21, 64),
                    (37, 60), (27, 60), (37, 84), (27, 84), (37, 109), (27, 109)], np.float32)
 
 
 class OnePerson(torch.nn.Module):
     "Sees somebody who stands in every picture that is not black"
     def forward(self, images):
-        found = dict(boxes=torch.tensor([[20., 10, 44, 115]]), scores=torch.tensor([.9]), keypoints_scores=torch.full((1, 17), 9.),
+        found = dict(boxes=torch.tensor([[20., 10, 44, 115]]), scores=torch.tensor([.9]),
+                     keypoints_scores=torch.full((1, 17), 9.),
                      keypoints=torch.cat([torch.from_numpy(JOINTS), torch.ones(17, 1)], 1)[None])
         return [found if image.any() else {k: v[:0] for k, v in found.items()} for image in images]
 
@@ -68,7 +70,8 @@ def test_stripes(images, capsys):
 
 @pytest.mark.parametrize('arguments, message', [
     (('convert', 'images'), 'name the folder of the part masks'), (('convert', 'gone', 'out'), 'gone is not a folder'),
-    (('paint', 'images'), "unknown action 'paint': use convert, make or stripes"), (('make', 'gone'), 'gone is not a folder'),
+    (('paint', 'images'), "unknown action 'paint': use convert, make or stripes"),
+    (('make', 'gone'), 'gone is not a folder'),
 ])
 def test_mistakes_are_one_line(images, monkeypatch, arguments, message):
     monkeypatch.chdir(images.parent)
@@ -80,7 +83,8 @@ def test_unknown_labels_and_nobody_found(images, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match='unknown labels'): magnifier_masks('convert', str(images), 'out', labels='dog')
     for p in (images/'a.jpg', images/'sub'/'b.jpg'): p.unlink()
     monkeypatch.setattr(keypoint_masks, 'keypoint_network', lambda weights: OnePerson())
-    with pytest.raises(SystemExit, match='no mask was written: no person was found'): magnifier_masks('make', str(images))
+    with pytest.raises(SystemExit, match='no mask was written: no person was found'):
+        magnifier_masks('make', str(images))
 
 
 def test_help_names_every_labelling():

@@ -22,8 +22,10 @@ def draw(root, *names):
 @pytest.fixture
 def zoo(tmp_path):
     "Eight people, two cameras, three images each; strays"
-    root = draw(tmp_path/'zoo', *(f'{who}/cam{c}_{i}.png' for who in 'ann bob cat dan eve fay gus hal'.split() for c in (1, 12) for i in range(3)))
-    (root/'ann'/'Thumbs.db').write_bytes(b''), (root/'notes.txt').write_text('')
+    people = 'ann bob cat dan eve fay gus hal'.split()
+    root = draw(tmp_path/'zoo', *(f'{who}/cam{c}_{i}.png' for who in people for c in (1, 12) for i in range(3)))
+    (root/'ann'/'Thumbs.db').write_bytes(b'')
+    (root/'notes.txt').write_text('')
     return draw(root, '.cache/x.png', 'zoo_ps_label/ann/cam1_0.png')
 
 
@@ -41,7 +43,8 @@ def test_folders_split_by_seed(zoo):
         assert set(c['camid']) == {1, 12}
         queries = c[c['split'] == 'query'].groupby(['pid', 'camid']).size()
         assert len(queries) == 8 and (queries == 1).all()
-    assert catalog.groupby('identity')['pid'].first().to_dict() == dict(zip('ann bob cat dan eve fay gus hal'.split(), range(8)))
+    assert catalog.groupby('identity')['pid'].first().to_dict() == dict(zip('ann bob cat dan eve fay gus hal'.split(),
+                                                                            range(8)))
 
 
 def test_shares(zoo):
@@ -67,9 +70,11 @@ def test_one_camera_gets_the_message(zoo):
 
 
 def test_split_and_camera_from_names(tmp_path):
-    root = draw(tmp_path/'set', 'train/7/north-1.png', 'train/7/south-1.png', 'query/012/north-1.png', 'gallery/012/south-1.png', 'gallery/3/east.png')
+    root = draw(tmp_path/'set', 'train/7/north-1.png', 'train/7/south-1.png', 'query/012/north-1.png',
+                'gallery/012/south-1.png', 'gallery/3/east.png')
     catalog = identity_folders(root, r'/(\w+)[-.]', r'^(\w+)/')
-    assert catalog['pid'].tolist() == [7, 7, 12, 3, 12] and catalog['identity'].tolist() == ['7', '7', '012', '3', '012']
+    assert catalog['pid'].tolist() == [7, 7, 12, 3, 12]
+    assert catalog['identity'].tolist() == ['7', '7', '012', '3', '012']
     assert catalog['camid'].tolist() == [1, 2, 1, 0, 2]  # east, north, south
     assert catalog['split'].tolist() == ['train', 'train', 'query', 'gallery', 'gallery']
     by_function = identity_folders(root, lambda b: dict(e=0, n=1, s=2)[b.split('/')[2][0]], lambda b: b.split('/')[0])
@@ -88,7 +93,8 @@ def test_test_images_are_divided(tmp_path):
 
 
 def test_patterns_that_do_not_fit(zoo):
-    with pytest.raises(ValueError, match=r"ann/cam12_0.png: the camera pattern 'kamera\(.\)' finds nothing; it needs one group"):
+    with pytest.raises(ValueError,
+                       match=r"ann/cam12_0.png: the camera pattern 'kamera\(.\)' finds nothing; it needs one group"):
         identity_folders(zoo, 'kamera(.)')
     with pytest.raises(ValueError, match='it needs one group'): identity_folders(zoo, 'cam')
     with pytest.raises(ValueError, match='the split pattern'): identity_folders(zoo, split='(x)?cam')
@@ -101,7 +107,8 @@ def test_images_are_chosen_by_patterns(zoo):
     assert set(chosen.identity) == {'ann', 'bob', 'cat', 'dan'}
     assert len(chosen) == 4*4
     assert (chosen.split == 'query').sum() == 4, 'drawn among what is left'
-    with pytest.raises(ValueError, match="holds no image .*; left out: 48 by include='nobody'"): identity_folders(zoo, include='nobody')
+    with pytest.raises(ValueError, match="holds no image .*; left out: 48 by include='nobody'"):
+        identity_folders(zoo, include='nobody')
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -120,13 +127,16 @@ def test_what_is_left_out_is_said_once(tmp_path, caplog):
     os.mkfifo(root/'bob'/'pipe.jpg')
     with open(os.fsencode(root/'bob') + b'/caf\xe9.jpg', 'wb'): pass
     with caplog.at_level(logging.WARNING, 'magnifier'): assert len(identity_folders(root, train=1)) == 2
-    assert [r.message for r in caplog.records] == [f'{root}: left out 2 .heic (no image), 1 .mp4 (no image), 1 copies with a second ending, '
-                                                   '1 names that are not UTF-8, 2 pipes, devices or broken links']
+    reasons = ('2 .heic (no image), 1 .mp4 (no image), 1 copies with a second ending, 1 names that are not UTF-8, '
+               '2 pipes, devices or broken links')
+    assert [r.message for r in caplog.records] == [f'{root}: left out {reasons}']
 
 
 def test_folders_of_splits_are_noticed(tmp_path):
-    root = draw(tmp_path/'set', 'train/ann/1.png', 'val/query/bob/1.png', 'val/gallery/bob/2.png', 'val/all_imgs/bob/1.png', 'val/all_imgs/bob/2.png')
-    with pytest.warns(CatalogWarning, match="identities lie in train, val/all_imgs, val/gallery, val/query, and all are read as one set.*split="):
+    root = draw(tmp_path/'set', 'train/ann/1.png', 'val/query/bob/1.png', 'val/gallery/bob/2.png',
+                'val/all_imgs/bob/1.png', 'val/all_imgs/bob/2.png')
+    with pytest.warns(CatalogWarning,
+                      match='identities lie in train, val/all_imgs, val/gallery, val/query, and all are read as one'):
         identity_folders(root)
     identity_folders(root, split='^(?:val/)?(train|query|gallery)/', exclude='all_imgs')
     identity_folders(draw(tmp_path/'cameras', 'north/ann/1.png', 'south/ann/1.png'), '^([a-z]+)/')
@@ -157,14 +167,17 @@ def test_folders_refuse(tmp_path):
 
 def test_folder_masks(zoo):
     draw(zoo.with_name('zoo_ps_label'), 'ann/cam1_0.png')
-    assert identity_folders(zoo)['mask'].notna().sum() == 1 and identity_folders(zoo, masks=False)['mask'].notna().sum() == 0
+    assert identity_folders(zoo)['mask'].notna().sum() == 1
+    assert identity_folders(zoo, masks=False)['mask'].notna().sum() == 0
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=30), st.integers(1, 3), st.integers(0, 9))
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=30), st.integers(1, 3),
+       st.integers(0, 9))
 @settings(deadline=None, max_examples=80)
 def test_drawn_queries_can_be_matched(images, n_query, seed):
     import numpy as np
-    table = pd.DataFrame([dict(path=str(i), pid=p, camid=c, split='test', mask=None) for i, (p, c) in enumerate(images)])
+    table = pd.DataFrame([dict(path=str(i), pid=p, camid=c, split='test', mask=None) for i,
+                          (p, c) in enumerate(images)])
     table['split'] = _draw_queries(table, n_query, np.random.default_rng(seed))
     queries = table[table['split'] == 'query']
     assert (queries.groupby(['pid', 'camid']).size() <= n_query).all()
@@ -184,10 +197,14 @@ def write(file, text):
 
 def test_csv(tmp_path):
     draw(tmp_path/'img', 'a.png', 'b.png', 'c.png', 'a_m.png')
-    file = write(tmp_path/'list.csv', f'path,pid,camid,split,mask,hat\nimg/a.png,0002,1,train,img/a_m.png,red\nimg/b.png,2,2,train,,\n{tmp_path}/img/c.png,10,1,train,,x\n')
+    file = write(tmp_path/'list.csv',
+                 'path,pid,camid,split,mask,hat\nimg/a.png,0002,1,train,img/a_m.png,red\n'
+                 f'img/b.png,2,2,train,,\n{tmp_path}/img/c.png,10,1,train,,x\n')
     catalog = catalog_csv(file)
-    assert catalog['path'].tolist() == [str(tmp_path/'img'/f'{n}.png') for n in 'abc'] and catalog['pid'].tolist() == [2, 2, 10]
-    assert catalog['mask'].tolist() == [str(tmp_path/'img'/'a_m.png'), None, None] and catalog['hat'].tolist() == ['red', '', 'x']
+    assert catalog['path'].tolist() == [str(tmp_path/'img'/f'{n}.png') for n in 'abc']
+    assert catalog['pid'].tolist() == [2, 2, 10]
+    assert catalog['mask'].tolist() == [str(tmp_path/'img'/'a_m.png'), None, None]
+    assert catalog['hat'].tolist() == ['red', '', 'x']
     validate_catalog(catalog)
     catalog.to_csv(tmp_path/'again.csv', index=False)
     assert catalog_csv(tmp_path/'again.csv').equals(catalog)
@@ -204,8 +221,10 @@ def test_csv_with_names_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('path,person,camid,split\na,1,1,train\n', r"no column 'pid' \(for pid\): it has path, person, camid, split; name them with columns="),
-    ('path,pid,camid,split\na,1,1,train\nb,,1,train\n', 'list.csv, line 3: pid is empty'), ('path,pid,camid,split\n,1,1,train\n', 'line 2: path is empty'),
+    ('path,person,camid,split\na,1,1,train\n',
+     r"no column 'pid' \(for pid\): it has path, person, camid, split; name them with columns="),
+    ('path,pid,camid,split\na,1,1,train\nb,,1,train\n', 'list.csv, line 3: pid is empty'),
+    ('path,pid,camid,split\n,1,1,train\n', 'line 2: path is empty'),
     ('path,pid,camid,split\na,1,1,dev\n', "split 'dev', use train"), ('path,pid,camid,split\n', 'no images'),
     ('path,pid,camid,split\ngone.png,1.0,1,train\n', None)])
 def test_csv_refuses(tmp_path, text, message):
@@ -214,12 +233,16 @@ def test_csv_refuses(tmp_path, text, message):
         with pytest.raises(ValueError, match=message): catalog_csv(file)
     else:
         assert catalog_csv(file)['pid'].tolist() == [1]
-        with pytest.raises(FileNotFoundError, match='1 of 1 image files do not exist'): validate_catalog(catalog_csv(file))
+        with pytest.raises(FileNotFoundError, match='1 of 1 image files do not exist'):
+            validate_catalog(catalog_csv(file))
 
 
 @pytest.mark.parametrize('content, message', [
-    ('path,pid\n'.encode('utf-16'), 'is not in UTF-8'), ('path,pid\ncaf\xe9,1\n'.encode('cp1252'), 'is not in UTF-8 .* at byte 12'), (b'', 'is empty'), (b'\n\n', 'is empty'),
-    (b'path,pid\na,1,2\n', 'line 2: 3 fields, and the header has 2'), (b'path,pid\na,1\nb\n', 'line 3: 1 fields'), (b'path,pid,pid\n', "two columns 'pid'"),
+    ('path,pid\n'.encode('utf-16'), 'is not in UTF-8'),
+    ('path,pid\ncaf\xe9,1\n'.encode('cp1252'), 'is not in UTF-8 .* at byte 12'), (b'', 'is empty'),
+    (b'\n\n', 'is empty'),
+    (b'path,pid\na,1,2\n', 'line 2: 3 fields, and the header has 2'), (b'path,pid\na,1\nb\n', 'line 3: 1 fields'),
+    (b'path,pid,pid\n', "two columns 'pid'"),
     (b'path,pid\n"a,1\n', 'fields|CSV')])
 def test_files_that_are_no_tables_are_named(tmp_path, content, message):
     (tmp_path/'list.csv').write_bytes(content)
@@ -235,7 +258,8 @@ def test_a_table_is_text(tmp_path):
 def test_numbers_of_a_table_are_exact_or_names(tmp_path):
     header = 'path,pid,camid,split\n'
     exact = [9007199254740993 + i for i in range(6)]
-    for pids, expected in ((exact, exact), ([f'{p}.0' for p in exact], exact), ([10**22 + i for i in range(6)], list(range(6)))):
+    for pids, expected in ((exact, exact), ([f'{p}.0' for p in exact], exact),
+                           ([10**22 + i for i in range(6)], list(range(6)))):
         file = write(tmp_path/'list.csv', header + ''.join(f'{i}.png,{p},{p},train\n' for i, p in enumerate(pids)))
         catalog = catalog_csv(file)
         assert catalog.pid.tolist() == expected

@@ -67,7 +67,9 @@ def test_the_outside_is_the_same(catalog):
     x, mask, identity = dls.one_batch()
     assert (type(x), type(mask), type(identity)) == (TensorImage, TensorPartMask, TensorIdentity) and dls.n_inp == 1
     assert dls.c == len(dls.vocab) == catalog[catalog.split == 'train'].pid.nunique() and dls.masks_found == 1
-    assert isinstance(dls.train, PixelBatches) and {'path', 'pid'} <= set(dls.train_ds.items) and len(dls.train_ds[0]) == 3
+    assert isinstance(dls.train, PixelBatches)
+    assert {'path', 'pid'} <= set(dls.train_ds.items)
+    assert len(dls.train_ds[0]) == 3
     assert sorted(identity.label.bincount()[identity.label.unique()].tolist()) == [2]*4
     assert next(iter(dls.train.new(n_per_id=4)))[2].label.unique().numel() == 2
 
@@ -78,7 +80,7 @@ def test_every_reader_takes_a_cache(walkers_root, tmp_path):
 
 
 def moved(cache, tmp_path):
-    "Shifts, mirrorings and erasings seen in 30 epochs of a set whose pictures have one white pixel left of their middle"
+    "Shifts, mirrorings and erasings seen in 60 epochs of images with one white pixel left of their middle"
     rows = []
     for i in range(10):
         picture = np.zeros((32, 32, 3), np.uint8)
@@ -89,13 +91,15 @@ def moved(cache, tmp_path):
         Image.fromarray(mask).save(tmp_path/f'{i}m.png')
         rows.append(dict(path=str(tmp_path/f'{i}.png'), mask=str(tmp_path/f'{i}m.png'), pid=i//2, camid=i % 2,
                          split='train' if i < 8 else ['query', 'gallery'][i % 2]))
-    dls = ReIDDataLoaders.from_df(pd.DataFrame(rows), cache=cache, size=(32, 32), bs=8, n_per_id=2, num_workers=0, pad=2, seed=3)
+    dls = ReIDDataLoaders.from_df(pd.DataFrame(rows), cache=cache, size=(32, 32), bs=8, n_per_id=2, num_workers=0,
+                                  pad=2, seed=3)
     random.seed(0)
     x, mask, _ = (torch.cat(o).as_subclass(torch.Tensor) for o in zip(*[b for _ in range(60) for b in dls.train]))
     at = (mask == 5).nonzero()
     assert len(at) == len(x), 'the shift never pushes it out'
     there = x[at[:, 0], :, at[:, 1], at[:, 2]]  # (n,3)
-    assert ((there == x.amax((2, 3))).all(1) | (there == 0).all(1)).all(), 'image and mask move alike, but for what is erased'
+    white, erased = (there == x.amax((2, 3))).all(1), (there == 0).all(1)
+    assert (white | erased).all(), 'image and mask move alike, but for what is erased'
     left = at[:, 2] < 16
     column = torch.where(left, at[:, 2] - 10, 21 - at[:, 2])
     return dict(down=torch.stack([(at[:, 1] - 16 == s).float().mean() for s in range(-2, 3)]),
@@ -125,7 +129,8 @@ def test_draws_belong_to_the_seed_and_to_nobody_else(catalog):
     assert torch.equal(streams[0][1], streams[1][1]) and not torch.equal(streams[0][1], streams[2][1])
     plain = ReIDDataLoaders.from_df(catalog, seed=1, **SMALL)
     plain.train.epoch = 1
-    assert torch.equal(streams[0][0], torch.cat([b[2] for b in plain.train])), 'same people in the same batches as without a cache'
+    assert torch.equal(streams[0][0],
+                       torch.cat([b[2] for b in plain.train])), 'same people in the same batches as without a cache'
 
 
 def test_the_generators_state_travels():
@@ -133,13 +138,15 @@ def test_the_generators_state_travels():
     resize._draw(3, True)
     copies = resize, pickle.loads(pickle.dumps(resize)), deepcopy(resize)
     draws = [torch.cat(t._draw(8, True), 1) for t in copies]
-    assert all(torch.equal(draws[0], d) for d in draws) and not torch.equal(draws[0], torch.cat(resize._draw(8, True), 1))
+    assert all(torch.equal(draws[0], d) for d in draws)
+    assert not torch.equal(draws[0], torch.cat(resize._draw(8, True), 1))
     assert torch.equal(resize._draw(2, False)[0][0], torch.arange(32))
 
 
 def test_workers_give_the_same(catalog):
     kwargs = {**SMALL, 'num_workers': 2}
-    same_batches(ReIDDataLoaders.from_df(catalog, cache='ram', **kwargs).valid, ReIDDataLoaders.from_df(catalog, cache='ram', **SMALL).valid)
+    same_batches(ReIDDataLoaders.from_df(catalog, cache='ram', **kwargs).valid,
+                 ReIDDataLoaders.from_df(catalog, cache='ram', **SMALL).valid)
 
 
 def test_looking_at_a_batch(catalog):
@@ -147,7 +154,9 @@ def test_looking_at_a_batch(catalog):
     dls = ReIDDataLoaders.from_df(catalog, cache='ram', **SMALL)
     before = dls.train.after_batch[0].generator.get_state()
     picture = dls.show_batch(max_n=4)
-    assert picture is not None and torch.equal(before, dls.train.after_batch[0].generator.get_state()) and dls.train.epoch == 0
+    assert picture is not None
+    assert torch.equal(before, dls.train.after_batch[0].generator.get_state())
+    assert dls.train.epoch == 0
     shown = dls.show_batch(max_n=3, show=False, unique=True)[2]
     assert len(shown) == 3 and len({str(s[2]) for s in shown}) == 1 and not torch.equal(shown[0][0], shown[1][0])
     x = dls.valid.one_batch()
@@ -159,7 +168,8 @@ def test_looking_at_a_batch(catalog):
 def test_pictures_from_elsewhere(catalog):
     fast, plain = (ReIDDataLoaders.from_df(catalog, cache=c, **SMALL) for c in ('ram', None))
     table, paths = catalog[catalog.split == 'query'], catalog.path[:3].tolist()
-    for kwargs in (dict(), dict(with_labels=True)): same_batches(fast.test_dl(table, **kwargs), plain.test_dl(table, **kwargs))
+    for kwargs in (dict(), dict(with_labels=True)):
+        same_batches(fast.test_dl(table, **kwargs), plain.test_dl(table, **kwargs))
     bare = table.assign(mask=None)
     same_batches(fast.test_dl(bare, with_labels=True), plain.test_dl(bare, with_labels=True))
     pictures = [read_image(p) for p in paths]
@@ -176,7 +186,8 @@ def test_other_transforms(catalog):
     for tfms in ([], None):
         x = ReIDDataLoaders.from_df(catalog, cache='ram', batch_tfms=tfms, **SMALL).one_batch()[0]
         assert bool(0 <= x.min() and x.max() <= 1) is (tfms is not None)
-    with pytest.raises(ValueError, match='multiples of 16'): ReIDDataLoaders.from_df(catalog, cache='ram', **{**SMALL, 'size': (100, 50)})
+    with pytest.raises(ValueError, match='multiples of 16'):
+        ReIDDataLoaders.from_df(catalog, cache='ram', **{**SMALL, 'size': (100, 50)})
     with pytest.raises(ValueError, match="cache='rma'"): ReIDDataLoaders.from_df(catalog, cache='rma', **SMALL)
 
 
@@ -184,13 +195,15 @@ def test_what_is_wrong_with_a_file_is_said_with_its_name(catalog, tmp_path):
     broken = catalog.copy()
     (tmp_path/'broken.jpg').write_bytes(b'\xff\xd8\xff')
     broken.loc[broken.index[-1], 'path'] = str(tmp_path/'broken.jpg')
-    with pytest.raises(ValueError, match='broken.jpg: not a readable image'): ReIDDataLoaders.from_df(broken, cache='ram', **SMALL)
+    with pytest.raises(ValueError, match='broken.jpg: not a readable image'):
+        ReIDDataLoaders.from_df(broken, cache='ram', **SMALL)
     dls = ReIDDataLoaders.from_df(catalog, cache='ram', **SMALL)
     with pytest.raises(ValueError, match='broken.jpg: not a readable image'): list(dls.test_dl(broken))
     small = catalog.copy()
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path/'small.png')
     small.loc[small.index[0], 'mask'] = str(tmp_path/'small.png')
-    with pytest.raises(ValueError, match='small.png: mask of 4 x 4 pixels'): ReIDDataLoaders.from_df(small, cache=tmp_path, **SMALL)
+    with pytest.raises(ValueError, match='small.png: mask of 4 x 4 pixels'):
+        ReIDDataLoaders.from_df(small, cache=tmp_path, **SMALL)
 
 
 def test_a_learner_trains_predicts_in_order_and_travels(catalog, tmp_path):

@@ -30,7 +30,8 @@ def table(tmp_path):
 def expected(table):
     for row in table.itertuples():
         rgb = np.asarray(Image.open(row.path))
-        labels = np.asarray(Image.open(row.mask)) if isinstance(row.mask, str) else np.full(rgb.shape[:2], NO_MASK, np.uint8)
+        labels = np.asarray(Image.open(row.mask)) if isinstance(row.mask, str) else np.full(rgb.shape[:2], NO_MASK,
+                                                                                            np.uint8)
         yield np.concatenate([rgb, labels[..., None]], 2).transpose(2, 0, 1)
 
 
@@ -95,7 +96,9 @@ def test_a_mask_that_appears_counts(table, tmp_path):
     same(cache_pixels(table, tmp_path/'cache'), table)
 
 
-@pytest.mark.parametrize('spoil', [lambda b: b[:-30], lambda b: b[50:], lambda b: b'', lambda b: b'hello', lambda b: b'\xff'*len(b),
+@pytest.mark.parametrize('spoil',
+                         [lambda b: b[:-30], lambda b: b[50:], lambda b: b'', lambda b: b'hello',
+                          lambda b: b'\xff'*len(b),
                                    lambda b: b[:-8] + b'\1' + b[-7:]])
 def test_a_spoilt_file_is_replaced(table, tmp_path, spoil):
     file = cache_pixels(table, tmp_path/'cache').file
@@ -146,9 +149,11 @@ def test_unknown_places(table, where):
 
 def test_wrong_masks_are_named(table, tmp_path):
     image = table.path[0]
-    with pytest.raises(ValueError, match=r'2_mask.png: mask of 40 x 8 pixels for an image of 10 x 20; write'): read_pixels(image, table['mask'][2])
+    with pytest.raises(ValueError, match=r'2_mask.png: mask of 40 x 8 pixels for an image of 10 x 20; write'):
+        read_pixels(image, table['mask'][2])
     (tmp_path/'half.png').write_bytes((tmp_path/'0_mask.png').read_bytes()[:60])
-    with pytest.raises(ValueError, match='half.png: not a readable part mask'): read_pixels(image, str(tmp_path/'half.png'))
+    with pytest.raises(ValueError, match='half.png: not a readable part mask'):
+        read_pixels(image, str(tmp_path/'half.png'))
     Image.fromarray(np.full((20, 10), 9, np.uint8)).save(tmp_path/'nine.png')
     with pytest.raises(ValueError, match='nine.png: labels 9'): read_pixels(image, str(tmp_path/'nine.png'))
 

@@ -9,7 +9,8 @@ from PIL import Image
 from magnifier.data.images import as_images
 from magnifier.data.preprocess import Preprocessing
 
-WORDS = dict(size=[32, 16], resize='squish', interpolation='bilinear', channels='RGB', scale=1/255, mean=[.485, .456, .406], std=[.229, .224, .225])
+WORDS = dict(size=[32, 16], resize='squish', interpolation='bilinear', channels='RGB', scale=1/255,
+             mean=[.485, .456, .406], std=[.229, .224, .225])
 OURS = Preprocessing((32, 16))
 
 
@@ -40,7 +41,8 @@ def test_mixed_sizes_and_none():
 
 
 @pytest.mark.parametrize('what, message', [
-    (np.zeros((4, 4), np.uint8), r'shape \(4, 4\).*\(h,w,3\) uint8'), (np.zeros((4, 4, 3), np.float32), 'float32'), (np.zeros((4, 4, 4), np.uint8), 'h,w,3'),
+    (np.zeros((4, 4), np.uint8), r'shape \(4, 4\).*\(h,w,3\) uint8'), (np.zeros((4, 4, 3), np.float32), 'float32'),
+    (np.zeros((4, 4, 4), np.uint8), 'h,w,3'),
     (np.zeros((0, 4, 3), np.uint8), 'pixels|shape')])
 @pytest.mark.parametrize('bgr', [False, True])
 def test_what_is_no_picture(what, message, bgr):
@@ -50,13 +52,18 @@ def test_what_is_no_picture(what, message, bgr):
 def test_one_or_many():
     import pandas as pd
     array = picture()
-    assert as_images('a.png') == ['a.png'] and len(as_images(array)) == 1 and len(as_images(Image.fromarray(array))) == 1
-    assert len(as_images(np.stack([array]*3))) == 3 and list(as_images(pd.DataFrame(dict(path=['a', 'b'], pid=1)))) == ['a', 'b']
+    assert as_images('a.png') == ['a.png']
+    assert len(as_images(array)) == 1
+    assert len(as_images(Image.fromarray(array))) == 1
+    assert len(as_images(np.stack([array]*3))) == 3
+    assert list(as_images(pd.DataFrame(dict(path=['a', 'b'], pid=1)))) == ['a', 'b']
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(gamma=2), 'gamma.*are wanted, and no more'), (dict(channels='BGR'), "channels': 'BGR'.*this version knows.*RGB"), (dict(size=[32]), 'height and width'),
-    (dict(size=[32, 16.]), 'height and width'), (dict(size=[32, 10**6]), 'height and width'), (dict(mean=[1]), 'three numbers'), (dict(std=[0, 1, 1]), 'above 0')])
+    (dict(gamma=2), 'gamma.*are wanted, and no more'),
+    (dict(channels='BGR'), "channels': 'BGR'.*this version knows.*RGB"), (dict(size=[32]), 'height and width'),
+    (dict(size=[32, 16.]), 'height and width'), (dict(size=[32, 10**6]), 'height and width'),
+    (dict(mean=[1]), 'three numbers'), (dict(std=[0, 1, 1]), 'above 0')])
 def test_other_steps_are_refused(change, message):
     with pytest.raises(ValueError, match=message): Preprocessing.from_json({**WORDS, **change})
 

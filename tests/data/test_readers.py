@@ -20,9 +20,12 @@ def draw(root, *names):
 
 def market_tree(root):
     "Two training identities, two queries, their gallery, a distractor, junk, and strays"
-    draw(root, *(f'bounding_box_train/{n}.jpg' for n in ('0007_c3s3_077419_03', '0002_c1s1_000451_03', '0002_c2s1_000451_01')),
+    draw(root,
+         *(f'bounding_box_train/{n}.jpg' for n in ('0007_c3s3_077419_03', '0002_c1s1_000451_03',
+                                                   '0002_c2s1_000451_01')),
          *(f'query/{n}.jpg' for n in ('0001_c1s1_001051_00', '0003_c2s1_001051_00')),
-         *(f'bounding_box_test/{n}.jpg' for n in ('0001_c2s1_000301_00', '0003_c1s1_000301_00', '0003_c6s4_000301_00', '0000_c1s1_000151_01',
+         *(f'bounding_box_test/{n}.jpg' for n in ('0001_c2s1_000301_00', '0003_c1s1_000301_00', '0003_c6s4_000301_00',
+                                                  '0000_c1s1_000151_01',
                                                   '-1_c1s1_000401_03', '-1_c5s1_000401_03')))
     for folder in ('bounding_box_train', 'query', 'bounding_box_test'): (root/folder/'Thumbs.db').write_bytes(b'\0')
     (root/'readme.txt').write_text('')
@@ -32,7 +35,8 @@ def market_tree(root):
 def people(catalog): return [(r.path.rsplit('/', 1)[1], r.pid, r.camid, r.split) for r in catalog.itertuples()]
 
 
-MARKET_ROWS = [('0002_c1s1_000451_03.jpg', 2, 1, 'train'), ('0002_c2s1_000451_01.jpg', 2, 2, 'train'), ('0007_c3s3_077419_03.jpg', 7, 3, 'train'),
+MARKET_ROWS = [('0002_c1s1_000451_03.jpg', 2, 1, 'train'), ('0002_c2s1_000451_01.jpg', 2, 2, 'train'),
+               ('0007_c3s3_077419_03.jpg', 7, 3, 'train'),
                ('0001_c1s1_001051_00.jpg', 1, 1, 'query'), ('0003_c2s1_001051_00.jpg', 3, 2, 'query'),
                ('0000_c1s1_000151_01.jpg', 0, 1, 'gallery'), ('0001_c2s1_000301_00.jpg', 1, 2, 'gallery'),
                ('0003_c1s1_000301_00.jpg', 3, 1, 'gallery'), ('0003_c6s4_000301_00.jpg', 3, 6, 'gallery')]
@@ -58,12 +62,14 @@ def test_market_masks(tmp_path):
     assert market1501(root, tmp_path/'own')['mask'].notna().tolist() == [False, False, True, *[False] * 6]
 
 
-@pytest.mark.parametrize('name', ['Market-1501-v15.09.15', 'market1501', 'Market_1501', 'market1501/Market-1501-v15.09.15'])
+@pytest.mark.parametrize('name',
+                         ['Market-1501-v15.09.15', 'market1501', 'Market_1501', 'market1501/Market-1501-v15.09.15'])
 def test_usual_names_of_the_root(tmp_path, name):
     root = market_tree(tmp_path/name)
     (tmp_path/'market1501_ps_label').mkdir()
-    with pytest.warns(CatalogWarning, match='Market-1501: train has 3 images of 2 identities, expected 12,936 of 751; query has 2 .* of 2 identities, '
-                                            'expected 3,368 of 750; gallery has 4 .* expected 15,913 of 751'):
+    with pytest.warns(CatalogWarning,
+                      match='Market-1501: train has 3 images of 2 identities, expected 12,936 of 751; query has 2 .* '
+                            'of 2 identities, expected 3,368 of 750; gallery has 4 .* expected 15,913 of 751'):
         assert market1501(tmp_path)['path'][0].startswith(str(root))
     assert len(market1501(str(root), expected=False)) == 9
 
@@ -85,17 +91,22 @@ def test_the_same_catalog_whatever_the_working_directory(tmp_path, monkeypatch):
 
 
 def test_second_endings_and_hidden_files(tmp_path, caplog):
-    root = draw(market_tree(tmp_path/'people'), 'query/0001_c1s1_001051_00.jpg.jpg', 'query/0005_c1s1_001051_00.jpg.jpg', 'query/._0001_c1s1_001051_00.jpg',
+    root = draw(market_tree(tmp_path/'people'), 'query/0001_c1s1_001051_00.jpg.jpg',
+                'query/0005_c1s1_001051_00.jpg.jpg', 'query/._0001_c1s1_001051_00.jpg',
                 'bounding_box_test/0005_c2s1_001051_00.JPG')
     with caplog.at_level(logging.INFO, 'magnifier'): catalog = market1501(root)
-    assert [n for n, *_ in people(catalog) if n.startswith(('0005', '.')) or n.count('.jpg') > 1] == ['0005_c1s1_001051_00.jpg.jpg', '0005_c2s1_001051_00.JPG']
+    assert [n for n,
+            *_ in people(catalog) if n.startswith(('0005',
+                                                   '.')) or n.count('.jpg') > 1] == ['0005_c1s1_001051_00.jpg.jpg',
+                                                                                     '0005_c2s1_001051_00.JPG']
     assert caplog.text.count('left out 1 copies with a second ending') == 1
     draw(tmp_path/'people_ps_label', 'query/0005_c1s1_001051_00.png')
     assert find_masks(catalog)['mask'].notna().sum() == 1
 
 
 @pytest.mark.parametrize('name, message', [
-    ('query/0000_c1s1_000151_01.jpg', 'query/0000_c1s1_000151_01.jpg: identity 0000 marks distractors, which belong in the gallery alone, not in query'),
+    ('query/0000_c1s1_000151_01.jpg',
+     'query/0000_c1s1_000151_01.jpg: identity 0000 marks distractors, which belong in the gallery alone, not in query'),
     ('bounding_box_train/0000_c1s1_000151_01.jpg', 'not in train'),
     ('query/holiday.jpg', r'query/holiday.jpg: the name does not begin with <identity>_c<camera>_'),
     ('bounding_box_test/0001_c1x.png', 'bounding_box_test/0001_c1x.png: the name does not begin'),
@@ -106,8 +117,9 @@ def test_names_that_make_no_sense(tmp_path, name, message):
 
 def test_folders_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere is not a folder'): market1501(tmp_path/'nowhere')
-    with pytest.raises(FileNotFoundError, match='no Market-1501 in .*looked for the folders bounding_box_train, query, bounding_box_test in it and in '
-                                                'folders of it named Market-1501-v15.09.15, .*; it holds nothing'):
+    with pytest.raises(FileNotFoundError,
+                       match='no Market-1501 in .*looked for the folders bounding_box_train, query, bounding_box_test '
+                             'in it and in folders of it named Market-1501-v15.09.15, .*; it holds nothing'):
         market1501(tmp_path)
     for i in range(10): (tmp_path/f'folder{i}').mkdir()
     with pytest.raises(FileNotFoundError, match='folder7 and 2 more'): market1501(tmp_path)
@@ -117,18 +129,24 @@ def test_folders_that_are_not_there(tmp_path):
 
 def test_two_candidates(tmp_path):
     market_tree(tmp_path/'Market-1501'), market_tree(tmp_path/'market1501')
-    with pytest.raises(ValueError, match='holds Market-1501 and market1501: give the path of one of them'): market1501(tmp_path)
+    with pytest.raises(ValueError, match='holds Market-1501 and market1501: give the path of one of them'):
+        market1501(tmp_path)
 
 
 def test_one_camera_for_everything(tmp_path):
-    root = draw(tmp_path/'set', *(f'{f}/{n}_c4_000001.jpg' for f, n in [('bounding_box_train', '0001'), ('query', '0002'), ('bounding_box_test', '0002')]))
-    with pytest.raises(ValueError, match='1 of 1 queries have no match left.*one camera 4'): validate_catalog(market1501(root))
+    root = draw(tmp_path/'set',
+                *(f'{f}/{n}_c4_000001.jpg' for f,
+                  n in [('bounding_box_train', '0001'), ('query', '0002'), ('bounding_box_test', '0002')]))
+    with pytest.raises(ValueError, match='1 of 1 queries have no match left.*one camera 4'):
+        validate_catalog(market1501(root))
 
 
 @pytest.mark.parametrize('reader, name, counts', [
-    (dukemtmc, 'DukeMTMC-reID', ('16,522 of 702', '2,228 of 702', '17,661 of 1,110')), (occluded_duke, 'Occluded_Duke', ('15,618 of 702', '2,210 of 519'))])
+    (dukemtmc, 'DukeMTMC-reID', ('16,522 of 702', '2,228 of 702', '17,661 of 1,110')),
+    (occluded_duke, 'Occluded_Duke', ('15,618 of 702', '2,210 of 519'))])
 def test_duke(tmp_path, reader, name, counts):
-    root = draw(tmp_path/name, 'bounding_box_train/0001_c2_f0046182.jpg', 'query/0005_c2_f0046985.jpg', 'bounding_box_test/0005_c5_f0051781.jpg',
+    root = draw(tmp_path/name, 'bounding_box_train/0001_c2_f0046182.jpg', 'query/0005_c2_f0046985.jpg',
+                'bounding_box_test/0005_c5_f0051781.jpg',
                 'bounding_box_test/7140_c8_f0051781.jpg')
     with pytest.warns(CatalogWarning) as caught: catalog = reader(tmp_path)
     assert all(c in str(caught[0].message) for c in counts) and len(caught) == 1
@@ -142,15 +160,19 @@ def test_duke(tmp_path, reader, name, counts):
 @pytest.fixture
 def np_tree(tmp_path):
     for kind, extra in (('labeled', 0), ('detected', 1)):
-        draw(tmp_path/'cuhk03-np'/kind, 'bounding_box_train/0001_c1_1.png', 'query/0003_c1_1.png', *(f'bounding_box_test/0003_c2_{i}.png' for i in range(1 + extra)))
+        draw(tmp_path/'cuhk03-np'/kind, 'bounding_box_train/0001_c1_1.png', 'query/0003_c1_1.png',
+             *(f'bounding_box_test/0003_c2_{i}.png' for i in range(1 + extra)))
     return tmp_path/'cuhk03-np'
 
 
 def test_cuhk03_np(np_tree):
-    with pytest.warns(CatalogWarning, match='train has 1 .* expected 7,368 of 767.*gallery has 1 .* expected 5,328 of 700'):
+    with pytest.warns(CatalogWarning,
+                      match='train has 1 .* expected 7,368 of 767.*gallery has 1 .* expected 5,328 of 700'):
         labelled = cuhk03_np(np_tree)
-    assert people(labelled) == [('0001_c1_1.png', 1, 1, 'train'), ('0003_c1_1.png', 3, 1, 'query'), ('0003_c2_0.png', 3, 2, 'gallery')]
-    with pytest.warns(CatalogWarning, match='7,365 of 767.*5,332 of 700'): assert len(cuhk03_np(np_tree.parent, 'detected')) == 4
+    assert people(labelled) == [('0001_c1_1.png', 1, 1, 'train'), ('0003_c1_1.png', 3, 1, 'query'),
+                                ('0003_c2_0.png', 3, 2, 'gallery')]
+    with pytest.warns(CatalogWarning, match='7,365 of 767.*5,332 of 700'):
+        assert len(cuhk03_np(np_tree.parent, 'detected')) == 4
     assert len(cuhk03_np(np_tree/'detected', 'detected', expected=False)) == 4  # the folder itself
     draw(np_tree.with_name('cuhk03-np_ps_label'), 'labeled/query/0003_c1_1.png')
     assert cuhk03_np(np_tree, expected=False)['mask'].notna().tolist() == [False, True, False]
@@ -162,7 +184,8 @@ def test_cuhk03_np_refuses(np_tree):
     with pytest.raises(FileNotFoundError, match='looked for the folders labeled in it'):
         cuhk03_np(np_tree/'detected')  # the other kind: not read in its place
     (np_tree/'labeled'/'query'/'0003_c1_1.png').unlink(), (np_tree/'labeled'/'query').rmdir()
-    with pytest.raises(FileNotFoundError, match=r'no CUHK03-NP \(labeled\).*it holds bounding_box_test, bounding_box_train'):
+    with pytest.raises(FileNotFoundError,
+                       match=r'no CUHK03-NP \(labeled\).*it holds bounding_box_test, bounding_box_train'):
         cuhk03_np(np_tree)
 
 
@@ -184,30 +207,37 @@ def test_msmt17(tmp_path, folders, caplog):
     root = msmt_tree(tmp_path/'own', *folders)
     with caplog.at_level(logging.INFO, 'magnifier'): catalog = msmt17(root)
     assert [r[1:] for r in people(catalog)] == [(0, 1, 'train'), (0, 2, 'train'), (1, 15, 'train'), (2, 2, 'train'),
-                                               (3, 3, 'query'), (3, 4, 'gallery'), (4, 4, 'gallery')]  # test people follow the 3 of training
-    assert catalog['path'][0] == str(root/folders[0]/'0000/0000_000_01_0303morning_0008_0.jpg') and '2 validation images are part of training' in caplog.text
+                                               (3, 3, 'query'), (3, 4, 'gallery'),
+                                               (4, 4, 'gallery')]  # test people follow the 3 of training
+    assert catalog['path'][0] == str(root/folders[0]/'0000/0000_000_01_0303morning_0008_0.jpg')
+    assert '2 validation images are part of training' in caplog.text
     validate_catalog(catalog)
     without = msmt17(root, val_in_train=False)
-    assert [r[1:] for r in people(without)] == [(0, 1, 'train'), (1, 15, 'train'), (3, 3, 'query'), (3, 4, 'gallery'), (4, 4, 'gallery')]  # the same numbers
+    assert [r[1:] for r in people(without)] == [(0, 1, 'train'), (1, 15, 'train'), (3, 3, 'query'), (3, 4, 'gallery'),
+                                                (4, 4, 'gallery')]  # the same numbers
 
 
 def test_msmt17_counts_and_versions(tmp_path):
     msmt_tree(tmp_path/'MSMT17_V1')
-    with pytest.warns(CatalogWarning, match='train has 4 images of 3 identities, expected 32,621 of 1,041.*11,659 of 3,060.*82,161 of 3,060'):
+    with pytest.warns(CatalogWarning,
+                      match='train has 4 images of 3 identities, expected 32,621 of 1,041.*11,659.*82,161 of 3,060'):
         msmt17(tmp_path)
     with pytest.warns(CatalogWarning, match='train has 2 images of 2 identities, expected 30,248 of 1,041'):
         msmt17(tmp_path, val_in_train=False)
     msmt_tree(tmp_path/'MSMT17_V2', 'mask_train_v2', 'mask_test_v2')
-    with pytest.raises(ValueError, match='holds V1 .*MSMT17_V1.* and V2 .*MSMT17_V2.*: give the path of one'): msmt17(tmp_path)
+    with pytest.raises(ValueError, match='holds V1 .*MSMT17_V1.* and V2 .*MSMT17_V2.*: give the path of one'):
+        msmt17(tmp_path)
 
 
 def test_msmt17_refuses(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'looked for the folders mask_train_v2, mask_test_v2 .*V1 has train and test'):
+    with pytest.raises(FileNotFoundError,
+                       match=r'looked for the folders mask_train_v2, mask_test_v2 .*V1 has train and test'):
         msmt17(tmp_path)
     root = msmt_tree(tmp_path/'own')
     (root/'test'/'0000'/'0000_000_03_0303morning_0008_0.jpg').unlink()
     with pytest.raises(FileNotFoundError, match='1 of 7 image files do not exist'): validate_catalog(msmt17(root))
-    for text, message in [('0000/0000_000_03_x_0.jpg', "list_query.txt, line 1: .* is not \"path identity\""), ('\na/x.jpg 3', 'line 2: .*camera as third field'),
+    for text, message in [('0000/0000_000_03_x_0.jpg', "list_query.txt, line 1: .* is not \"path identity\""),
+                          ('\na/x.jpg 3', 'line 2: .*camera as third field'),
                           ('', 'list_query.txt is empty')]:
         (root/'list_query.txt').write_text(text)
         with pytest.raises(ValueError, match=message): msmt17(root)
@@ -218,21 +248,26 @@ def test_msmt17_refuses(tmp_path):
 # --- test sets without cameras
 
 def test_partial_reid(tmp_path):
-    root = draw(tmp_path/'Partial-REID_Dataset', 'partial_body_images/001_001.jpg', 'partial_body_images/010_001.jpg', 'whole_body_images/001_001.jpg',
+    root = draw(tmp_path/'Partial-REID_Dataset', 'partial_body_images/001_001.jpg', 'partial_body_images/010_001.jpg',
+                'whole_body_images/001_001.jpg',
                 'whole_body_images/010_002.jpg', 'occluded_body_images/010_003.jpg')
     with pytest.warns(CatalogWarning, match='query has 2 images of 2 identities, expected 300 of 60; gallery has 2 '):
         catalog = partial_reid(tmp_path)
-    assert people(catalog) == [('001_001.jpg', 1, 0, 'query'), ('010_001.jpg', 10, 0, 'query'), ('001_001.jpg', 1, 1, 'gallery'), ('010_002.jpg', 10, 1, 'gallery')]
+    assert people(catalog) == [('001_001.jpg', 1, 0, 'query'), ('010_001.jpg', 10, 0, 'query'),
+                               ('001_001.jpg', 1, 1, 'gallery'), ('010_002.jpg', 10, 1, 'gallery')]
     validate_catalog(catalog)
     assert people(partial_reid(root, expected=False, queries='occluded'))[0] == ('010_003.jpg', 10, 0, 'query')
-    with pytest.raises(ValueError, match="queries='whole': use 'partial' or 'occluded'"): partial_reid(root, queries='whole')
+    with pytest.raises(ValueError, match="queries='whole': use 'partial' or 'occluded'"):
+        partial_reid(root, queries='whole')
 
 
 def test_occluded_reid(tmp_path):
-    root = draw(tmp_path/'own', 'occluded_body_images/001/001_01.tif', 'occluded_body_images/200/200_05.tif', 'whole_body_images/001/001_01.tif',
+    root = draw(tmp_path/'own', 'occluded_body_images/001/001_01.tif', 'occluded_body_images/200/200_05.tif',
+                'whole_body_images/001/001_01.tif',
                 'whole_body_images/200/200_02.tif')
     catalog = occluded_reid(root)
-    assert [r[1:] for r in people(catalog)] == [(1, 0, 'query'), (200, 0, 'query'), (1, 1, 'gallery'), (200, 1, 'gallery')]
+    assert [r[1:] for r in people(catalog)] == [(1, 0, 'query'), (200, 0, 'query'), (1, 1, 'gallery'),
+                                                (200, 1, 'gallery')]
     validate_catalog(catalog)
     with pytest.warns(CatalogWarning, match='expected 1,000 of 200'): occluded_reid(root, expected=True)
     draw(root, 'whole_body_images/ann/x.tif')

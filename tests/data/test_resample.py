@@ -18,7 +18,8 @@ def labels(h, w, seed=0): return np.random.default_rng(seed).integers(0, 8, (h, 
 def axis(lengths, positions, fitted=None):
     "Rows or columns of originals that fill the output, or `fitted` pixels of it"
     lengths = torch.as_tensor(lengths)
-    return Axis(lengths, torch.full_like(lengths, positions.shape[1]) if fitted is None else torch.as_tensor(fitted), positions)
+    return Axis(lengths, torch.full_like(lengths, positions.shape[1]) if fitted is None else torch.as_tensor(fitted),
+                positions)
 
 
 def axes(originals, *positions):
@@ -26,7 +27,10 @@ def axes(originals, *positions):
     return [axis(lengths, at) for lengths, at in zip(torch.as_tensor(originals).T, positions)]
 
 
-def still(originals, size): return axes(originals, *(output_positions(s, torch.zeros(len(originals), dtype=torch.long)) for s in size))
+def still(originals, size): return axes(originals,
+                                        *(output_positions(s,
+                                                           torch.zeros(len(originals),
+                                                                       dtype=torch.long)) for s in size))
 
 def tensors(images): return torch.stack([torch.from_numpy(i).permute(2, 0, 1) for i in images])
 
@@ -82,26 +86,34 @@ def test_equal_size_changes_nothing():
 def test_weights_add_up_to_one_and_skip_no_pixel():
     weights = bilinear_weights(torch.tensor([40, 7]), torch.tensor([10, 10]), 48, 10)
     assert torch.allclose(weights.sum(2), torch.ones(2, 10))
-    assert (weights[0, :, :40].sum(0) > .15).all() and (weights[0, :, 40:] == 0).all() and (weights[1, :, 7:] == 0).all()
+    assert (weights[0, :, :40].sum(0) > .15).all()
+    assert (weights[0, :, 40:] == 0).all()
+    assert (weights[1, :, 7:] == 0).all()
 
 
 def test_mixed_sizes_are_as_each_alone():
     sizes = [(20, 10), (33, 9), (20, 10), (7, 40)]
     images = [np.concatenate([picture(*s, i).transpose(2, 0, 1), labels(*s, i)[None]]) for i, s in enumerate(sizes)]
     canvas, heights = on_one_canvas(images)
-    rows, columns = output_positions(16, torch.tensor([0, 2, -3, 0])), output_positions(16, torch.tensor([1, 0, 0, -5]), torch.tensor([1, 0, 1, 0]).bool())
+    rows, columns = output_positions(16, torch.tensor([0, 2, -3, 0])), output_positions(16,
+                                                                                        torch.tensor([1, 0, 0, -5]),
+                                                                                        torch.tensor([1, 0, 1,
+                                                                                                      0]).bool())
     pictures = resample_images(canvas[:, :3], *axes(heights, rows, columns))
     masks = resample_labels(canvas[:, 3], *axes(heights, rows, columns))
     for i, one in enumerate(images):
         alone, size = on_one_canvas([one])
-        assert torch.allclose(resample_images(alone[:, :3], *axes(size, rows[i:i+1], columns[i:i+1]))[0], pictures[i], atol=1e-5)
+        assert torch.allclose(resample_images(alone[:, :3], *axes(size, rows[i:i+1], columns[i:i+1]))[0], pictures[i],
+                              atol=1e-5)
         assert torch.equal(resample_labels(alone[:, 3], *axes(size, rows[i:i+1], columns[i:i+1]))[0], masks[i])
 
 
 def test_a_missing_mask_stays_missing_to_its_last_pixel():
     masks = torch.zeros(2, 8, 8, dtype=torch.uint8)
     masks[1] = NO_MASK
-    out = resample_labels(masks, *axes([[8, 8]]*2, output_positions(16, torch.tensor([5, 5])), output_positions(16, torch.tensor([-5, -5]))))
+    out = resample_labels(masks,
+                          *axes([[8, 8]]*2, output_positions(16, torch.tensor([5, 5])),
+                                output_positions(16, torch.tensor([-5, -5]))))
     assert (out[0] == 0).all() and (out[1] == NO_MASK).all()
 
 

@@ -41,7 +41,8 @@ def test_all_item_transforms_move_image_and_mask_alike(seed):
 
 def test_masks_keep_their_labels_through_a_resize():
     labels = np.array([[0, 7]], np.uint8).repeat(20, 0).repeat(10, 1)
-    _, mask = run(item_transforms(Preprocessing((64, 48)), pad=0, flip=0), (pair(20, 20)[0], PILPartMask(Image.fromarray(labels))))
+    _, mask = run(item_transforms(Preprocessing((64, 48)), pad=0, flip=0),
+                  (pair(20, 20)[0], PILPartMask(Image.fromarray(labels))))
     assert set(np.unique(mask)) == {0, 7}
 
 
@@ -55,7 +56,8 @@ def test_padding_is_background_and_a_missing_mask_stays_missing(label, border):
 def test_pad_crop_reaches_every_shift():
     image = PILPerson(Image.fromarray(np.zeros((8, 8, 3), np.uint8)))
     image.putpixel((4, 4), (255, 255, 255))
-    places = {tuple(int(i[0]) for i in np.nonzero(np.asarray(run([RandomPadCrop(1)], (image,))[0])[..., 0])) for _ in range(300)}
+    moved = [np.asarray(run([RandomPadCrop(1)], (image,))[0])[..., 0] for _ in range(300)]
+    places = {tuple(int(i[0]) for i in np.nonzero(m)) for m in moved}
     assert places == {(y, x) for y in (3, 4, 5) for x in (3, 4, 5)}
 
 
@@ -70,7 +72,12 @@ def test_nothing_moves_in_validation():
 def test_boxes_lie_inside_and_have_the_area_asked_for(n, h, w, seed):
     boxes = erase_boxes(n, (h, w), torch.Generator().manual_seed(seed), p=1.)
     top, bottom, left, right = boxes.T
-    assert (0 <= top).all() and (top <= bottom).all() and (bottom <= h).all() and (0 <= left).all() and (left <= right).all() and (right <= w).all()
+    assert (0 <= top).all()
+    assert (top <= bottom).all()
+    assert (bottom <= h).all()
+    assert (0 <= left).all()
+    assert (left <= right).all()
+    assert (right <= w).all()
     share = ((bottom - top)*(right - left)).float()/(h*w)
     slack = (h + w)/(h*w)  # rounding of both sides
     drawn = share > 0
@@ -105,7 +112,9 @@ def test_erasing_owns_its_generator_and_travels_with_its_state():
 
 
 def test_no_erasing_when_none_is_asked_for():
-    assert len(batch_transforms(Preprocessing(), 0)) == 1 and len(batch_transforms(Preprocessing(), .5)) == 2 and len(item_transforms(Preprocessing(), 0, 0)) == 1
+    assert len(batch_transforms(Preprocessing(), 0)) == 1
+    assert len(batch_transforms(Preprocessing(), .5)) == 2
+    assert len(item_transforms(Preprocessing(), 0, 0)) == 1
 
 
 def test_erasing_on_a_gpu_is_erasing_on_a_cpu():

@@ -16,7 +16,8 @@ def loaders(catalog, **kwargs):
     found = {}
     for cache in (None, 'ram'):
         dls = ReIDDataLoaders.from_df(catalog, cache=cache, **SMALL, **kwargs)
-        found |= {f'train {cache}': dls.train, f'valid {cache}': dls.valid, f'test {cache}': dls.test_dl(catalog.path[:20].tolist()),
+        found |= {f'train {cache}': dls.train, f'valid {cache}': dls.valid,
+                  f'test {cache}': dls.test_dl(catalog.path[:20].tolist()),
                   f'labelled {cache}': dls.test_dl(catalog[:20], with_labels=True)}
     return found
 
