@@ -46,11 +46,6 @@ class DeviceRecorder(Recorder):
         super().before_fit()
         self.fetched = 0
 
-    def before_epoch(self):
-        "As fastai's; no batch was trained yet"
-        super().before_epoch()
-        self.known = len(self.lrs)
-
     def fetch(self):
         "Losses recorded since the last time to the CPU, all at once"
         if (new := self.losses[self.fetched:]): self.losses[self.fetched:] = list(torch.stack(new).cpu())
@@ -64,11 +59,11 @@ class DeviceRecorder(Recorder):
 
     @property
     def passed_over(self) -> bool:
-        "Whether this epoch trained nothing, as those that a resumed fit starts after"
-        return len(self.lrs) == self.known
+        "Whether this epoch neither trained nor validated, as those that a resumed fit starts after"
+        return len(self.log) == 1  # the epoch's number alone
 
     def after_epoch(self):
-        "fastai's row, where the epoch trained anything"
+        "fastai's row, where there is anything in it"
         if not self.passed_over: super().after_epoch()
 
     def after_fit(self):
