@@ -32,14 +32,15 @@ def make_catalog(
     rows = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
     if len(rows) == 0: raise ValueError('no images: a catalog needs at least one row')
     if 'mask' not in rows: rows = rows.assign(mask=None)
-    _check_columns(rows)
+    check_columns(rows)
     _check_are_paths(rows['path'], 'path')
     # Plain objects, None for a missing mask: the same under every pandas, whose string dtypes differ
     paths = [os.fspath(p) for p in rows['path']]
-    masks = [None if _missing(m) else os.fspath(m) for m in rows['mask']]
+    masks = [None if is_missing(m) else os.fspath(m) for m in rows['mask']]
     rows = rows.assign(path=pd.Series(paths, index=rows.index, dtype=object),
                        mask=pd.Series(masks, index=rows.index, dtype=object),
-                       pid=_integers(rows, 'pid'), camid=_integers(rows, 'camid'), split=rows['split'].astype(object))
+                       pid=whole_numbers(rows, 'pid'), camid=whole_numbers(rows, 'camid'),
+                       split=rows['split'].astype(object))
     _check_splits(rows)
     place = zip(rows['split'].map(SPLITS.index).tolist(), rows['pid'].tolist(), paths, range(len(rows)))
     order = [i for *_, i in sorted(place)]
@@ -59,7 +60,7 @@ def validate_catalog(
     """
     if not isinstance(catalog, pd.DataFrame):
         raise TypeError(f'a catalog is a pandas DataFrame, not a {type(catalog).__name__}')
-    _check_columns(catalog)
+    check_columns(catalog)
     if len(catalog) == 0: raise ValueError('the catalog has no rows')
     if not catalog.index.is_unique:
         raise ValueError('the catalog\'s index has duplicates: use catalog.reset_index(drop=True)')
@@ -67,7 +68,7 @@ def validate_catalog(
     for s in splits:
         if not (catalog['split'] == s).any():
             raise ValueError(f'the catalog has no {s} images: found {_found_splits(catalog)}')
-    for column in ('pid', 'camid'): _integers(catalog, column)  # refuses what is none
+    for column in ('pid', 'camid'): whole_numbers(catalog, column)  # refuses what is none
     _check_pids(catalog)
     _check_paths(catalog)
     _check_identities(catalog)
@@ -116,7 +117,7 @@ def find_masks(
     """
     if where is False: masks = [None] * len(catalog)
     elif callable(where):
-        masks = [None if _missing(m) or not os.path.exists(m) else os.fspath(m) for m in map(where, catalog['path'])]
+        masks = [None if is_missing(m) or not os.path.exists(m) else os.fspath(m) for m in map(where, catalog['path'])]
     else: masks = _masks_by_name(catalog['path'], where)
     catalog = catalog.assign(mask=pd.Series(masks, index=catalog.index, dtype=object))
     found = catalog['mask'].dropna()
@@ -143,7 +144,7 @@ def join_catalogs(
                          'or None for all')
     parts, pids, cams = [], 0, 0
     for i, c in enumerate(catalogs):
-        _check_columns(c)
+        check_columns(c)
         c = c.assign(pid=_moved(c, 'pid', pids), camid=_moved(c, 'camid', cams))
         _check_pids(c)
         pids = max(pids, int(c['pid'].max()) + 1)
@@ -158,7 +159,7 @@ def describe(
     catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
 ) -> pd.DataFrame:  # A row a split, and one for all: images, identities, cameras, images_per_identity, masks
     "What a catalog holds, by split"
-    _check_columns(catalog)
+    check_columns(catalog)
     parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
     rows = {s: dict(images=len(c), identities=c['pid'].nunique(), cameras=c['camid'].nunique(),
                     images_per_identity=round(len(c) / c['pid'].nunique(), 1), masks=int(c['mask'].notna().sum()))
@@ -166,13 +167,13 @@ def describe(
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('split')
 
 
-def _missing(value) -> bool: return value is None or value == '' or value is pd.NA or value != value
+def is_missing(value) -> bool: return value is None or value == '' or value is pd.NA or value != value
 
 
 def _found_splits(catalog): return ', '.join(f'{n} {s}' for s, n in catalog['split'].value_counts().items())
 
 
-def _check_columns(catalog):
+def check_columns(catalog):
     missing = [c for c in COLUMNS if c not in catalog]
     if missing:
         raise ValueError(f'the catalog lacks the column(s) {", ".join(missing)}: it has '
@@ -185,7 +186,7 @@ def _check_splits(catalog):
         raise ValueError(f'{unknown["path"].iat[0]}: split {unknown["split"].iat[0]!r}, use {", ".join(SPLITS)}')
 
 
-def _integers(catalog, column):
+def whole_numbers(catalog, column):
     "`column` as int64, to the last digit; a ValueError names the first row that is not a whole number"
     values = [_whole_number(v) for v in catalog[column].tolist()]
     if None in values:
@@ -198,7 +199,7 @@ def _integers(catalog, column):
 
 
 def _moved(catalog, column, by):
-    values = _integers(catalog, column)
+    values = whole_numbers(catalog, column)
     if int(values.max()) + by > LARGEST:
         raise ValueError(f'{column} up to {values.max()} cannot be moved up by {by} within 64 bits: number the '
                          'column anew (pd.factorize) before joining')

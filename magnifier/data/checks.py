@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from magnifier.data.catalog import SPLITS, _check_columns, _integers, _missing, lost_queries
+from magnifier.data.catalog import SPLITS, check_columns, is_missing, lost_queries, whole_numbers
 from magnifier.data.images import UnreadableImage, opened_image, read_image
 from magnifier.data.masks import read_mask
 
@@ -31,8 +31,8 @@ def check_catalog(
     splits, identities in training and test, the same image of two identities or in two splits, training
     identities with one image, queries without a match. ValueError where columns are missing.
     """
-    _check_columns(catalog)
-    for c in ('pid', 'camid'): _integers(catalog, c)
+    check_columns(catalog)
+    for c in ('pid', 'camid'): whole_numbers(catalog, c)
     problems = [*_row_problems(catalog)]
     def look(row): return _file_problems(*row, decode)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
@@ -46,7 +46,7 @@ def _row_problems(catalog):
     "(path, problem, advice) from the table alone"
     train = catalog[catalog['split'] == 'train']
     test = catalog[catalog['split'].isin(SPLITS[1:])]
-    maskless = catalog['mask'].map(_missing)
+    maskless = catalog['mask'].map(is_missing)
     unknown = catalog[~catalog['split'].isin(SPLITS)]
     both = test[test['pid'].isin(train['pid'])].drop_duplicates('pid')
     return [
@@ -81,7 +81,7 @@ def _file_problems(path, mask, decode):
         digest = hashlib.blake2b(data, digest_size=16).digest() if data else None
         problems, size = _image_problems(data)
         found += [(str(path), problem, advice) for problem, advice in problems]
-    if _missing(mask): return found, digest
+    if is_missing(mask): return found, digest
     if not os.path.isfile(mask):
         found.append((str(mask), 'the mask does not exist', 'correct the path, or set it to None'))
     elif decode: found += [(str(mask), problem, advice) for problem, advice in _mask_problems(mask, size)]

@@ -186,7 +186,7 @@ class FitBatch(OwnGenerator, DisplayedTransform):
 
     def decode(self, b, **kwargs):
         "The image in 0..255, as fastai's loaders give it"
-        decode = lambda o: IntToFloatTensor().decode(o) if isinstance(o, TensorImage) else o
+        def decode(o): return IntToFloatTensor().decode(o) if isinstance(o, TensorImage) else o
         return tuple(map(decode, b)) if isinstance(b, tuple) else decode(b)
 
 

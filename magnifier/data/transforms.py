@@ -82,14 +82,17 @@ def erase_boxes(
 ) -> torch.Tensor:  # (n,4) integers top, bottom, left, right; all zero where nothing is erased
     "One box per image for random erasing (Zhong et al. 2017)"
     h, w = size
-    uniform = lambda lo, hi: torch.empty(n, tries).uniform_(lo, hi, generator=generator)
-    share, ratio = uniform(*area), uniform(*map(math.log, aspect)).exp()
-    box_h, box_w = (share*h*w*ratio).sqrt().round(), (share*h*w/ratio).sqrt().round()
+    def uniform(low, high): return torch.empty(n, tries).uniform_(low, high, generator=generator)
+    share = uniform(*area)
+    ratio = uniform(*map(math.log, aspect)).exp()
+    box_h = (share*h*w*ratio).sqrt().round()
+    box_w = (share*h*w/ratio).sqrt().round()
     fits = (box_h < h) & (box_w < w) & (box_h > 0) & (box_w > 0)
     first = fits.float().argmax(1, keepdim=True)
     box_h, box_w, fits = (o.gather(1, first).squeeze(1) for o in (box_h, box_w, fits))
     where = torch.rand(n, 2, generator=generator)
-    top, left = ((h - box_h + 1)*where[:, 0]).floor(), ((w - box_w + 1)*where[:, 1]).floor()
+    top = ((h - box_h + 1)*where[:, 0]).floor()
+    left = ((w - box_w + 1)*where[:, 1]).floor()
     boxes = torch.stack([top, top + box_h, left, left + box_w], 1)
     return (boxes * (fits & (torch.rand(n, generator=generator) < p))[:, None]).long()
 
