@@ -7,7 +7,6 @@ import time
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -33,12 +32,24 @@ PATIENCE = 600  # Seconds to wait for another process's write
 NOW = timedelta(0)
 
 
-class Held(NamedTuple):
-    "Vectors of one version in memory"
+class Held:
+    "Vectors of one version in memory, and their products with the last query"
 
-    version: int
-    ids: np.ndarray  # (n,) of the rows
-    vectors: np.ndarray  # (n, d) float32
+    def __init__(self,
+        version: int,  # Of the table
+        ids: np.ndarray,  # (n,) of its rows
+        vectors: np.ndarray,  # (n, d) float32
+    ):
+        self.version, self.ids, self.vectors = version, ids, vectors
+        self._last = None
+
+    def products(self,
+        query: np.ndarray,  # (d,) float32
+    ) -> np.ndarray:  # (n,)
+        "Inner products of all; a search by regions asks for the same ones several times"
+        last = self._last
+        if last is None or not np.array_equal(last[0], query): self._last = last = query.copy(), self.vectors @ query
+        return last[1]
 
 
 class LanceStore(Store):
@@ -124,32 +135,22 @@ class LanceStore(Store):
 
     def search(self, vector, k, where=EVERYTHING, *, field='vector', exact=False):
         def nearest(table):
-            if field == 'vector' and not exact and _kind(table) == 'ivf':
-                return _by_index(table, vector, k, _sql(where))
-            return self._exactly(table, vector, k, _sql(where), field)
+            indexed = field == 'vector' and not exact and _kind(table) == 'ivf'
+            held = None if indexed else self._in_memory(table, field)
+            if held is None: return _by_engine(table, vector, k, _sql(where), field, indexed)
+            return _by_product(table, held, vector, k, _sql(where))
         return self._ask(nearest, joined([], (*COLUMNS, 'similarity')))
 
-    def _exactly(self, table, vector, k, condition, field):
-        "By the product with all vectors, from memory or as they are read"
-        allowed = None if condition is None else np.sort(_column(table, '_rowid', condition))
-        ids, similarity = np.empty(0, np.uint64), np.empty(0, np.float32)
-        for batch_ids, vectors in self._vectors(table, field):
-            rows = slice(None) if allowed is None else np.flatnonzero(_among(batch_ids, allowed))
-            new_ids, new = batch_ids[rows], _products(vectors, vector, rows)
-            ids, similarity = _largest(np.concatenate([ids, new_ids]), np.concatenate([similarity, new]), k)
-        return {**_taken(table, ids.tolist()), 'similarity': similarity.tolist()}
-
-    def _vectors(self, table, field):
-        "(ids, vectors) of all rows: who searches twice gets them from memory, if they fit"
+    def _in_memory(self, table, field):
+        "All vectors for who searches a second time, if they fit; else None"
         held = self._held.get(field)
-        if held is not None and held.version == table.version: return [(held.ids, held.vectors)]
+        if held is not None and held.version == table.version: return held
         first, fits = self._asked.get(field) != table.version, table.count_rows() * _bytes(table, field) <= IN_MEMORY
         self._asked[field] = table.version
-        batches = _vector_batches(table, field)
-        if first or not fits: return batches
+        if first or not fits: return None
         self._held = {}  # one at a time
-        self._held = {field: _held(table, field, batches)}
-        return [self._held[field][1:]]
+        self._held = {field: _loaded(table, field)}
+        return self._held[field]
 
     def index(self, kind):
         with self._writing() as table:
@@ -322,29 +323,25 @@ def _scanned(table, columns):
     return max(64, SCANNED // max(width, 1024))
 
 
-def _vector_batches(table, field):
-    for batch in table.to_batches(columns=[field], with_row_id=True, batch_size=_scanned(table, [field])):
-        yield batch.column('_rowid').to_numpy(), _values(batch.column(field), field)
-
-
-def _held(table, field, batches):
+def _loaded(table, field):
     n, d = table.count_rows(), table.schema.field(field).type.list_size
     ids, vectors, at = np.empty(n, np.uint64), np.empty((n, d), np.float32), 0
-    for batch_ids, batch in batches:
-        ids[at:at+len(batch)], vectors[at:at+len(batch)] = batch_ids, batch
+    for batch in table.to_batches(columns=[field], with_row_id=True, batch_size=_scanned(table, [field])):
+        ids[at:at+len(batch)] = batch.column('_rowid').to_numpy()
+        vectors[at:at+len(batch)] = _values(batch.column(field), field)
         at += len(batch)
     return Held(table.version, ids, vectors)
 
 
-def _products(vectors, vector, rows):
-    "Inner products of some rows: of all at once, unless they are few"
-    if isinstance(rows, slice) or len(rows) > len(vectors) / 4: return (vectors @ vector)[rows]
-    return vectors[rows] @ vector
-
-
-def _among(ids, allowed):  # `allowed` ascending
-    if not len(allowed): return np.zeros(len(ids), bool)
-    return allowed[np.searchsorted(allowed, ids).clip(max=len(allowed) - 1)] == ids
+def _by_product(table, held, vector, k, condition):
+    "Nearest rows by the product with all vectors"
+    ids, similarity = held.ids, held.products(vector)
+    if condition is not None:
+        allowed = _read(table, ('_rowid',), condition)['_rowid'].to_numpy()
+        rows = np.flatnonzero(np.isin(ids, allowed, assume_unique=True))
+        ids, similarity = ids[rows], similarity[rows]
+    ids, similarity = _largest(ids, similarity, k)
+    return {**_taken(table, ids.tolist()), 'similarity': similarity.tolist()}
 
 
 def _largest(ids, similarity, k):
@@ -356,10 +353,11 @@ def _largest(ids, similarity, k):
     return ids[order], similarity[order]
 
 
-def _by_index(table, vector, k, condition):
-    "By a few bits a dimension of every row, and then by the whole vectors of the best"
-    every = _partitions(table.count_rows())
-    nearest = dict(column='vector', q=vector, k=k, metric='dot', nprobes=2*every, refine_factor=REFINED)
+def _by_engine(table, vector, k, condition, field, indexed):
+    """Nearest rows as the engine finds them: by a few bits a dimension of every row, and then by the whole
+    vectors of the best; or without an index by the vectors of all"""
+    nearest = dict(column=field, q=vector, k=k, metric='dot', use_index=indexed)
+    if indexed: nearest |= dict(nprobes=2*_partitions(table.count_rows()), refine_factor=REFINED)
     found = table.to_table(columns=[*COLUMNS, '_distance'], nearest=nearest, filter=condition, prefilter=True)
     rows = {name: _values(found[name], name) for name in COLUMNS}
     return {**rows, 'similarity': (1 - found['_distance'].to_numpy()).tolist()}

@@ -251,7 +251,7 @@ def main():
     parser.add_argument('--folder', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one: return print('ROW', json.dumps(run(args.one, Path(args.folder))))
-    folder, rows = Path(tempfile.mkdtemp(prefix='gallery')), []
+    folder = Path(tempfile.mkdtemp(prefix='gallery'))
     try:
         with get_context('spawn').Pool(1) as other:  # the features are not this process's to hold
             other.apply(make, (folder, args.images, args.dim, args.noise))
@@ -262,22 +262,22 @@ def main():
             row = json.loads(told[0]) if told else dict(error=said.stderr.strip().splitlines()[-1])
             row = {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
             about = dict(case=case, images=args.images, dim=args.dim, noise=args.noise)
-            rows.append(about | {name: row.get(name) for name in FIGURES})
-            print({name: value for name, value in rows[-1].items() if value is not None}, flush=True)
+            row = about | {name: row.get(name) for name in FIGURES}
+            print({name: value for name, value in row.items() if value is not None}, flush=True)
+            if args.csv: write(row, args.csv)
     finally: shutil.rmtree(folder)
-    if args.csv: write(rows, args.csv)
 
 
-def write(rows, file):
-    "Adds rows, with the date and the hardware"
+def write(row, file):
+    "Adds a row, with the date and the hardware"
     import csv
     from measure import hardware
     about = dict(date=datetime.date.today().isoformat(), hardware=hardware('cpu'))
     new = not Path(file).exists()
     with open(file, 'a', newline='') as f:
-        writer = csv.DictWriter(f, [*about, *rows[0]])
+        writer = csv.DictWriter(f, [*about, *row])
         if new: writer.writeheader()
-        writer.writerows(about | row for row in rows)
+        writer.writerow(about | row)
 
 
 if __name__ == '__main__': main()
