@@ -8,12 +8,12 @@ __all__ = ['magnifier_walkers', 'magnifier_masks']
 
 @command('path')
 def magnifier_walkers(
-    path:str=None,          # Folder to draw into; a cache in the home folder where not given
-    n_train:int=96,         # Training identities
-    n_test:int=96,          # Test identities
-    seed:int=0,             # The same seed gives the same pictures
-    mask_noise:float=0.,    # 0 exact part masks, 1 those of a poor parser
-    debug:bool=False,       # Shows the traceback of an error
+    path: str = None,  # Folder to draw into; a cache in the home folder where not given
+    n_train: int = 96,  # Training identities
+    n_test: int = 96,  # Test identities
+    seed: int = 0,  # The same seed gives the same pictures
+    mask_noise: float = 0.,  # 0 exact part masks, 1 those of a poor parser
+    debug: bool = False,  # Shows the traceback of an error
 ):
     """Draws the embedded data set, walkers, in Market-1501's layout with part masks, and prints where it is.
 
@@ -24,60 +24,70 @@ def magnifier_walkers(
 
 @command('action', 'src', 'dst')
 def magnifier_masks(
-    action:str,             # convert (a parser's files), make (by a keypoint network) or stripes (bands, no parts)
-    src:str,                # Folder: of label files for convert, of images for the others
-    dst:str=None,           # Folder of the part masks; beside the images, as <folder>_ps_label, where not given
-    labels:str='lip',       # convert: ps_label densepose14 densepose24 lip pascal atr cihp sapiens pifpaf, or a CSV
-    images:str=None,        # convert, of pifpaf's fields: folder of their images
-    weights:str=None,       # make: file of Keypoint R-CNN's weights; torchvision downloads them where not given
-    bs:int=8,               # make: images a batch
-    debug:bool=False,       # Shows the traceback of an error
+    action: str,  # convert (a parser's files), make (by a keypoint network) or stripes (bands, no parts)
+    src: str,  # Folder: of label files for convert, of images for the others
+    dst: str = None,  # Folder of the part masks; beside the images, as <folder>_ps_label, where not given
+    labels: str = 'lip',  # convert: ps_label densepose14 densepose24 lip pascal atr cihp sapiens pifpaf, or a CSV
+    images: str = None,  # convert, of pifpaf's fields: folder of their images
+    weights: str = None,  # make: file of Keypoint R-CNN's weights; torchvision downloads them where not given
+    bs: int = 8,  # make: images a batch
+    debug: bool = False,  # Shows the traceback of an error
 ):
     """Writes part masks. Files that are there already stay, so that a run that was stopped goes on where it was.
 
     Examples: `magnifier_masks convert lip_labels market_ps_label --labels lip` ·
     `magnifier_masks make /data/Market-1501 --weights keypointrcnn.pth` · `magnifier_masks stripes /data/own`"""
-    from magnifier.data import masks
+    from pathlib import Path
+    if action not in ACTIONS: raise ValueError(f'unknown action {action!r}: use {", ".join(ACTIONS)}')
+    src = Path(src).expanduser().absolute()
+    if not src.is_dir(): raise FileNotFoundError(f'{src} is not a folder')  # before anything heavy is imported
+    from magnifier.data.catalog import CatalogWarning
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', masks.CatalogWarning)  # the report says the same
-        if action == 'convert':
-            if dst is None:
-                raise ValueError('name the folder of the part masks, as in `magnifier_masks convert SRC DST '
-                                 '--labels lip`')
-            _report(masks.convert_masks(src, dst, labels, images=images), dst)
-            return say('The loaders look in <folder of the images>_ps_label by themselves; else name it: '
-                       f'masks={dst!r}, or --masks {dst} in a shell')
-        if action == 'make': return _make_masks(src, dst, weights, bs)
-    if action != 'stripes': raise ValueError(f'unknown action {action!r}: use convert, make or stripes')
-    files = masks.make_stripe_masks(src, dst)
-    say(f'{len(files)} files of horizontal stripes, which are no body parts, for the images of {src}. '
-        f'{_found_by_loaders(src, dst)}')
+        warnings.simplefilter('ignore', CatalogWarning)  # the report says the same
+        ACTIONS[action](src, dst, labels=labels, images=images, weights=weights, bs=bs)
 
 
-def _make_masks(src, dst, weights, bs):
+def _convert(src, dst, *, labels, images, **others):
+    if dst is None:
+        raise ValueError('name the folder of the part masks, as in `magnifier_masks convert SRC DST --labels lip`')
+    from magnifier.data.masks import convert_masks
+    _report(convert_masks(src, dst, labels, images=images), dst)
+    say('The loaders look in <folder of the images>_ps_label by themselves; else name it: '
+        f'masks={dst!r}, or --masks {dst} in a shell')
+
+
+def _make(src, dst, *, weights, bs, **others):
     "Masks, and beside their folder the report and the contact sheet"
     import matplotlib
     matplotlib.use('Agg')
     from pathlib import Path
+    from magnifier.data.folders import mask_folder
     from magnifier.data.keypoint_masks import make_masks
     from magnifier.look.catalogs import contact_sheet
-    from magnifier.data.folders import mask_folder
-    given, src = dst, Path(src).expanduser().absolute()
-    dst = mask_folder(src) if dst is None else Path(dst)
-    report = make_masks(src, dst, weights, bs=bs)
-    sheet = dst.with_name(dst.name + '_sheet.png')
+    folder = mask_folder(src) if dst is None else Path(dst)
+    report = make_masks(src, folder, weights, bs=bs)
+    sheet = folder.with_name(folder.name + '_sheet.png')
     if report['mask'].notna().any():
         contact_sheet(report, save=sheet)
         say(f'how good they are is seen in {sheet}')
-    _report(report, dst)
-    say(_found_by_loaders(src, given))
+    _report(report, folder)
+    say(_found_by_loaders(src, dst))
+
+
+def _stripes(src, dst, **others):
+    from magnifier.data.masks import make_stripe_masks
+    files = make_stripe_masks(src, dst)
+    say(f'{len(files)} files of horizontal stripes, which are no body parts, for the images of {src}. '
+        f'{_found_by_loaders(src, dst)}')
+
+
+ACTIONS = dict(convert=_convert, make=_make, stripes=_stripes)
 
 
 def _found_by_loaders(src, dst):
     "Where the loaders look for masks"
-    from pathlib import Path
     from magnifier.data.folders import mask_folder
-    if dst is None: return f'The loaders look in {mask_folder(Path(src).expanduser().absolute())} by themselves'
+    if dst is None: return f'The loaders look in {mask_folder(src)} by themselves'
     return f'Name their folder to the loaders: masks={str(dst)!r}, or --masks {dst} in a shell'
 
 

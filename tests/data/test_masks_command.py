@@ -70,7 +70,7 @@ def test_stripes(images, capsys):
 
 @pytest.mark.parametrize('arguments, message', [
     (('convert', 'images'), 'name the folder of the part masks'), (('convert', 'gone', 'out'), 'gone is not a folder'),
-    (('paint', 'images'), "unknown action 'paint': use convert, make or stripes"),
+    (('paint', 'images'), "unknown action 'paint': use convert, make, stripes"),
     (('make', 'gone'), 'gone is not a folder'),
 ])
 def test_mistakes_are_one_line(images, monkeypatch, arguments, message):
