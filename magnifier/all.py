@@ -31,10 +31,8 @@ from magnifier.data.batches import *
 from magnifier.data.loaders import *
 from magnifier.model.backbone import *
 from magnifier.model.pooling import *
-from magnifier.model.heads import *
 from magnifier.model.branches import *
 from magnifier.model.output import *
-from magnifier.model.folding import *
 from magnifier.model.resize import *
 from magnifier.model.weights import *
 from magnifier.model.net import *

@@ -1,6 +1,7 @@
 "Occlusions counted over many draws; the phase, the masks and the columns as training sees them"
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +63,17 @@ def test_the_background_can_go_too():
 def test_impossible_occlusions_are_refused(strategy, keep, message):
     with pytest.raises(ValueError, match=message): RegionOcclusion(strategy, keep)
     with pytest.raises(ValueError, match=message): draw_kept_regions(strategy, keep, random.Random(0))
+
+
+def test_the_occlusion_asks_the_model_for_the_background():
+    for kept in (True, False):
+        occlusion = RegionOcclusion('torso', 4)
+        occlusion.learn = SimpleNamespace(model=SimpleNamespace(sab=SimpleNamespace(keep_background=kept)))
+        occlusion.before_fit()
+        assert {bool(occlusion.draw()[0]) for _ in range(5)} == {kept}
+    occlusion = RegionOcclusion('random_all', 4)
+    occlusion.learn = SimpleNamespace(model=SimpleNamespace(sab=SimpleNamespace(keep_background=False)))
+    with pytest.raises(ValueError, match="keep_background=False never keeps it: use 'random'"): occlusion.before_fit()
 
 
 def test_draws_follow_their_own_seed_alone():
