@@ -68,11 +68,11 @@ def test_impossible_occlusions_are_refused(strategy, keep, message):
 def test_the_occlusion_asks_the_model_for_the_background():
     for kept in (True, False):
         occlusion = RegionOcclusion('torso', 4)
-        occlusion.learn = SimpleNamespace(model=SimpleNamespace(sab=SimpleNamespace(keep_background=kept)))
+        occlusion.learn = SimpleNamespace(net=SimpleNamespace(sab=SimpleNamespace(keep_background=kept)))
         occlusion.before_fit()
         assert {bool(occlusion.draw()[0]) for _ in range(5)} == {kept}
     occlusion = RegionOcclusion('random_all', 4)
-    occlusion.learn = SimpleNamespace(model=SimpleNamespace(sab=SimpleNamespace(keep_background=False)))
+    occlusion.learn = SimpleNamespace(net=SimpleNamespace(sab=SimpleNamespace(keep_background=False)))
     with pytest.raises(ValueError, match="keep_background=False never keeps it: use 'random'"): occlusion.before_fit()
 
 
