@@ -172,7 +172,7 @@ def _role(split, below):
 def _split(table, train, n_query, seed, *, cameras):
     "The table with 'test' divided into query and gallery; with a share `train` all identities are divided first"
     if train is not None and not 0 <= train <= 1: raise ValueError(f'train={train}: a share of the identities, 0 to 1')
-    if n_query < 1: raise ValueError(f'n_query={n_query}: at least 1 image of an identity and camera has to ask')
+    if n_query < 1: raise ValueError(f'n_query={n_query}: at least 1 query for each identity and camera')
     rng = np.random.default_rng(seed)
     table = table.sort_values('path', ignore_index=True)  # the draw does not depend on the order of rows
     if not cameras: table = table.assign(camid=0)
@@ -205,4 +205,4 @@ def _asking(groups, n_query, several, rng):
     if len(groups) == 1:
         if several: return []  # no other camera has an answer
         return large or [groups[0][:-1]]
-    return large or [groups[rng.integers(len(groups))]]  # few images in each: one camera asks the others
+    return large or [groups[rng.integers(len(groups))]]  # few images in each: the queries are of one camera

@@ -144,7 +144,7 @@ def test_the_door_wants_a_table_and_the_splits_asked_for(good):
 
 
 def test_identities_in_training_and_test(good):
-    with pytest.warns(CatalogWarning, match=r'1 identities are in both training and test \(first: 5\).*flatter'):
+    with pytest.warns(CatalogWarning, match=r'1 identities are in both training and test \(first: 5\).*too high'):
         validate_catalog(good.assign(pid=good['pid'].replace(2, 5)))
 
 
