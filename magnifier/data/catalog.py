@@ -251,9 +251,9 @@ def _check_identities(catalog):
     train = catalog['split'] == 'train'
     both = sorted(set(catalog['pid'][train]) & set(catalog['pid'][~train]))
     if both:
-        warnings.warn(f'{len(both)} identities are in both training and test (first: {both[0]}), so that R1 and mAP will '
-                      'be too high. Split by identity, or number the test identities differently if they are other people',
-                      CatalogWarning, stacklevel=3)
+        warnings.warn(f'{len(both)} identities are in both training and test (first: {both[0]}), so that R1 and mAP '
+                      'will be too high. Split by identity, or number the test identities differently if they are '
+                      'other people', CatalogWarning, stacklevel=3)
 
 
 def _check_matches(catalog):
