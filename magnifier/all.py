@@ -56,12 +56,9 @@ from magnifier.train.ablation import *
 from magnifier.train.runs import *
 from magnifier.look.saliency import *
 from magnifier.look.show import *
-from magnifier.look.ranked import *
 from magnifier.look.explain import *
 from magnifier.look.interpret import *
 from magnifier.look.catalogs import *
 from magnifier.look.training import *
-from magnifier.look.browse import *
-from magnifier.look.hits import *
 from magnifier.app.server import *
 from magnifier.docs import *

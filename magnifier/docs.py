@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ['describe_call']
+__all__ = []
 
 
 class Parameter(NamedTuple):

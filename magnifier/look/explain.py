@@ -11,14 +11,13 @@ from magnifier.look.contributions import contributions
 from magnifier.look.drawing import legend_room, outline, paint_heat, put_image, region_legend
 from magnifier.look.figure import TEXT, Figure, finish, tiles
 from magnifier.look.palette import REGION_COLOURS, region_name
-from magnifier.look.saliency import Sight, learnt_stripes
+from magnifier.look.saliency import Sight, learnt_stripes, pixel_shares, smoothed
 from magnifier.model.resize import labels_to_masks
 from magnifier.regions import BODY_REGIONS, REGIONS
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.parts import NO_REGIONS, VISIBLE, region_areas, region_embeddings, region_masks
 
-__all__ = ['Explanation', 'Comparison', 'explain_pair', 'explain_images', 'match_words', 'verdict',
-           'draw_explanation', 'REST']
+__all__ = ['Explanation', 'Comparison', 'explain_images', 'match_words', 'verdict']
 
 REST = 'average person'
 
@@ -27,7 +26,7 @@ class Comparison(NamedTuple):
     "What two images have in common"
     score: float  # Cosine similarity, as the ranking has it
     table: pd.DataFrame  # See `Explanation`
-    heats: list  # (h,w) of the query and of the hit: where the score comes from, in units of the score
+    heats: list  # (h,w) of the query and of the hit: where the score comes from, by feature or by pixel
     sight: Sight | None = None  # Of the two images, where they were looked at
 
 
@@ -77,15 +76,17 @@ def explain_images(
     query,  # A path, PIL image, array, or a catalog's row
     hit,  # Another
 ) -> Comparison:
-    "What `ReIDLearner.explain` draws; the same errors"
+    "What `ReIDLearner.explain` draws, with heat by pixels; the same errors"
     sight = Sight.of(learn, _pair(query, hit))
     masks = _given_masks(sight)
-    with learn.evaluating() as (model, _): compared = explain_pair(model, sight.rows([0]), sight.rows([1]), masks)
+    with learn.evaluating() as (model, _):
+        compared = explain_pair(model, sight.rows([0]), sight.rows([1]), masks)
+        pixels = pixel_shares(model, sight.inputs, sight.inputs[[1, 0]], by_branch=False)['all']
     areas = region_areas(sight.maps, None if sight.labels is None else torch.from_numpy(sight.labels))
     table = compared.table
     for i, name in enumerate(('seen_query', 'seen_hit')): table.insert(1 + i, name, [*areas[i], np.nan])
     table.loc[(table['seen_query'] < VISIBLE) | (table['seen_hit'] < VISIBLE), 'similarity'] = np.nan
-    return compared._replace(sight=sight)
+    return compared._replace(heats=list(smoothed(pixels).cpu().numpy()), sight=sight)
 
 
 def _pair(query, hit):
@@ -109,8 +110,11 @@ def explain(self: ReIDLearner,
     *,
     save=None,  # Where to write the figure
 ) -> Explanation:  # `.table`, `.words`, `.figure`, `.score`, `.same_person`
-    """Which regions matched, how much, and where; how the shares are counted:
-    `magnifier.look.contributions.contributions`.
+    """Which regions matched, how much, and where.
+
+    `similarity` compares a region of one image with the same region of the other. `share` splits the score over the
+    regions of the feature maps (`magnifier.look.contributions`); a place of a feature map sees its surroundings, so
+    that a part of the background's share is the person's. The figure's maps are by pixels (`pixel_shares`).
 
     A ValueError for a model without a mask module, unless both are rows of a catalog with masks."""
     compared = explain_images(self, query, hit)
@@ -138,19 +142,19 @@ def match_words(
     score: float,  # The similarity
     *,
     stripes: bool = False,  # Whether the regions are horizontal stripes, which are then numbered from the top
-) -> str:  # Where the score comes from, what is most and least alike, and what could not be seen
+) -> str:  # What is most and least alike, what adds most to the score, and what could not be seen
     "The table in sentences"
     def named(regions): return ', '.join(region_name(r, stripes=stripes) for r in regions)
 
     body = table.loc[list(BODY_REGIONS)]
     sentences = [f'Similarity {score:.2f}.']
-    largest = table['share'].nlargest(2)
-    sources = ', '.join(f'{named([r])} ({share:+.2f})' for r, share in largest[largest > 0].items())
-    if sources: sentences.append(f'Most of it from: {sources}.')
     alike = body['similarity'].dropna().sort_values(ascending=False)
     if not len(alike): sentences.append('No region of the body can be seen in both.')
     else: sentences.append(f'Most alike: {named(alike.index[:1])} ({alike.iloc[0]:.2f}).')
     if len(alike) > 1: sentences.append(f'Least alike: {named(alike.index[-1:])} ({alike.iloc[-1]:.2f}).')
+    largest = table['share'].nlargest(2)
+    shares = ', '.join(f'{named([r])} ({share:+.2f})' for r, share in largest[largest > 0].items())
+    if shares: sentences.append(f'Largest shares: {shares}.')
     in_query, in_hit = body['seen_query'] >= VISIBLE, body['seen_hit'] >= VISIBLE
     unseen = {'in either': ~in_query & ~in_hit, 'in the query': ~in_query & in_hit, 'in the hit': in_query & ~in_hit}
     missing = [f'{named(body.index[which])} {where}' for where, which in unseen.items() if which.any()]
@@ -183,7 +187,7 @@ def draw_explanation(
     top = max(heat.max() for heat in compared.heats)
     painted = [paint_heat(image, heat.clip(min=0)/max(top, 1e-12)) for image, heat in zip(images, compared.heats)]
     hit_kind = {True: 'true', False: 'false', None: None}[same_person]
-    titles = ('query', 'hit', 'score from: query', 'score from: hit')
+    titles = ('query', 'hit', 'pixels of the query', 'pixels of the hit')
     kinds = ('query', hit_kind, None, None)
     for i, (ax, image, title, kind) in enumerate(zip(axes[0], (*images, *painted), titles, kinds)):
         ax.set_position([(.1 + i*(WIDTH + .08))/width, (room + .15)/height, WIDTH/width, WIDTH*aspect/height])
@@ -192,7 +196,7 @@ def draw_explanation(
     _draw_bars(figure, compared.table, stripes, left=4*(WIDTH + .08) + 1.05, bottom=room + .2, height=WIDTH*aspect - .1)
     figure.text(.1/width, 1 - .1/height, textwrap.fill(words, int(width*13.5)), va='top', fontsize=TEXT + 1.5)
     frames = [] if same_person is None else [('true', 'same person') if same_person else ('false', 'another person')]
-    region_legend(figure, stripes=stripes, frames=frames, heat='score comes from here')
+    region_legend(figure, stripes=stripes, frames=frames, heat='similarity comes from here')
     return finish(figure, save)
 
 

@@ -15,8 +15,7 @@ from magnifier.look.drawing import are_stripes, resized_heat
 from magnifier.regions import BODY_REGIONS, NO_MASK, region_indices
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['Sight', 'activation_map', 'pixel_shares', 'smoothed', 'positive', 'saliency_maps', 'saliency_inside',
-           'learnt_stripes', 'decode_images', 'images_of', 'KINDS']
+__all__ = ['Sight', 'activation_map', 'pixel_shares', 'saliency_maps', 'saliency_inside']
 
 STAGES = ('stage3', 'stage4')
 KINDS = ('pixels', 'share', 'energy')

@@ -19,7 +19,7 @@ from magnifier.regions import NO_MASK
 from magnifier.train.callbacks import RegionOcclusion
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['draw_samples', 'draw_results', 'batch_to_show']
+__all__ = ['draw_samples', 'draw_results']
 
 NOTHING = 'no images to show: ask for max_n of at least 1'
 HEAT_MEANS = {'pixels': 'the embedding is made of this', 'share': 'the embedding comes from here',

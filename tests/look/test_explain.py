@@ -8,10 +8,10 @@ import torch
 from magnifier.walkers.appearance import COLOURS, random_appearance
 from magnifier.walkers.figure import random_pose
 from magnifier.walkers.pedestrian import draw_walker
-from magnifier.look.explain import REST, explain_pair, match_words, verdict
+from magnifier.look.explain import REST, explain_images, explain_pair, match_words, verdict
 from magnifier.train.parts import embed_parts, region_areas
 from magnifier.look.figure import Figure
-from magnifier.look.saliency import Sight
+from magnifier.look.saliency import Sight, pixel_shares, smoothed
 from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.train.precision import CPUBfloat16
 
@@ -71,6 +71,14 @@ def test_a_model_without_masks_needs_those_of_the_data(blind, few):
     assert np.allclose(made.table['seen_query'].iloc[:8], areas[0])
 
 
+def test_heat_is_by_pixels_of_both_sides(seer, few):
+    compared = explain_images(seer, few.path.iat[0], few.path.iat[5])
+    inputs = compared.sight.inputs
+    with seer.evaluating() as (model, _):
+        want = [smoothed(sum(pixel_shares(model, inputs[[i]], inputs[[1 - i]]).values()))[0].numpy() for i in (0, 1)]
+    for heat, other in zip(compared.heats, want): assert np.allclose(heat, other, atol=1e-6)
+
+
 def table_of(similarity, seen_query, seen_hit, share):
     body = pd.DataFrame(dict(similarity=similarity, seen_query=seen_query, seen_hit=seen_hit, share=share),
                         index=list(REGIONS[1:]), dtype=float)
@@ -84,19 +92,19 @@ def test_words():
     table = table_of([.2, .9, .5, NAN, .4, NAN, NAN], [.1]*5 + [0, 0], [.1, .1, .1, 0, .1, .1, 0],
                      [.1, .2, .3, 0, 0, 0, 0])
     assert match_words(table, .63) == (
-        'Similarity 0.63. Most of it from: upper arm (+0.30), chest (+0.20). Most alike: chest (0.90). '
-        'Least alike: head (0.20). '
+        'Similarity 0.63. Most alike: chest (0.90). Least alike: head (0.20). '
+        'Largest shares: upper arm (+0.30), chest (+0.20). '
         'Not seen: foot in either; lower leg in the query; lower arm in the hit.')
 
 
 def test_words_name_the_largest_shares_whose_ever_they_are():
     table = table_of([.2, .9] + [NAN]*5, [.1]*7, [.1]*7, [.1, .2] + [0]*5)
     table.loc['background', 'share'] = .3
-    assert 'Most of it from: background (+0.30), chest (+0.20).' in match_words(table, .63)
+    assert 'Largest shares: background (+0.30), chest (+0.20).' in match_words(table, .63)
     table.loc[REST, 'share'] = .4
-    assert 'Most of it from: average person (+0.40), background (+0.30).' in match_words(table, 1.)
+    assert 'Largest shares: average person (+0.40), background (+0.30).' in match_words(table, 1.)
     table['share'] = -table['share']
-    assert 'Most of it' not in match_words(table, -1.)
+    assert 'Largest' not in match_words(table, -1.)
 
 
 def test_words_where_little_is_seen():
