@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pytest
 
 pytestmark = pytest.mark.slow
-FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update '
-         '--disable-sync').split()
+FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+         '--disable-component-update --disable-sync').split()
 
 
 class App(NamedTuple):
@@ -32,12 +32,15 @@ def app(seer, few, tmp_path_factory):
     root = tmp_path_factory.mktemp('app')
     (root/'here').mkdir()
     seer.export(root/'learner.pkl')
-    with Gallery(root/'people', regions=True) as gallery: gallery.add(seer, few.assign(time=range(10**9, 10**9 + len(few))), progress=False)
-    (root/'command.py').write_text('from magnifier.cli.all import magnifier_app\nmagnifier_app()\n')  # as an installed script
-    command = [sys.executable, '-W', 'ignore', root/'command.py', '--gallery', root/'people', '--learner', root/'learner.pkl']
+    with Gallery(root/'people', regions=True) as gallery:
+        gallery.add(seer, few.assign(time=range(10**9, 10**9 + len(few))), progress=False)
+    script = root/'command.py'  # as an installed one
+    script.write_text('from magnifier.cli.all import magnifier_app\nmagnifier_app()\n')
+    command = [sys.executable, '-W', 'ignore', script, '--gallery', root/'people', '--learner', root/'learner.pkl']
     environment = {**os.environ, 'TMPDIR': str(root/'here'), 'OMP_NUM_THREADS': '1',
                    'PYTHONPATH': os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get('PYTHONPATH', '')])}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root/'here', env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root/'here',
+                               env=environment)
     try:
         said = process.stdout.readline()
         assert said.startswith('http://127.0.0.1:'), said
@@ -85,8 +88,8 @@ def until(page, condition, seconds=60):
 def fits(page):
     "Nothing is wider than the screen, and images are large enough to see"
     assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
-    widths = page.evaluate("[...document.querySelectorAll('.card img')].filter(i => i.offsetParent).map(i => i.clientWidth)")
-    assert min(widths) >= 40
+    shown = "[...document.querySelectorAll('.card img')].filter(i => i.offsetParent)"
+    assert min(page.evaluate(f'{shown}.map(i => i.clientWidth)')) >= 40
 
 
 def test_a_visit(app, visit, few, tmp_path):
@@ -145,7 +148,8 @@ def test_a_visit(app, visit, few, tmp_path):
 DROP = '''async ([kind, bytes]) => {
     const data = new DataTransfer()
     data.items.add(new File([new Uint8Array(bytes)], 'dropped', {type: 'image/jpeg'}))
-    const event = kind === 'paste' ? new ClipboardEvent(kind, {clipboardData: data, bubbles: true}) : new DragEvent(kind, {dataTransfer: data, bubbles: true})
+    const about = {clipboardData: data, dataTransfer: data, bubbles: true}
+    const event = kind === 'paste' ? new ClipboardEvent(kind, about) : new DragEvent(kind, about)
     document.querySelector('#drop').dispatchEvent(event)
 }'''
 
@@ -204,7 +208,8 @@ def test_on_a_phone(visit):
     fits(page)
     page.click('.asked .card >> nth=0')
     shows(page, '#status', 'most similar first')
-    until(page, lambda: page.evaluate("document.querySelector('#status').getBoundingClientRect().top < innerHeight"))  # brought into view
+    place = "document.querySelector('#status').getBoundingClientRect().top < innerHeight"
+    until(page, lambda: page.evaluate(place))  # brought into view
     page.locator('#hits .card').first.click()
     shows(page, '#why h3', 'Hit 1')
     fits(page)
@@ -222,11 +227,13 @@ def test_everything_has_a_name(visit):
     page.click('.asked .card >> nth=1')
     page.locator('#hits .card').first.click()
     page.wait_for_selector('#why h3')
-    nameless = page.evaluate('''[...document.querySelectorAll('button, input, textarea, select')].filter(e => e.offsetParent && !(
-        e.innerText.trim() || e.getAttribute('aria-label') || e.labels && e.labels.length || e.title)).map(e => e.outerHTML.slice(0, 200))''')
+    nameless = page.evaluate('''[...document.querySelectorAll('button, input, textarea, select')].filter(
+        e => e.offsetParent && !(e.innerText.trim() || e.getAttribute('aria-label') || e.labels?.length || e.title)
+        ).map(e => e.outerHTML.slice(0, 200))''')
     assert not nameless
     assert page.evaluate("[...document.querySelectorAll('img')].every(i => i.hasAttribute('alt'))")
-    assert page.evaluate("[...document.querySelectorAll('[id]')].length === new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size")
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
     page.close()
 
 

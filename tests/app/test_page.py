@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from fasthtml.common import to_xml
 from magnifier.app import page
-from magnifier.app.page import EVERYBODY, card, chosen, data_url, gallery_page, hits_list, picture, rates_said, status, strip, why
+from magnifier.app.page import (EVERYBODY, card, chosen, data_url, gallery_page, hits_list, picture, rates_said, status,
+                                strip, why)
 from magnifier.app.rates import PairRates
 from magnifier.app.search import Found, Match, Query, region_table
 from magnifier.gallery.hits import Hits
@@ -47,8 +48,11 @@ class Reader(HTMLParser):
 
 
 def rows(n=3):
-    return pd.DataFrame(dict(path=[f'/a/{i}.jpg' for i in range(n)], pid=pd.array([None, 7, 8][:n], 'Int64'), camid=pd.array([1, None, 3][:n], 'Int64'),
-                             time=pd.to_datetime([0, None, 86400][:n], unit='s', utc=True), similarity=[.9, .5, -.1][:n], key=[f'k{i}' for i in range(n)]))
+    known = lambda *values: pd.array(values, 'Int64')
+    table = dict(path=['/a/0.jpg', '/a/1.jpg', '/a/2.jpg'], pid=known(None, 7, 8), camid=known(1, None, 3),
+                 time=pd.to_datetime([0, None, 86400], unit='s', utc=True), similarity=[.9, .5, -.1],
+                 key=['k0', 'k1', 'k2'])
+    return pd.DataFrame(table).head(n)
 
 
 def found(n=3, regions=None, query_row=None, left_out=()):
@@ -66,7 +70,8 @@ def test_an_image_is_inside_the_text():
     assert to_xml(picture(IMAGE)) != to_xml(picture(IMAGE, np.ones((8, 4), int)))
 
 
-@pytest.mark.parametrize('piece', [status(wrong=EVIL), chosen(wrong=EVIL), why(wrong=EVIL), card(IMAGE, 'hit', EVIL, [EVIL], does=EVIL, first=EVIL)])
+@pytest.mark.parametrize('piece', [status(wrong=EVIL), chosen(wrong=EVIL), why(wrong=EVIL),
+                                   card(IMAGE, 'hit', EVIL, [EVIL], does=EVIL, first=EVIL)])
 def test_nothing_is_taken_for_html(piece):
     read = Reader(piece)
     assert not read.all('script')
@@ -126,7 +131,8 @@ def test_status():
     assert text(found(), parts=False) == '3 hits, most similar first.'
     assert text(found(), .8).startswith('1 hit, most similar first. 2 of the first 3 are less alike')
     assert 'all of the first 3 are less alike' in text(found(), .95)
-    assert text(found(regions=('upper_leg', 'foot'), left_out=(1, 4))).startswith('3 hits by upper leg, foot, most similar first. Left out: camera 1, 4.')
+    said = text(found(regions=('upper_leg', 'foot'), left_out=(1, 4)))
+    assert said.startswith('3 hits by upper leg, foot, most similar first. Left out: camera 1, 4.')
 
 
 def test_rates_in_words():
@@ -144,7 +150,8 @@ def test_rates_in_words():
 
 
 def match(query_pid=None, hit=1, regions=None, heats=(np.eye(8), -np.eye(8))):
-    table = pd.DataFrame({'similarity': np.linspace(.9, .2, 8), 'seen_query': .1, 'seen_hit': .1, 'share': np.linspace(-.1, .3, 8)}, index=list(REGIONS))
+    columns = dict(similarity=np.linspace(.9, .2, 8), seen_query=.1, seen_hit=.1, share=np.linspace(-.1, .3, 8))
+    table = pd.DataFrame(columns, index=list(REGIONS))
     table.loc['head', ['similarity', 'seen_query']] = np.nan, 0.
     table.loc['foot', ['similarity', 'seen_hit']] = np.nan, 0.
     table.loc['chest', ['similarity', 'seen_query', 'seen_hit']] = np.nan, 0., 0.
@@ -187,14 +194,16 @@ def test_bars_are_as_long_as_their_numbers():
     assert ('90', 'plus') in lengths  # 0.90 alike
 
 
-@pytest.mark.parametrize('query_pid, hit, words', [(3, 1, 'WRONG: the query is identity 3, the hit is identity 7. What'), (7, 1, 'Right: both'),
-                                                   (None, 1, 'Nobody has said'), (7, 0, 'Nobody has said'), (0, 1, 'Nobody has said')])
+@pytest.mark.parametrize('query_pid, hit, words', [
+    (3, 1, 'WRONG: the query is identity 3, the hit is identity 7. What'), (7, 1, 'Right: both'),
+    (None, 1, 'Nobody has said'), (7, 0, 'Nobody has said'), (0, 1, 'Nobody has said')])
 def test_a_wrong_hit_is_said_to_be_one(query_pid, hit, words): assert words in Reader(why(match(query_pid, hit))).text
 
 
 def test_stripes_are_not_called_body_parts():
-    striped = replace(match(), stripes=True)
-    read = Reader(why(striped, True), hits_list(replace(found(), stripes=True), 0., [np.ones((8, 4), int)]*3), status(replace(found(regions=('foot',)), stripes=True)))
+    hits = replace(found(regions=('foot',)), stripes=True)
+    painted = hits_list(hits, 0., [np.ones((8, 4), int)]*3)
+    read = Reader(why(replace(match(), stripes=True), True), painted, status(hits))
     assert '3 hits by stripe 7' in read.text
     assert [row[0] for row in read.rows[1:8]] == [f'stripe {i}' for i in range(1, 8)]
     assert not any(r.replace('_', ' ') in read.text for r in BODY_REGIONS)
@@ -209,7 +218,7 @@ def test_a_search_by_regions_shows_the_regions():
     assert list(shown) == [r.replace('_', ' ') for r in BODY_REGIONS]
     read = Reader(why(match(regions=regions, heats=())))
     assert 'compared regions of hit 2' in read.text
-    assert len({image['src'] for image in read.all('img')}) == 2  # query and hit are one image here, and their regions too
+    assert len({image['src'] for image in read.all('img')}) == 2  # query and hit are one image here
 
 
 @pytest.mark.parametrize('heats', [(np.zeros((4, 2)), np.zeros((4, 2))), (-np.ones((4, 2)), np.zeros((4, 2)))])
@@ -226,8 +235,9 @@ class Shelf:
     def __init__(self, n=23):
         rng = np.random.default_rng(0)
         known = lambda values: pd.array([None if rng.random() < .1 else v for v in values], 'Int64')
-        self.images = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(n)], pid=known(rng.integers(0, 4, n)), camid=known(rng.integers(1, 4, n)),
-                                        time=pd.to_datetime(rng.integers(0, 10**6, n), unit='s', utc=True), key=[f'k{i}' for i in range(n)]))
+        self.images = pd.DataFrame(dict(
+            path=[f'{i}.jpg' for i in range(n)], key=[f'k{i}' for i in range(n)], pid=known(rng.integers(0, 4, n)),
+            camid=known(rng.integers(1, 4, n)), time=pd.to_datetime(rng.integers(0, 10**6, n), unit='s', utc=True)))
 
     def image(self, key): return None if key == 'k5' else Image.new('RGB', (20, 40))
 
@@ -237,7 +247,8 @@ class Shelf:
 def test_another_tab_is_a_name(monkeypatch, finder):
     monkeypatch.setitem(page.TABS, 'people', 'People')
     read = Reader(page.whole_page(finder))
-    assert [b['aria-controls'] for b in read.all('button') if b.get('role') == 'tab'] == ['panel-search', 'panel-gallery', 'panel-people']
+    panels = [button['aria-controls'] for button in read.all('button') if button.get('role') == 'tab']
+    assert panels == ['panel-search', 'panel-gallery', 'panel-people']
     assert [f['action'] for f in read.all('form')] == ['search', 'gallery', 'people']
     assert 'people-shown' in [d.get('id') for d in read.all('div')]
 
@@ -285,7 +296,8 @@ def test_groups_by_name(monkeypatch):
 
 def test_turning_pages(monkeypatch):
     monkeypatch.setattr(page, 'PER_PAGE', 10)
-    turns = lambda p: [(b['value'], 'disabled' in b) for b in Reader(gallery_page(Shelf(), 'identity', EVERYBODY, p)).all('button') if b['name'] == 'page']
+    buttons = lambda p: Reader(gallery_page(Shelf(), 'identity', EVERYBODY, p)).all('button')
+    turns = lambda p: [(b['value'], 'disabled' in b) for b in buttons(p) if b['name'] == 'page']
     assert turns(1) == [('1', True), ('0', True), ('2', False), ('3', False)]
     assert turns(2) == [('1', False), ('1', False), ('3', False), ('3', False)]
     assert turns(3) == [('1', False), ('2', False), ('4', True), ('3', True)]

@@ -18,15 +18,17 @@ class Shelf:
         parts = rng.normal(size=(len(pids), N_REGIONS, 3)).astype(np.float32)
         parts /= np.linalg.norm(parts, axis=2, keepdims=True)
         parts *= (visible[:, None] >> np.arange(N_REGIONS) & 1)[..., None]
-        self.rows = [dict(key=f'k{i}', pid=p, camid=c, vector=unit(rng.normal(size=d).astype(np.float32)), regions=parts[i].ravel(), visible=int(visible[i]))
-                     for i, (p, c) in enumerate(zip(pids, cameras))]
+        vectors = [unit(rng.normal(size=d).astype(np.float32)) for _ in pids]
+        self.rows = [dict(key=f'k{i}', pid=pids[i], camid=cameras[i], vector=vectors[i], regions=parts[i].ravel(),
+                          visible=int(visible[i])) for i in range(len(pids))]
         self.store = self
 
     def images(self): return pd.DataFrame(self.rows)[['key', 'pid', 'camid']].astype({'pid': 'Int64', 'camid': 'Int64'})
 
     def read(self, where, columns):
         rows = [r for r in self.rows if r['key'] in where.keys]
-        return {name: np.array([r[name] for r in rows]) if name in ('vector', 'regions') else [r[name] for r in rows] for name in columns}
+        read = {name: [r[name] for r in rows] for name in columns}
+        return {name: np.array(v) if name in ('vector', 'regions') else v for name, v in read.items()}
 
 
 PIDS, CAMERAS = [1, 1, 1, 2, 2, 3, None, 0, 0, 3], [1, 2, 2, 1, None, 1, 1, 1, 2, 1]

@@ -38,7 +38,8 @@ def test_an_upload_finds_itself_first(finder, tmp_path):
 
 
 def test_what_is_not_there_is_said(finder):
-    for wrong, words in (('upload-gone', 'choose it again'), ('no such key', 'its file is gone'), ('../../etc/passwd', 'its file is gone')):
+    for wrong, words in (('upload-gone', 'choose it again'), ('no such key', 'its file is gone'),
+                         ('../../etc/passwd', 'its file is gone')):
         with pytest.raises(ValueError, match=words): ask(finder, wrong)
         with pytest.raises(ValueError, match=words): finder.query(wrong)
 
@@ -145,12 +146,13 @@ def test_a_search_by_regions_is_explained_by_regions(finder, key):
 
 
 def test_regions_in_numbers_and_words():
-    table = pd.DataFrame({'similarity': np.arange(8)/10, 'seen_query': .1, 'seen_hit': .1, 'share': 9.}, index=list(REGIONS))
+    columns = dict(similarity=np.arange(8)/10, seen_query=.1, seen_hit=.1, share=9.)
+    table = pd.DataFrame(columns, index=list(REGIONS))
     table.loc['head', 'similarity'] = np.nan
     two = region_table(table, ('head', 'upper_arm', 'foot'))
     assert two['share'].dropna().to_dict() == {'upper_arm': pytest.approx(.15), 'foot': pytest.approx(.35)}
-    assert region_words(two, .5) == ('Similarity 0.50, the mean over upper arm, foot. Most alike: foot (0.70). Least alike: upper arm (0.30). '
-                                     'Left out, since not seen in both: head.')
+    assert region_words(two, .5) == ('Similarity 0.50, the mean over upper arm, foot. Most alike: foot (0.70). '
+                                     'Least alike: upper arm (0.30). Left out, since not seen in both: head.')
     assert region_words(region_table(table, ('foot',)), .7) == 'Similarity 0.70, by foot alone.'
     assert region_words(region_table(table, ('foot',)), .7, stripes=True) == 'Similarity 0.70, by stripe 7 alone.'
     assert (table['share'] == 9).all()  # as it was
@@ -178,7 +180,8 @@ def test_what_was_asked_is_not_worked_out_again(finder, key, monkeypatch):
     found, rates = ask(finder, key), finder.rates()
     match = finder.match(found, 1)
     assert len(rates.impostor)
-    for name in ('pair_rates', 'explain_images'): monkeypatch.setattr(page_search, name, lambda *a: pytest.fail('again'))
+    for name in ('pair_rates', 'explain_images'):
+        monkeypatch.setattr(page_search, name, lambda *a: pytest.fail('again'))
     assert ask(finder, key) is found
     assert finder.rates() is rates
     assert finder.match(found, 1) is match

@@ -24,12 +24,14 @@ def encoded(image=IMAGE, kind='PNG', **kwargs):
 def png_header(width, height):
     "A PNG that says how large it is, and holds nothing"
     chunk = lambda name, data: struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'\0'*100))
-            + chunk(b'IEND', b''))
+    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b'\0'*100)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', pixels) + chunk(b'IEND', b'')
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'BMP'])
-def test_an_image_comes_as_it_is(kind): np.testing.assert_array_equal(np.asarray(read_upload(encoded(kind=kind))), np.asarray(IMAGE))
+def test_an_image_comes_as_it_is(kind):
+    np.testing.assert_array_equal(np.asarray(read_upload(encoded(kind=kind))), np.asarray(IMAGE))
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'WEBP'])
@@ -37,7 +39,9 @@ def test_lossy_kinds_too(kind): assert read_upload(encoded(kind=kind)).size == (
 
 
 @pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', '1', 'I;16', 'LA'])
-def test_any_mode_becomes_rgb(mode): assert read_upload(encoded(IMAGE.convert('L').convert(mode) if mode != 'P' else IMAGE.convert('P'))).mode == 'RGB'
+def test_any_mode_becomes_rgb(mode):
+    image = (IMAGE if mode == 'P' else IMAGE.convert('L')).convert(mode)
+    assert read_upload(encoded(image)).mode == 'RGB'
 
 
 def test_upright_and_without_what_else_the_file_says():
@@ -89,7 +93,7 @@ def test_refused_in_a_sentence(name):
 
 def test_too_many_bytes():
     with pytest.raises(ValueError, match='10.0 MB, and at most 10 MB'): read_upload(encoded() + bytes(MAX_BYTES))
-    with pytest.raises(ValueError, match='12.0 MB, and at most 10 MB'): read_upload(b'', 12_000_000)  # the browser did not send it
+    with pytest.raises(ValueError, match='12.0 MB, and at most 10 MB'): read_upload(b'', 12_000_000)  # it was not sent
 
 
 def test_nothing_large_is_decoded(monkeypatch):
@@ -103,7 +107,8 @@ def test_nothing_large_is_decoded(monkeypatch):
 @given(st.sampled_from(['PNG', 'JPEG', 'WEBP', 'BMP']), st.data())
 def test_whatever_comes_is_an_image_or_a_sentence(kind, data):
     good = bytearray(encoded(kind=kind))
-    for _ in range(data.draw(st.integers(0, 6))): good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    for _ in range(data.draw(st.integers(0, 6))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     bad = bytes(good[:data.draw(st.integers(1, len(good)))])
     try: assert read_upload(bad).mode == 'RGB'
     except ValueError as e: assert str(e) and '\n' not in str(e)
@@ -146,7 +151,8 @@ def test_the_sum_is_bounded_and_the_longest_unused_goes_first():
 @pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='memory is read from /proc')
 def test_forty_photographs_of_25_megapixels_stay_small():
     resident = lambda: int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')/1e6
-    photograph = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (500, 500, 3), np.uint8)).resize((5000, 5000)), 'JPEG')
+    noise = np.random.default_rng(0).integers(0, 255, (500, 500, 3), np.uint8)
+    photograph = encoded(Image.fromarray(noise).resize((5000, 5000)), 'JPEG')
     kept = Uploads()
     kept.keep(photograph)
     before = resident()

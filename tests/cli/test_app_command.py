@@ -1,4 +1,4 @@
-"magnifier_app before it serves; tests/look/test_page.py runs it"
+"magnifier_app before it serves; tests/app/test_browser.py runs it"
 import pytest
 from magnifier.cli import all as cli
 
@@ -10,5 +10,7 @@ def test_a_gallery_that_is_not_there_is_not_made(tmp_path):
 
 def test_a_learner_that_is_not_there(tmp_path):
     (tmp_path/'people').mkdir()
-    for learner, message in ((tmp_path, 'holds no model.safetensors'), (tmp_path/'learner.pkl', 'no such learner; train one')):
-        with pytest.raises(SystemExit, match=message): cli.magnifier_app(gallery=str(tmp_path/'people'), learner=str(learner))
+    wrong = ((tmp_path, 'holds no model.safetensors'), (tmp_path/'learner.pkl', 'no such learner; train one'))
+    for learner, message in wrong:
+        with pytest.raises(SystemExit, match=message):
+            cli.magnifier_app(gallery=str(tmp_path/'people'), learner=str(learner))
