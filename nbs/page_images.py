@@ -14,8 +14,8 @@ def page_images(
     gallery,  # A Gallery of drawn people: photographs do not belong into the repository
     folder: Path = IMAGES,  # Where the images are written
 ) -> list:  # Their paths
-    """The page in Chromium, at a desk and on a phone: the first of the people offered whose first hit is right, and why
-    it was found. A ValueError where nobody's is"""
+    """The page in Chromium, at a desk and on a phone: the first of the people offered whose first hit is right,
+    and why it was found. A ValueError where nobody's is"""
     from playwright.sync_api import sync_playwright
     from magnifier.app.server import serve_page
     with serve_page(learn, gallery) as address, sync_playwright() as playwright:
