@@ -13,18 +13,18 @@ def magnifier_ablate(
     path: str = None,  # Its folder; the embedded set is drawn if it is not there yet
     recipe: str = 'quick',  # How each run is trained, as in magnifier_train
     out: str = 'runs/ablation',  # Folder of the runs, the tables and the figure
-    studies: str = None,  # Some alone, with commas between: Table 2, Figure 4, Figure 5, Figure 5 (whole network), cell, background, region stage, ...
+    studies: str = None,  # Some alone, with commas between: Table 2, Figure 4, Figure 5 (whole network), cell, ...
     seeds: str = '0,1,2',  # Seeds, with commas between; each setting is trained once with each
     epochs: int = None,  # Epochs of a run; the recipe's where not given
     arch: str = None,  # Backbone; the recipe's where not given
-    weights: str = None,  # File of weights that every run starts from, or none for random ones; the recipe's where not given
+    weights: str = None,  # File of weights to start from, or none for random ones; the recipe's where not given
     size: str = None,  # Height x width in pixels, as 256x128; the recipe's where not given
     bs: int = None,  # Images a batch; the recipe's where not given
     cache: str = None,  # Originals decoded once: ram, disk or none; the recipe's where not given
-    set: Annotated[str, REPEATED] = None,  # Any other argument of the fit, the loss, the learner or the loaders, the same for all; may be repeated
+    set: Annotated[str, REPEATED] = None,  # Any other argument of a training, the same for all; may be repeated
     masks: str = None,  # Folder of part masks; found beside the data where not given
     workers: int = None,  # Loader processes; fastai's choice where not given
-    fast: bool = False,  # bfloat16 where the hardware has it, channels last, and a compiled network (minutes at the start of each run)
+    fast: bool = False,  # bfloat16 where the hardware has it, and a compiled network (minutes at the start)
     keep_learners: bool = False,  # Keeps each run's learner too
     debug: bool = False,  # Shows the traceback of an error
 ):
@@ -56,8 +56,18 @@ def magnifier_ablate(
     say(f'{len(names)} settings x {len(numbers)} seeds with recipe {recipe}: {", ".join(names)}')
     logging.basicConfig(format='%(asctime)s %(message)s')
     logging.getLogger('magnifier.train.ablation').setLevel(logging.INFO)
-    runs = ablate(catalog, out, recipe=recipe, studies=wanted, seeds=numbers, epochs=epochs, workers=workers, **asked, fast=fast,
-                  learners=keep_learners)
+    runs = ablate(
+        catalog,
+        out,
+        recipe=recipe,
+        studies=wanted,
+        seeds=numbers,
+        epochs=epochs,
+        workers=workers,
+        **asked,
+        fast=fast,
+        learners=keep_learners,
+    )
     table = summary(runs)
     runs.to_csv(Path(out)/'ablation.csv', index=False)
     table.round(2).to_csv(Path(out)/'summary.csv')
@@ -67,5 +77,7 @@ def magnifier_ablate(
 
 
 def _seeds(text):
-    try: return [int(part) for part in str(text).split(',') if part.strip()]
-    except ValueError: raise ValueError(f'seeds {text!r}: whole numbers with commas between are wanted, as 0,1,2') from None
+    try:
+        return [int(part) for part in str(text).split(',') if part.strip()]
+    except ValueError:
+        raise ValueError(f'seeds {text!r}: whole numbers with commas between are wanted, as 0,1,2') from None

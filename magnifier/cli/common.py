@@ -1,4 +1,5 @@
-"What the commands share: a user's mistakes as one line, data sets by name, tables. Heavy imports wait until a command runs, so that --help is quick"
+"""What the commands share: a user's mistakes as one line, data sets by name, tables. Heavy imports wait until a
+command runs, so that --help is quick"""
 import sys
 import warnings
 from contextlib import contextmanager
@@ -6,19 +7,36 @@ from functools import wraps
 
 from fastcore.script import call_parse
 
-__all__ = ['EMBEDDED', 'command', 'say', 'say_imports', 'check_data', 'read_catalog', 'percent', 'quietly', 'check_gallery', 'check_learner',
-           'open_learner', 'open_embedder']
+__all__ = [
+    'EMBEDDED',
+    'command',
+    'say',
+    'say_imports',
+    'check_data',
+    'read_catalog',
+    'percent',
+    'quietly',
+    'check_gallery',
+    'check_learner',
+    'open_learner',
+    'open_embedder',
+]
 
 EMBEDDED = 'walkers'
 LEARNERS = 'give the learner.pkl of `magnifier_train`, or a folder of `learn.save_pretrained`'
 # Data sets that come in two kinds of boxes, under names of their own
-KINDS = {f'{data}_{name}': (data, kind) for data in ('cuhk03_np', 'cuhk03') for name, kind in (('labelled', 'labeled'), ('detected', 'detected'))}
+KINDS = {
+    f'{data}_{name}': (data, kind)
+    for data in ('cuhk03_np', 'cuhk03')
+    for name, kind in (('labelled', 'labeled'), ('detected', 'detected'))
+}
 
 
 def command(
     *positional,  # Names of the arguments that may be given without their names
 ):
-    "A command of `call_parse` whose user's mistakes are one line and exit code 1, and Ctrl-C 130; `--debug` shows where mistakes arose"
+    """A command of `call_parse` whose user's mistakes are one line and exit code 1, and Ctrl-C 130; `--debug`
+    shows where mistakes arose"""
     def decorate(func):
         @wraps(func)
         def guarded(*args, **kwargs):
@@ -87,7 +105,8 @@ def read_catalog(
     if data in KINDS: data, given['kind'] = KINDS[data]
     reader = market1501 if data == EMBEDDED else READERS[data]
     foreign = sorted(set(given) - set(signature(reader).parameters))
-    if foreign: raise ValueError(f'--{foreign[0]} is no argument of {data}: it is for folders of your own (identity_folders)')
+    if foreign:
+        raise ValueError(f'--{foreign[0]} is no argument of {data}: it is for folders of your own (identity_folders)')
     if data == EMBEDDED:
         drawn = path is not None and (Path(path)/'walkers.json').exists()  # taken as it is, whatever its size
         path = Path(path) if drawn else walkers(path)
@@ -118,7 +137,11 @@ def check_gallery(
 ):
     "A gallery that is only read is not made by looking at it: FileNotFoundError says how to make one"
     from pathlib import Path
-    if '://' not in gallery and not Path(gallery).exists(): raise FileNotFoundError(f'{gallery}: no such gallery; make one with `magnifier_index FOLDER --gallery {gallery}`')
+
+    if '://' not in gallery and not Path(gallery).exists(): raise FileNotFoundError(f'{gallery}: no such gallery; '
+                                                                                    f'make one with '
+                                                                                    f'`magnifier_index FOLDER '
+                                                                                    f'--gallery {gallery}`')
 
 
 def check_learner(
@@ -126,8 +149,11 @@ def check_learner(
 ):
     "FileNotFoundError says how to make a learner, ValueError that this is none; nothing heavy is imported"
     from pathlib import Path
-    if not Path(learner).exists(): raise FileNotFoundError(f'{learner}: no such learner; train one with `magnifier_train`, which writes learner.pkl')
-    if learner.endswith('.onnx'): raise ValueError(f'{learner} is an .onnx file, which embeds and does no more: {LEARNERS}')
+
+    if not Path(learner).exists(): raise FileNotFoundError(f'{learner}: no such learner; train one with '
+                                                           '`magnifier_train`, which writes learner.pkl')
+    if learner.endswith('.onnx'): raise ValueError(f'{learner} is an .onnx file, which embeds and does no more: '
+                                                   f'{LEARNERS}')
 
 
 def open_learner(
@@ -140,7 +166,8 @@ def open_learner(
     say_imports()
     from magnifier.train.learner import ReIDLearner
     learn = ReIDLearner.from_pretrained(learner) if Path(learner).is_dir() else _unpickled(learner)
-    if not isinstance(learn, ReIDLearner): raise ValueError(f'{learner} holds a {type(learn).__name__}, which is no learner of people: {LEARNERS}')
+    if not isinstance(learn, ReIDLearner): raise ValueError(f'{learner} holds a {type(learn).__name__}, which is '
+                                                            f'no learner of people: {LEARNERS}')
     if not bar and hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
     return learn
 

@@ -1,16 +1,35 @@
 "Evaluate from a shell: one learner, or the paper's table over several data sets"
-from magnifier.cli.common import EMBEDDED, check_data, check_learner, command, open_learner, percent, quietly, read_catalog, say, say_imports
+from functools import partial
+
+from magnifier.cli.common import (
+    EMBEDDED,
+    check_data,
+    check_learner,
+    command,
+    open_learner,
+    percent,
+    quietly,
+    read_catalog,
+    say,
+    say_imports,
+)
 
 __all__ = ['magnifier_eval']
 
 # Data sets of the paper's Table 1, as its columns call them
-COLUMNS = {'cuhk03_np_labelled': 'CUHK03-L', 'cuhk03_np': 'CUHK03-L', 'cuhk03_np_detected': 'CUHK03-D', 'dukemtmc': 'DukeMTMC', 'market1501': 'Market-1501'}
+COLUMNS = {
+    'cuhk03_np_labelled': 'CUHK03-L',
+    'cuhk03_np': 'CUHK03-L',
+    'cuhk03_np_detected': 'CUHK03-D',
+    'dukemtmc': 'DukeMTMC',
+    'market1501': 'Market-1501',
+}
 
 
 @command('learner', 'data', 'path')
 def magnifier_eval(
-    learner: str,  # A learner of magnifier_train, as runs/quick/learner.pkl (a pickle: load only what you trust), or a saved folder; several with commas between
-    data: str = None,  # Data set: walkers (embedded), market1501, ...; several with commas between, one for each learner
+    learner: str,  # A learner.pkl (a pickle: load only what you trust), or a saved folder; or several: a,b
+    data: str = None,  # Data set: walkers (embedded), market1501, ...; or several, with commas between
     path: str = None,  # Its folder; several with commas between
     rerank: bool = False,  # Adds a row after k-reciprocal re-ranking
     flip_test: bool = False,  # Adds the mirrored image's embedding
@@ -28,8 +47,12 @@ def magnifier_eval(
     `magnifier_eval m.pkl,d.pkl market1501,dukemtmc /data/Market-1501,/data/DukeMTMC-reID --rerank --save table1.md` ·
     `torchrun --nproc_per_node 4 --no-python magnifier_eval ...` (embedding shared by four GPUs, or processes)"""
     jobs = _jobs(learner, data, path)
-    if save and not save.endswith(('.csv', '.md')): raise ValueError(f'--save {save}: a name that ends in .csv or .md is wanted')
-    reading, how = dict(camera=camera, include=include, exclude=exclude), dict(rerank=rerank, flip_test=flip_test, by_branch=by_branch)
+    if save and not save.endswith(('.csv', '.md')): raise ValueError(f'--save {save}: a name that ends in .csv or '
+                                                                     '.md is wanted')
+    reading, how = (
+        dict(camera=camera, include=include, exclude=exclude),
+        dict(rerank=rerank, flip_test=flip_test, by_branch=by_branch),
+    )
     tables = {}
     for file, name, folder in jobs: tables[COLUMNS.get(name, name)] = _evaluated(file, name, folder, reading, how, json)
     from fastai.vision.all import rank_distrib
@@ -47,7 +70,10 @@ def _jobs(learner, data, path):
     sets = [_trained_on_walkers(learners[0])] if data is None else data.split(',')
     paths = [None] if path is None else path.split(',')
     if not (len(sets) == len(paths) and len(learners) in (1, len(sets))):
-        raise ValueError(f'{len(learners)} learners, {len(sets)} data sets and {len(paths)} folders: name as many of each, or one learner for all')
+        raise ValueError(
+            f'{len(learners)} learners, {len(sets)} data sets and {len(paths)} folders: name as many of each, or '
+            'one learner for all'
+        )
     for name, folder in zip(sets, paths): check_data(name, folder)
     return list(zip(learners * (len(sets) // len(learners)), sets, paths))
 
@@ -66,7 +92,9 @@ def _evaluated(file, data, path, reading, how, json):
     from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
     join_ranks()  # of several processes each has its GPU from here on
     learn = open_learner(file, bar=not json)
-    with rank0_first(): catalog = quietly(read_catalog, data, path, None, **reading) if json else read_catalog(data, path, None, **reading)
+    with rank0_first():
+        read = partial(quietly, read_catalog) if json else read_catalog
+        catalog = read(data, path, None, **reading)
     with on_all_ranks(learn): return learn.evaluate(catalog[catalog.split != 'train'], **how)
 
 
@@ -79,8 +107,11 @@ def _as_json(tables):
 
 def _say_table(table, name):
     queries, left_out = table.attrs['queries'], table.attrs['left_out']
-    say(f'{name}, in %, {queries - left_out} queries' + (f' ({left_out} of {queries} left out: the gallery has nobody for them)' if left_out else '') +
-        f':\n{percent([table])}')
+    say(
+        f'{name}, in %, {queries - left_out} queries'
+        + (f' ({left_out} of {queries} left out: the gallery has nobody for them)' if left_out else '')
+        + f':\n{percent([table])}'
+    )
 
 
 def _save(tables, file):
@@ -88,14 +119,27 @@ def _save(tables, file):
     import pandas as pd
     from magnifier.files import aside
     from magnifier.train.ablation import TABLE_1
-    ours = pd.DataFrame({f'{name} {figure}': (100*table[figure]).round(1) for name, table in tables.items() for figure in ('R1', 'mAP')})
+
+    ours = pd.DataFrame(
+        {
+            f'{name} {figure}': (100 * table[figure]).round(1)
+            for name, table in tables.items()
+            for figure in ('R1', 'mAP')
+        }
+    )
     paper = TABLE_1.loc[[row for row in ours.index if row in TABLE_1.index]].reindex(columns=ours.columns)
-    both = pd.concat([ours.rename(lambda row: f'ours, {row}'), paper.rename(lambda row: f'paper, {row}')]).rename_axis('%')
+    both = pd.concat([ours.rename(lambda row: f'ours, {row}'), paper.rename(lambda row: f'paper, {row}')]).rename_axis(
+        '%'
+    )
     with aside(file) as part: part.write_text(both.to_csv() if file.endswith('.csv') else _markdown(both))
     say(f'written to {file}')
 
 
 def _markdown(table):
     "A table as Markdown"
-    rows = [[table.index.name, *table.columns], ['---']*(len(table.columns) + 1), *([name, *row] for name, row in zip(table.index, table.to_numpy()))]
+    rows = [
+        [table.index.name, *table.columns],
+        ['---'] * (len(table.columns) + 1),
+        *([name, *row] for name, row in zip(table.index, table.to_numpy())),
+    ]
     return ''.join('| ' + ' | '.join(map(str, row)) + ' |\n' for row in rows)

@@ -8,7 +8,7 @@ FORMATS = {'onnx': 'model.onnx', 'pretrained': 'pretrained'}  # and how the resu
 
 @command('learner', 'out')
 def magnifier_export(
-    learner: str,  # A learner of magnifier_train, as runs/quick/learner.pkl (a pickle: load only what you trust), or a saved folder
+    learner: str,  # A learner.pkl of magnifier_train (a pickle: load only what you trust), or a saved folder
     out: str = None,  # File or folder to write; model.onnx or pretrained beside the learner where not given
     format: str = 'onnx',  # onnx (one file, for onnxruntime) or pretrained (a folder: safetensors and JSON)
     masks: bool = False,  # onnx: part labels as a second output
@@ -17,8 +17,8 @@ def magnifier_export(
 ):
     """Writes what a tracker or another program needs to embed crops, without fastai: `Embedder(OUT)(crops)`.
 
-    Examples: `magnifier_export runs/quick/learner.pkl people.onnx` ·
-    `magnifier_export runs/quick/learner.pkl --format pretrained people` · `magnifier_export runs/quick/learner.pkl --json | jq -r .fingerprint`"""
+    Examples: `magnifier_export runs/quick/learner.pkl people.onnx` · `magnifier_export runs/quick/learner.pkl
+    --format pretrained people` · `magnifier_export runs/quick/learner.pkl --json | jq -r .fingerprint`"""
     if format not in FORMATS: raise ValueError(f'unknown format {format!r}: use {" or ".join(FORMATS)}')
     if masks and format != 'onnx': raise ValueError('--masks is of --format onnx: a saved folder has the whole model')
     from json import dumps
@@ -29,6 +29,17 @@ def magnifier_export(
     written = learn.export_onnx(out, masks=masks) if format == 'onnx' else learn.save_pretrained(out)
     embedder = Embedder(written)
     size = sum(f.stat().st_size for f in written.iterdir()) if written.is_dir() else written.stat().st_size
-    about = dict(file=str(written), format=format, fingerprint=embedder.fingerprint, dimensions=embedder.dim, size=embedder.size, bytes=size)
-    say(dumps(about) if json else f'{written}: {embedder.dim} dimensions, crops of {embedder.size[0]} x {embedder.size[1]}, '
-                                  f'{size/1e6:.0f} MB, fingerprint {embedder.fingerprint}')
+    about = dict(
+        file=str(written),
+        format=format,
+        fingerprint=embedder.fingerprint,
+        dimensions=embedder.dim,
+        size=embedder.size,
+        bytes=size,
+    )
+    say(
+        dumps(about)
+        if json
+        else f'{written}: {embedder.dim} dimensions, crops of {embedder.size[0]} x {embedder.size[1]}, '
+        f'{size / 1e6:.0f} MB, fingerprint {embedder.fingerprint}'
+    )

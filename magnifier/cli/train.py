@@ -12,18 +12,18 @@ REPEATED = dict(action='append', default=None)
 
 @command('data', 'path')
 def magnifier_train(
-    data: str = EMBEDDED,  # Data set: walkers (embedded), market1501, dukemtmc, cuhk03_np_detected, identity_folders (your own), ...
+    data: str = EMBEDDED,  # Data set: walkers (embedded), market1501, cuhk03_np_detected, identity_folders (own), ...
     path: str = None,  # Its folder; the embedded set is drawn if it is not there yet
     recipe: str = 'quick',  # How to train: quick (two CPU cores, minutes); one_cycle, baseline or paper (a GPU)
     out: str = None,  # Folder of the run; runs/RECIPE, or runs/DATA-RECIPE where the data are not walkers
     epochs: int = None,  # Epochs; the recipe's where not given. Its stages, warm-up and milestones follow
     arch: str = None,  # Backbone, as resnet18 or resnet50; the recipe's where not given
-    weights: str = None,  # File of weights to start from, or none for random ones; the recipe's where not given (ImageNet's, downloaded)
+    weights: str = None,  # File of weights to start from, or none for random ones; the recipe's where not given
     branches: str = None,  # global (no part masks needed) or all; the recipe's where not given
     size: str = None,  # Height x width in pixels, as 256x128; the recipe's where not given
     bs: int = None,  # Images a batch; the recipe's where not given
     cache: str = None,  # Originals decoded once: ram, disk or none; the recipe's where not given
-    set: Annotated[str, REPEATED] = None,  # Any other argument of the fit, the loss, the learner or the loaders, as keep=6; may be repeated
+    set: Annotated[str, REPEATED] = None,  # Any other argument of a training, as keep=6; may be repeated
     masks: str = None,  # Folder of part masks; found beside the data where not given
     camera: str = None,  # identity_folders: regular expression with one group, the camera, in each image's path
     include: str = None,  # identity_folders: regular expression; only images whose path it is found in
@@ -31,15 +31,17 @@ def magnifier_train(
     seed: int = 0,  # Seed of weights, batches, augmentation and occlusions
     workers: int = None,  # Loader processes; fastai's choice where not given
     rerank: bool = False,  # Adds rows after k-reciprocal re-ranking
-    fast: bool = False,  # bfloat16 where the hardware has it, channels last, and a compiled network (minutes at the start)
+    fast: bool = False,  # bfloat16 where the hardware has it, and a compiled network (minutes at the start)
     resume: bool = False,  # Goes on with a run that was ended, given the same arguments
     debug: bool = False,  # Shows the traceback of an error
 ):
-    """Trains MagnifierNet, evaluates it before and after, and writes learner, figures, images and a record of what was done.
+    """Trains MagnifierNet, evaluates it before and after, and writes learner, figures and a record of what was done.
 
     Examples: `magnifier_train` (the embedded set, a few minutes on two cores) ·
-    `magnifier_train market1501 /data/Market-1501 --recipe paper` (the row of the paper's table) · the same with `--resume` after a crash or
-    Ctrl-C · `magnifier_train cuhk03_np_detected /data/cuhk03-np --recipe paper --set milestones=40 --set second_lr=0` (as the authors' code) ·
+    `magnifier_train market1501 /data/Market-1501 --recipe paper` (the row of the paper's table) · the same with
+    `--resume` after a crash or Ctrl-C ·
+    `magnifier_train cuhk03_np_detected /data/cuhk03-np --recipe paper --set milestones=40 --set second_lr=0` (as the
+    authors' code) ·
     `magnifier_train identity_folders /data/own --camera 'cam(\\d+)'` ·
     `torchrun --nproc_per_node 4 --no-python magnifier_train ...` (four GPUs, or processes)"""
     given = {name: value for name, value in locals().items() if name not in ('resume', 'debug')}
@@ -62,8 +64,21 @@ def magnifier_train(
     with rank0_first():  # of several processes one draws or unpacks, the others find it
         catalog = read_catalog(data, path, masks, camera=camera, include=include, exclude=exclude)
     try:
-        run = train_run(catalog, recipe, out, epochs=epochs, seed=seed, workers=workers, **asked, dataset=data, rerank=rerank, fast=fast,
-                        resume=resume, then=lambda learn: _figures(learn, out, seed), say=say)
+        run = train_run(
+            catalog,
+            recipe,
+            out,
+            epochs=epochs,
+            seed=seed,
+            workers=workers,
+            **asked,
+            dataset=data,
+            rerank=rerank,
+            fast=fast,
+            resume=resume,
+            then=lambda learn: _figures(learn, out, seed),
+            say=say,
+        )
     except KeyboardInterrupt as e:
         say(f'magnifier_train: {e or "stopped by the keyboard"}; go on with: {_again(given)}')
         raise SystemExit(130) from None  # what a shell expects of a command that SIGINT ended
@@ -79,7 +94,9 @@ def loading_of(
 ) -> dict:
     "Arguments of the loaders that are not the recipe's"
     import re
-    if size and not re.fullmatch(r'\d+x\d+', size): raise ValueError(f'size {size!r}: give height x width in pixels, as 256x128')
+
+    if size and not re.fullmatch(r'\d+x\d+', size): raise ValueError(f'size {size!r}: give height x width in '
+                                                                     'pixels, as 256x128')
     if bs is not None and bs < 1: raise ValueError(f'bs {bs}: give 1 or more images a batch')
     if cache and cache not in CACHES: raise ValueError(f'unknown cache {cache!r}: use one of {", ".join(CACHES)}')
     loading = {}
@@ -96,7 +113,9 @@ def model_of(
 ) -> dict:
     "Arguments of the learner that are not the recipe's"
     from pathlib import Path
-    if branches and branches not in BRANCHES: raise ValueError(f'unknown branches {branches!r}: use one of {", ".join(BRANCHES)}')
+
+    if branches and branches not in BRANCHES: raise ValueError(f'unknown branches {branches!r}: use one of '
+                                                               f'{", ".join(BRANCHES)}')
     model = dict(BRANCHES.get(branches, {}))
     if arch: model['arch'] = arch
     if weights == 'none': model['pretrained'] = False

@@ -1,4 +1,5 @@
-"The paper's ablations: Table 2, Figures 4 and 5, and three choices its text and code disagree on; run by run, over seeds"
+"""The paper's ablations: Table 2, Figures 4 and 5, and three choices its text and code disagree on; run by run,
+over seeds"""
 import gc
 import logging
 import shutil
@@ -14,7 +15,19 @@ from magnifier.train.recipes import recipe as named
 from magnifier.train.records import read_json
 from magnifier.train.runs import train_run
 
-__all__ = ['FIGURES', 'PAPER', 'TABLE_1', 'STUDIES', 'Setting', 'SETTINGS', 'settings_of', 'ablate', 'setting_learner', 'read_runs', 'summary']
+__all__ = [
+    'FIGURES',
+    'PAPER',
+    'TABLE_1',
+    'STUDIES',
+    'Setting',
+    'SETTINGS',
+    'settings_of',
+    'ablate',
+    'setting_learner',
+    'read_runs',
+    'summary',
+]
 
 log = logging.getLogger(__name__)
 FIGURES = ['R1', 'R5', 'R10', 'mAP', 'mINP']
@@ -22,8 +35,8 @@ FIGURES = ['R1', 'R5', 'R10', 'mAP', 'mINP']
 
 class Setting(NamedTuple):
     "What one line of an ablation trains"
-    model: dict             # Arguments of `magnifier_learner`, before a recipe's own: which parts there are, and what else differs
-    diversity: bool = False # Whether the second phase has the semantic diversity loss
+    model: dict  # Arguments of `magnifier_learner`: which parts there are, and what else differs
+    diversity: bool = False  # Whether the second phase has the semantic diversity loss
 
 
 def _parts(mask=True, sab=False, sfb=False, **kwargs): return dict(mask=mask, sab=sab, sfb=sfb, **kwargs)
@@ -39,8 +52,12 @@ def _whole(sfb=True, **kwargs): return Setting(_parts(sab=True, sfb=sfb, **kwarg
 
 
 # Occlusions of Figure 5, but for the paper's own choice (torso, 4)
-OCCLUSIONS = {f'{strategy} {keep}': dict(strategy=strategy, keep=keep) for strategy in ('torso', 'random') for keep in (2, 4, 6)
-              if (strategy, keep) != ('torso', 4)}
+OCCLUSIONS = {
+    f'{strategy} {keep}': dict(strategy=strategy, keep=keep)
+    for strategy in ('torso', 'random')
+    for keep in (2, 4, 6)
+    if (strategy, keep) != ('torso', 4)
+}
 
 SETTINGS = {
     'G': Setting(_parts(mask=False)),
@@ -72,14 +89,26 @@ STUDIES = {
 
 # R1 / mAP in % of Table 2, with real data and ImageNet weights
 PAPER = pd.DataFrame(
-    [(69.8, 67.4, 82.7, 70.8), (71.3, 69.0, 83.9, 72.9), (76.6, 74.6, 87.1, 76.7), (77.4, 75.9, 86.7, 75.2), (81.2, 78.5, 88.6, 79.6),
-     (82.4, 79.6, 90.0, 80.7)],
-    index=list(STUDIES['Table 2']), columns=['CUHK03-L R1', 'CUHK03-L mAP', 'DukeMTMC R1', 'DukeMTMC mAP'])
+    [
+        (69.8, 67.4, 82.7, 70.8),
+        (71.3, 69.0, 83.9, 72.9),
+        (76.6, 74.6, 87.1, 76.7),
+        (77.4, 75.9, 86.7, 75.2),
+        (81.2, 78.5, 88.6, 79.6),
+        (82.4, 79.6, 90.0, 80.7),
+    ],
+    index=list(STUDIES['Table 2']),
+    columns=['CUHK03-L R1', 'CUHK03-L mAP', 'DukeMTMC R1', 'DukeMTMC mAP'],
+)
 
 # R1 / mAP in % of Table 1, plain and re-ranked
 TABLE_1 = pd.DataFrame(
-    [(82.4, 79.6, 80.2, 77.1, 90.0, 80.7, 95.8, 89.6), (87.3, 89.1, 86.3, 87.5, 91.8, 90.6, 96.5, 95.1)], index=['plain', 're-ranked'],
-    columns=[f'{name} {figure}' for name in ('CUHK03-L', 'CUHK03-D', 'DukeMTMC', 'Market-1501') for figure in ('R1', 'mAP')])
+    [(82.4, 79.6, 80.2, 77.1, 90.0, 80.7, 95.8, 89.6), (87.3, 89.1, 86.3, 87.5, 91.8, 90.6, 96.5, 95.1)],
+    index=['plain', 're-ranked'],
+    columns=[
+        f'{name} {figure}' for name in ('CUHK03-L', 'CUHK03-D', 'DukeMTMC', 'Market-1501') for figure in ('R1', 'mAP')
+    ],
+)
 
 
 def settings_of(
@@ -109,18 +138,32 @@ def ablate(
     fast: bool = False,  # As for `train_run`
     learners: bool = False,  # Whether each run's learner is kept, for `setting_learner`
 ) -> pd.DataFrame:  # `read_runs`
-    """Trains and evaluates every setting with every seed. A run that is there already is not repeated, and one that was stopped goes on
-    after its last epoch; one made otherwise (other recipe, epochs, data) is refused"""
+    """Trains and evaluates every setting with every seed. A run that is there already is not repeated, and one
+    that was stopped goes on after its last epoch; one made otherwise (other recipe, epochs, data) is refused"""
     named(recipe).plan(epochs, **(fitting or {}))  # a mistake is said before anything is trained
     wanted = [(seed, _known(name)) for seed in seeds for name in (settings or settings_of(studies))]
     for i, (seed, name) in enumerate(wanted):
         folder = _folder(out, name, seed)
-        if learners and _is_finished(folder) and not (folder/'learner.pkl').exists(): shutil.rmtree(folder)  # it was not kept
+        not_kept = _is_finished(folder) and not (folder/'learner.pkl').exists()
+        if learners and not_kept: shutil.rmtree(folder)
         log.info('%s, seed %s (%s of %s)', name, seed, i + 1, len(wanted))
         setting = SETTINGS[name]
         train_run(
-            catalog, recipe, folder, epochs=epochs, seed=seed, workers=workers, loading=loading, model={**(model or {}), **setting.model}, loss=loss,
-            fitting={'diversity': setting.diversity, **(fitting or {})}, fast=fast, resume=True, before=False, quiet=True)
+            catalog,
+            recipe,
+            folder,
+            epochs=epochs,
+            seed=seed,
+            workers=workers,
+            loading=loading,
+            model={**(model or {}), **setting.model},
+            loss=loss,
+            fitting={'diversity': setting.diversity, **(fitting or {})},
+            fast=fast,
+            resume=True,
+            before=False,
+            quiet=True,
+        )
         if not learners: (folder/'learner.pkl').unlink(missing_ok=True)
         gc.collect()  # a learner refers to itself: without this, dozens of them wait for the next collection
     return read_runs(out)
@@ -147,10 +190,13 @@ def setting_learner(
     *,
     workers: int | None = None,  # Loader processes; None for fastai's choice
 ) -> ReIDLearner:  # The learner of one run, with its images
-    "One run's learner, to look into what a setting learnt. A ValueError for an unknown setting, or where its learner was not kept"
+    """One run's learner, to look into what a setting learnt. A ValueError for an unknown setting, or where its
+    learner was not kept"""
     folder = _folder(out, _known(name), seed)
     if not (folder/'learner.pkl').exists():
-        raise ValueError(f'{folder} keeps no learner: ablate(..., learners=True) trains that setting and keeps its learner')
+        raise ValueError(
+            f'{folder} keeps no learner: ablate(..., learners=True) trains that setting and keeps its learner'
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # this folder's own
         learn = load_learner(folder/'learner.pkl')
@@ -162,7 +208,7 @@ def setting_learner(
 
 def read_runs(
     out,  # Folder that `ablate` wrote
-) -> pd.DataFrame:  # A row a run: setting, seed, recipe, epochs, arch, images, queries, gallery, digest, R1 R5 R10 mAP mINP in [0,1], seconds, commit
+) -> pd.DataFrame:  # A row a run: setting, seed, how it was made, `FIGURES` in [0,1], seconds, commit
     "Runs that are finished, in the order of `SETTINGS` and of the seeds"
     folders = sorted(file.parent for file in (Path(out)/'runs').glob('*/run.json'))
     rows = [_row(folder) for folder in folders if _is_finished(folder)]
@@ -178,13 +224,22 @@ def _row(folder):
     setting = next(name for name in SETTINGS if _folder('', name, asked['seed']).name == folder.name)
     about = {key: data[key] for key in ('images', 'queries', 'gallery', 'digest')}
     figures = {name: record['figures']['after, plain'][name] for name in FIGURES}
-    return dict(setting=setting, seed=asked['seed'], recipe=asked['recipe'], epochs=asked['epochs'], arch=asked['model']['arch'], **about,
-                **figures, seconds=record['seconds'], commit=record['commit'])
+    return dict(
+        setting=setting,
+        seed=asked['seed'],
+        recipe=asked['recipe'],
+        epochs=asked['epochs'],
+        arch=asked['model']['arch'],
+        **about,
+        **figures,
+        seconds=record['seconds'],
+        commit=record['commit'],
+    )
 
 
 def summary(
     runs: pd.DataFrame,  # Of `ablate` or `read_runs`, or its CSV
-) -> pd.DataFrame:  # Index study and line; columns setting, runs, R1 mAP mINP in % (means), and '± ' of each: standard deviation over seeds
+) -> pd.DataFrame:  # Index study and line; setting, runs, R1 mAP mINP in % (means), '± ' of each (standard deviation)
     "Means and spreads, study by study; of one seed alone the spread is unknown (NaN)"
     rows = []
     for study, lines in STUDIES.items():

@@ -14,8 +14,28 @@ __all__ = ['Argument', 'known_arguments', 'parse_arguments']
 # By the argument of `train_run` that they belong to; the first one that knows a name has it
 TAKERS = dict(fitting=Recipe.plan, loss=MagnifierLoss, model=magnifier_learner, loading=ReIDDataLoaders.from_df)
 # What a run says itself, or what no word can say
-OTHERWISE = {'self', 'epochs', 'seed', 'num_workers', 'path', 'model_dir', 'device', 'n_classes', 'masks', 'reduction', 'vocab', 'loss_func'}
-WORDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a word', tuple: 'numbers with commas between', NoneType: 'none'}
+OTHERWISE = {
+    'self',
+    'epochs',
+    'seed',
+    'num_workers',
+    'path',
+    'model_dir',
+    'device',
+    'n_classes',
+    'masks',
+    'reduction',
+    'vocab',
+    'loss_func',
+}
+WORDS = {
+    bool: 'true or false',
+    int: 'a whole number',
+    float: 'a number',
+    str: 'a word',
+    tuple: 'numbers with commas between',
+    NoneType: 'none',
+}
 
 
 class Argument(NamedTuple):

@@ -1,4 +1,5 @@
-"What happens around a batch and an epoch: part masks in, region occlusion, the semantic diversity phase, seldom ranking"
+"""What happens around a batch and an epoch: part masks in, region occlusion, the semantic diversity phase, seldom
+ranking"""
 import random
 
 import torch
@@ -11,15 +12,19 @@ __all__ = ['draw_kept_regions', 'TeacherMasks', 'RegionOcclusion', 'SemanticDive
 
 BACKGROUND = 0
 # What is drawn from: groups of regions, each of which keeps an equal number
-STRATEGIES = {'torso': (UPPER_TORSO, LOWER_TORSO), 'random': (UPPER_TORSO + LOWER_TORSO,), 'random_all': (range(N_REGIONS),)}
+STRATEGIES = {
+    'torso': (UPPER_TORSO, LOWER_TORSO),
+    'random': (UPPER_TORSO + LOWER_TORSO,),
+    'random_all': (range(N_REGIONS),),
+}
 
 
 def draw_kept_regions(
-    strategy: str,  # 'torso': keep/2 of the upper and keep/2 of the lower torso; 'random': any `keep` body regions; 'random_all': of all eight
+    strategy: str,  # 'torso': half of each torso group; 'random': of the body; 'random_all': of all eight
     keep: int,  # Regions kept, K-hat: 2, 4 or 6 for 'torso', 1 to 7 for 'random', 1 to 8 for 'random_all'
     rng: random.Random,  # The caller's generator
     *,
-    keep_background: bool = True,  # Whether the background stays beside the body regions drawn; 'random_all' draws it like any other
+    keep_background: bool = True,  # Whether the background stays beside them; 'random_all' draws it like any other
 ) -> torch.Tensor:  # (8,) booleans, True where a region is kept
     "Regions that the adversarial branch sees in a batch (paper, section 3.2: Random-baseline and Random-torso)"
     _check_keep(strategy, keep, keep_background)
@@ -31,13 +36,17 @@ def draw_kept_regions(
 
 
 def _check_keep(strategy, keep, keep_background):
-    if strategy not in STRATEGIES: raise ValueError(f'unknown strategy {strategy!r}: use one of {", ".join(STRATEGIES)}')
+    if strategy not in STRATEGIES:
+        raise ValueError(f'unknown strategy {strategy!r}: use one of {", ".join(STRATEGIES)}')
     groups = STRATEGIES[strategy]
     allowed = range(len(groups), len(groups)*min(map(len, groups)) + 1, len(groups))
     if keep not in allowed:
         raise ValueError(f'keep={keep} with strategy {strategy!r}: keep one of {", ".join(map(str, allowed))}')
     if strategy == 'random_all' and not keep_background:
-        raise ValueError("strategy 'random_all' draws the background among the regions, and keep_background=False never keeps it: use 'random'")
+        raise ValueError(
+            "strategy 'random_all' draws the background among the regions, and keep_background=False never keeps "
+            "it: use 'random'"
+        )
 
 
 class TeacherMasks(Callback):
@@ -57,11 +66,11 @@ class RegionOcclusion(Callback):
 
     def __init__(
         self,
-        strategy: str = 'torso',  # 'torso' (Random-torso, the paper's best), 'random' (Random-baseline), or 'random_all'
+        strategy: str = 'torso',  # 'torso' (Random-torso, the paper's), 'random' (Random-baseline), or 'random_all'
         keep: int = 4,  # K-hat, regions kept; the paper's best
         *,
         seed: int = 0,  # Seed of the generator that this callback holds
-        alike: bool = True,  # Several processes: one occlusion for all of them, as for one batch (`gather_triplets`); False: each its own
+        alike: bool = True,  # Several processes: one occlusion for all, as for one batch; False: each its own
     ):
         self.strategy, self.keep, self.keep_background, self.alike = strategy, keep, True, alike
         _check_keep(strategy, keep, self.keep_background)
@@ -98,7 +107,10 @@ class SemanticDiversityPhase(Callback):
     def before_fit(self):
         "Remembers the weight; a model without region features has nothing to make diverse"
         if self.learn.net.sfb is None:
-            raise ValueError('the semantic diversity loss compares the fusion branch\'s region features: build the learner with sfb=True')
+            raise ValueError(
+                'the semantic diversity loss compares the fusion branch\'s region features: build the learner with '
+                'sfb=True'
+            )
         self.former = self.learn.loss_func.gamma
 
     def before_epoch(self):

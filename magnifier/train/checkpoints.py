@@ -1,4 +1,5 @@
-"A training's whole state, stored at the end of each epoch and taken up again: killed and resumed, it ends as if it had not been"
+"""A training's whole state, stored at the end of each epoch and taken up again: killed and resumed, it ends as if
+it had not been"""
 import errno
 import os
 import time
@@ -45,10 +46,14 @@ def read_checkpoint(
             with open(file, 'rb') as f: state = _whole(f)
         except FileNotFoundError: continue  # the first process set it aside
         except _Damaged as e:
-            warnings.warn(f'{file} is damaged ({e}) and was set aside as {file.name}.damaged: going on from the checkpoint before it, if there is one')
+            warnings.warn(
+                f'{file} is damaged ({e}) and was set aside as {file.name}.damaged: going on from the checkpoint '
+                'before it, if there is one'
+            )
             if not rank_distrib(): os.replace(file, file.with_name(file.name + '.damaged'))
             continue
-        if state.get('version') != VERSION: raise ValueError(f'{file} was written by another version of magnifier: train anew, in another folder')
+        if state.get('version') != VERSION: raise ValueError(f'{file} was written by another version of magnifier: '
+                                                             'train anew, in another folder')
         return state
     return None
 
@@ -57,7 +62,8 @@ class _Damaged(Exception): pass
 
 
 def _whole(f):
-    "The state in a file that torch wrote. torch itself would read wrong bytes without a word; a wrong byte in its index may raise anything"
+    """The state in a file that torch wrote. torch itself would read wrong bytes without a word; a wrong byte in
+    its index may raise anything"""
     try:
         with zipfile.ZipFile(f) as z: bad = z.testzip()
         if bad: raise _Damaged(f'wrong bytes in {bad}')
@@ -65,7 +71,7 @@ def _whole(f):
         return dict(torch.load(f, map_location='cpu', weights_only=True))
     except (_Damaged, MemoryError): raise
     except Exception as e:
-        if isinstance(e, OSError) and e.errno != errno.EINVAL: raise  # the disk's own; a wrong offset is "invalid argument"
+        if isinstance(e, OSError) and e.errno != errno.EINVAL: raise  # a wrong offset is "invalid argument"
         if 'allocate memory' in str(e): raise  # torch has no type of its own for a memory that is short
         raise _Damaged(str(e).splitlines()[0] if str(e) else type(e).__name__) from e
 
@@ -73,10 +79,11 @@ def _whole(f):
 class Checkpoints(Callback):
     """Stores a training after each of its epochs, and puts it back where it was.
 
-    It counts the epochs of all fits that it is part of: `done` of them are over. From a state it puts the learner back in the first fit; that
-    fit, and those before it, are told by their `start_epoch` where to go on. With several processes the first one writes"""
+    It counts the epochs of all fits that it is part of: `done` of them are over. From a state it puts the
+    learner back in the first fit; that fit, and those before it, are told by their `start_epoch` where to go
+    on. With several processes the first one writes"""
 
-    order = SkipToEpoch.order + 30  # an epoch that is passed over does not come here, and all others have done their work
+    order = SkipToEpoch.order + 30  # not for epochs that are passed over; after all others
 
     def __init__(
         self,
@@ -116,8 +123,18 @@ class Checkpoints(Callback):
         self.rows.append(self._row())
         training = training_state(self.learn)  # of all processes together
         if rank_distrib(): return
-        write_checkpoint(self.folder, self.done, dict(stage=self.stage, done=self.done, rows=self.rows, seconds=self.seconds, note=self.note,
-                                                      training=training))
+        write_checkpoint(
+            self.folder,
+            self.done,
+            dict(
+                stage=self.stage,
+                done=self.done,
+                rows=self.rows,
+                seconds=self.seconds,
+                note=self.note,
+                training=training,
+            ),
+        )
         if self.each: self.each(self)
 
     def _row(self):

@@ -9,10 +9,22 @@ from fastai.vision.all import L, num_distrib, rank_distrib
 from torch.nn.modules.batchnorm import _BatchNorm
 from magnifier.data.transforms import OwnGenerator
 
-__all__ = ['n_ranks', 'join_ranks', 'rank0_first', 'on_all_ranks', 'gather_rows', 'gather_own', 'mean_over_ranks', 'same_state', 'Share',
-           'distributed']
+__all__ = [
+    'n_ranks',
+    'join_ranks',
+    'rank0_first',
+    'on_all_ranks',
+    'gather_rows',
+    'gather_own',
+    'mean_over_ranks',
+    'same_state',
+    'Share',
+    'distributed',
+]
 
-NEEDS_ACCELERATE = "training on several processes needs accelerate, as fastai's distrib_ctx does: pip install accelerate"
+NEEDS_ACCELERATE = (
+    "training on several processes needs accelerate, as fastai's distrib_ctx does: pip install accelerate"
+)
 
 
 def n_ranks() -> int:  # 1 where there is one process, or several that have not met
@@ -23,11 +35,13 @@ def n_ranks() -> int:  # 1 where there is one process, or several that have not 
 def join_ranks(
     timeout: float = 60.,  # Seconds that a rank waits for the others in one exchange, before it ends with an error
     *,
-    cpu: bool | None = None,  # Whether tensors stay on the CPU (gloo); None: where there is no GPU (with one: NCCL, a GPU a rank)
+    cpu: bool | None = None,  # Whether tensors stay on the CPU (gloo); None: where there is no GPU (else NCCL)
 ):
-    """The processes that `torchrun` started meet, for as long as they live; nothing happens in a single one, or where they have met already.
+    """The processes that `torchrun` started meet, for as long as they live; nothing happens in a single one, or
+    where they have met already.
 
-    A rank that dies closes its connections, and the others end with an error at once; one that hangs is given up after `timeout`."""
+    A rank that dies closes its connections, and the others end with an error at once; one that hangs is given
+    up after `timeout`."""
     if num_distrib() <= 1 or dist.is_initialized(): return
     cpu = not torch.cuda.is_available() if cpu is None else cpu
     if not cpu: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
@@ -38,11 +52,13 @@ def join_ranks(
 def rank0_first(
     timeout: float = 3600.,  # Seconds that the others wait
 ):
-    "Rank 0 goes through the block first, the others then find what it made (a data set drawn, a cache); nothing in a single process"
+    """Rank 0 goes through the block first, the others then find what it made (a data set drawn, a cache); nothing
+    in a single process"""
     if n_ranks() == 1:
         yield
         return
-    gate = dist.new_group(backend='gloo', timeout=timedelta(seconds=timeout))  # making a data set may take longer than an exchange ever should
+    # Making a data set may take longer than an exchange ever should
+    gate = dist.new_group(backend='gloo', timeout=timedelta(seconds=timeout))
     if rank_distrib(): dist.barrier(gate)
     try: yield
     finally:
@@ -50,7 +66,8 @@ def rank0_first(
         dist.destroy_process_group(gate)
 
 
-def _device(): return torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
+def _device():
+    return torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
 
 
 def gather_rows(
@@ -93,7 +110,8 @@ def mean_over_ranks(
 def same_state(
     model: torch.nn.Module,  # Alike in its shapes on every rank; changed in place
 ):
-    "Rank 0's weights and statistics on every rank: without a synchronised batch norm each rank's running statistics are its own"
+    """Rank 0's weights and statistics on every rank: without a synchronised batch norm each rank's running
+    statistics are its own"""
     if n_ranks() == 1: return
     for t in model.state_dict().values():
         sent = t.detach().to(_device(), copy=True)
@@ -104,8 +122,9 @@ def same_state(
 class Share:
     """This rank's part of what a loader gives, in the loader's order, and how the parts come together again.
 
-    A part is whole batches, the very ones that a single process would make, so that figures do not depend on the number of ranks.
-    Only inside `distrib_ctx` (there every rank comes here) and where each rank has a batch at all; otherwise the part is everything."""
+    A part is whole batches, the very ones that a single process would make, so that figures do not depend on
+    the number of ranks. Only inside `distrib_ctx` (there every rank comes here) and where each rank has a batch
+    at all; otherwise the part is everything."""
     def __init__(self,
         learn,  # A ReIDLearner
         dl,  # Its loader
@@ -132,13 +151,13 @@ class Share:
 @contextmanager
 def distributed(
     learn,  # A ReIDLearner
-    sync_bn: bool | None = None,  # Batch norms over all ranks' batches; None: where there are GPUs (on CPUs torch has none)
+    sync_bn: bool | None = None,  # Batch norms over all ranks' batches; None: where there are GPUs
     *,
-    timeout: float = 60.,  # Seconds that a rank waits for the others in one exchange; what the processes first met with holds
+    timeout: float = 60.,  # Seconds that a rank waits for the others in one exchange; the first call's holds
     **kwargs,  # Passed to fastai's DistributedTrainer, as cpu
 ):
-    """What fastai's `distrib_ctx` does, also without a GPU, and with rank 0's weights for all; batches are augmented otherwise on other
-    ranks; the learner is as it was afterwards"""
+    """What fastai's `distrib_ctx` does, also without a GPU, and with rank 0's weights for all; batches are
+    augmented otherwise on other ranks; the learner is as it was afterwards"""
     if num_distrib() <= 1:
         yield learn
         return
@@ -162,7 +181,8 @@ def _norms(model): return {name: m for name, m in model.named_modules() if isins
 
 
 def _with_norms(model, norms):
-    "The model with its own batch norms again, trained, in place of synchronised ones, which only processes on GPUs can train and nothing folds"
+    """The model with its own batch norms again, trained, in place of synchronised ones, which only processes on
+    GPUs can train and nothing folds"""
     for name, norm in norms.items():
         now = model.get_submodule(name)
         if now is norm: continue
@@ -177,13 +197,14 @@ def on_all_ranks(
     timeout: float = 60.,  # As in `distributed`
     **kwargs,  # Passed to `distributed`
 ):
-    "`learn.distrib_ctx` where `torchrun` started several processes, on the device of its loaders; nothing in a single process"
+    """`learn.distrib_ctx` where `torchrun` started several processes, on the device of its loaders; nothing in a
+    single process"""
     with distributed(learn, timeout=timeout, cpu=learn.dls.device.type == 'cpu', **kwargs): yield learn
 
 
 def _trainer_class():
-    """fastai's trainer over several processes, whose loaders send an epoch's indices through the device that the backend needs: fastai's own
-    send them through a GPU, whatever the backend is"""
+    """fastai's trainer over several processes, whose loaders send an epoch's indices through the device that the
+    backend needs: fastai's own send them through a GPU, whatever the backend is"""
     try: import accelerate  # noqa: F401, without it fastai's module does not load
     except ImportError as e: raise ImportError(NEEDS_ACCELERATE) from e
     from fastai.distributed import DistributedDL, DistributedTrainer
@@ -197,13 +218,15 @@ def _trainer_class():
     class RankTrainer(DistributedTrainer):
         name = 'distributed_trainer'
 
-        def _wrap_dl(self, dl): return dl if isinstance(dl, DistributedDL) else RankDL(dl, device=self.learn.model.device)
+        def _wrap_dl(self, dl):
+            return dl if isinstance(dl, DistributedDL) else RankDL(dl, device=self.learn.model.device)
 
     return RankTrainer
 
 
 def _draw_apart(dl):
-    "Other erasing and cropping on other ranks, where the transform owns its generator; rank 0 draws as a single process does"
+    """Other erasing and cropping on other ranks, where the transform owns its generator; rank 0 draws as a single
+    process does"""
     if not rank_distrib(): return
     transforms = [t for pipeline in (dl.after_item, dl.after_batch) for t in getattr(pipeline, 'fs', L())]
     for t in transforms:

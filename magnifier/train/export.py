@@ -14,7 +14,10 @@ from magnifier.model.embedding import EmbeddingNet
 __all__ = ['write_onnx']
 
 # torch's exporter calls what torch is about to drop, and warns of the recurrent layer's second list of its weights
-UPSTREAM = (('.*_check_is_size will be removed.*', FutureWarning), (r'The tensor attributes .*_flat_weights.*', UserWarning))
+UPSTREAM = (
+    ('.*_check_is_size will be removed.*', FutureWarning),
+    (r'The tensor attributes .*_flat_weights.*', UserWarning),
+)
 
 
 def write_onnx(
@@ -25,8 +28,8 @@ def write_onnx(
     *,
     masks: bool = False,  # A second output, `masks`: n x 2h x 2w uint8 part labels
 ) -> Path:  # The file
-    """Writes the network, compares it with torch (cosine above 0.9999), and only then gives it its name: a RuntimeError where they differ,
-    an ImportError without the libraries, a ValueError for another suffix"""
+    """Writes the network, compares it with torch (cosine above 0.9999), and only then gives it its name: a
+    RuntimeError where they differ, an ImportError without the libraries, a ValueError for another suffix"""
     file = Path(file)
     if file.suffix != '.onnx': raise ValueError(f'{file}: a name that ends in .onnx is wanted')
     try: import onnx, onnxruntime, onnxscript  # noqa: E401, F401
@@ -46,8 +49,15 @@ def _to_onnx(net, size):
     outputs = ['embedding', 'masks'] if net.with_masks else ['embedding']
     with warnings.catch_warnings():
         for message, category in UPSTREAM: warnings.filterwarnings('ignore', message=message, category=category)
-        return torch.onnx.export(net, (images,), dynamo=True, verbose=False, input_names=['images'], output_names=outputs,
-                                 dynamic_shapes={'images': {0: torch.export.Dim('n')}})
+        return torch.onnx.export(
+            net,
+            (images,),
+            dynamo=True,
+            verbose=False,
+            input_names=['images'],
+            output_names=outputs,
+            dynamic_shapes={'images': {0: torch.export.Dim('n')}},
+        )
 
 
 def _check(net, file, size):
@@ -55,7 +65,9 @@ def _check(net, file, size):
     images = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(): expected = net(images)
     expected = expected[0] if net.with_masks else expected
-    got = ort.InferenceSession(str(file), providers=['CPUExecutionProvider']).run(['embedding'], {'images': images.numpy()})[0]
+    got = ort.InferenceSession(str(file), providers=['CPUExecutionProvider']).run(
+        ['embedding'], {'images': images.numpy()}
+    )[0]
     cosine = cosine_similarity(torch.from_numpy(got), expected).min().item()
     if cosine > .9999: return
     raise RuntimeError(f'the exported model differs from torch (cosine {cosine:.6f}): nothing was written; '

@@ -33,9 +33,10 @@ class NonFiniteLoss(ValueError):
 class StopAtNonFinite(Callback):
     """Stops a training at the first batch whose loss is infinite or no number, with that batch in a file.
 
-    On a CPU the loss is looked at before the step, so the weights are still those that made it. On a GPU a look would make every step wait for
-    the device: there the answer is copied while the device goes on, and looked at once the copy is done, a batch or two later; until then the
-    batch is held, and an epoch ends only when all of its answers are in."""
+    On a CPU the loss is looked at before the step, so the weights are still those that made it. On a GPU a look
+    would make every step wait for the device: there the answer is copied while the device goes on, and looked
+    at once the copy is done, a batch or two later; until then the batch is held, and an epoch ends only when
+    all of its answers are in."""
     order, run_valid = LossParts.order + 1, False
     def __init__(self,
         file='nonfinite.pth',  # Where the batch goes; `torch.load(file)` reads it
@@ -49,7 +50,14 @@ class StopAtNonFinite(Callback):
     def after_loss(self):
         "Asks about this batch, and looks at the answers that have come"
         parts = getattr(self.learn.loss_func, 'last', {})
-        seen = dict(epoch=self.learn.epoch, step=self.learn.iter, loss=self.learn.loss_grad.detach(), parts=dict(parts), xb=self.learn.xb, yb=self.learn.yb)
+        seen = dict(
+            epoch=self.learn.epoch,
+            step=self.learn.iter,
+            loss=self.learn.loss_grad.detach(),
+            parts=dict(parts),
+            xb=self.learn.xb,
+            yb=self.learn.yb,
+        )
         self.waiting.append((*_asked(torch.isfinite(seen['loss']).all()), seen))
         while self.waiting and (self.waiting[0][1].query() or len(self.waiting) > _MOST_WAITING): self._look()
 
@@ -66,10 +74,15 @@ class StopAtNonFinite(Callback):
         bad = [name for name, value in seen['parts'].items() if not torch.isfinite(value)]
         weights = next((name for name, p in self.learn.model.named_parameters() if not torch.isfinite(p).all()), None)
         which = f' (in {", ".join(bad)})' if bad else ''
-        step = 'an earlier step' if isinstance(done, _Here) else 'an earlier step, or this one,'  # which a GPU has done by now
+        # A GPU has done this step by now
+        step = 'an earlier step' if isinstance(done, _Here) else 'an earlier step, or this one,'
         cause = f'the weights are not finite either, first of all {weights}: {step} was too large. ' if weights else ''
-        raise NonFiniteLoss(f'the loss is {float(seen["loss"].mean())}{which} in epoch {seen["epoch"]}, batch {seen["step"]}, counted from 0; {cause}'
-                            f'That batch is in {self.file} (torch.load). Look at its images and masks, and try a lower rate, a longer warm-up, or float32')
+        raise NonFiniteLoss(
+            f'the loss is {float(seen["loss"].mean())}{which} in epoch {seen["epoch"]}, batch {seen["step"]}, '
+            f'counted from 0; {cause}'
+            f'That batch is in {self.file} (torch.load). Look at its images and masks, and try a lower rate, a '
+            'longer warm-up, or float32'
+        )
 
     def _save(self, seen):
         "Images, masks, identities, occlusion, and the parts of the loss"
@@ -77,7 +90,8 @@ class StopAtNonFinite(Callback):
         inputs = dict(zip(('images', 'given_masks', 'kept'), map(plain, seen['xb'])))
         targets = dict(zip(('identities', 'masks'), map(plain, seen['yb'][::-1])))
         parts = {k: float(v) for k, v in seen['parts'].items()}
-        with aside(self.file) as part: torch.save({**inputs, **targets, 'parts': parts, 'epoch': seen['epoch'], 'step': seen['step']}, part)
+        batch = {**inputs, **targets, 'parts': parts, 'epoch': seen['epoch'], 'step': seen['step']}
+        with aside(self.file) as part: torch.save(batch, part)
 
 
 class _Here:
@@ -95,9 +109,11 @@ def _asked(answer):
 
 
 class StopByKeyboard(Callback):
-    """While it is open, Ctrl-C ends a training after the batch at hand (`KeyboardInterrupt`); a second Ctrl-C ends it at once.
+    """While it is open, Ctrl-C ends a training after the batch at hand (`KeyboardInterrupt`); a second Ctrl-C ends
+    it at once.
 
-    A state that is being written is written whole. Outside the main thread, where Python hears no signals, it does nothing."""
+    A state that is being written is written whole. Outside the main thread, where Python hears no signals, it
+    does nothing."""
     order = 200  # last: the batch is done
     def __init__(self,
         say=log.warning,  # Is told that the batch at hand will be the last
@@ -131,15 +147,22 @@ def check_callbacks(
     for cb in cbs:
         kind = cb if isinstance(cb, type) else type(cb)
         if issubclass(kind, MixHandler):
-            raise ValueError(f'{kind.__name__} mixes images and the labels of classes, and the triplet loss needs one identity an image: '
-                             'use the loaders\' erase=0.5, which erases a part of each image')
+            raise ValueError(
+                f'{kind.__name__} mixes images and the labels of classes, and the triplet loss needs one identity '
+                'an image: '
+                'use the loaders\' erase=0.5, which erases a part of each image'
+            )
         if issubclass(kind, TrackerCallback) and getattr(cb, 'monitor', 'valid_loss') == 'valid_loss':
-            raise ValueError(f'{kind.__name__} would follow valid_loss, which says nothing of people that the training does not know: '
-                             f"use {kind.__name__}(monitor='mAP')")
+            raise ValueError(
+                f'{kind.__name__} would follow valid_loss, which says nothing of people that the training does not '
+                'know: '
+                f"use {kind.__name__}(monitor='mAP')"
+            )
 
 
 class TrackersWait(Callback):
-    "Trackers look only at epochs whose figure is there: not at those that `ValidateEvery` leaves out, or that a resumed fit passes over"
+    """Trackers look only at epochs whose figure is there: not at those that `ValidateEvery` leaves out, or that a
+    resumed fit passes over"""
 
     order = TrackerCallback.order - 1
 
@@ -150,7 +173,12 @@ class TrackersWait(Callback):
     def after_epoch(self):
         "Trackers whose figure is missing sleep"
         for cb in self.learn.cbs:
-            if isinstance(cb, TrackerCallback) and cb.run and not getattr(cb, 'every_epoch', False) and self._is_missing(cb):
+            if (
+                isinstance(cb, TrackerCallback)
+                and cb.run
+                and not getattr(cb, 'every_epoch', False)
+                and self._is_missing(cb)
+            ):
                 cb.run = False
                 self.asleep.append(cb)
 

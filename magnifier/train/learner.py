@@ -1,4 +1,5 @@
-"The learner: MagnifierNet with its losses and callbacks as fastai knows them; it trains, embeds, evaluates, saves and exports"
+"""The learner: MagnifierNet with its losses and callbacks as fastai knows them; it trains, embeds, evaluates,
+saves and exports"""
 import re
 import tempfile
 import warnings
@@ -10,8 +11,21 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from fastai.vision.all import (Adam, CastToTensor, DataLoader, L, Learner, TrainEvalCallback, delegates, detuplify, progress_bar, rank_distrib,
-                               resnet50, to_device, tuplify)
+from fastai.vision.all import (
+    Adam,
+    CastToTensor,
+    DataLoader,
+    L,
+    Learner,
+    TrainEvalCallback,
+    delegates,
+    detuplify,
+    progress_bar,
+    rank_distrib,
+    resnet50,
+    to_device,
+    tuplify,
+)
 from torch.nn.functional import interpolate
 
 from magnifier.data.images import as_images, read_image
@@ -25,7 +39,13 @@ from magnifier.model.net import MagnifierNet, create_magnifier, model_splitter
 from magnifier.model.saved import MODEL_FILES, read_model, write_model
 from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.retrieval.distance import normalise
-from magnifier.retrieval.verification import Comparison, SimilarityThreshold, compare, similarity_threshold, verification_pairs
+from magnifier.retrieval.verification import (
+    Comparison,
+    SimilarityThreshold,
+    compare,
+    similarity_threshold,
+    verification_pairs,
+)
 from magnifier.train.callbacks import RegionOcclusion, SemanticDiversityPhase, TeacherMasks
 from magnifier.train.distributed import Share, distributed
 from magnifier.train.export import write_onnx
@@ -41,8 +61,8 @@ from magnifier.train.schedules import stage_callbacks
 
 __all__ = ['ReIDLearner', 'magnifier_learner', 'recipe_learner']
 
-# Optimisers by name. The papers' Adam adds the weight decay to the gradient, and is torch's; fastai's keeps it apart, has eps 1e-5, and
-# averages the squared gradient over 100 steps instead of 1,000
+# Optimisers by name. The papers' Adam adds the weight decay to the gradient, and is torch's; fastai's keeps it apart,
+# has eps 1e-5, and averages the squared gradient over 100 steps instead of 1,000
 OPTIMISERS = {'adam': partial(Adam, decouple_wd=False, mom=.9, sqr_mom=.999, eps=1e-8), 'adamw': Adam}
 
 
@@ -55,13 +75,21 @@ class Prediction(NamedTuple):
 
     def __repr__(self):
         *masks, identity = self.decoded
-        parts = ', '.join(REGIONS[k] for k in sorted(set(self.tensors[0].flatten().tolist())) if k < N_REGIONS) if masks else ''
-        return (f'of the people that training knew, {identity} (a stranger too resembles one of them most: compare embeddings to know); '
-                f'regions seen: {parts or "unknown"}; embedding of {len(self.embedding)} numbers')
+        parts = (
+            ', '.join(REGIONS[k] for k in sorted(set(self.tensors[0].flatten().tolist())) if k < N_REGIONS)
+            if masks
+            else ''
+        )
+        return (
+            f'of the people that training knew, {identity} (a stranger too resembles one of them most: compare '
+            'embeddings to know); '
+            f'regions seen: {parts or "unknown"}; embedding of {len(self.embedding)} numbers'
+        )
 
 
 class ReIDLearner(Learner):
-    "A fastai Learner that also embeds, evaluates by query and gallery, trains by recipe, and saves what a gallery or another program needs"
+    """A fastai Learner that also embeds, evaluates by query and gallery, trains by recipe, and saves what a
+    gallery or another program needs"""
 
     def __init__(
         self,
@@ -85,14 +113,18 @@ class ReIDLearner(Learner):
 
     def loader(
         self,
-        images,  # A path, PIL image or (h,w,3) uint8 array, a list of these, a catalog, or a DataLoader (returned as it is)
+        images,  # Whatever holds an image, a list of such, a catalog, or a DataLoader (returned as it is)
         *,
         bs: int | None = None,  # Images a batch; None for the validation loader's, or the loader's that is given
         num_workers: int | None = None,  # Loader processes; None for one's own process where there are few images
-    ) -> DataLoader:  # Loader with the validation transforms, in the order given; a catalog's has its masks and identities too
+    ) -> DataLoader:  # With the validation transforms, in the order given; a catalog's has masks and identities too
         "Loader over anything that holds images; a ValueError where there is none"
         if isinstance(images, DataLoader): return images if bs in (None, images.bs) else images.new(bs=bs)
-        table = images if isinstance(images, pd.DataFrame) else pd.DataFrame({'path': pd.Series(list(as_images(images)), dtype=object)})
+        table = (
+            images
+            if isinstance(images, pd.DataFrame)
+            else pd.DataFrame({'path': pd.Series(list(as_images(images)), dtype=object)})
+        )
         if not len(table): raise ValueError('no images: give at least one path, image or catalog row')
         if num_workers is None and len(table) < 256: num_workers = 0
         kwargs = {k: v for k, v in dict(bs=bs, num_workers=num_workers).items() if v is not None}
@@ -100,7 +132,8 @@ class ReIDLearner(Learner):
 
     @contextmanager
     def evaluating(self):
-        "Gives (model, its device): the model in evaluation mode, without gradients, in the learner's precision; then as it was"
+        """Gives (model, its device): the model in evaluation mode, without gradients, in the learner's precision;
+        then as it was"""
         was, device = self.model.training, next(self.model.parameters()).device
         try:
             # In a distributed fit: without the wrapper, which waits for other ranks
@@ -159,7 +192,8 @@ class ReIDLearner(Learner):
         *,
         done: int = 0,  # Epochs done before, which are passed over
     ):
-        "One fit a stage. One whose last epoch is the last one done is entered all the same: there `Checkpoints` puts its state back"
+        """One fit a stage. One whose last epoch is the last one done is entered all the same: there `Checkpoints`
+        puts its state back"""
         for stage in stages:
             if done <= stage.epochs:
                 if stage.for_cpu: self.model.to(memory_format=torch.channels_last)
@@ -169,14 +203,15 @@ class ReIDLearner(Learner):
     def fit_semantic_diversity(
         self,
         n_epoch: int,  # Epochs of the second stage; the paper's 40
-        lr: float | None = 1e-3,  # Highest learning rate (paper, section 4.1); None for the rate that the training ended with
+        lr: float | None = 1e-3,  # Highest rate (paper, section 4.1); None for the rate that the training ended with
         gamma: float = 2e-3,  # Weight of the semantic diversity loss (paper, section 4.1)
         schedule: str = 'constant',  # The rate: 'constant' (the paper's), or 'annealed', down to 0
         cbs=None,  # Further callbacks
         **kwargs,  # Passed to `fit`
     ):
         "Second stage of the paper: goes on training with the semantic diversity loss"
-        if schedule not in ('constant', 'annealed'): raise ValueError(f'unknown schedule {schedule!r}: use constant or annealed')
+        if schedule not in ('constant', 'annealed'): raise ValueError(f'unknown schedule {schedule!r}: use '
+                                                                      'constant or annealed')
         if lr is None: lr = self.lr if self.opt is None else self.opt.hypers[-1]['lr']
         stage = Stage(n_epoch, lr, schedule)
         self.fit(n_epoch, lr, cbs=[SemanticDiversityPhase(gamma), *stage_callbacks(stage, self), *L(cbs)], **kwargs)
@@ -184,15 +219,17 @@ class ReIDLearner(Learner):
     @contextmanager
     def distrib_ctx(
         self,
-        sync_bn: bool | None = None,  # Batch norms over all ranks' batches; None: where there are GPUs (on CPUs torch has none)
+        sync_bn: bool | None = None,  # Batch norms over all ranks' batches; None: where there are GPUs
         *,
-        timeout: float = 60.,  # Seconds that a rank waits for the others in one exchange, then ends with an error; the first call's holds
+        timeout: float = 60.,  # Seconds that a rank waits for the others in one exchange; the first call's holds
         **kwargs,  # Passed to fastai's, as cpu
     ):
-        """Training, `validate`, `embed` and `evaluate` inside are shared by the processes that `torchrun` started; nothing in a single one.
+        """Training, `validate`, `embed` and `evaluate` inside are shared by the processes that `torchrun` started;
+        nothing in a single one.
 
-        Every rank must come to each of them, and has the same figures: embedding, which costs most, is shared; each rank then ranks for
-        itself, on the same embeddings, which takes seconds and spares another exchange. An ImportError without accelerate"""
+        Every rank must come to each of them, and has the same figures: embedding, which costs most, is shared;
+        each rank then ranks for itself, on the same embeddings, which takes seconds and spares another
+        exchange. An ImportError without accelerate"""
         with distributed(self, sync_bn, timeout=timeout, **kwargs): yield self
 
     # Embeddings and what they are worth
@@ -222,8 +259,9 @@ class ReIDLearner(Learner):
     def embed_visible(
         self,
         images,  # Whatever `loader` takes
-    ) -> tuple:  # (n,d) embeddings, L2-normalised; (n,) share of the body's regions that can be seen, 1 for a model without masks
-        "Embeddings, and how much of each person the model's own masks show, in one pass: a tracklet's mean is weighted by it"
+    ) -> tuple:  # (n,d) embeddings, L2-normalised; (n,) share of the body's regions seen, 1 without masks
+        """Embeddings, and how much of each person the model's own masks show, in one pass: a tracklet's mean is
+        weighted by it"""
         embeddings, visible = [], []
         with self.evaluating() as (model, device):
             for batch in self.with_progress(self.loader(images)):
@@ -246,8 +284,8 @@ class ReIDLearner(Learner):
         *,
         by_branch: bool = False,  # Adds a row for each branch alone
         distance: str = 'cosine',  # Of the embeddings; 'regions': of the regions that both images show, each by itself
-        regions=None,  # With 'regions': names or indices of those to compare; None for the body's, without the background
-        given_masks: bool = False,  # With 'regions': what is seen is by the catalog's part masks, not by the model's own
+        regions=None,  # With 'regions': names or indices of those to compare; None for the body's
+        given_masks: bool = False,  # With 'regions': what is seen is by the catalog's part masks
         rerank: bool = False,  # Adds a row re-ranked by k-reciprocal encoding; it uses the other test images
         flip_test: bool = False,  # Adds the embedding of the mirrored image; not with 'regions'
         bs: int | None = None,  # Images a batch
@@ -255,21 +293,28 @@ class ReIDLearner(Learner):
         k2: int = 6,  # Re-ranking: neighbours averaged
         lambda_value: float = 0.3,  # Re-ranking: share of the original distance
         **kwargs,  # Passed to `rank`: ap, no_match, separate_cameras
-    ) -> pd.DataFrame:  # Columns R1 R5 R10 mAP mINP in [0,1]; rows 'plain' (or 'regions') and, if asked for, 're-ranked', the branches
-        """Table of retrieval figures: CMC at ranks 1, 5 and 10, mean average precision, mean inverse negative penalty. Its `.attrs` say how
-        many `queries` there were and how many of them were `left_out`, since the gallery has nobody for them"""
+    ) -> pd.DataFrame:  # R1 R5 R10 mAP mINP in [0,1]; rows 'plain' (or 'regions'), 're-ranked', the branches
+        """Table of retrieval figures: CMC at ranks 1, 5 and 10, mean average precision, mean inverse negative
+        penalty. Its `.attrs` say how many `queries` there were and how many of them were `left_out`, since the
+        gallery has nobody for them"""
         by_regions = distance == 'regions'
-        if distance not in ('cosine', 'regions'): raise ValueError(f'unknown distance {distance!r}: use cosine or regions')
-        if by_regions and (flip_test or by_branch): raise ValueError('flip_test and by_branch are about embeddings: not with distance="regions"')
-        if not by_regions and (regions is not None or given_masks): raise ValueError('regions and given_masks go with distance="regions"')
+        if distance not in ('cosine', 'regions'): raise ValueError(f'unknown distance {distance!r}: use cosine or '
+                                                                   'regions')
+        if by_regions and (flip_test or by_branch): raise ValueError('flip_test and by_branch are about '
+                                                                     'embeddings: not with distance="regions"')
+        if not by_regions and (regions is not None or given_masks): raise ValueError('regions and given_masks go '
+                                                                                     'with distance="regions"')
         again = dict(k1=k1, k2=k2, lambda_value=lambda_value) if rerank else None
         dl = self.loader(self._test_images(catalog), bs=bs)
         if by_regions: rows = rank_parts(embed_parts(self, dl, regions, given_masks=given_masks), again, **kwargs)
         else:
             embeddings, identity = self.embed(dl, flip_test=flip_test, with_identity=True)
             rows = rank_embeddings(embeddings, identity, again, **kwargs)
-            if rows and by_branch: rows |= {b: rank_by_role(embeddings[:, at], identity, **kwargs) for b, at in self.net.branch_slices.items()}
-        if not rows: raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"')
+            if rows and by_branch:
+                for name, at in self.net.branch_slices.items():
+                    rows[name] = rank_by_role(embeddings[:, at], identity, **kwargs)
+        if not rows: raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split '
+                                      '"gallery"')
         table = pd.concat([ranking.table().set_axis([name]) for name, ranking in rows.items()])
         first = next(iter(rows.values()))
         table.attrs = dict(queries=len(first.ap), left_out=int(first.n_skipped))
@@ -277,19 +322,21 @@ class ReIDLearner(Learner):
 
     def _test_images(self, catalog):
         if catalog is not None: return catalog
-        if not self.dls.valid.n: raise ValueError('this learner was loaded, and carries no images: give a catalog with queries and gallery')
+        if not self.dls.valid.n: raise ValueError('this learner was loaded, and carries no images: give a catalog '
+                                                  'with queries and gallery')
         return self.dls.valid
 
     def threshold(
         self,
-        test=None,  # Catalog or DataLoader with queries and gallery, like the images to be told apart; None for the validation set
+        test=None,  # Catalog or DataLoader with queries and gallery; None for the validation set
         *,
         far: float = .01,  # Share of the pairs of two people that may be taken for one, 0 to 1
     ) -> SimilarityThreshold:  # The similarity, what it lets in and what it misses
         "From which similarity on two images are taken for one person; `compare` uses the last one that was asked for"
         embeddings, identity = self.embed(self._test_images(test), with_identity=True)
         sides = by_role(identity)
-        if sides is None: raise ValueError('nothing to compare: the catalog needs rows of split "query" and of split "gallery"')
+        if sides is None: raise ValueError('nothing to compare: the catalog needs rows of split "query" and of '
+                                           'split "gallery"')
         pairs = verification_pairs(embeddings[sides.query], embeddings[sides.gallery], *sides.ids)
         self.last_threshold = similarity_threshold(pairs, far=far)
         return self.last_threshold
@@ -298,17 +345,18 @@ class ReIDLearner(Learner):
         self,
         a,  # An image of a person, as `embed` takes it
         b,  # Another
-        threshold: float | None = None,  # Smallest similarity of one person, -1 to 1; None for the last one of `threshold`
+        threshold: float | None = None,  # Smallest similarity of one person; None for the last one of `threshold`
     ) -> Comparison:  # True or false by itself; its words say the similarity and the threshold
         "Are these two the same person? A ValueError where no threshold is known"
         threshold = getattr(self, 'last_threshold', None) if threshold is None else threshold
-        if threshold is None: raise ValueError('no threshold is known: learn.threshold(test, far=.01) finds one, or give threshold=...')
+        if threshold is None: raise ValueError('no threshold is known: learn.threshold(test, far=.01) finds one, '
+                                               'or give threshold=...')
         return compare(*self.embed([a, b]), threshold)
 
     def gradient_shares(
         self,
         batch=None,  # (images, part masks, identities); None for one of the training loader's
-    ) -> pd.DataFrame:  # By part of the loss: its value, its weight in the total, the norm of its gradient, and that norm's share of the sum
+    ) -> pd.DataFrame:  # By part of the loss: value, weight in the total, norm of its gradient, share of all norms
         "How strongly each part of the loss pulls at the backbone, which all parts share; the learner stays as it is"
         images, masks, identity = to_device(batch or self.dls.train.new(num_workers=0).one_batch(), self.dls.device)
         net, occlusion = deepcopy(self.net).train(), deepcopy(getattr(self, 'region_occlusion', None))
@@ -316,7 +364,9 @@ class ReIDLearner(Learner):
         output = net(images, masks if net.segmentation is not None else None, kept)
         parts = self.loss_func.parts(output, masks, identity)
         norms = gradient_norms(parts, net.backbone)
-        rows = {part.name: dict(loss=part.value.item(), weight=part.weight, gradient=norms[part.name]) for part in parts}
+        rows = {
+            part.name: dict(loss=part.value.item(), weight=part.weight, gradient=norms[part.name]) for part in parts
+        }
         table = pd.DataFrame.from_dict(rows, orient='index')
         return table.assign(share=table['gradient']/table['gradient'].sum())
 
@@ -328,15 +378,18 @@ class ReIDLearner(Learner):
         **kwargs,  # As in fastai
     ):
         "Refused: fastai's averages the probabilities of classes"
-        raise NotImplementedError('tta averages the probabilities of classes, and who is searched for is of no class: use '
-                                  'learn.embed(images, flip_test=True) or learn.evaluate(flip_test=True), which add the mirrored image')
+        raise NotImplementedError(
+            'tta averages the probabilities of classes, and who is searched for is of no class: use '
+            'learn.embed(images, flip_test=True) or learn.evaluate(flip_test=True), which add the mirrored image'
+        )
 
     def get_preds(
         self,
         *args,  # As in fastai
         **kwargs,  # As in fastai
     ) -> tuple:  # As in fastai
-        "fastai's, in the data set's order; in `distrib_ctx` every rank goes through all of it, for fastai mixes up the order of what it gathers"
+        """fastai's, in the data set's order; in `distrib_ctx` every rank goes through all of it, for fastai mixes
+        up the order of what it gathers"""
         with self._alone(): return super().get_preds(*args, **kwargs)
 
     def to_detach(
@@ -345,7 +398,8 @@ class ReIDLearner(Learner):
         cpu=True,  # Whether they come to the CPU
         gather=True,  # Whether of all processes
     ):
-        "fastai's, which gathers wherever there are several processes; here only what they shared, not what each computed for itself"
+        """fastai's, which gathers wherever there are several processes; here only what they shared, not what each
+        computed for itself"""
         return super().to_detach(b, cpu, gather and hasattr(self.dl, 'to_detach'))
 
     def _alone(self): return self.removed_cbs(L(cb for cb in self.cbs if cb.name == 'distributed_trainer'))
@@ -371,15 +425,20 @@ class ReIDLearner(Learner):
         bs: int | None = None,  # Images a batch; None for the validation loader's
         overwrite: bool = False,  # Whether to replace masks that are there already
     ) -> list:  # The files, in the order of the images
-        """Writes the segmentation head's part masks, each at its image's own size: labels for the next training (self-training).
+        """Writes the segmentation head's part masks, each at its image's own size: labels for the next training
+        (self-training).
 
         ValueError for a model without that head, and for masks that are there already"""
-        if self.model.segmentation is None: raise ValueError('this model has no segmentation head: build the learner with mask=True')
+        if self.model.segmentation is None: raise ValueError('this model has no segmentation head: build the '
+                                                             'learner with mask=True')
         targets = mask_targets(images, dst)
         if rank_distrib(): return [mask for _, mask in targets]  # the first of several processes writes
         there = [mask for _, mask in targets if mask.exists()]
         if there and not overwrite:
-            raise ValueError(f'{len(there)} of {len(targets)} masks exist (first: {there[0]}): name another dst, or pass overwrite=True')
+            raise ValueError(
+                f'{len(there)} of {len(targets)} masks exist (first: {there[0]}): name another dst, or pass '
+                'overwrite=True'
+            )
         dl, left = self.loader([path for path, _ in targets], bs=bs), iter(targets)
         with self.evaluating() as (model, device):
             for batch in self.with_progress(dl):
@@ -417,12 +476,15 @@ class ReIDLearner(Learner):
         super().__setstate__(state)
         for name, was, now in differing(state.get('made_with', {}), versions()):
             if was and was.split('.')[:2] != now.split('.')[:2]:
-                warnings.warn(f'this learner was exported with {name} {was} and is loaded with {now}: it may fail or differ. '
-                              '`save_pretrained` is the form that travels between versions')
+                warnings.warn(
+                    f'this learner was exported with {name} {was} and is loaded with {now}: it may fail or differ. '
+                    '`save_pretrained` is the form that travels between versions'
+                )
 
     def __repr__(self):
         about = self.net.arguments or {}
-        return f'ReIDLearner: {about.get("arch", "a network of your own")}, branches {" + ".join(self.net.branches)}, d = {self.net.embedding_dim}'
+        arch, branches = about.get('arch', 'a network of your own'), ' + '.join(self.net.branches)
+        return f'ReIDLearner: {arch}, branches {branches}, d = {self.net.embedding_dim}'
 
     def export_onnx(
         self,
@@ -430,19 +492,20 @@ class ReIDLearner(Learner):
         *,
         masks: bool = False,  # A second output, `masks`: n x 2h x 2w uint8 part labels
     ) -> Path:  # The file
-        """Images n x 3 x H x W in (`images`; any n, this learner's H and W), L2-normalised embeddings n x d out (`embedding`). Preprocessing,
-        fingerprint and version are JSON in the metadata, under 'magnifier'; `Embedder` reads them. The file is compared with torch
-        before it takes its name: a RuntimeError where they differ. An ImportError without the libraries, a ValueError for loaders whose
-        preprocessing no file can hold"""
+        """Images n x 3 x H x W in (`images`; any n, this learner's H and W), L2-normalised embeddings n x d out
+        (`embedding`). Preprocessing, fingerprint and version are JSON in the metadata, under 'magnifier';
+        `Embedder` reads them. The file is compared with torch before it takes its name: a RuntimeError where
+        they differ. An ImportError without the libraries, a ValueError for loaders whose preprocessing no file
+        can hold"""
         return write_onnx(self.model, file, preprocessing_of(self.dls).to_json(), self.fingerprint, masks=masks)
 
     def save_pretrained(
         self,
         folder,  # Made where it is not there
     ) -> Path:  # The folder: model.safetensors and config.json
-        """Saves the model, its arguments, its preprocessing and its identities for `from_pretrained` and `Embedder`: the form that travels
-        between versions and machines. Unlike the pickle of `export`, whoever loads the folder runs nothing of it. Loss, optimiser and
-        callbacks are not in it"""
+        """Saves the model, its arguments, its preprocessing and its identities for `from_pretrained` and
+        `Embedder`: the form that travels between versions and machines. Unlike the pickle of `export`, whoever
+        loads the folder runs nothing of it. Loss, optimiser and callbacks are not in it"""
         return write_model(self.model, folder, preprocessing_of(self.dls).to_json(), list(self.dls.vocab))
 
     @classmethod
@@ -454,13 +517,17 @@ class ReIDLearner(Learner):
         hub=None,  # Arguments of `huggingface_hub.snapshot_download`, as dict(revision=..., token=...)
         **kwargs,  # Passed to `magnifier_learner`: loss, callbacks, occlusion
     ) -> 'ReIDLearner':  # As `magnifier_learner` builds it, with the saved weights
-        "The learner of a saved model. A ValueError for files that do not fit together, and for loaders of other identities"
+        """The learner of a saved model. A ValueError for files that do not fit together, and for loaders of other
+        identities"""
         model, config = read_model(source, **hub or {})
         classes = config['classes']
         if dls is None: dls = ReIDDataLoaders.without_images(Preprocessing.from_json(config['preprocessing']), classes)
         elif list(dls.vocab) != classes:
-            raise ValueError(f'{source} was trained on {len(classes)} identities, and dls has {len(dls.vocab)} others: give its loaders '
-                             f'vocab=..., or start from its weights with magnifier_learner(dls, weights="{source}/{MODEL_FILES[0]}")')
+            raise ValueError(
+                f'{source} was trained on {len(classes)} identities, and dls has {len(dls.vocab)} others: give its '
+                'loaders '
+                f'vocab=..., or start from its weights with magnifier_learner(dls, weights="{source}/{MODEL_FILES[0]}")'
+            )
         arguments = {k: v for k, v in config['model'].items() if k != 'n_classes'}
         learn = magnifier_learner(dls, pretrained=False, **arguments, **kwargs)
         learn.model.load_state_dict(model.state_dict())
@@ -475,17 +542,23 @@ class ReIDLearner(Learner):
         message: str = 'Model',  # Of the commit
     ):  # What `huggingface_hub.upload_folder` returns: the commit
         "Saves the model (`save_pretrained`) to the Hugging Face hub. An ImportError without its library"
-        try: from huggingface_hub import HfApi
-        except ImportError as e: raise ImportError("no huggingface_hub: pip install 'magnifier-reid[hub]' to push to it") from e
+        try:
+            from huggingface_hub import HfApi
+        except ImportError as e:
+            raise ImportError("no huggingface_hub: pip install 'magnifier-reid[hub]' to push to it") from e
         with tempfile.TemporaryDirectory() as parent:
             folder, api = self.save_pretrained(Path(parent)/'model'), HfApi(token=token)
             api.create_repo(name, private=private, exist_ok=True)
-            return api.upload_folder(repo_id=name, folder_path=str(folder), commit_message=message, allow_patterns=list(MODEL_FILES))
+            return api.upload_folder(
+                repo_id=name, folder_path=str(folder), commit_message=message, allow_patterns=list(MODEL_FILES)
+            )
 
 
 def _steps_of(dls):
     "What validation does to an image, in the steps' own words; a transform of split 0 acts on training images alone"
-    steps = [tfm for pipeline in (dls.valid.after_item, dls.valid.after_batch) for tfm in pipeline.fs if tfm.split_idx != 0]
+    steps = [
+        tfm for pipeline in (dls.valid.after_item, dls.valid.after_batch) for tfm in pipeline.fs if tfm.split_idx != 0
+    ]
     return re.sub(' at 0x[0-9a-f]+', '', repr(steps))
 
 
@@ -496,7 +569,8 @@ def _visible_share(out):  # (n,)
 
 
 def _embedder(model, n_batches):
-    "images -> embeddings, by the folded network where there are several batches: folding copies the weights, which one does not earn back"
+    """images -> embeddings, by the folded network where there are several batches: folding copies the weights,
+    which one does not earn back"""
     if n_batches > 1 and isinstance(model, MagnifierNet): return EmbeddingNet(model)
     return lambda images: model(images).embedding
 
@@ -510,11 +584,11 @@ def magnifier_learner(
     mask: bool = True,  # Segmentation head (M), needed by the part branches
     sab: bool = True,  # Semantic adversarial branch
     sfb: bool | str = True,  # Semantic fusion branch; 'ab' for its ablation twin
-    strategy: str = 'torso',  # Occlusion of the adversarial branch: 'torso', 'random' or 'random_all' (the background is drawn too)
+    strategy: str = 'torso',  # Occlusion of the adversarial branch: 'torso', 'random' or 'random_all'
     keep: int = 4,  # Regions the adversarial branch keeps (K-hat)
     seed: int = 0,  # Seed of the occlusions
     loss_func=None,  # None for MagnifierLoss as in the paper; a loss, or a class or partial that makes one
-    opt_func=partial(Adam, decouple_wd=False),  # The baseline's Adam: weight decay as part of the gradient; or 'adam' (torch's), 'adamw'
+    opt_func=partial(Adam, decouple_wd=False),  # The baseline's Adam; or by name: 'adam' (torch's), 'adamw'
     lr: float = 3.5e-4,  # Default learning rate, the baseline's
     wd: float = 5e-4,  # Weight decay, the baseline's
     wd_bn_bias: bool = True,  # The baseline decays everything, norms and biases too
@@ -526,10 +600,15 @@ def magnifier_learner(
 ) -> ReIDLearner:  # Learner with the losses, callbacks and metrics of the rows of Table 2
     "Learner for MagnifierNet or any row of the paper's Table 2; a ValueError says which arguments do not go together"
     if mask and getattr(dls, 'masks_found', 1.) == 0:
-        raise ValueError('no training image has a part mask, and without masks the mask module, SAB and SFB cannot be trained: name a folder of '
-                         'masks to the reader (masks=...), make some with `magnifier_masks make`, or pass mask=False, sab=False, sfb=False')
+        raise ValueError(
+            'no training image has a part mask, and without masks the mask module, SAB and SFB cannot be trained: '
+            'name a folder of '
+            'masks to the reader (masks=...), make some with `magnifier_masks make`, or pass mask=False, '
+            'sab=False, sfb=False'
+        )
     if isinstance(opt_func, str):
-        if opt_func not in OPTIMISERS: raise ValueError(f'unknown optimiser {opt_func!r}: use one of {", ".join(OPTIMISERS)}')
+        if opt_func not in OPTIMISERS: raise ValueError(f'unknown optimiser {opt_func!r}: use one of '
+                                                        f'{", ".join(OPTIMISERS)}')
         opt_func = OPTIMISERS[opt_func]
     model = create_magnifier(arch, n_classes=dls.c, pretrained=pretrained, mask=mask, sab=sab, sfb=sfb, **kwargs)
     callbacks = [LossParts(), TrackersWait()]
@@ -550,4 +629,6 @@ def recipe_learner(
 ) -> ReIDLearner:  # Nothing is trained; `fit_recipe` does that
     "The learner that a recipe trains"
     plan = named(recipe)
-    return magnifier_learner(dls, **{'loss_func': partial(MagnifierLoss, **{**plan.loss, **(loss or {})}), **plan.model, **kwargs})
+    return magnifier_learner(
+        dls, **{'loss_func': partial(MagnifierLoss, **{**plan.loss, **(loss or {})}), **plan.model, **kwargs}
+    )

@@ -49,7 +49,10 @@ def rank_embeddings(
     plain = rank_by_role(embeddings, identity, **kwargs)
     if plain is None or again is None: return {} if plain is None else {'plain': plain}
     query, gallery, ids = by_role(identity)
-    return {'plain': plain, 're-ranked': evaluate_distances(rerank(embeddings[query], embeddings[gallery], **again), *ids, **kwargs)}
+    return {
+        'plain': plain,
+        're-ranked': evaluate_distances(rerank(embeddings[query], embeddings[gallery], **again), *ids, **kwargs),
+    }
 
 
 class _Embeddings:
@@ -65,14 +68,19 @@ class _Embeddings:
 
     def compute(self):
         if self.ranking is None and self.parts:
-            self.ranking, self.parts = rank_by_role(*(self._whole(torch.cat(parts)) for parts in zip(*self.parts)), **self.kwargs), []
+            self.ranking, self.parts = (
+                rank_by_role(*(self._whole(torch.cat(parts)) for parts in zip(*self.parts)), **self.kwargs),
+                [],
+            )
         return self.ranking
 
     def _whole(self, x):
-        # fastai gives each rank a piece of the data in its order, the last one filled up: put together and cut, ties are broken as in one process
+        # fastai gives each rank a piece of the data in its order, the last one filled up: put together and cut, ties
+        # are broken as in one process
         return x if self.n is None else gather_rows(x)[:self.n]
 
-    def __getstate__(self): return {**self.__dict__, 'parts': [], 'ranking': None}  # an exported learner carries no gallery
+    def __getstate__(self):
+        return {**self.__dict__, 'parts': [], 'ranking': None}  # an exported learner carries no gallery
 
 
 class ReIDMetric(Metric):

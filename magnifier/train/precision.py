@@ -50,11 +50,11 @@ def autocast_of(
 def fast_training(
     learn,  # A ReIDLearner
     *,
-    compile: bool = True,  # Whether the network is compiled too: a minute or two at its first step; needs a C++ compiler or a GPU's
+    compile: bool = True,  # Whether the network is compiled too, which takes a minute or two and a C++ compiler
 ):
-    """Fits inside run in bfloat16 where the hardware multiplies it, in channels-last order, and compiled; weights, heads, losses and
-    distances stay float32, so that figures differ in their last digits alone. Afterwards the learner is as it was, but for the order in
-    memory"""
+    """Fits inside run in bfloat16 where the hardware multiplies it, in channels-last order, and compiled; weights,
+    heads, losses and distances stay float32, so that figures differ in their last digits alone. Afterwards the
+    learner is as it was, but for the order in memory"""
     on_gpu = learn.dls.device.type == 'cuda'
     precision = []
     if on_gpu: precision = [MixedPrecision(AMPMode.BF16)]
@@ -63,4 +63,6 @@ def fast_training(
     if compile: learn.model.compile()  # in place: the names of its tensors stay as they are
     try:
         with learn.added_cbs([cb for cb in precision if not hasattr(learn, cb.name)]): yield learn
-    finally: learn.model._compiled_call_impl = None  # as torch's own copies and pickles have it; else every other size would be compiled too
+    finally:
+        # As torch's own copies and pickles have it; else every other size would be compiled too
+        learn.model._compiled_call_impl = None

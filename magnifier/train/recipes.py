@@ -1,10 +1,11 @@
-"Whole trainings as data: what to load, which model, and stage by stage how to fit it. Importing this imports nothing heavy"
+"""Whole trainings as data: what to load, which model, and stage by stage how to fit it. Importing this imports
+nothing heavy"""
 from typing import NamedTuple
 
 __all__ = ['Stage', 'Recipe', 'RECIPES', 'recipe']
 
 SCHEDULES = ('constant', 'annealed', 'one_cycle', 'steps')
-FULL = 120  # Epochs that warm-up and milestones are meant for (reid-strong-baseline); in a shorter stage they move together
+FULL = 120  # Epochs that warm-up and milestones are meant for; in a shorter stage they move together
 DROP = 0.1  # What a milestone multiplies the rate by
 
 
@@ -82,18 +83,20 @@ class Recipe(NamedTuple):
         lr: float | None = None,  # First stage: highest rate
         schedule: str | None = None,  # First stage: constant, annealed, one_cycle or steps
         warmup: int | None = None,  # First stage: epochs of linear warm-up
-        milestones: tuple | None = None,  # First stage: epochs that begin with a tenth of the rate; of CUHK03 the authors' (40,)
+        milestones: tuple | None = None,  # First stage: epochs that begin with a tenth of the rate
         second_lr: float | None = None,  # Second stage: highest rate; 0 for the rate that the first stage ends with
         second_schedule: str | None = None,  # Second stage: constant or annealed
         rank_every: int | None = None,  # Epochs from one ranking of the test images to the next
     ) -> list[Stage]:
-        "The stages with every number in them; what is given holds as it is. A ValueError for numbers that make no training"
+        """The stages with every number in them; what is given holds as it is. A ValueError for numbers that make
+        no training"""
         stages = self._shares(self.epochs if epochs is None else epochs)
         first = _given(lr=lr, schedule=schedule, warmup=warmup, milestones=milestones)
         if {'warmup', 'milestones'} & set(first): first.setdefault('schedule', 'steps')
         stages[0] = stages[0]._replace(**first)
         second = _given(lr=second_lr, schedule=second_schedule)
-        if second and len(self.stages) == 1: raise ValueError('second_lr and second_schedule: this recipe has a single stage')
+        if second and len(self.stages) == 1: raise ValueError('second_lr and second_schedule: this recipe has a '
+                                                              'single stage')
         if second and len(stages) > 1: stages[1] = stages[1]._replace(**second)
         for i, stage in enumerate(stages):
             changes = _given(gamma=gamma, rank_every=rank_every)
@@ -119,7 +122,8 @@ def _counted(n, what): return f'{n} {what}' + 's'*(n != 1)
 
 def _check(stage):
     "Refuses what is no stage"
-    if stage.schedule not in SCHEDULES: raise ValueError(f'unknown schedule {stage.schedule!r}: use one of {", ".join(SCHEDULES)}')
+    if stage.schedule not in SCHEDULES: raise ValueError(f'unknown schedule {stage.schedule!r}: use one of '
+                                                         f'{", ".join(SCHEDULES)}')
     wrong = {
         f'lr={stage.lr}: a rate is positive': stage.lr <= 0,
         f'warmup={stage.warmup}: give 0 or more epochs': stage.warmup < 0,
@@ -133,32 +137,40 @@ def _check(stage):
 
 RECIPES = {
     'quick': Recipe(
-        'a residual network of ten narrow layers, from random weights at 128 x 64: a demonstration sized for two CPU cores',
-        (Stage(16, 3e-3, 'one_cycle', diversity_from=.8, rank_every=5, for_cpu=True),),
-        dict(size=(128, 64), bs=64, pad=4, erase=0., cache='ram'),
+        'a residual network of ten narrow layers, from random weights at 128 x 64: a demonstration sized for two '
+        'CPU cores',
+        (Stage(16, 3e-3, 'one_cycle', diversity_from=0.8, rank_every=5, for_cpu=True),),
+        dict(size=(128, 64), bs=64, pad=4, erase=0.0, cache='ram'),
         # Weight decay apart from the gradient and nothing erased learn faster in few steps than the baseline's ways
-        dict(arch='resnet10_narrow', pretrained=False, hidden=128, opt_func='adamw', wd=.01, wd_bn_bias=False),
-        # With the paper's weight of 2 the masks say what the place in the image says and no more (mask loss 0.84 after 6 epochs, 0.45 with 20)
-        dict(mask_weight=20.)),
+        dict(arch='resnet10_narrow', pretrained=False, hidden=128, opt_func='adamw', wd=0.01, wd_bn_bias=False),
+        # With the paper's weight of 2 the masks say what the place in the image says and no more (after 6 epochs their
+        # loss is 0.84, and with 20 it is 0.45)
+        dict(mask_weight=20.0),
+    ),
     'one_cycle': Recipe(
         'ResNet-50 from ImageNet weights at 384 x 192, one cycle of 60 epochs',
-        (Stage(60, 3.5e-4, 'one_cycle', diversity_from=5/6),),
+        (Stage(60, 3.5e-4, 'one_cycle', diversity_from=5 / 6),),
         dict(size=(384, 192), bs=64),
-        dict(arch='resnet50', pretrained=True)),
+        dict(arch='resnet50', pretrained=True),
+    ),
     'baseline': Recipe(
         "reid-strong-baseline's 120 epochs at the paper's size, the global branch alone (row G of the paper's Table 2)",
-        (Stage(120, 3.5e-4, 'steps', warmup=10, milestones=(40, 70), diversity_from=70/120, rank_every=10),),
+        (Stage(120, 3.5e-4, 'steps', warmup=10, milestones=(40, 70), diversity_from=70 / 120, rank_every=10),),
         dict(size=(384, 192), bs=64, n_per_id=4, cache='disk'),
         dict(arch='resnet50', pretrained=True, mask=False, sab=False, sfb=False, opt_func='adam'),
-        diversity=False),
-    # The paper gives no milestones for its 460 epochs: these are the baseline's. Its authors' code has (40,) for CUHK03, and goes on at the
-    # decayed rate in the second stage
+        diversity=False,
+    ),
+    # The paper gives no milestones for its 460 epochs: these are the baseline's. Its authors' code has (40,) for
+    # CUHK03, and goes on at the decayed rate in the second stage
     'paper': Recipe(
         "the paper's two stages (section 4.1): all branches, then the semantic diversity loss too",
-        (Stage(460, 3.5e-4, 'steps', warmup=10, milestones=(40, 70), rank_every=20),
-         Stage(40, 1e-3, diversity_from=0., rank_every=20)),
+        (
+            Stage(460, 3.5e-4, 'steps', warmup=10, milestones=(40, 70), rank_every=20),
+            Stage(40, 1e-3, diversity_from=0.0, rank_every=20),
+        ),
         dict(size=(384, 192), bs=64, n_per_id=4, cache='disk'),
-        dict(arch='resnet50', pretrained=True, opt_func='adam')),
+        dict(arch='resnet50', pretrained=True, opt_func='adam'),
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"What a training writes down and shows: losses by part and figures by epoch, without a wait for the device at every batch"
+"""What a training writes down and shows: losses by part and figures by epoch, without a wait for the device at
+every batch"""
 import time
 
 import pandas as pd
@@ -11,7 +12,8 @@ __all__ = ['DeviceSmoothLoss', 'DeviceRecorder', 'CalmProgress', 'LossParts']
 
 
 class DeviceSmoothLoss(AvgSmoothLoss):
-    "fastai's smoothed loss, left on the device: fastai's copies each batch's loss to the CPU, and so waits for the step to end"
+    """fastai's smoothed loss, left on the device: fastai's copies each batch's loss to the CPU, and so waits for
+    the step to end"""
 
     def reset(self):
         "Starts anew"
@@ -95,10 +97,11 @@ class CalmProgress(ProgressCallback):
 class LossParts(Callback):
     """Training losses by part, averaged over an epoch: columns beside the metrics, all of them in `.history`.
 
-    Columns add the branches up (`id`, `triplet`), beside `mask` and `sd`; the history keeps each part, the regions' own too. The people of
-    the validation images are none of the training's, so that of their losses the mask loss alone is defined: it is shown by that name,
-    `valid_mask_loss`, where there is a mask module, and fastai's `valid_loss` is not shown. Sums stay on the device until the epoch ends,
-    so that no step waits for a number; of several processes each then has the mean"""
+    Columns add the branches up (`id`, `triplet`), beside `mask` and `sd`; the history keeps each part, the
+    regions' own too. The people of the validation images are none of the training's, so that of their losses
+    the mask loss alone is defined: it is shown by that name, `valid_mask_loss`, where there is a mask module,
+    and fastai's `valid_loss` is not shown. Sums stay on the device until the epoch ends, so that no step waits
+    for a number; of several processes each then has the mean"""
 
     order = Recorder.order + 1  # the recorder's row is there, and nobody has shown it yet
 
@@ -134,7 +137,10 @@ class LossParts(Callback):
         self.history = pd.concat([self.history, pd.DataFrame([means])], ignore_index=True)
         column_of = self.learn.loss_func.column_of
         shown = {column: sum(v for key, v in means.items() if column_of[key] == column) for column in self.columns}
-        if 'valid_mask_loss' in shown: shown['valid_mask_loss'] = (mean_over_ranks(self.valid_masks)/self.n_valid).item() if self.n_valid else None
+        if 'valid_mask_loss' in shown: shown['valid_mask_loss'] = self._valid_mask_loss()
         row = [*self.recorder.log[:self.at], *shown.values(), *self.recorder.log[self.at + 1:]]
         row += [None]*(len(self.recorder.metric_names) - self.recorder.add_time - len(row))  # a validation left out
         self.recorder.log = L(row)
+
+    def _valid_mask_loss(self):
+        return (mean_over_ranks(self.valid_masks)/self.n_valid).item() if self.n_valid else None

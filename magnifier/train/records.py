@@ -24,10 +24,20 @@ def describe_data(
 ) -> dict:  # Counts, and a digest of which images these are, wherever their folder lies
     "What a run trains and is evaluated on"
     train, masks = catalog[catalog.split == 'train'], [None if pd.isna(m) else os.fspath(m) for m in catalog['mask']]
-    rows = zip(_below(catalog['path']), _below(masks), map(_size, masks), catalog['pid'], catalog['camid'], catalog['split'])
-    digest = hashlib.sha256(json.dumps([[*files, int(pid), int(cam), s] for *files, pid, cam, s in rows]).encode()).hexdigest()[:16]
-    return dict(images=len(train), identities=int(train['pid'].nunique()), masks=int(train['mask'].notna().sum()),
-                queries=int((catalog.split == 'query').sum()), gallery=int((catalog.split == 'gallery').sum()), digest=digest)
+    rows = zip(
+        _below(catalog['path']), _below(masks), map(_size, masks), catalog['pid'], catalog['camid'], catalog['split']
+    )
+    digest = hashlib.sha256(
+        json.dumps([[*files, int(pid), int(cam), s] for *files, pid, cam, s in rows]).encode()
+    ).hexdigest()[:16]
+    return dict(
+        images=len(train),
+        identities=int(train['pid'].nunique()),
+        masks=int(train['mask'].notna().sum()),
+        queries=int((catalog.split == 'query').sum()),
+        gallery=int((catalog.split == 'gallery').sum()),
+        digest=digest,
+    )
 
 
 def _below(paths):
@@ -44,13 +54,17 @@ def _size(path):
 
 def versions() -> dict:  # name -> version
     "Python, the package, and the libraries that a pickled learner depends on"
-    return dict(magnifier=magnifier.__version__, python=platform.python_version(), **{name: version(name) for name in LIBRARIES})
+    return dict(
+        magnifier=magnifier.__version__, python=platform.python_version(), **{name: version(name) for name in LIBRARIES}
+    )
 
 
 def environment() -> dict:  # versions, commit (None outside a clone), hardware
     "What a run ran on"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    hardware = dict(cpu=_cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpus=gpus, system=platform.platform())
+    hardware = dict(
+        cpu=_cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpus=gpus, system=platform.platform()
+    )
     return dict(versions=versions(), commit=_commit(), hardware=hardware)
 
 
@@ -60,7 +74,9 @@ def _commit():
     if not (root/'.git').exists(): return None  # installed: a repository further up would be another project's
 
     def git(*args):
-        return subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        return subprocess.run(
+            ['git', '-C', str(root), *args], capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
 
     try: return git('rev-parse', 'HEAD') + '+'*bool(git('status', '--porcelain', '--untracked-files=no'))
     except (OSError, subprocess.SubprocessError): return None
@@ -70,14 +86,17 @@ def _cpu():
     "The processor's name, where the system tells it"
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: lines = []
-    return next((line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')), platform.processor() or platform.machine())
+    return next(
+        (line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')),
+        platform.processor() or platform.machine(),
+    )
 
 
 def as_json(
     value,  # Anything: of what JSON does not know, functions are named and partials written out
 ):  # What reading it back from JSON gives
-    """Plain lists, dicts, strings and numbers. A ValueError for what has no name that a later process would know it by: a lambda, or an
-    object that tells its address alone"""
+    """Plain lists, dicts, strings and numbers. A ValueError for what has no name that a later process would know
+    it by: a lambda, or an object that tells its address alone"""
     if isinstance(value, dict): return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [as_json(v) for v in value]
     if isinstance(value, partial):
@@ -87,8 +106,11 @@ def as_json(
     if value is None or isinstance(value, (bool, int, float)): return value
     name = value.__name__ if hasattr(value, '__name__') else str(value)
     if name == '<lambda>' or ' at 0x' in name:
-        raise ValueError(f'{name} cannot be recorded, so that no later run could be compared with this one: give a named function, a class, or a '
-                         'functools.partial of either')
+        raise ValueError(
+            f'{name} cannot be recorded, so that no later run could be compared with this one: give a named '
+            'function, a class, or a '
+            'functools.partial of either'
+        )
     return name
 
 
@@ -117,6 +139,9 @@ def read_json(
     file,  # Where from
 ):  # What is in it; None where it is not there
     "Reads what `write_json` wrote; a ValueError for what is no JSON"
-    try: return json.loads(Path(file).read_text())
-    except FileNotFoundError: return None
-    except ValueError as e: raise ValueError(f'{file}: not the record of a run ({e}); remove it, or name another folder') from e
+    try:
+        return json.loads(Path(file).read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as e:
+        raise ValueError(f'{file}: not the record of a run ({e}); remove it, or name another folder') from e

@@ -1,4 +1,5 @@
-"A training as a run: a recipe over a catalog, into a folder that tells what was done, and that a killed run is taken up from"
+"""A training as a run: a recipe over a catalog, into a folder that tells what was done, and that a killed run is
+taken up from"""
 import logging
 import shutil
 from contextlib import contextmanager, nullcontext
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 class Run(NamedTuple):
     "What a run leaves"
     learn: object  # The trained learner; None where the run had been finished before
-    table: pd.DataFrame  # R1 R5 R10 mAP mINP in [0,1]; rows 'before, plain', 'after, plain' and, if asked for, their re-ranked ones
+    table: pd.DataFrame  # R1 R5 R10 mAP mINP in [0,1]; rows 'before, plain', 'after, plain', re-ranked
     record: dict  # What run.json holds
 
 
@@ -44,7 +45,7 @@ def train_run(
     epochs: int | None = None,  # Epochs; the recipe's where not given
     seed: int = 0,  # Seed of weights, batches, augmentation and occlusions
     workers: int | None = None,  # Loader processes; fastai's choice where not given
-    loading: dict | None = None,  # Arguments of `ReIDDataLoaders.from_df` beside or instead of the recipe's, as size, bs
+    loading: dict | None = None,  # Of `ReIDDataLoaders.from_df`, beside or instead of the recipe's, as size, bs
     model: dict | None = None,  # Arguments of `magnifier_learner` beside or instead of the recipe's, as arch, sab, keep
     loss: dict | None = None,  # Arguments of `MagnifierLoss` beside or instead of the recipe's, as mask_weight
     fitting: dict | None = None,  # Arguments of `Recipe.plan`, as diversity, milestones, second_lr
@@ -52,7 +53,7 @@ def train_run(
     before: bool = True,  # Whether the untrained learner is evaluated too
     rerank: bool = False,  # Adds rows after k-reciprocal re-ranking
     fast: bool = False,  # Trains in bfloat16, channels last and compiled (`fast_training`)
-    resume: bool = False,  # Goes on where a run with the same arguments was ended; from the beginning where there was none
+    resume: bool = False,  # Goes on where a run with the same arguments was ended, if there was one
     quiet: bool = False,  # Neither bars nor tables of losses
     cbs=None,  # Further callbacks
     then=None,  # Called with the learner before the run counts as finished, as what draws its figures
@@ -60,19 +61,35 @@ def train_run(
 ) -> Run:  # Learner, figures and record
     """Trains a recipe over a catalog, evaluated before and after.
 
-    In `out`: learner.pkl, metrics.csv, losses.csv (a row an epoch), run.json (what was done, with what, on what), and, until the run is
-    finished, checkpoints. Killed and resumed, a run ends with the same weights as one that was not: bit for bit on a CPU with as many
-    threads. The global generators are left as they were.
-    ValueError: arguments that do not fit, an unfinished run in `out` without `resume`, or `resume` with arguments that give another
-    result. BlockingIOError: another process trains in `out`. NonFiniteLoss: the loss is no number; the batch is in nonfinite.pth.
-    RunStopped: Ctrl-C; the last epoch done is kept"""
+    In `out`: learner.pkl, metrics.csv, losses.csv (a row an epoch), run.json (what was done, with what, on
+    what), and, until the run is finished, checkpoints. Killed and resumed, a run ends with the same weights as
+    one that was not: bit for bit on a CPU with as many threads. The global generators are left as they were.
+    ValueError: arguments that do not fit, an unfinished run in `out` without `resume`, or `resume` with
+    arguments that give another result. BlockingIOError: another process trains in `out`. NonFiniteLoss: the
+    loss is no number; the batch is in nonfinite.pth. RunStopped: Ctrl-C; the last epoch done is kept"""
     plan, out, catalog = named(recipe), Path(out), validate_catalog(catalog, ('train',))
     epochs = plan.epochs if epochs is None else epochs
-    loading, model, loss = {**plan.loading, **(loading or {})}, {**plan.model, 'seed': seed, **(model or {})}, {**plan.loss, **(loss or {})}
+    loading, model, loss = (
+        {**plan.loading, **(loading or {})},
+        {**plan.model, 'seed': seed, **(model or {})},
+        {**plan.loss, **(loss or {})},
+    )
     fitting = fitting or {}
     plan.plan(epochs, **fitting)  # a mistake is said before anything is read
-    asked = as_json(dict(recipe=recipe, epochs=epochs, seed=seed, loading=loading, model=model, loss=loss, fitting=fitting, rerank=rerank,
-                         fast=fast, data=describe_data(catalog)))
+    asked = as_json(
+        dict(
+            recipe=recipe,
+            epochs=epochs,
+            seed=seed,
+            loading=loading,
+            model=model,
+            loss=loss,
+            fitting=fitting,
+            rerank=rerank,
+            fast=fast,
+            data=describe_data(catalog),
+        )
+    )
     with nullcontext() if rank_distrib() else locked(out):  # of several processes the first one keeps the folder
         state, record = _found(out, asked, resume, say)
         if record is not None:
@@ -91,7 +108,8 @@ def train_run(
                 _write(out, record, state['rows'] if state else [])
                 with fast_training(learn) if fast else nullcontext(): _fit(out, learn, stages, record, state, say)
                 record['figures'] |= _figures(learn, 'after', rerank)
-            with rank0_first(): return _finish(out, learn, record, then)  # where a run has ended on one rank, its files are there
+            # Where a run has ended on one rank, its files are there
+            with rank0_first(): return _finish(out, learn, record, then)
 
 
 def _learner(catalog, recipe, loading, model, loss, **kwargs):
@@ -110,7 +128,10 @@ def _found(out, asked, resume, say):
         shutil.rmtree(checkpoints, ignore_errors=True)  # where it was killed while it removed them
         return None, record
     if not resume and not finished and checkpoint_files(checkpoints):
-        raise ValueError(f'{out} holds a run that was not finished: go on with it (--resume, resume=True), name another folder, or remove {checkpoints}')
+        raise ValueError(
+            f'{out} holds a run that was not finished: go on with it (--resume, resume=True), name another folder, '
+            f'or remove {checkpoints}'
+        )
     state = read_checkpoint(checkpoints) if resume else None
     if state is not None: _check_same(out, state['note']['arguments'], asked)
     if resume and state is None: say(f'{out}: no finished epoch to resume from, starting from the beginning')
@@ -122,8 +143,10 @@ def _check_same(out, before, now):
     found = differing({k: v for k, v in before.items() if k in now}, now)
     if not found: return
     name, was, wanted = found[0]
-    raise ValueError(f'{out} holds a run with {name}={was!r}, and now it is {wanted!r}, which would give another result: '
-                     f'resume it with {was!r}, or name another folder')
+    raise ValueError(
+        f'{out} holds a run with {name}={was!r}, and now it is {wanted!r}, which would give another result: '
+        f'resume it with {was!r}, or name another folder'
+    )
 
 
 def _begin(out, plan, learn, stages, asked, *, dataset, state, say):
@@ -133,8 +156,22 @@ def _begin(out, plan, learn, stages, asked, *, dataset, state, say):
     if state is None:
         shutil.rmtree(out/'checkpoints', ignore_errors=True)  # of a run that was finished
         parameters = sum(p.numel() for p in learn.model.parameters())
-        record = dict(recipe=asked['recipe'], says=plan.says, dataset=dataset, arguments=asked, data=asked['data'],
-                      device=str(learn.dls.device), parameters=parameters, **now, started=_now(), resumed=[], epochs_done=0, seconds=0., finished=None, figures={})
+        record = dict(
+            recipe=asked['recipe'],
+            says=plan.says,
+            dataset=dataset,
+            arguments=asked,
+            data=asked['data'],
+            device=str(learn.dls.device),
+            parameters=parameters,
+            **now,
+            started=_now(),
+            resumed=[],
+            epochs_done=0,
+            seconds=0.0,
+            finished=None,
+            figures={},
+        )
     else: record = _taken_up(out, asked, state, now, say)
     record['stages'] = as_json([stage._asdict() for stage in stages])
     say('\n'.join(_plan(record, learn.dls.train, stages)))
@@ -168,7 +205,8 @@ def _plan(record, dl, stages):
     yield f'{record["recipe"]}: {record["says"]}'
     yield (f'  data: {data["images"]} images of {data["identities"]} identities, {data["masks"]} with part masks; '
            f'{data["queries"]} queries, {data["gallery"]} in the gallery')
-    yield f'  model: {record["arguments"]["model"]["arch"]}, {record["parameters"]/1e6:.1f} million parameters, on {record["device"]}'
+    arch, millions = record['arguments']['model']['arch'], record['parameters']/1e6
+    yield f'  model: {arch}, {millions:.1f} million parameters, on {record["device"]}'
     yield f'  batches: {batch}, {h_w} pixels, {len(dl)} an epoch'
     for i, stage in enumerate(stages): yield f'  stage {i + 1} of {len(stages)}: {stage}'
 
@@ -183,7 +221,8 @@ def _fit(out, learn, stages, record, state, say):
     with learn.added_cbs([kept, StopAtNonFinite(out/'nonfinite.pth'), keyboard]):
         try:
             with keyboard: learn.fit_stages(stages, done=kept.done)
-        except KeyboardInterrupt as e: raise RunStopped(f'stopped by the keyboard after epoch {kept.done} of {total}') from e
+        except KeyboardInterrupt as e:
+            raise RunStopped(f'stopped by the keyboard after epoch {kept.done} of {total}') from e
 
 
 def _finish(out, learn, record, then):
@@ -209,7 +248,9 @@ def _write(out, record, rows=()):
 
 def _figures(learn, when, rerank):
     "Retrieval figures as rows"
-    return {f'{when}, {row}': as_json(figures) for row, figures in learn.evaluate(rerank=rerank).to_dict('index').items()}
+    return {
+        f'{when}, {row}': as_json(figures) for row, figures in learn.evaluate(rerank=rerank).to_dict('index').items()
+    }
 
 
 def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')

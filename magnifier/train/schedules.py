@@ -19,7 +19,8 @@ def warmup_milestones(
     milestones=(40, 70),  # Epochs that begin with a drop, in order
     decay: float = DROP,  # What a drop multiplies the rate by
 ) -> float:  # Rate of that epoch
-    "Rate of an epoch: from `start` of it linearly to all of it, then `decay` to the power of the milestones reached (reid-strong-baseline)"
+    """Rate of an epoch: from `start` of it linearly to all of it, then `decay` to the power of the milestones
+    reached (reid-strong-baseline)"""
     share = start + (1 - start)*epoch/warmup if epoch < warmup else 1.
     return lr*share*decay**bisect_right(milestones, epoch)
 
@@ -43,7 +44,8 @@ class WarmupMilestones(ParamScheduler):
         return warmup_milestones(epoch, self.lr, **self.how)
 
     def before_batch(self):
-        "By the epoch itself: fastai's share of the training done adds up rounding, and a milestone could come a batch late"
+        """By the epoch itself: fastai's share of the training done adds up rounding, and a milestone could come a
+        batch late"""
         self.opt.set_hyper('lr', self.rate(self.epoch))
 
 
@@ -65,4 +67,8 @@ def _schedule(stage, learn):
     if stage.schedule == 'annealed': return [ParamScheduler({'lr': SchedCos(stage.lr, 0.)})]
     if stage.schedule == 'constant': return []
     # fastai's one cycle: a quarter upwards, from a 25th of the rate
-    return [ParamScheduler({'lr': combined_cos(.25, stage.lr/25, stage.lr, stage.lr/1e5), 'mom': combined_cos(.25, *learn.moms)})]
+    return [
+        ParamScheduler(
+            {'lr': combined_cos(0.25, stage.lr / 25, stage.lr, stage.lr / 1e5), 'mom': combined_cos(0.25, *learn.moms)}
+        )
+    ]

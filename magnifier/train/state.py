@@ -11,16 +11,27 @@ from fastai.vision.all import L, get_model, num_distrib, rank_distrib, set_seed,
 
 from magnifier.data.batches import IdentityBatches
 
-__all__ = ['training_state', 'restore_training', 'plain_values', 'generator_state', 'set_generator_state', 'learner_generators',
-           'global_states', 'set_global_states', 'seeded']
+__all__ = [
+    'training_state',
+    'restore_training',
+    'plain_values',
+    'generator_state',
+    'set_generator_state',
+    'learner_generators',
+    'global_states',
+    'set_global_states',
+    'seeded',
+]
 
 
 def training_state(
     learn,  # A Learner within or after an epoch
 ) -> dict:  # Tensors and plain values, which torch reads without running anything
-    """All that the next epoch depends on: model, optimiser, loss, generators, the loaders' streams, recorder and losses by part.
+    """All that the next epoch depends on: model, optimiser, loss, generators, the loaders' streams, recorder and
+    losses by part.
 
-    The schedule's position is the epoch itself. Callbacks and losses with a `state_dict` of their own are asked for it."""
+    The schedule's position is the epoch itself. Callbacks and losses with a `state_dict` of their own are asked
+    for it."""
     held = {name: generator_state(g) for name, g in learner_generators(learn).items()}
     return dict(
         model=get_model(learn.model).state_dict(),
@@ -42,13 +53,17 @@ def restore_training(
     "Puts a learner where it was; a ValueError for a state of another learner"
     generators, found = state['generators'], learner_generators(learn)
     if len(generators) != max(1, num_distrib()):
-        raise ValueError(f'this state is of {len(generators)} processes, and {max(1, num_distrib())} run now: start as many')
+        raise ValueError(
+            f'this state is of {len(generators)} processes, and {max(1, num_distrib())} run now: start as many'
+        )
     mine = generators[rank_distrib()]
     if set(mine['held']) != set(found) or set(state['stateful']) != set(_stateful(learn)):
         differing = sorted(set(mine['held']) ^ set(found) | set(state['stateful']) ^ set(_stateful(learn)))
         raise ValueError(f'this state is of another training: {", ".join(differing)} are in one of them alone')
-    try: get_model(learn.model).load_state_dict(state['model'])
-    except RuntimeError as e: raise ValueError(f'this state is of another model: {" ".join(str(e).split())[:300]}') from e
+    try:
+        get_model(learn.model).load_state_dict(state['model'])
+    except RuntimeError as e:
+        raise ValueError(f'this state is of another model: {" ".join(str(e).split())[:300]}') from e
     _restore_optimiser(learn.opt, state)
     if state['gamma'] is not None: learn.loss_func.gamma = state['gamma']  # a second phase changes it
     for name, o in _stateful(learn).items(): o.load_state_dict(state['stateful'][name])
@@ -69,7 +84,10 @@ def _restore_optimiser(opt, state):
 
 def _stateful(learn):
     # Asked of the type: an instance of a callback passes on what it lacks to the learner, and so to the model
-    owners = {f'callback {cb.name}': cb for cb in learn.cbs} | {'loss': learn.loss_func, 'scaler': getattr(learn, 'scaler', None)}
+    owners = {f'callback {cb.name}': cb for cb in learn.cbs} | {
+        'loss': learn.loss_func,
+        'scaler': getattr(learn, 'scaler', None),
+    }
     return {name: o for name, o in owners.items() if hasattr(type(o), 'state_dict')}
 
 
@@ -97,11 +115,15 @@ def plain_values(
 def _records(learn):
     "What was written down so far: rates and smooth losses by batch, rows by epoch, losses by part, hyper-parameters"
     recorder, history = learn.recorder, getattr(getattr(learn, 'loss_parts', None), 'history', None)
-    return dict(lrs=plain_values(recorder.lrs), iters=plain_values(recorder.iters), values=plain_values(recorder.values),
-                losses=torch.stack([torch.as_tensor(o) for o in recorder.losses]) if recorder.losses else torch.zeros(0),
-                smooth={k: v for k, v in vars(recorder.smooth_loss).items() if isinstance(v, (int, float, torch.Tensor))},
-                parts=None if history is None else history.to_dict('list'),
-                hypers={cb.name: plain_values(cb.hps) for cb in learn.cbs if isinstance(cb, ParamScheduler)})
+    return dict(
+        lrs=plain_values(recorder.lrs),
+        iters=plain_values(recorder.iters),
+        values=plain_values(recorder.values),
+        losses=torch.stack([torch.as_tensor(o) for o in recorder.losses]) if recorder.losses else torch.zeros(0),
+        smooth={k: v for k, v in vars(recorder.smooth_loss).items() if isinstance(v, (int, float, torch.Tensor))},
+        parts=None if history is None else history.to_dict('list'),
+        hypers={cb.name: plain_values(cb.hps) for cb in learn.cbs if isinstance(cb, ParamScheduler)},
+    )
 
 
 def _restore_records(learn, records):
@@ -136,7 +158,8 @@ def set_generator_state(
 
 
 def _plain_loaders(learn):
-    "The loaders that hold the generators and the stream of identities: where several processes share them, those beneath"
+    """The loaders that hold the generators and the stream of identities: where several processes share them, those
+    beneath"""
     return [getattr(dl, 'dl', dl) for dl in learn.dls.loaders]
 
 
@@ -145,7 +168,8 @@ def learner_generators(
 ) -> dict:  # name -> generator: those that its callbacks, loaders, transforms and loss hold as attributes
     """Generators that belong to a training.
 
-    What a loader's workers draw from is not among them: their seeds are drawn anew each epoch from torch's global generator."""
+    What a loader's workers draw from is not among them: their seeds are drawn anew each epoch from torch's
+    global generator."""
     owners = {f'callback {cb.name}': cb for cb in learn.cbs} | {'loss': learn.loss_func}
     for i, dl in enumerate(_plain_loaders(learn)):
         owners[f'loader {i}'] = dl
@@ -160,7 +184,8 @@ def learner_generators(
 
 
 def global_states() -> dict:  # By library; those of every GPU too
-    "States of the generators that a process has one of: transforms of single pictures and torch's layers draw from them"
+    """States of the generators that a process has one of: transforms of single pictures and torch's layers draw
+    from them"""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return dict(python=random.getstate(), numpy=_plain(np.random.get_state()), torch=torch.get_rng_state(), cuda=cuda)
 
