@@ -138,10 +138,9 @@ def check_gallery(
     "A gallery that is only read is not made by looking at it: FileNotFoundError says how to make one"
     from pathlib import Path
 
-    if '://' not in gallery and not Path(gallery).exists(): raise FileNotFoundError(f'{gallery}: no such gallery; '
-                                                                                    f'make one with '
-                                                                                    f'`magnifier_index FOLDER '
-                                                                                    f'--gallery {gallery}`')
+    if '://' not in gallery and not Path(gallery).exists():
+        raise FileNotFoundError(f'{gallery}: no such gallery; make one with `magnifier_index FOLDER '
+                                f'--gallery {gallery}`')
 
 
 def check_learner(
@@ -150,10 +149,11 @@ def check_learner(
     "FileNotFoundError says how to make a learner, ValueError that this is none; nothing heavy is imported"
     from pathlib import Path
 
-    if not Path(learner).exists(): raise FileNotFoundError(f'{learner}: no such learner; train one with '
-                                                           '`magnifier_train`, which writes learner.pkl')
-    if learner.endswith('.onnx'): raise ValueError(f'{learner} is an .onnx file, which embeds and does no more: '
-                                                   f'{LEARNERS}')
+    if not Path(learner).exists():
+        raise FileNotFoundError(f'{learner}: no such learner; train one with '
+                                '`magnifier_train`, which writes learner.pkl')
+    if learner.endswith('.onnx'):
+        raise ValueError(f'{learner} is an .onnx file, which embeds and does no more: {LEARNERS}')
 
 
 def open_learner(
@@ -166,8 +166,8 @@ def open_learner(
     say_imports()
     from magnifier.train.learner import ReIDLearner
     learn = ReIDLearner.from_pretrained(learner) if Path(learner).is_dir() else _unpickled(learner)
-    if not isinstance(learn, ReIDLearner): raise ValueError(f'{learner} holds a {type(learn).__name__}, which is '
-                                                            f'no learner of people: {LEARNERS}')
+    if not isinstance(learn, ReIDLearner):
+        raise ValueError(f'{learner} holds a {type(learn).__name__}, which is no learner of people: {LEARNERS}')
     if not bar and hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
     return learn
 

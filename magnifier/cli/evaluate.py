@@ -47,8 +47,8 @@ def magnifier_eval(
     `magnifier_eval m.pkl,d.pkl market1501,dukemtmc /data/Market-1501,/data/DukeMTMC-reID --rerank --save table1.md` ·
     `torchrun --nproc_per_node 4 --no-python magnifier_eval ...` (embedding shared by four GPUs, or processes)"""
     jobs = _jobs(learner, data, path)
-    if save and not save.endswith(('.csv', '.md')): raise ValueError(f'--save {save}: a name that ends in .csv or '
-                                                                     '.md is wanted')
+    if save and not save.endswith(('.csv', '.md')):
+        raise ValueError(f'--save {save}: a name that ends in .csv or .md is wanted')
     reading, how = (
         dict(camera=camera, include=include, exclude=exclude),
         dict(rerank=rerank, flip_test=flip_test, by_branch=by_branch),

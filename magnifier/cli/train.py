@@ -95,8 +95,8 @@ def loading_of(
     "Arguments of the loaders that are not the recipe's"
     import re
 
-    if size and not re.fullmatch(r'\d+x\d+', size): raise ValueError(f'size {size!r}: give height x width in '
-                                                                     'pixels, as 256x128')
+    if size and not re.fullmatch(r'\d+x\d+', size):
+        raise ValueError(f'size {size!r}: give height x width in pixels, as 256x128')
     if bs is not None and bs < 1: raise ValueError(f'bs {bs}: give 1 or more images a batch')
     if cache and cache not in CACHES: raise ValueError(f'unknown cache {cache!r}: use one of {", ".join(CACHES)}')
     loading = {}
@@ -114,8 +114,8 @@ def model_of(
     "Arguments of the learner that are not the recipe's"
     from pathlib import Path
 
-    if branches and branches not in BRANCHES: raise ValueError(f'unknown branches {branches!r}: use one of '
-                                                               f'{", ".join(BRANCHES)}')
+    if branches and branches not in BRANCHES:
+        raise ValueError(f'unknown branches {branches!r}: use one of {", ".join(BRANCHES)}')
     model = dict(BRANCHES.get(branches, {}))
     if arch: model['arch'] = arch
     if weights == 'none': model['pretrained'] = False

@@ -52,8 +52,8 @@ def read_checkpoint(
             )
             if not rank_distrib(): os.replace(file, file.with_name(file.name + '.damaged'))
             continue
-        if state.get('version') != VERSION: raise ValueError(f'{file} was written by another version of magnifier: '
-                                                             'train anew, in another folder')
+        if state.get('version') != VERSION:
+            raise ValueError(f'{file} was written by another version of magnifier: train anew, in another folder')
         return state
     return None
 

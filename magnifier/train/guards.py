@@ -149,8 +149,7 @@ def check_callbacks(
         if issubclass(kind, MixHandler):
             raise ValueError(
                 f'{kind.__name__} mixes images and the labels of classes, and the triplet loss needs one identity '
-                'an image: '
-                'use the loaders\' erase=0.5, which erases a part of each image'
+                'an image: use the loaders\' erase=0.5, which erases a part of each image'
             )
         if issubclass(kind, TrackerCallback) and getattr(cb, 'monitor', 'valid_loss') == 'valid_loss':
             raise ValueError(

@@ -12,20 +12,8 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from fastai.vision.all import (
-    Adam,
-    CastToTensor,
-    DataLoader,
-    L,
-    Learner,
-    TrainEvalCallback,
-    delegates,
-    detuplify,
-    progress_bar,
-    rank_distrib,
-    resnet50,
-    to_device,
-    tuplify,
-)
+    Adam, CastToTensor, DataLoader, L, Learner, TrainEvalCallback, delegates, detuplify, progress_bar, rank_distrib,
+    resnet50, to_device, tuplify)
 from torch.nn.functional import interpolate
 
 from magnifier.data.images import as_images, read_image
@@ -40,12 +28,7 @@ from magnifier.model.saved import MODEL_FILES, read_model, write_model
 from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.retrieval.distance import normalise
 from magnifier.retrieval.verification import (
-    Comparison,
-    SimilarityThreshold,
-    compare,
-    similarity_threshold,
-    verification_pairs,
-)
+    Comparison, SimilarityThreshold, compare, similarity_threshold, verification_pairs)
 from magnifier.train.callbacks import RegionOcclusion, SemanticDiversityPhase, TeacherMasks
 from magnifier.train.distributed import Share, distributed
 from magnifier.train.export import write_onnx
@@ -75,15 +58,11 @@ class Prediction(NamedTuple):
 
     def __repr__(self):
         *masks, identity = self.decoded
-        parts = (
-            ', '.join(REGIONS[k] for k in sorted(set(self.tensors[0].flatten().tolist())) if k < N_REGIONS)
-            if masks
-            else ''
-        )
+        labels = set(self.tensors[0].flatten().tolist()) if masks else set()
+        parts = ', '.join(REGIONS[k] for k in sorted(labels) if k < N_REGIONS)
         return (
             f'of the people that training knew, {identity} (a stranger too resembles one of them most: compare '
-            'embeddings to know); '
-            f'regions seen: {parts or "unknown"}; embedding of {len(self.embedding)} numbers'
+            f'embeddings to know); regions seen: {parts or "unknown"}; embedding of {len(self.embedding)} numbers'
         )
 
 
@@ -120,11 +99,8 @@ class ReIDLearner(Learner):
     ) -> DataLoader:  # With the validation transforms, in the order given; a catalog's has masks and identities too
         "Loader over anything that holds images; a ValueError where there is none"
         if isinstance(images, DataLoader): return images if bs in (None, images.bs) else images.new(bs=bs)
-        table = (
-            images
-            if isinstance(images, pd.DataFrame)
-            else pd.DataFrame({'path': pd.Series(list(as_images(images)), dtype=object)})
-        )
+        if isinstance(images, pd.DataFrame): table = images
+        else: table = pd.DataFrame({'path': pd.Series(list(as_images(images)), dtype=object)})
         if not len(table): raise ValueError('no images: give at least one path, image or catalog row')
         if num_workers is None and len(table) < 256: num_workers = 0
         kwargs = {k: v for k, v in dict(bs=bs, num_workers=num_workers).items() if v is not None}
@@ -210,8 +186,8 @@ class ReIDLearner(Learner):
         **kwargs,  # Passed to `fit`
     ):
         "Second stage of the paper: goes on training with the semantic diversity loss"
-        if schedule not in ('constant', 'annealed'): raise ValueError(f'unknown schedule {schedule!r}: use '
-                                                                      'constant or annealed')
+        if schedule not in ('constant', 'annealed'):
+            raise ValueError(f'unknown schedule {schedule!r}: use constant or annealed')
         if lr is None: lr = self.lr if self.opt is None else self.opt.hypers[-1]['lr']
         stage = Stage(n_epoch, lr, schedule)
         self.fit(n_epoch, lr, cbs=[SemanticDiversityPhase(gamma), *stage_callbacks(stage, self), *L(cbs)], **kwargs)
@@ -298,12 +274,12 @@ class ReIDLearner(Learner):
         penalty. Its `.attrs` say how many `queries` there were and how many of them were `left_out`, since the
         gallery has nobody for them"""
         by_regions = distance == 'regions'
-        if distance not in ('cosine', 'regions'): raise ValueError(f'unknown distance {distance!r}: use cosine or '
-                                                                   'regions')
-        if by_regions and (flip_test or by_branch): raise ValueError('flip_test and by_branch are about '
-                                                                     'embeddings: not with distance="regions"')
-        if not by_regions and (regions is not None or given_masks): raise ValueError('regions and given_masks go '
-                                                                                     'with distance="regions"')
+        if distance not in ('cosine', 'regions'):
+            raise ValueError(f'unknown distance {distance!r}: use cosine or regions')
+        if by_regions and (flip_test or by_branch):
+            raise ValueError('flip_test and by_branch are about embeddings: not with distance="regions"')
+        if not by_regions and (regions is not None or given_masks):
+            raise ValueError('regions and given_masks go with distance="regions"')
         again = dict(k1=k1, k2=k2, lambda_value=lambda_value) if rerank else None
         dl = self.loader(self._test_images(catalog), bs=bs)
         if by_regions: rows = rank_parts(embed_parts(self, dl, regions, given_masks=given_masks), again, **kwargs)
@@ -313,8 +289,8 @@ class ReIDLearner(Learner):
             if rows and by_branch:
                 for name, at in self.net.branch_slices.items():
                     rows[name] = rank_by_role(embeddings[:, at], identity, **kwargs)
-        if not rows: raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split '
-                                      '"gallery"')
+        if not rows:
+            raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"')
         table = pd.concat([ranking.table().set_axis([name]) for name, ranking in rows.items()])
         first = next(iter(rows.values()))
         table.attrs = dict(queries=len(first.ap), left_out=int(first.n_skipped))
@@ -322,8 +298,9 @@ class ReIDLearner(Learner):
 
     def _test_images(self, catalog):
         if catalog is not None: return catalog
-        if not self.dls.valid.n: raise ValueError('this learner was loaded, and carries no images: give a catalog '
-                                                  'with queries and gallery')
+        if not self.dls.valid.n:
+            raise ValueError('this learner was loaded, and carries no images: give a catalog '
+                             'with queries and gallery')
         return self.dls.valid
 
     def threshold(
@@ -335,8 +312,8 @@ class ReIDLearner(Learner):
         "From which similarity on two images are taken for one person; `compare` uses the last one that was asked for"
         embeddings, identity = self.embed(self._test_images(test), with_identity=True)
         sides = by_role(identity)
-        if sides is None: raise ValueError('nothing to compare: the catalog needs rows of split "query" and of '
-                                           'split "gallery"')
+        if sides is None:
+            raise ValueError('nothing to compare: the catalog needs rows of split "query" and of split "gallery"')
         pairs = verification_pairs(embeddings[sides.query], embeddings[sides.gallery], *sides.ids)
         self.last_threshold = similarity_threshold(pairs, far=far)
         return self.last_threshold
@@ -349,8 +326,8 @@ class ReIDLearner(Learner):
     ) -> Comparison:  # True or false by itself; its words say the similarity and the threshold
         "Are these two the same person? A ValueError where no threshold is known"
         threshold = getattr(self, 'last_threshold', None) if threshold is None else threshold
-        if threshold is None: raise ValueError('no threshold is known: learn.threshold(test, far=.01) finds one, '
-                                               'or give threshold=...')
+        if threshold is None:
+            raise ValueError('no threshold is known: learn.threshold(test, far=.01) finds one, or give threshold=...')
         return compare(*self.embed([a, b]), threshold)
 
     def gradient_shares(
@@ -429,8 +406,8 @@ class ReIDLearner(Learner):
         (self-training).
 
         ValueError for a model without that head, and for masks that are there already"""
-        if self.model.segmentation is None: raise ValueError('this model has no segmentation head: build the '
-                                                             'learner with mask=True')
+        if self.model.segmentation is None:
+            raise ValueError('this model has no segmentation head: build the learner with mask=True')
         targets = mask_targets(images, dst)
         if rank_distrib(): return [mask for _, mask in targets]  # the first of several processes writes
         there = [mask for _, mask in targets if mask.exists()]
@@ -607,8 +584,8 @@ def magnifier_learner(
             'sab=False, sfb=False'
         )
     if isinstance(opt_func, str):
-        if opt_func not in OPTIMISERS: raise ValueError(f'unknown optimiser {opt_func!r}: use one of '
-                                                        f'{", ".join(OPTIMISERS)}')
+        if opt_func not in OPTIMISERS:
+            raise ValueError(f'unknown optimiser {opt_func!r}: use one of {", ".join(OPTIMISERS)}')
         opt_func = OPTIMISERS[opt_func]
     model = create_magnifier(arch, n_classes=dls.c, pretrained=pretrained, mask=mask, sab=sab, sfb=sfb, **kwargs)
     callbacks = [LossParts(), TrackersWait()]

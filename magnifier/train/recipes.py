@@ -95,8 +95,8 @@ class Recipe(NamedTuple):
         if {'warmup', 'milestones'} & set(first): first.setdefault('schedule', 'steps')
         stages[0] = stages[0]._replace(**first)
         second = _given(lr=second_lr, schedule=second_schedule)
-        if second and len(self.stages) == 1: raise ValueError('second_lr and second_schedule: this recipe has a '
-                                                              'single stage')
+        if second and len(self.stages) == 1:
+            raise ValueError('second_lr and second_schedule: this recipe has a single stage')
         if second and len(stages) > 1: stages[1] = stages[1]._replace(**second)
         for i, stage in enumerate(stages):
             changes = _given(gamma=gamma, rank_every=rank_every)
@@ -122,8 +122,8 @@ def _counted(n, what): return f'{n} {what}' + 's'*(n != 1)
 
 def _check(stage):
     "Refuses what is no stage"
-    if stage.schedule not in SCHEDULES: raise ValueError(f'unknown schedule {stage.schedule!r}: use one of '
-                                                         f'{", ".join(SCHEDULES)}')
+    if stage.schedule not in SCHEDULES:
+        raise ValueError(f'unknown schedule {stage.schedule!r}: use one of {", ".join(SCHEDULES)}')
     wrong = {
         f'lr={stage.lr}: a rate is positive': stage.lr <= 0,
         f'warmup={stage.warmup}: give 0 or more epochs': stage.warmup < 0,

@@ -108,8 +108,7 @@ def as_json(
     if name == '<lambda>' or ' at 0x' in name:
         raise ValueError(
             f'{name} cannot be recorded, so that no later run could be compared with this one: give a named '
-            'function, a class, or a '
-            'functools.partial of either'
+            'function, a class, or a functools.partial of either'
         )
     return name
 
