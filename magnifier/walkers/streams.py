@@ -20,7 +20,7 @@ __all__ = ['walkers_streams']
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # Of the drawing: raised whenever the same arguments give other streams
+VERSION = 2  # Of the drawing: raised whenever the same arguments give other streams
 MARKER, CAMERA_TABLE, TRUTH, PEOPLE = 'streams.json', 'cameras.csv', 'truth.csv', 'people.json'
 LOST = 1.   # Seconds without a detection after which the tracker takes somebody for somebody new
 SEEN = .3   # Share of a person that must be seen for a detection
@@ -47,9 +47,10 @@ def walkers_streams(
     later. In the folder, for each camera N from 1:
 
     - `camN.mp4`, or `camN/000001.jpg` and so on: the frames.
-    - `camN.gt.txt`: the truth in MOTChallenge's columns `frame,id,x,y,w,h,conf,class,visibility`. Frames count from 1,
-      pixels from 0; `id` is the person, the same at every camera; the box holds all of the body and its bag that lies
-      inside the frame, hidden or not; `visibility` is the share of the person's pixels that is seen.
+    - `camN.gt.txt`: the truth in MOTChallenge's columns `frame,id,x,y,w,h,conf,class,visibility`. Frames and pixels
+      count from 1, as there (`read_mot` gives pixels from 0); `id` is the person, the same at every camera; the box
+      holds all of the body and its bag that lies inside the frame, hidden or not; `visibility` is the share of the
+      person's pixels that is seen.
     - `camN.txt`: what a tracker would say, `frame,id,x,y,w,h,conf,-1,-1,-1`. Boxes hold what is seen, a little wrong;
       `id` is a track, counted from 1 at every camera; a person who comes back, or was hidden for more than a second,
       gets another.
@@ -149,11 +150,16 @@ def _stream(root, stage, looks, visits, delay, args):
             frame = stage.frame(people, rng)
             out.write(frame.image)
             if args['masks']: Image.fromarray(frame.mask).save(masks/f'{number:06d}.png', compress_level=1)
-            truth += [','.join(map(str, (number, s.person, *s.whole, 1, 1, s.visibility))) for s in frame.seen]
+            truth += [_truth_line(number, s) for s in frame.seen]
             tracks += tracker.lines(number, frame.seen)
     for ending, lines in (('gt.txt', truth), ('txt', tracks)):
         (root/f'{name}.{ending}').write_text(''.join(f'{line}\n' for line in lines), 'utf-8', newline='\n')
     return file, tracker.spans
+
+
+def _truth_line(frame, s):
+    x, y, w, h = s.whole
+    return f'{frame},{s.person},{x + 1},{y + 1},{w},{h},1,1,{s.visibility}'
 
 
 class _Tracker:
@@ -171,7 +177,7 @@ class _Tracker:
     def _line(self, frame, s):
         x, y, w, h = s.shown
         dx, dy, dw, dh = ((float(self.rng.random()) - .5) * .06 * side for side in (w, h, w, h))
-        box = ','.join(f'{v:.1f}' for v in (x + dx, y + dy, w + dw, h + dh))
+        box = ','.join(f'{v:.1f}' for v in (x + dx + 1, y + dy + 1, w + dw, h + dh))
         return f'{frame},{self._track(frame, s.person)},{box},{.5 + .5 * s.visibility:.3f},-1,-1,-1'
 
     def _track(self, frame, person):

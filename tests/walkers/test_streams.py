@@ -21,7 +21,13 @@ def rows(file):
     with open(file, newline='') as f: return list(csv.DictReader(f))
 
 
-def lines(file): return [[float(v) for v in line.split(',')] for line in file.read_text().splitlines()]
+def lines(file): return [counted_from_0(line) for line in file.read_text().splitlines()]
+
+
+def counted_from_0(line):
+    "A line's numbers, with its pixels as arrays count them"
+    frame, person, x, y, *others = map(float, line.split(','))
+    return [frame, person, x - 1, y - 1, *others]
 
 
 def test_the_layout(streams):
@@ -53,6 +59,26 @@ def test_boxes_hold_what_is_seen_of_each_person(streams, camera):
             assert 0 <= x < x + w <= 256
             assert 0 <= y < y + h <= 144
             assert (conf, kind) == (1, 1)
+
+
+@pytest.mark.parametrize('camera', [1, 2])
+def test_boxes_read_back_cut_out_exactly_who_they_name(streams, camera):
+    "By `read_mot`, which counts pixels from 0, against the masks: the box of who is seen whole is the extent of their pixels"
+    from magnifier.gallery.mot import read_mot
+    boxes = read_mot(streams/f'cam{camera}.gt.txt')
+    gt = {tuple(line[:2]): line for line in lines(streams/f'cam{camera}.gt.txt')}
+    whole = 0
+    for box in boxes.itertuples():
+        if gt[box.frame, box.track][8] < 1: continue
+        mask = np.array(Image.open(streams/f'cam{camera}_masks'/f'{box.frame:06d}.png')) >> 3
+        left, top, right, bottom = int(box.left), int(box.top), int(box.left + box.width), int(box.top + box.height)
+        columns, rows = (mask == box.track).any(0), (mask == box.track).any(1)
+        assert columns[left:right].sum() == columns.sum() > 0
+        assert rows[top:bottom].sum() == rows.sum() > 0
+        assert columns[[left, right - 1]].all()
+        assert rows[[top, bottom - 1]].all()
+        whole += 1
+    assert whole
 
 
 def test_truth_says_who_each_track_is(streams):
@@ -128,7 +154,7 @@ def test_a_track_breaks_where_somebody_was_hidden_for_more_than_a_second():
     found = []
     for frame in range(1, 20):
         seen = Seen(7, box, box, 1.) if frame in frames else Seen(7, box, None, 0.)
-        found += [[float(v) for v in line.split(',')] for line in tracker.lines(frame, [seen])]
+        found += [counted_from_0(line) for line in tracker.lines(frame, [seen])]
     assert [(f, t) for f, t, *_ in found] == [(1, 1), (2, 1), (3, 1), (8, 1), (9, 1), (15, 2), (16, 2)]
     assert tracker.spans == {1: (7, 1, 9), 2: (7, 15, 16)}
     assert all(np.abs(np.subtract(line[2:6], box)).max() <= .03 * 60 + .05 for line in found)
