@@ -122,6 +122,16 @@ def test_the_second_stage_has_the_diversity_loss_in_its_total(learn):
     with pytest.raises(ValueError, match='gamma=-1'): SemanticDiversityPhase(-1)
 
 
+def test_the_second_stage_goes_on_at_the_decayed_rate_or_falls(learn):
+    learn.fit(1, 2e-4)
+    learn.fit_semantic_diversity(1, lr=None)
+    assert set(learn.recorder.lrs) == {2e-4}
+    learn.fit_semantic_diversity(1, lr=1e-3, schedule='annealed')
+    assert learn.recorder.lrs[0] == 1e-3
+    assert learn.recorder.lrs[-1] < 5e-4
+    with pytest.raises(ValueError, match="unknown schedule 'cosine': use constant or annealed"): learn.fit_semantic_diversity(1, schedule='cosine')
+
+
 def test_the_phase_refuses_a_model_without_region_features(dls):
     from magnifier.train.learner import magnifier_learner
     learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, sfb=False)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.vision.all import Callback, load_learner
+from magnifier.files import locked
 from magnifier.train import checkpoints
 from magnifier.train.guards import NonFiniteLoss
 from magnifier.train.runs import RunStopped, train_run
@@ -104,6 +105,38 @@ def test_killed_at_a_checkpoint(straight, small, how, where, tmp_path):
     train_run(small, 'paper', out, epochs=4, resume=True, **how)
     assert_same(out, straight[0])
     assert not (out/'checkpoints').exists()
+
+
+def test_killed_after_the_last_checkpoint_its_records_are_whole(straight, small, how, tmp_path):
+    out = tmp_path/'run'
+
+    def train():
+        replace = os.replace
+
+        def last(part, file):
+            replace(part, file)
+            if str(file).endswith('00004.pth'): die()
+
+        os.replace = last
+        train_run(small, 'paper', out, epochs=4, **how)
+
+    killed(train)
+    assert json.loads((out/'run.json').read_text())['epochs_done'] == 3
+    train_run(small, 'paper', out, epochs=4, resume=True, **how)
+    assert_same(out, straight[0])
+
+
+def test_what_a_kill_left_of_the_checkpoints_is_removed(small, how, tmp_path):
+    out = tmp_path/'run'
+    train_run(small, 'paper', out, epochs=1, **how)
+    (out/'checkpoints').mkdir()
+    train_run(small, 'paper', out, epochs=1, resume=True, **how)
+    assert not (out/'checkpoints').exists()
+
+
+def test_a_folder_is_one_runs_at_a_time(small, how, tmp_path):
+    with locked(tmp_path/'run'), pytest.raises(BlockingIOError, match='another process is at work in this folder'):
+        train_run(small, 'paper', tmp_path/'run', epochs=1, **how)
 
 
 def test_killed_twice_and_resumed_twice(straight, small, how, tmp_path):
