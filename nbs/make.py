@@ -25,14 +25,14 @@ PARTS = ('figures', 'api', 'notebooks')
 def numbers(learn, models):
     "README's numbers, as JSON takes them"
     from hsv_baseline import hsv_baseline
-    from magnifier.all import describe, saliency_inside
-    ablation = json.loads((models.runs/'runs'/f'{FULL}-0.json').read_text())
+    from magnifier.all import describe, read_runs, saliency_inside
+    run = read_runs(models.runs).set_index('setting').loc[FULL]
     table = learn.evaluate(rerank=True)
     table.loc['colour alone'] = hsv_baseline(models.path).table().iloc[0]
     test = learn.dls.valid_ds.items.query('pid > 0')
     inside = saliency_inside(learn, test.sample(min(200, len(test)), random_state=0))
     return dict(
-        seconds=ablation['seconds'],
+        seconds=float(run['seconds']),
         data=json.loads(describe(models.catalog).to_json(orient='index')),
         retrieval=json.loads(table.round(4).to_json(orient='index')),
         saliency={kind: json.loads(of_kind.droplevel('kind').round(3).to_json(orient='index'))
