@@ -1,4 +1,4 @@
-"README's four things that people do, as they stand there, on small data: what is shortened is named in SMALL"
+"README's five things that people do, as they stand there, on small data: what is shortened is named in SMALL"
 import os
 import re
 import shutil
@@ -12,7 +12,7 @@ import pytest
 
 README = (Path(__file__).resolve().parents[1]/'README.md').read_text()
 SMALL = {'60, 3.5e-4': '1, 3.5e-4', 'size=(256, 128), bs=64': 'size=(64, 32), bs=8'}
-NAMES = ['Train on your own data', 'Evaluate', 'Search', 'Deploy']
+NAMES = ['Train on your own data', 'Evaluate', 'Search', 'Who was where', 'Deploy']
 
 
 def snippet(name):
@@ -27,15 +27,17 @@ def test_five_lines_each():
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, walkers_root):
-    "What the snippets name: people, a folder a person, with part masks; a benchmark; a tracker's crops; a picture; and ImageNet weights of our own"
+    """What the snippets name: own images, a folder a person, with part masks; a benchmark; a tracker's crops; an image; two videos with a
+    tracker's boxes; and ImageNet weights of our own"""
     import torch
     from torchvision.models import ResNet50_Weights, resnet50
     from magnifier.data.readers import market1501
+    from magnifier.walkers.streams import walkers_streams
     here, catalog = tmp_path_factory.mktemp('readme'), market1501(walkers_root)
     (here/'Market-1501-v15.09.15').symlink_to(walkers_root)
     for row in catalog[catalog.split == 'train'].itertuples():
-        for kind, source in (('people', row.path), ('people_ps_label', row.mask)):
-            target = here/kind/f'{row.pid:04d}'/Path(source).name
+        for kind, source in (('own', row.path), ('own_ps_label', row.mask)):
+            target = here/kind/f'{row.pid:04d}'/f'cam{row.camid}_{Path(source).name}'
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
     for row in catalog[catalog.split == 'gallery'].head(12).itertuples():
@@ -43,6 +45,8 @@ def folder(tmp_path_factory, walkers_root):
         target.parent.mkdir(exist_ok=True)
         shutil.copy(row.path, target)
     shutil.copy(catalog[catalog.split == 'query'].path.iat[0], here/'person.jpg')
+    streams = walkers_streams(here/'streams', people=2, cameras=2, minutes=.1, size=(144, 256), masks=False)
+    for file in streams.glob('cam?.[mt]*'): shutil.copy(file, here)
     weights = here/'torch/hub/checkpoints'/ResNet50_Weights.IMAGENET1K_V1.url.rsplit('/', 1)[1]
     weights.parent.mkdir(parents=True)
     torch.save(resnet50().state_dict(), weights)
@@ -57,7 +61,20 @@ def shortened(text):
     return text
 
 
-def test_the_python_of_the_four_things(folder):
+def commands(text): return [line.split('#')[0].strip() for line in text.strip().splitlines()]
+
+
+def words(line): return [str(Path(sys.executable).parent/line.split()[0]), *line.split()[1:]]
+
+
+def run(line, folder):
+    "What a command prints"
+    done = subprocess.run(words(line), cwd=folder, env=environment(folder), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_python_of_the_five_things(folder):
     "One process, as one session: what the first trains the others use"
     texts = [text for language, text in map(snippet, NAMES) if language == 'python']
     assert len(texts) == 3 and all(long in ''.join(texts) for long in SMALL)
@@ -67,19 +84,31 @@ def test_the_python_of_the_four_things(folder):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_commands_of_the_four_things(folder):
+def test_the_commands_of_the_five_things(folder):
     "The learner of the test before; the page is asked for and stopped"
-    if not (folder/'people.pkl').exists(): test_the_python_of_the_four_things(folder)
+    if not (folder/'people.pkl').exists(): test_the_python_of_the_five_things(folder)
     language, text = snippet('Search')
-    lines = [line.split('#')[0].strip() for line in text.strip().splitlines()]
+    lines = commands(text)
     assert language == 'bash' and [line.split()[0] for line in lines] == ['magnifier_index', 'magnifier_search', 'magnifier_app']
-    run = lambda line: [str(Path(sys.executable).parent/line.split()[0]), *line.split()[1:]]
-    for line in lines[:2]:
-        done = subprocess.run(run(line), cwd=folder, env=environment(folder), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-    assert (folder/'people.db').exists() and (folder/'hits.png').stat().st_size > 5000 and 'similarity' in done.stdout
-    with subprocess.Popen(run(lines[2]), cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as page:
+    done = [run(line, folder) for line in lines[:2]]
+    assert (folder/'people').is_dir()
+    assert (folder/'hits.png').stat().st_size > 5000
+    assert 'similarity' in done[1]
+    with subprocess.Popen(words(lines[2]), cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as page:
         said, end = '', time.time() + 120
         while 'http://127.0.0.1' not in said and time.time() < end and page.poll() is None: said += page.stdout.readline()
         page.send_signal(signal.SIGINT)
         assert page.wait(30) == 0 and 'searches 12 images' in said, said
+
+
+def test_who_was_where(folder):
+    "Two people, two cameras, from videos to a table, a figure and boxes; so few are followed that a threshold has to be named"
+    if not (folder/'people.pkl').exists(): test_the_python_of_the_five_things(folder)
+    language, text = snippet('Who was where')
+    assert language == 'bash'
+    first, second, people = commands(text)
+    for line in (first, second): assert 'images added' in run(line, folder)
+    assert 'person' in run(f'{people} --threshold 0.5', folder)
+    assert (folder/'people.csv').stat().st_size > 100
+    assert (folder/'people.png').stat().st_size > 5000
+    assert {file.name for file in (folder/'boxes').iterdir()} <= {'cam1_cam1.txt', 'cam2_cam2.txt'}
