@@ -11,6 +11,9 @@ from magnifier.retrieval.expansion import *
 from magnifier.gallery.clusters import *
 from magnifier.gallery.hits import *
 from magnifier.gallery.gallery import *
+from magnifier.gallery.mot import *
+from magnifier.gallery.video import *
+from magnifier.gallery.detect import *
 from magnifier.data.images import *
 from magnifier.data.catalog import *
 from magnifier.data.own_sets import *
@@ -60,5 +63,6 @@ from magnifier.look.explain import *
 from magnifier.look.interpret import *
 from magnifier.look.catalogs import *
 from magnifier.look.training import *
+from magnifier.look.timeline import *
 from magnifier.app.server import *
 from magnifier.docs import *
