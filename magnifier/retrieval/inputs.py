@@ -8,6 +8,7 @@ from torch import Tensor
 
 __all__ = ['as_tensor', 'as_features', 'as_matrix', 'as_ids', 'as_count', 'check_pair', 'choose']
 
+WITHOUT_FLOAT64 = ('mps',)  # Devices that cannot sum in float64: Apple's GPUs
 NUMBER_THEM = 'For names, number queries and gallery together: `pd.factorize(names)[0]`'
 
 
@@ -35,7 +36,7 @@ def as_count(
 def as_tensor(
     x,  # Array, tensor or nested list of real numbers
     name: str,  # What to call it in an error
-) -> Tensor:  # Detached, on its own device, sharing memory wherever that is possible
+) -> Tensor:  # Detached, on its own device (the CPU if that has no float64), sharing memory wherever that is possible
     "`x` as a floating-point tensor; a TypeError where it holds something else than real numbers"
     if isinstance(x, Tensor): real = not x.is_complex() and x.dtype != torch.bool
     else:
@@ -43,6 +44,7 @@ def as_tensor(
         real = x.dtype.kind in 'fiu'
     if not real: raise TypeError(f'{name}: real numbers wanted, got dtype {x.dtype}. Pass a float array or tensor')
     x = x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else from_array(x)
+    if x.device.type in WITHOUT_FLOAT64: x = x.cpu()
     return x if x.is_floating_point() else x.double()
 
 

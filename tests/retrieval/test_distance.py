@@ -119,3 +119,12 @@ def test_float32_to_its_last_number():
     assert np.abs(region_distance(x[None, :, :], x[None, ::-1], seen, seen) - cosine_distances(x[:1], x[1:])).max() < 1e-6
     for bad, message in ((np.inf, 'NaN or infinite'), (np.nan, 'NaN or infinite'), (0, 'rows are zero')):
         with pytest.raises(ValueError, match=message): normalise(np.full((1, 3), bad))
+
+
+def test_features_on_a_device_without_float64_come_to_the_cpu(monkeypatch):
+    from magnifier.retrieval import inputs
+    moved = []
+    monkeypatch.setattr(inputs, 'WITHOUT_FLOAT64', ('cpu',))
+    monkeypatch.setattr(torch.Tensor, 'cpu', lambda self: moved.append(self.shape) or self)
+    inputs.as_tensor(torch.ones(2, 3), 'features')
+    assert moved == [(2, 3)]
