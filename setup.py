@@ -21,6 +21,7 @@ setup(
     package_data={'magnifier.app': ['page.css', 'page.js']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={key.removesuffix('_requirements'): value.split() for key, value in cfg.items() if key.endswith('_requirements')},
+    extras_require={key.removesuffix('_requirements'): value.split()
+                    for key, value in cfg.items() if key.endswith('_requirements')},
     entry_points={'console_scripts': cfg['console_scripts'].split()},
 )

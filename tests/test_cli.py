@@ -23,16 +23,20 @@ def run(people, tmp_path_factory):
     from contextlib import redirect_stdout
     from io import StringIO
     out, said = tmp_path_factory.mktemp('run'), StringIO()
-    with redirect_stdout(said): cli.magnifier_train('walkers', str(people), out=str(out), epochs=2, workers=0, rerank=True)
+    with redirect_stdout(said):
+        cli.magnifier_train('walkers', str(people), out=str(out), epochs=2, workers=0, rerank=True)
     return out, said.getvalue()
 
 
 def test_training_writes_learner_figures_and_pictures(run):
     out, said = run
-    assert {p.name for p in out.iterdir()} >= {'learner.pkl', 'metrics.csv', 'losses.csv', 'show_batch.png', 'show_results.png', 'show_ranking.png'}
+    assert ({p.name for p in out.iterdir()}
+            >= {'learner.pkl', 'metrics.csv', 'losses.csv', 'show_batch.png', 'show_results.png', 'show_ranking.png'})
     table = pd.read_csv(out/'metrics.csv', index_col='model')
     assert list(table.index) == ['before, plain', 'before, re-ranked', 'after, plain', 'after, re-ranked']
-    assert list(table.columns) == ['R1', 'R5', 'R10', 'mAP', 'mINP'] and table.notna().all(axis=None) and (table <= 1).all(axis=None)
+    assert list(table.columns) == ['R1', 'R5', 'R10', 'mAP', 'mINP']
+    assert table.notna().all(axis=None)
+    assert (table <= 1).all(axis=None)
     assert str(out) in said and 'after, plain' in said and f'{100*table.loc["after, plain", "mAP"]:.1f}' in said
     losses = pd.read_csv(out/'losses.csv', index_col='epoch')
     assert len(losses) == 2 and {'global_cls', 'sab_cls', 'mask', 'sd'} <= set(losses.columns)
@@ -56,7 +60,8 @@ SMALL = dict(arch='resnet18', weights='none', size='64x32', bs=16, cache='none',
 def narrow(monkeypatch):
     "The paper's recipes with narrow heads, and without pictures"
     from magnifier.cli import train
-    for name in ('paper', 'baseline'): monkeypatch.setitem(RECIPES, name, RECIPES[name]._replace(model={**RECIPES[name].model, 'hidden': 16}))
+    for name in ('paper', 'baseline'):
+        monkeypatch.setitem(RECIPES, name, RECIPES[name]._replace(model={**RECIPES[name].model, 'hidden': 16}))
     monkeypatch.setattr(train, '_figures', lambda *args: None)
 
 
@@ -64,7 +69,8 @@ def test_the_papers_recipe_by_name(people, tmp_path, monkeypatch, capsys, narrow
     monkeypatch.chdir(tmp_path)
     cli.magnifier_train('market1501', str(people), recipe='paper', **SMALL)
     said, losses = capsys.readouterr().out, pd.read_csv('runs/market1501-paper/losses.csv')
-    assert {'global_tri', 'sab_cls', 'sfb_tri', 'region_cls', 'mask', 'sd'} <= set(losses.columns) and losses.stage.tolist() == [1, 2]
+    assert {'global_tri', 'sab_cls', 'sfb_tri', 'region_cls', 'mask', 'sd'} <= set(losses.columns)
+    assert losses.stage.tolist() == [1, 2]
     assert 'stage 2 of 2: 1 epoch, rate 0.001' in said and 'semantic diversity loss x 0.002' in said
 
 
@@ -78,7 +84,8 @@ def test_ctrl_c_says_how_to_go_on(people, tmp_path, monkeypatch, capsys, narrow)
         cli.magnifier_train('market1501', str(people), **call)
     again = next(line for line in capsys.readouterr().out.splitlines() if 'go on with' in line)
     assert e.value.code == 130 and 'after epoch 1 of 2' in again
-    assert f"magnifier_train market1501 {people} --recipe baseline --out '{out}' --epochs 2 --arch resnet18" in again and again.endswith('--resume')
+    assert f"magnifier_train market1501 {people} --recipe baseline --out '{out}' --epochs 2 --arch resnet18" in again
+    assert again.endswith('--resume')
     cli.magnifier_train('market1501', str(people), resume=True, **call)
     assert 'going on after epoch 1 of 2' in capsys.readouterr().out and not (out/'checkpoints').exists()
     parts = {c for c in pd.read_csv(out/'losses.csv').columns if c.endswith(('_cls', '_tri')) or c in ('sd', 'mask')}
@@ -88,7 +95,8 @@ def test_ctrl_c_says_how_to_go_on(people, tmp_path, monkeypatch, capsys, narrow)
 def test_pictures_are_pictures(run):
     from PIL import Image
     for picture in run[0].glob('*.png'):
-        with Image.open(picture) as image: assert image.size[0] > 300 and len(image.convert('RGB').getcolors(1 << 24)) > 500
+        with Image.open(picture) as image:
+            assert image.size[0] > 300 and len(image.convert('RGB').getcolors(1 << 24)) > 500
 
 
 def test_evaluation_repeats_the_figures_of_the_training(run, people, capsys):
@@ -130,15 +138,19 @@ def test_what_is_no_learner_is_one_sentence(with_a_bar, people, tmp_path):
     (tmp_path/'plain.pkl').write_bytes(pickle.dumps(dict(a=1)))
     torch.save(learner.model.state_dict(), tmp_path/'weights.pth')
     Learner(learner.dls, torch.nn.Linear(2, 2), loss_func=torch.nn.MSELoss(), path=tmp_path).export('other.pkl')
-    for name, message in (('README.md', 'cannot be read as a learner'), ('empty.pkl', 'EOFError'), ('cut.pkl', 'cannot be read'), ('plain.pkl', 'cannot be read'),
-                          ('weights.pth', "no attribute 'dls'"), ('other.pkl', 'holds a Learner'), ('people.onnx', 'is an .onnx file')):
-        for call in (lambda f: cli.magnifier_eval(f, 'walkers', str(people)), lambda f: cli.magnifier_export(f), lambda f: cli.magnifier_app(str(tmp_path/'people'), f)):
+    for name, message in (('README.md', 'cannot be read as a learner'), ('empty.pkl', 'EOFError'),
+                          ('cut.pkl', 'cannot be read'), ('plain.pkl', 'cannot be read'),
+                          ('weights.pth', "no attribute 'dls'"), ('other.pkl', 'holds a Learner'),
+                          ('people.onnx', 'is an .onnx file')):
+        for call in (lambda f: cli.magnifier_eval(f, 'walkers', str(people)), lambda f: cli.magnifier_export(f),
+                     lambda f: cli.magnifier_app(str(tmp_path/'people'), f)):
             with pytest.raises(SystemExit, match=message) as e: call(str(tmp_path/name))
             assert '\n' not in str(e.value) and 'give the learner.pkl of `magnifier_train`' in str(e.value)
 
 
 def test_walkers_prints_where_they_are(people, capsys):
-    with pytest.raises(SystemExit, match='magnifier_walkers'): cli.magnifier_walkers(str(people), n_train=3)  # another set is there
+    # another set is there
+    with pytest.raises(SystemExit, match='magnifier_walkers'): cli.magnifier_walkers(str(people), n_train=3)
     new = people.with_name('more')
     cli.magnifier_walkers(str(new), n_train=1, n_test=1)
     assert capsys.readouterr().out.strip() == str(new) and (new/'query').is_dir()
@@ -167,9 +179,16 @@ def test_mistakes_are_one_line(call, message):
 QUICK_NO = """import sys
 from magnifier.cli import all as cli
 learner = sys.argv[1]
-calls = [lambda: cli.magnifier_train('marked', 'x'), lambda: cli.magnifier_train('market1501', '/no/such/folder'), lambda: cli.magnifier_train(recipe='slow'),
-         lambda: cli.magnifier_eval('/no/learner.pkl'), lambda: cli.magnifier_eval(learner), lambda: cli.magnifier_eval(learner, 'marked', 'x'),
-         lambda: cli.magnifier_ablate('marked', 'x'), lambda: cli.magnifier_export('/no/learner.pkl')]
+calls = [
+    lambda: cli.magnifier_train('marked', 'x'),
+    lambda: cli.magnifier_train('market1501', '/no/such/folder'),
+    lambda: cli.magnifier_train(recipe='slow'),
+    lambda: cli.magnifier_eval('/no/learner.pkl'),
+    lambda: cli.magnifier_eval(learner),
+    lambda: cli.magnifier_eval(learner, 'marked', 'x'),
+    lambda: cli.magnifier_ablate('marked', 'x'),
+    lambda: cli.magnifier_export('/no/learner.pkl'),
+]
 for i, call in enumerate(calls):
     try: call()
     except SystemExit as e: assert str(e).startswith('magnifier_'), e
@@ -186,10 +205,12 @@ def test_mistakes_are_refused_before_anything_heavy_is_imported(tmp_path):
 
 
 def test_an_argument_of_any_part_reaches_the_run(people, tmp_path, narrow):
-    cli.magnifier_train('market1501', str(people), recipe='paper', out=str(tmp_path/'run'), set=['keep=2', 'margin=.5', 'pad=3', 'second_lr=0'], **SMALL)
+    cli.magnifier_train('market1501', str(people), recipe='paper', out=str(tmp_path/'run'),
+                        set=['keep=2', 'margin=.5', 'pad=3', 'second_lr=0'], **SMALL)
     record = json.loads((tmp_path/'run/run.json').read_text())
     asked = record['arguments']
-    assert (asked['model']['keep'], asked['loss']['margin'], asked['loading']['pad'], asked['fitting']['second_lr']) == (2, .5, 3, 0)
+    assert (asked['model']['keep'], asked['loss']['margin'], asked['loading']['pad'],
+            asked['fitting']['second_lr']) == (2, .5, 3, 0)
     assert record['stages'][1]['lr'] == 3.5e-4  # what the first stage of one epoch ended with
 
 
@@ -197,7 +218,9 @@ def test_data_are_asked_for_unless_it_learnt_on_walkers(run, people, tmp_path, c
     import shutil
     alone = tmp_path/'learner.pkl'
     shutil.copy(run[0]/'learner.pkl', alone)
-    with pytest.raises(SystemExit, match=f'name the data to evaluate on, as in `magnifier_eval {alone} market1501 PATH`'): cli.magnifier_eval(str(alone))
+    with pytest.raises(SystemExit,
+                       match=f'name the data to evaluate on, as in `magnifier_eval {alone} market1501 PATH`'):
+        cli.magnifier_eval(str(alone))
     monkeypatch.setattr('magnifier.walkers.dataset.walkers', lambda path: people)
     cli.magnifier_eval(str(run[0]/'learner.pkl'))
     assert 'query against gallery, in %, ' in capsys.readouterr().out
@@ -208,11 +231,14 @@ def test_the_papers_table_beside_ours(run, people, tmp_path, capsys):
     cli.magnifier_eval(learner, 'market1501', path, rerank=True, save=str(tmp_path/'table1.csv'))
     table = pd.read_csv(tmp_path/'table1.csv', index_col=0)
     assert list(table.index) == ['ours, plain', 'ours, re-ranked', 'paper, plain', 'paper, re-ranked']
-    assert table.loc['paper, plain'].tolist() == [95.8, 89.6] and table.loc['paper, re-ranked', 'Market-1501 mAP'] == 95.1
+    assert table.loc['paper, plain'].tolist() == [95.8, 89.6]
+    assert table.loc['paper, re-ranked', 'Market-1501 mAP'] == 95.1
     cli.magnifier_eval(learner, 'walkers,market1501', f'{path},{path}', save=str(tmp_path/'table1.md'))
     lines = (tmp_path/'table1.md').read_text().splitlines()
-    assert lines[0] == '| % | walkers R1 | walkers mAP | Market-1501 R1 | Market-1501 mAP |' and lines[3].startswith('| paper, plain | nan | nan | 95.8 |')
-    with pytest.raises(SystemExit, match='2 data sets and 1 folders'): cli.magnifier_eval(learner, 'walkers,market1501', path)
+    assert lines[0] == '| % | walkers R1 | walkers mAP | Market-1501 R1 | Market-1501 mAP |'
+    assert lines[3].startswith('| paper, plain | nan | nan | 95.8 |')
+    with pytest.raises(SystemExit, match='2 data sets and 1 folders'):
+        cli.magnifier_eval(learner, 'walkers,market1501', path)
 
 
 def test_debug_shows_where_it_arose():

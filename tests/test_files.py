@@ -80,7 +80,8 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
 
 def test_what_cannot_be_written_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'fsync', raising(FULL))
-    with pytest.raises(OSError, match='cannot write .*a.txt: No space left on device; make room or name another folder'):
+    with pytest.raises(OSError,
+                       match='cannot write .*a.txt: No space left on device; make room or name another folder'):
         with aside(tmp_path/'a.txt') as part: part.write_text('one')
     assert names(tmp_path) == []
 
@@ -96,15 +97,19 @@ def test_a_full_disk_is_told_where_torch_has_no_error_for_it(tmp_path):
 
 
 def test_errors_of_other_things_pass(tmp_path):
-    with pytest.raises(RuntimeError, match='shapes'), aside(tmp_path/'a.txt'): raise RuntimeError('inline_container: shapes differ')
-    with pytest.raises(FileNotFoundError, match='elsewhere'), aside(tmp_path/'a.txt'): (tmp_path/'elsewhere').read_text()
+    with pytest.raises(RuntimeError, match='shapes'), aside(tmp_path/'a.txt'):
+        raise RuntimeError('inline_container: shapes differ')
+    with pytest.raises(FileNotFoundError, match='elsewhere'), aside(tmp_path/'a.txt'):
+        (tmp_path/'elsewhere').read_text()
     assert names(tmp_path) == []
 
 
 def test_a_name_that_cannot_be_a_file_is_refused_before_anything_is_made(tmp_path):
     (tmp_path/'a').write_text('a file')
-    with pytest.raises(OSError, match='cannot write .*a/b.txt: .*name another folder'), aside(tmp_path/'a'/'b.txt'): pytest.fail('nothing to write to')
-    with pytest.raises(OSError, match='cannot write .*a/b/c/d.txt'), aside(tmp_path/'a/b/c/d.txt'): pytest.fail('nothing to write to')
+    with pytest.raises(OSError, match='cannot write .*a/b.txt: .*name another folder'), aside(tmp_path/'a'/'b.txt'):
+        pytest.fail('nothing to write to')
+    with pytest.raises(OSError, match='cannot write .*a/b/c/d.txt'), aside(tmp_path/'a/b/c/d.txt'):
+        pytest.fail('nothing to write to')
     with pytest.raises(OSError, match='cannot write'), aside(tmp_path) as part: part.write_text('one')
     assert names(tmp_path) == ['a']
 
@@ -177,9 +182,12 @@ def test_files_join_a_folder_where_that_is_allowed(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path/'a').write_text('a file')
-    with pytest.raises(OSError, match='cannot write .*a/set: '), aside_folder(tmp_path/'a/set'): pytest.fail('nothing to write to')
+    with pytest.raises(OSError, match='cannot write .*a/set: '), aside_folder(tmp_path/'a/set'):
+        pytest.fail('nothing to write to')
     monkeypatch.setattr(os, 'rename', raising(FULL))
-    with pytest.raises(OSError, match='cannot write .*set: No space left on device; make room'), aside_folder(tmp_path/'set'): pass
+    with pytest.raises(OSError,
+                       match='cannot write .*set: No space left on device; make room'), aside_folder(tmp_path/'set'):
+        pass
     assert names(tmp_path) == ['a']
 
 

@@ -23,4 +23,5 @@ def test_notebook_is_kept_with_outputs_and_without_errors(path):
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv('MAGNIFIER_QUICK', '1')
     notebook = nbformat.read(path, 4)
-    NotebookClient(notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute(env=dict(os.environ))
+    NotebookClient(notebook, timeout=600, kernel_name='python3',
+                   resources={'metadata': {'path': str(path.parent)}}).execute(env=dict(os.environ))

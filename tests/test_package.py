@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/'magnifier'
 # The floors, ground first: a module imports only from its own wing and those below it, and no circle
-FLOORS = ['regions', 'files', 'docs', 'retrieval', 'data', 'walkers', 'model', 'gallery', 'train', 'look', 'app', 'cli', 'all']
+FLOORS = ['regions', 'files', 'docs', 'retrieval', 'data', 'walkers', 'model', 'gallery', 'train', 'look', 'app', 'cli',
+          'all']
 MODULES = sorted(m.name for m in pkgutil.walk_packages([str(PACKAGE)], 'magnifier.') if not m.ispkg)
 
 
@@ -44,12 +45,14 @@ def test_a_module_imports_only_from_below(module):
 
 def test_no_module_stands_on_itself():
     from graphlib import TopologicalSorter
-    list(TopologicalSorter({m: set(imports(m)) - {m} for m in MODULES}).static_order())  # raises CycleError, and names the circle
+    # raises CycleError, and names the circle
+    list(TopologicalSorter({m: set(imports(m)) - {m} for m in MODULES}).static_order())
 
 
 def test_no_name_is_undefined_or_for_nothing():
     pytest.importorskip('ruff')
-    found = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--quiet', '--output-format', 'concise', ROOT], capture_output=True, text=True)
+    found = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--quiet', '--output-format',
+                            'concise', ROOT], capture_output=True, text=True)
     assert not found.returncode, found.stdout + found.stderr
 
 
@@ -67,7 +70,8 @@ def documented(module):
                 method = getattr(method, '__func__', method)
                 above = any(hasattr(base, key) for base in thing.__mro__[1:] if base.__module__.startswith('magnifier'))
                 if above and key != '__init__': continue  # documented where it is declared
-                if inspect.isfunction(method) and (not key.startswith('_') or key == '__init__') and method.__module__.startswith('magnifier'):
+                if inspect.isfunction(method) and (not key.startswith('_')
+                                                   or key == '__init__') and method.__module__.startswith('magnifier'):
                     yield f'{name}.{key}', method
         elif inspect.isfunction(thing) and thing.__module__ == module: yield name, thing
 
@@ -82,17 +86,19 @@ def test_everything_public_is_documented(module):
         thing = inspect.unwrap(thing)
         is_hook = '.' in name and name.split('.')[1] in _FASTAI_HOOKS  # documented where fastai defines them
         if not inspect.getdoc(thing) and not is_hook and not name.endswith('__init__'): missing.append(name)
-        if inspect.isclass(thing) or is_hook or thing.__code__.co_filename.startswith('<'): continue  # a dataclass writes its own __init__
+        # a dataclass writes its own __init__
+        if inspect.isclass(thing) or is_hook or thing.__code__.co_filename.startswith('<'): continue
         code = thing.__code__
-        own = code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]  # @delegates adds others, documented where they come from
+        # @delegates adds others, documented where they come from
+        own = code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]
         own = [p for p in own if p not in ('self', 'cls')]
         comments = docments(thing, full=True, returns=False) if own else {}
         missing += [f'{name}({p})' for p in own if not (p in comments and comments[p].docment)]
     assert not missing, f'without documentation: {missing}'
 
 
-_FASTAI_HOOKS = {'setups', 'encodes', 'decodes', 'before_call', 'new', 'reset', 'accumulate', 'value', 'name', 'create', 'show', 'forward', 'backward',
-                 'decode', 'do_batch', 'create_batch', 'create_item', 'get_idxs'}
+_FASTAI_HOOKS = {'setups', 'encodes', 'decodes', 'before_call', 'new', 'reset', 'accumulate', 'value', 'name', 'create',
+                 'show', 'forward', 'backward', 'decode', 'do_batch', 'create_batch', 'create_item', 'get_idxs'}
 
 
 def settings():
@@ -114,7 +120,8 @@ def test_every_command_exists_and_starts_without_heavy_imports():
     from magnifier.cli import all as cli
     assert set(commands) == set(cli.__all__)
     for name, target in commands.items(): assert target == f'magnifier.cli.all:{name}' and callable(getattr(cli, name))
-    loaded = subprocess.run([sys.executable, '-c', 'import sys, magnifier.cli.all; print(" ".join(sys.modules))'], capture_output=True, text=True, check=True).stdout
+    loaded = subprocess.run([sys.executable, '-c', 'import sys, magnifier.cli.all; print(" ".join(sys.modules))'],
+                            capture_output=True, text=True, check=True).stdout
     assert not {'torch', 'fastai', 'pandas', 'matplotlib', 'numpy'} & set(loaded.split())
 
 
@@ -131,12 +138,13 @@ def test_all_is_star_imports_and_nothing_else():
 
 
 def test_the_outside_holds():
-    "DESIGN's names, as users type them"
-    names = '''walkers ReIDDataLoaders magnifier_learner resnet50 Gallery load_learner rank evaluate_distances Ranking rerank rerank_distances market1501
-        create_magnifier MagnifierNet MagnifierOutput region_max_pool semantic_diversity_loss batch_hard_triplet MagnifierLoss TeacherMasks RegionOcclusion
-        SemanticDiversityPhase TensorPartMask TensorIdentity ReIDDataBlock'''.split()
+    "The names that users type"
+    names = '''walkers ReIDDataLoaders magnifier_learner resnet50 Gallery load_learner rank evaluate_distances Ranking
+        rerank rerank_distances market1501 create_magnifier MagnifierNet MagnifierOutput region_max_pool
+        semantic_diversity_loss batch_hard_triplet MagnifierLoss TeacherMasks RegionOcclusion SemanticDiversityPhase
+        TensorPartMask TensorIdentity ReIDDataBlock'''.split()
     everything = vars(importlib.import_module('magnifier.all'))
-    missing = {n for n in names if n not in everything}  # the gallery's wing is not built yet
-    assert not missing
+    assert not {n for n in names if n not in everything}
     learner = everything['magnifier_learner'].__globals__['ReIDLearner']
-    for method in 'fit_semantic_diversity show_results evaluate show_ranking explain embed export'.split(): assert callable(getattr(learner, method))
+    for method in 'fit_semantic_diversity show_results evaluate show_ranking explain embed export'.split():
+        assert callable(getattr(learner, method))

@@ -27,8 +27,8 @@ def test_five_lines_each():
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, walkers_root):
-    """What the snippets name: own images, a folder a person, with part masks; a benchmark; a tracker's crops; an image; two videos with a
-    tracker's boxes; and ImageNet weights of our own"""
+    """What the snippets name: own images, a folder a person, with part masks; a benchmark; a tracker's crops;
+    an image; two videos with a tracker's boxes; and ImageNet weights of our own"""
     import torch
     from torchvision.models import ResNet50_Weights, resnet50
     from magnifier.data.readers import market1501
@@ -53,7 +53,8 @@ def folder(tmp_path_factory, walkers_root):
     return here
 
 
-def environment(folder): return {**os.environ, 'TORCH_HOME': str(folder/'torch'), 'MPLBACKEND': 'Agg', 'OMP_NUM_THREADS': '1'}
+def environment(folder):
+    return {**os.environ, 'TORCH_HOME': str(folder/'torch'), 'MPLBACKEND': 'Agg', 'OMP_NUM_THREADS': '1'}
 
 
 def shortened(text):
@@ -80,7 +81,8 @@ def test_the_python_of_the_five_things(folder):
     assert len(texts) == 3 and all(long in ''.join(texts) for long in SMALL)
     code = 'crops = [__import__("numpy").zeros((90, 40, 3), "uint8")]*3\n' + shortened('\n'.join(texts)) + \
            '\nassert embeddings.shape == (3, 4096) and Path("people.pkl").exists(), embeddings.shape\n'
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=folder, env=environment(folder), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=folder, env=environment(folder),
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -89,20 +91,24 @@ def test_the_commands_of_the_five_things(folder):
     if not (folder/'people.pkl').exists(): test_the_python_of_the_five_things(folder)
     language, text = snippet('Search')
     lines = commands(text)
-    assert language == 'bash' and [line.split()[0] for line in lines] == ['magnifier_index', 'magnifier_search', 'magnifier_app']
+    assert language == 'bash'
+    assert [line.split()[0] for line in lines] == ['magnifier_index', 'magnifier_search', 'magnifier_app']
     done = [run(line, folder) for line in lines[:2]]
     assert (folder/'people').is_dir()
     assert (folder/'hits.png').stat().st_size > 5000
     assert 'similarity' in done[1]
-    with subprocess.Popen(words(lines[2]), cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as page:
+    with subprocess.Popen(words(lines[2]), cwd=folder, env=environment(folder), stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True) as page:
         said, end = '', time.time() + 120
-        while 'http://127.0.0.1' not in said and time.time() < end and page.poll() is None: said += page.stdout.readline()
+        while 'http://127.0.0.1' not in said and time.time() < end and page.poll() is None:
+            said += page.stdout.readline()
         page.send_signal(signal.SIGINT)
         assert page.wait(30) == 0 and 'searches 12 images' in said, said
 
 
 def test_who_was_where(folder):
-    "Two people, two cameras, from videos to a table, a figure and boxes; so few are followed that a threshold has to be named"
+    """Two people, two cameras, from videos to a table, a figure and boxes; so few are followed that a threshold
+    has to be named"""
     if not (folder/'people.pkl').exists(): test_the_python_of_the_five_things(folder)
     language, text = snippet('Who was where')
     assert language == 'bash'

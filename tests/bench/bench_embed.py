@@ -1,12 +1,14 @@
-"""Embedding: the whole model's forward and the embedding network beside the plain backbone's forward, in one run and in turns.
+"""Embedding: the whole model's forward and the embedding network beside the plain backbone's forward, in one
+run and in turns.
 
     python tests/bench/bench_embed.py --size 256 128 --bs 16 --out tests/bench/DATE-embed.csv
-    python tests/bench/bench_embed.py --onnx                                      # and the exported file, by onnxruntime
-    python tests/bench/bench_embed.py --device cuda --bs 256 --bf16 --compile     # GPU: never run on one so far
+    python tests/bench/bench_embed.py --onnx                                   # and the exported file, by onnxruntime
+    python tests/bench/bench_embed.py --device cuda --bs 256 --bf16 --compile  # GPU: never run on one so far
 
-The floor, `backbone`, is stages 1 to 4 as torch has them (same last stride, batch norms as they are, contiguous); `backbone, folded` is what is
-left of it after the same folding and layout as the embedding network's. Every row but those two gives embeddings; `cosine` is against the model's
-own in float32. The batch norms have seen random pictures first, so that folding them is no identity; weights are random."""
+The floor, `backbone`, is stages 1 to 4 as torch has them (same last stride, batch norms as they are,
+contiguous); `backbone, folded` is what is left of it after the same folding and layout as the embedding
+network's. Every row but those two gives embeddings; `cosine` is against the model's own in float32. The batch
+norms have seen random pictures first, so that folding them is no identity; weights are random."""
 
 import argparse
 import statistics
@@ -40,10 +42,11 @@ def ways(model, images, args):
     half = lambda: torch.autocast(args.device, torch.bfloat16)
     def in_half(fn):
         with half(): return fn()
-    found = {'backbone': lambda: model.backbone(images), 'backbone, folded': lambda: folded(last), 'model': lambda: model(images).embedding,
-             'embedding network': lambda: net(images)}
+    found = {'backbone': lambda: model.backbone(images), 'backbone, folded': lambda: folded(last),
+             'model': lambda: model(images).embedding, 'embedding network': lambda: net(images)}
     if args.bf16:
-        found |= {'backbone, bf16': lambda: in_half(lambda: model.backbone(last)), 'embedding network, bf16': lambda: in_half(lambda: net(images))}
+        found |= {'backbone, bf16': lambda: in_half(lambda: model.backbone(last)),
+                  'embedding network, bf16': lambda: in_half(lambda: net(images))}
     if args.onnx: found['onnxruntime'] = onnx_session(net, images, args)
     return found
 
@@ -77,17 +80,22 @@ def main():
     images = torch.randn(args.bs, 3, *args.size).to(args.device)
     with torch.inference_mode():
         found = ways(model, images, args)
-        cosine = {name: F.cosine_similarity(fn().float(), model(images).embedding).min().item() if 'backbone' not in name else None
+        cosine = {name: F.cosine_similarity(fn().float(), model(images).embedding).min().item()
+                  if 'backbone' not in name else None
                   for name, fn in found.items()}
         # In turns, so that what else the machine does falls on all alike
-        turns = [{name: timed(fn, device=args.device, repeats=1, warm_up=int(turn == 0), clock=clock)['median'] for name, fn in found.items()}
+        turns = [{name: timed(fn, device=args.device, repeats=1, warm_up=int(turn == 0), clock=clock)['median']
+                  for name, fn in found.items()}
                  for turn in range(args.repeats)]
     rows = []
     for name in found:
         seconds, ratios = [t[name] for t in turns], [t[name]/t['backbone'] for t in turns]
-        rows.append(dict(row=name, arch=args.arch, bs=args.bs, size='x'.join(map(str, args.size)), clock='processor' if args.cpu_clock else 'wall',
-                         median=round(statistics.median(seconds), 4), min=round(min(seconds), 4), max=round(max(seconds), 4),
-                         images_a_second=round(args.bs/statistics.median(seconds), 1), times_backbone=round(statistics.median(ratios), 3),
+        rows.append(dict(row=name, arch=args.arch, bs=args.bs, size='x'.join(map(str, args.size)),
+                         clock='processor' if args.cpu_clock else 'wall',
+                         median=round(statistics.median(seconds), 4), min=round(min(seconds), 4),
+                         max=round(max(seconds), 4),
+                         images_a_second=round(args.bs/statistics.median(seconds), 1),
+                         times_backbone=round(statistics.median(ratios), 3),
                          cosine=None if cosine[name] is None else round(cosine[name], 7)))
     write_csv(rows, args.out, args.device)
 

@@ -4,10 +4,10 @@
     python tests/bench/bench_gallery.py --images 1000000 --dim 512 --cases read product add gallery ivf --csv ...
     python tests/bench/bench_gallery.py --images 10000 --dim 4096 --cases milvus-lite --csv ...
 
-Each case runs in a process of its own. `read` reads the vectors once, `product` is NumPy's with all of them in memory,
-`faiss` its flat index, `lancedb` LanceDB alone, `add` fills our gallery through its store (what embedding costs comes
-on top), `gallery` searches it, `cold` is `magnifier_search` from a shell with an .onnx embedder, `ivf` builds and uses the
-index, `regions` searches by three of eight regions.
+Each case runs in a process of its own. `read` reads the vectors once, `product` is NumPy's with all of them in
+memory, `faiss` its flat index, `lancedb` LanceDB alone, `add` fills our gallery through its store (what
+embedding costs comes on top), `gallery` searches it, `cold` is `magnifier_search` from a shell with an .onnx
+embedder, `ivf` builds and uses the index, `regions` searches by three of eight regions.
 """
 import argparse
 import datetime

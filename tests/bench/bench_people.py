@@ -2,8 +2,9 @@
 
     python tests/bench/bench_people.py --learner runs/quick/learner.pkl --out people.csv
 
-Walkers that no training has seen walk in front of cameras. Tracks are the true ones (a person's visit to a camera) or a tracker's (broken where
-a person is hidden). All cameras' frames are scored as one video, so that an identity counts only if it is kept across cameras."""
+Walkers that no training has seen walk in front of cameras. Tracks are the true ones (a person's visit to a
+camera) or a tracker's (broken where a person is hidden). All cameras' frames are scored as one video, so that
+an identity counts only if it is kept across cameras."""
 import argparse
 import tempfile
 import time
@@ -32,15 +33,16 @@ class Colour:
 
 def true_tracks(file):
     "Boxes of people as they are, each visit being a track; and the person of each"
-    boxes = pd.read_csv(file, header=None).set_axis(['frame', 'person', 'left', 'top', 'width', 'height', 'confidence', 'class', 'seen'], axis=1)
+    boxes = pd.read_csv(file, header=None).set_axis(['frame', 'person', 'left', 'top', 'width', 'height', 'confidence',
+                                                     'class', 'seen'], axis=1)
     boxes = boxes[boxes['seen'] >= LEAST_SEEN].sort_values(['person', 'frame'])
     starts = (boxes['person'].diff() != 0) | (boxes['frame'].diff() > GAP)
     return boxes.assign(track=starts.cumsum()).sort_values(['frame', 'track'], ignore_index=True)
 
 
 def idf1(truth, guessed):
-    """IDF1 over all cameras (Ristani et al. 2016). truth: camera -> boxes with person; guessed: camera -> boxes with track, numbered over
-    all cameras"""
+    """IDF1 over all cameras (Ristani et al. 2016). truth: camera -> boxes with person; guessed: camera -> boxes
+    with track, numbered over all cameras"""
     accumulator = motmetrics.MOTAccumulator(auto_id=True)
     for camera, true in truth.items():
         by_frame = dict(list(guessed[camera].groupby('frame')))
@@ -99,9 +101,12 @@ def rows_of(root, embedder, name, tracks_name, truth, tracks, cameras, rng):
         'without camera centring': joined(found, centre=False),
         'chance': dict(zip(found.table['tracklet'], rng.permutation(list(joined(found).values())))),
     }
-    rows = [dict(embedder=name, tracks=tracks_name, setting=setting, idf1=scored(truth, tracks, people)) for setting, people in settings.items()]
-    rows.append(dict(embedder=name, tracks=tracks_name, setting='best threshold', idf1=best_threshold(truth, tracks, found)))
-    return [{**row, 'people': sum(len(set(t['person'])) for t in truth.values()), 'tracklets': len(found), 'crops': len(plain.table) and
+    rows = [dict(embedder=name, tracks=tracks_name, setting=setting, idf1=scored(truth, tracks, people))
+            for setting, people in settings.items()]
+    rows.append(dict(embedder=name, tracks=tracks_name, setting='best threshold',
+                     idf1=best_threshold(truth, tracks, found)))
+    return [{**row, 'people': sum(len(set(t['person'])) for t in truth.values()), 'tracklets': len(found),
+             'crops': len(plain.table) and
              int(found.table['images'].sum()), 'seconds': round(seconds, 1)} for row in rows]
 
 

@@ -32,7 +32,8 @@ WAYS = {f.__name__: f for f in (global_max_pool, product, loop, region_max_pool)
 
 def make(way, masks, layout, dtype, device):
     g = torch.Generator().manual_seed(0)
-    maps = torch.randn(N, C, H, W, generator=g).relu().to(device, getattr(torch, dtype), memory_format=getattr(torch, layout))
+    maps = torch.randn(N, C, H, W, generator=g).relu().to(device, getattr(torch, dtype),
+                                                          memory_format=getattr(torch, layout))
     if masks == 'soft': weights = torch.randn(N, K, H, W, generator=g).softmax(1)
     else: weights = labels_to_masks(body_labels(N, 16 * H, 16 * W, g), (H, W), masks)
     weights, grad = weights.to(maps), torch.rand(N, K, C, generator=g).to(maps)
@@ -53,13 +54,16 @@ def main():
     clock = time.process_time if args.cpu_clock else time.perf_counter
     for layout in ('contiguous_format', 'channels_last'):
         floor = None
-        for way, masks in [*((way, 'bilinear') for way in WAYS), ('region_max_pool', 'nearest'), ('region_max_pool', 'soft')]:
+        for way, masks in [*((way, 'bilinear') for way in WAYS), ('region_max_pool', 'nearest'),
+                           ('region_max_pool', 'soft')]:
             setting = (way, masks, layout, args.dtype, args.device)
             seconds = timed(make(*setting), device=args.device, repeats=args.repeats, clock=clock)
             memory = peak_memory(make, *setting, device=args.device)
             floor = floor or (seconds['median'], memory)
-            rows.append(dict(way=way, masks=masks, layout=layout, dtype=args.dtype, **{k: round(v, 5) for k, v in seconds.items()},
-                             mib=round(memory), times_floor=round(seconds['median'] / floor[0], 2), memory_of_floor=round(memory / floor[1], 2)))
+            rows.append(dict(way=way, masks=masks, layout=layout, dtype=args.dtype,
+                             **{k: round(v, 5) for k, v in seconds.items()},
+                             mib=round(memory), times_floor=round(seconds['median'] / floor[0], 2),
+                             memory_of_floor=round(memory / floor[1], 2)))
     write_csv(rows, args.out, args.device)
 
 

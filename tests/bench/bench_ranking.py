@@ -1,4 +1,5 @@
-"""Ranking a test set: seconds, CPU seconds and memory beside the input, from a distance matrix and from features, side by side with other tools.
+"""Ranking a test set: seconds, CPU seconds and memory beside the input, from a distance matrix and from
+features, side by side with other tools.
 
     python tests/bench/bench_ranking.py --size market --csv tests/bench/DATE-ranking-market.csv
 """
@@ -68,7 +69,8 @@ def oml_features(size):
     q, g = map(torch.from_numpy, feats)
     q_pids, g_pids, q_camids, g_camids = map(torch.from_numpy, ids)
     def run():  # a sequence is an identity in a camera: what the protocol removes
-        _, found, true = batched_knn_qg(q, g, len(g), q_pids, g_pids, None, None, q_pids * 6 + q_camids, g_pids * 6 + g_camids)
+        _, found, true = batched_knn_qg(q, g, len(g), q_pids, g_pids, None, None, q_pids * 6 + q_camids,
+                                        g_pids * 6 + g_camids)
         m = calc_retrieval_metrics(found, true, cmc_top_k=(1,), map_top_k=(len(g),), precision_top_k=(1,), reduce=False)
         counted = torch.tensor([len(t) > 0 for t in true])
         return dict(R1=float(m['cmc'][1][counted].float().mean()), mAP=float(m['map'][len(g)][counted].mean()))
@@ -76,5 +78,8 @@ def oml_features(size):
 
 
 if __name__ == '__main__':
-    main(__doc__, [('matrix', 'magnifier', None, magnifier_matrix), ('matrix', 'torchreid', 'torchreid', torchreid_matrix), ('matrix', 'argsort loop', None, textbook_matrix),
-                   ('features', 'product alone', None, product), ('features', 'magnifier', None, magnifier_features), ('features', 'open-metric-learning', 'oml', oml_features)])
+    main(__doc__, [('matrix', 'magnifier', None, magnifier_matrix),
+                   ('matrix', 'torchreid', 'torchreid', torchreid_matrix),
+                   ('matrix', 'argsort loop', None, textbook_matrix),
+                   ('features', 'product alone', None, product), ('features', 'magnifier', None, magnifier_features),
+                   ('features', 'open-metric-learning', 'oml', oml_features)])

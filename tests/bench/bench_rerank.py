@@ -1,4 +1,5 @@
-"""k-reciprocal re-ranking: seconds, CPU seconds and memory beside the input, from distances and from features, side by side with other tools.
+"""k-reciprocal re-ranking: seconds, CPU seconds and memory beside the input, from distances and from features,
+side by side with other tools.
 
     python tests/bench/bench_rerank.py --size market --csv tests/bench/DATE-rerank-market.csv
 """
@@ -62,5 +63,7 @@ def magnifier_sparse(size):
 
 
 if __name__ == '__main__':
-    main(__doc__, [('distances', 'magnifier', None, magnifier_distances), ('distances', 'torchreid', 'torchreid', torchreid_distances),
-                   ('features', 'product alone', None, product), ('features', 'magnifier', None, magnifier_features), ('features', 'magnifier, sparse result', None, magnifier_sparse)])
+    main(__doc__, [('distances', 'magnifier', None, magnifier_distances),
+                   ('distances', 'torchreid', 'torchreid', torchreid_distances),
+                   ('features', 'product alone', None, product), ('features', 'magnifier', None, magnifier_features),
+                   ('features', 'magnifier, sparse result', None, magnifier_sparse)])

@@ -1,10 +1,13 @@
-"""A training step and an embedding of the full MagnifierNet beside the plain backbone with one head (same last stride), in one run.
+"""A training step and an embedding of the full MagnifierNet beside the plain backbone with one head (same last
+stride), in one run.
 
     python tests/bench/bench_step.py --bs 8 --size 256 128
-    python tests/bench/bench_step.py --device cuda --bs 64 --bf16 --channels-last --compile --profile step.txt --out step.csv
+    python tests/bench/bench_step.py --device cuda --bs 64 --bf16 --channels-last --compile \\
+        --profile step.txt --out step.csv
 
-Heads and losses are float32 in any case. `--compile` compiles the network in place; Adam is fused on a GPU. `--profile` writes what the time of the
-last row's steps went to, by operator. On a GPU none of this has been run so far: the first who has one finds out."""
+Heads and losses are float32 in any case. `--compile` compiles the network in place; Adam is fused on a GPU.
+`--profile` writes what the time of the last row's steps went to, by operator. On a GPU none of this has been
+run so far: the first who has one finds out."""
 
 import argparse
 import random
@@ -60,7 +63,8 @@ def profile(step, path, device):
         for _ in range(3): step()
         if device == 'cuda': torch.cuda.synchronize()
     by = 'self_device_time_total' if device == 'cuda' else 'self_cpu_time_total'
-    table = found.key_averages(group_by_input_shape=True).table(sort_by=by, row_limit=40, max_name_column_width=60, max_shapes_column_width=60)
+    table = found.key_averages(group_by_input_shape=True).table(sort_by=by, row_limit=40, max_name_column_width=60,
+                                                                max_shapes_column_width=60)
     Path(path).write_text(f'{hardware(device)}, three steps\n{table}\n')
 
 
@@ -85,8 +89,10 @@ def main():
             memory = peak_memory(make, row, training, args, device=args.device)
             floor = floor or (seconds['median'], memory)
             rows.append(dict(
-                row=row, what='step' if training else 'embed', arch=args.arch, bs=args.bs, size='x'.join(map(str, args.size)),
-                bf16=args.bf16, channels_last=args.channels_last, compile=args.compile, **{k: round(v, 4) for k, v in seconds.items()},
+                row=row, what='step' if training else 'embed', arch=args.arch, bs=args.bs,
+                size='x'.join(map(str, args.size)),
+                bf16=args.bf16, channels_last=args.channels_last, compile=args.compile,
+                **{k: round(v, 4) for k, v in seconds.items()},
                 images_a_second=round(args.bs / seconds['median'], 1), mib=round(memory),
                 times_plain=round(seconds['median'] / floor[0], 3), memory_of_plain=round(memory / floor[1], 3)))
     if args.profile: profile(make(args.rows[-1], True, args), args.profile, args.device)

@@ -20,7 +20,7 @@ def timed(
     device: str = 'cpu',  # Where it runs: a GPU is waited for
     repeats: int = 7,  # Calls measured
     warm_up: int = 2,  # Calls before
-    clock=time.perf_counter,  # time.process_time for processor seconds: what to compare on a busy machine, with one thread
+    clock=time.perf_counter,  # time.process_time, with one thread, is what to compare on a busy machine
 ) -> dict[str, float]:  # 'median', 'min' and 'max' seconds
     "Seconds of a call"
     wait = torch.cuda.synchronize if device == 'cuda' else (lambda: None)

@@ -22,14 +22,17 @@ def test_pickle_to_folder_to_file(pickled, catalog, capsys):
     pytest.importorskip('onnxscript')
     magnifier_export(str(folder), str(pickled.with_name('p.onnx')), json=True)
     about = json.loads(capsys.readouterr().out)
-    assert about['fingerprint'] == embedder.fingerprint and about['dimensions'] == embedder.dim and about['size'] == [64, 32]
+    assert about['fingerprint'] == embedder.fingerprint
+    assert about['dimensions'] == embedder.dim
+    assert about['size'] == [64, 32]
     assert about['bytes'] == pickled.with_name('p.onnx').stat().st_size and about['format'] == 'onnx'
     paths = catalog.path.tolist()[:5]
     assert np.abs(Embedder(about['file'])(paths) - embedder(paths)).max() < 1e-4
 
 
 @pytest.mark.parametrize('args, kwargs, message', [
-    (['l.pkl'], dict(format='tflite'), "unknown format 'tflite': use onnx or pretrained"), (['/no/l.pkl'], {}, 'no/l.pkl'),
+    (['l.pkl'], dict(format='tflite'), "unknown format 'tflite': use onnx or pretrained"),
+    (['/no/l.pkl'], {}, 'no/l.pkl'),
     (['l.pkl'], dict(format='pretrained', masks=True), '--masks is of --format onnx')])
 def test_mistakes_are_one_line(args, kwargs, message):
     with pytest.raises(SystemExit, match=message): magnifier_export(*args, **kwargs)

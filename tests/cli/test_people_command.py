@@ -22,7 +22,8 @@ class Bands:
 @pytest.fixture(scope='module')
 def streams(tmp_path_factory):
     from magnifier.walkers.streams import walkers_streams
-    return walkers_streams(tmp_path_factory.mktemp('streams')/'s', people=3, cameras=2, minutes=.3, size=(144, 256), masks=False)
+    return walkers_streams(tmp_path_factory.mktemp('streams')/'s', people=3, cameras=2, minutes=.3, size=(144, 256),
+                           masks=False)
 
 
 @pytest.fixture
@@ -30,14 +31,15 @@ def gallery(streams, tmp_path, monkeypatch, capsys):
     "Both cameras, added by the command"
     monkeypatch.setattr('magnifier.cli.gallery.open_embedder', lambda learner: Bands())
     for camera in pd.read_csv(streams/'cameras.csv').itertuples():
-        magnifier_index(video=str(streams/f'cam{camera.camera}.mp4'), boxes=str(streams/f'cam{camera.camera}.txt'), camera=camera.camera,
-                        start=camera.start, gallery=str(tmp_path/'people'))
+        magnifier_index(video=str(streams/f'cam{camera.camera}.mp4'), boxes=str(streams/f'cam{camera.camera}.txt'),
+                        camera=camera.camera, start=camera.start, gallery=str(tmp_path/'people'))
     assert re.search(r'[1-9]\d* images added', capsys.readouterr().out)
     return tmp_path/'people'
 
 
 def test_who_was_where(gallery, streams, tmp_path, capsys):
-    magnifier_people(str(gallery), threshold=.5, csv=str(tmp_path/'people.csv'), mot=str(tmp_path/'mot'), save=str(tmp_path/'people.png'))
+    magnifier_people(str(gallery), threshold=.5, csv=str(tmp_path/'people.csv'), mot=str(tmp_path/'mot'),
+                     save=str(tmp_path/'people.png'))
     table = pd.read_csv(tmp_path/'people.csv')
     assert list(table) == ['person', 'camera', 'from', 'to', 'tracklet', 'certainty', 'images']
     assert len(capsys.readouterr().out.splitlines()) == 1 + table['person'].nunique()

@@ -27,7 +27,8 @@ def test_is_torchvisions_network_with_another_last_stride(arch):
     torch.manual_seed(0)
     net = torchvision.models.get_model(arch).eval()
     backbone = create_backbone(arch, False, last_stride=2).eval()
-    backbone.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith('fc.')})  # its own names, none left
+    # its own names, none left
+    backbone.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith('fc.')})
     images = torch.randn(2, 3, 64, 32)
     with torch.no_grad(): torch.testing.assert_close(net.fc(backbone(images)[1].mean((2, 3))), net(images))
 
@@ -48,14 +49,16 @@ def test_names_are_residual_networks_and_osnets():
 def test_failed_download_says_what_to_pass(monkeypatch):
     def offline(*args, **kwargs): raise OSError('Name or service not known')
     monkeypatch.setattr(torchvision.models.WeightsEnum, 'get_state_dict', offline)
-    with pytest.raises(OSError, match=r'resnet18 could not be downloaded \(Name or .*pass pretrained=False, or weights=FILE'):
+    with pytest.raises(OSError,
+                       match=r'resnet18 could not be downloaded \(Name or .*pass pretrained=False, or weights=FILE'):
         create_backbone('resnet18', True)
 
 
 # --- timm, which is optional: a stand-in tells the rules, the real one is used where it is installed
 
 class FakeTimm:
-    KNOWN = {'cnn': (16, 32), 'vit': (16, 16), 'dino': (14, 14), 'rigid': (16, 32), 'gone': (16, 32), 'swin': (16, 32), 'fine': (8, 8)}
+    KNOWN = {'cnn': (16, 32), 'vit': (16, 16), 'dino': (14, 14), 'rigid': (16, 32), 'gone': (16, 32), 'swin': (16, 32),
+             'fine': (8, 8)}
 
     def __init__(self): self.calls = []
 
@@ -80,19 +83,24 @@ def fake_timm(monkeypatch):
     return fake
 
 
-@pytest.mark.parametrize('name, last_stride, option', [('cnn', 1, {'output_stride': 16}), ('cnn', 2, {}), ('rigid', 2, {}),
+@pytest.mark.parametrize('name, last_stride, option',
+                         [('cnn', 1, {'output_stride': 16}), ('cnn', 2, {}), ('rigid', 2, {}),
                                                        ('vit', 1, {'dynamic_img_size': True}), ('timm/cnn', 2, {}),
                                                        ('dino', 1, {'dynamic_img_size': True, 'patch_size': 16}),
-                                                       ('swin', 2, {'strict_img_size': False, 'feature_cls': 'getter'})])
+                                                       ('swin', 2, {'strict_img_size': False,
+                                                                    'feature_cls': 'getter'})])
 def test_timm_stages_by_stride(fake_timm, name, last_stride, option):
     backbone = create_backbone(name, False, last_stride)
-    assert backbone.widths == {3: 4, 4: 8} and [tuple(m.shape) for m in backbone(torch.ones(2, 3, 16, 16))] == [(2, 1, 16, 16), (2, 2, 16, 16)]
+    assert backbone.widths == {3: 4, 4: 8}
+    assert [tuple(m.shape) for m in backbone(torch.ones(2, 3, 16, 16))] == [(2, 1, 16, 16), (2, 2, 16, 16)]
     assert fake_timm.calls[-1][2] == {'features_only': True, 'out_indices': (-2, -1), **option}
 
 
 def test_what_timm_cannot_build(fake_timm):
-    with pytest.raises(ValueError, match='fine: its last two maps have strides 8 and 8; 16 and 32'): create_backbone('fine', False)
-    with pytest.raises(ValueError, match="rigid does not take {'output_stride': 16}.*last_stride=2"): create_backbone('rigid', False)
+    with pytest.raises(ValueError, match='fine: its last two maps have strides 8 and 8; 16 and 32'):
+        create_backbone('fine', False)
+    with pytest.raises(ValueError, match="rigid does not take {'output_stride': 16}.*last_stride=2"):
+        create_backbone('rigid', False)
     with pytest.raises(ValueError, match="unknown arch 'nobody': use one of"): create_backbone('nobody', False)
     with pytest.raises(OSError, match='weights of gone could not be downloaded'): create_backbone('gone', True)
 
@@ -102,9 +110,11 @@ def test_unknown_name_without_timm_mentions_it(monkeypatch):
     with pytest.raises(ValueError, match=r'install timm for more'): create_backbone('convnext_tiny', False)
 
 
-# A convolutional network with stages, one with squeeze and excitation, windows, patch grids (DINO's too, of 14 pixels), and their smallest sizes
+# A convolutional network with stages, one with squeeze and excitation, windows, patch grids (DINO's too, of 14
+# pixels), and their smallest sizes
 @pytest.mark.parametrize('name, last_stride, widths', [
-    ('timm/resnet18', 1, (256, 512)), ('seresnext26t_32x4d', 2, (1024, 2048)), ('test_convnext', 1, (48, 64)), ('test_efficientnet', 1, (48, 64, 256)),
+    ('timm/resnet18', 1, (256, 512)), ('seresnext26t_32x4d', 2, (1024, 2048)), ('test_convnext', 1, (48, 64)),
+    ('test_efficientnet', 1, (48, 64, 256)),
     ('swin_tiny_patch4_window7_224', 2, (384, 768)), ('test_vit', 1, (64, 64)), ('vit_tiny_patch16_224', 1, (192, 192)),
     ('vit_small_patch14_dinov2', 1, (384, 384))])
 def test_timm_itself_trains_a_step(name, last_stride, widths):
@@ -133,14 +143,16 @@ def test_timm_itself_trains_a_step(name, last_stride, widths):
 
 def test_swin_needs_its_own_last_stride():
     pytest.importorskip('timm')
-    with pytest.raises(ValueError, match='swin_tiny_patch4_window7_224 does not take .*pass last_stride=2'): create_backbone('swin_tiny_patch4_window7_224', False)
+    with pytest.raises(ValueError, match='swin_tiny_patch4_window7_224 does not take .*pass last_stride=2'):
+        create_backbone('swin_tiny_patch4_window7_224', False)
 
 
 # --- OSNet
 
 def test_osnet_is_the_published_network():
     backbone = create_backbone('osnet_x1_0', False)
-    # 2,193,616 as its authors count: with the linear layer that follows the pooling, and the gate at each of its four uses
+    # 2,193,616 as its authors count: with the linear layer that follows the pooling, and the gate at each of
+    # its four uses
     after_pooling = 512*512 + 512 + 2*512
     gates = sum(p.numel() for name, p in backbone.named_parameters() if '.gate.' in name)
     assert sum(p.numel() for p in backbone.parameters()) + after_pooling + 3*gates == 2_193_616
@@ -157,10 +169,12 @@ def test_an_osnet_block_is_its_four_streams():
     for name, value in weights.items():
         if 'bn.running' in name or 'bn.weight' in name: value.uniform_(.5, 1.5)
 
-    def norm(x, name): return F.batch_norm(x, *(weights[f'{name}.bn.{p}'] for p in ('running_mean', 'running_var', 'weight', 'bias')))
+    def norm(x, name):
+        return F.batch_norm(x, *(weights[f'{name}.bn.{p}'] for p in ('running_mean', 'running_var', 'weight', 'bias')))
 
     def light(x, name):
-        x = F.conv2d(F.conv2d(x, weights[f'{name}.conv1.weight']), weights[f'{name}.conv2.weight'], padding=1, groups=x.shape[1])
+        x = F.conv2d(F.conv2d(x, weights[f'{name}.conv1.weight']), weights[f'{name}.conv2.weight'], padding=1,
+                     groups=x.shape[1])
         return norm(x, name).clamp(min=0)
 
     def gated(x):
@@ -193,7 +207,8 @@ def test_an_osnet_trains_a_step_and_embeds(name):
 
 
 def test_osnet_has_no_weights_to_download():
-    with pytest.raises(ValueError, match='osnet_x1_0 has no ImageNet weights to download: pass pretrained=False, or weights=FILE'):
+    with pytest.raises(ValueError,
+                       match='osnet_x1_0 has no ImageNet weights to download: pass pretrained=False, or weights=FILE'):
         create_backbone('osnet_x1_0')
 
 
@@ -212,7 +227,8 @@ def test_stage_3_without_its_stride(name):
 def test_the_small_network_is_half_of_resnet18_in_depth_and_width():
     import torch
     from magnifier.model.backbone import create_backbone
-    small, resnet18 = create_backbone('resnet10_narrow', pretrained=False), create_backbone('resnet18', pretrained=False)
+    small = create_backbone('resnet10_narrow', pretrained=False)
+    resnet18 = create_backbone('resnet18', pretrained=False)
     stage3, stage4 = small(torch.randn(2, 3, 64, 32))
     assert (stage3.shape, stage4.shape) == ((2, 128, 4, 2), (2, 256, 4, 2))
     assert {name: 2*width for name, width in small.widths.items()} == resnet18.widths

@@ -53,7 +53,8 @@ class ToyBranch(Branch):
         products = feature_map[:, None] * region_masks[:, :, None]  # n x k x c x h x w
         (n, k, c), size = products.shape[:3], products.shape[3:]
         values, places = products.flatten(3).max(-1)
-        placed = torch.zeros(n, k, c, size.numel()).scatter_(3, places[..., None], values[..., None]).view(n, k, c, *size)
+        placed = torch.zeros(n, k, c, size.numel()).scatter_(3, places[..., None],
+                                                             values[..., None]).view(n, k, c, *size)
         earned = torch.einsum('nkchw,nc->nkhw', placed, slope) / k
         average = self.slope(weight) @ self.neck.bn.running_mean
         return earned - average[:, None, None, None] / (k * size.numel())
@@ -128,7 +129,8 @@ def test_a_perfect_parser_gives_the_features_of_given_labels(size, mask_resize, 
     with torch.no_grad():
         given, parsed = model(images, labels), model(images)
         maps = model.feature_maps(images)
-    for view in given.features: torch.testing.assert_close(given.features[view], parsed.features[view], atol=1e-5, rtol=0)
+    for view in given.features:
+        torch.testing.assert_close(given.features[view], parsed.features[view], atol=1e-5, rtol=0)
     assert maps['sfb'].shape[-2:] == maps['masks'].shape[-2:]
     if upsample: assert set(maps['masks'].unique().tolist()) == {0, 1}  # nothing to resize where the labels live
 
@@ -191,7 +193,8 @@ def test_a_weight_of_zero_leaves_a_branch_out(images):
 
 @pytest.mark.parametrize('weights', [{'sbf': 1.}, {'sab': -1.}])
 def test_weights_that_are_none(weights):
-    with pytest.raises(ValueError, match='zero or positive weights by branch are wanted, of global, sab, sfb'): build(branch_weights=weights)
+    with pytest.raises(ValueError, match='zero or positive weights by branch are wanted, of global, sab, sfb'):
+        build(branch_weights=weights)
 
 
 # --- larger maps

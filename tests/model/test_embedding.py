@@ -21,16 +21,20 @@ def lived_in(arch='resnet18', **kwargs):
     with torch.no_grad():
         for _ in range(3): model(torch.randn(8, 3, 64, 32))
         for m in model.modules():
-            if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d)): m.weight.uniform_(.5, 1.5), m.running_mean.normal_(0, .1)
+            if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d)):
+                m.weight.uniform_(.5, 1.5), m.running_mean.normal_(0, .1)
             if isinstance(m, nn.BatchNorm2d): m.bias.normal_(0, .1)
     return model.eval()
 
 
-@pytest.mark.parametrize('kwargs', [{}, dict(mask=False, sab=False, sfb=False), dict(sab=False, sfb=False), dict(sfb=False), dict(sab=False),
-                                    dict(sfb='ab'), dict(cell='lstm'), dict(region_stage=4), dict(branch_bottleneck=False),
-                                    dict(soft_masks=True), dict(mask_resize='nearest'), dict(last_stride=2), dict(arch='resnet50'), dict(n_regions=4),
-                                    dict(normalise_branches=False), dict(keep_background=False), dict(upsample_maps=True),
-                                    dict(stage3_stride=1), dict(arch='osnet_x0_25')])
+@pytest.mark.parametrize('kwargs', [{}, dict(mask=False, sab=False, sfb=False), dict(sab=False, sfb=False),
+                                    dict(sfb=False), dict(sab=False),
+                                    dict(sfb='ab'), dict(cell='lstm'), dict(region_stage=4),
+                                    dict(branch_bottleneck=False),
+                                    dict(soft_masks=True), dict(mask_resize='nearest'), dict(last_stride=2),
+                                    dict(arch='resnet50'), dict(n_regions=4),
+                                    dict(normalise_branches=False), dict(keep_background=False),
+                                    dict(upsample_maps=True), dict(stage3_stride=1), dict(arch='osnet_x0_25')])
 def test_embeds_as_the_model_does(kwargs):
     model = lived_in(**kwargs)
     images, state = torch.randn(3, 3, 64, 48), {k: v.clone() for k, v in model.state_dict().items()}
@@ -64,7 +68,8 @@ def test_a_training_model_is_copied_as_it_evaluates():
 
 
 def test_labels_need_a_head():
-    with pytest.raises(ValueError, match='no segmentation head'): EmbeddingNet(lived_in(mask=False, sab=False, sfb=False), masks=True)
+    with pytest.raises(ValueError, match='no segmentation head'):
+        EmbeddingNet(lived_in(mask=False, sab=False, sfb=False), masks=True)
 
 
 def test_bfloat16_stays_close():
@@ -76,7 +81,8 @@ def test_bfloat16_stays_close():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 3), st.integers(1, 5), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(0, 99))
+@given(st.integers(0, 3), st.integers(1, 5), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6),
+       st.integers(0, 99))
 def test_transposed_convolution_is_torchs(n, c, d, h, w, seed):
     torch.manual_seed(seed)
     x, weight, bias = torch.randn(n, c, h, w), torch.randn(c, d, 3, 3), torch.randn(d)

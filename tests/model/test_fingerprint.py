@@ -17,7 +17,8 @@ def test_what_regions_are_compared_by_is_in_it(model):
     with torch.no_grad(): embed, moved = lambda: region_embeddings(model, model.feature_maps(x)), []
     for name in ('running_mean', 'running_var', 'weight'):
         before, vectors = fingerprint(model, 'x'), embed()
-        with torch.no_grad(): getattr(model.sfb.region_necks.bn, name).add_(torch.rand_like(model.sfb.region_necks.bn.weight))
+        with torch.no_grad():
+            getattr(model.sfb.region_necks.bn, name).add_(torch.rand_like(model.sfb.region_necks.bn.weight))
         moved.append(not torch.allclose(vectors, embed(), atol=1e-4) and before != fingerprint(model, 'x'))
     assert moved == [True]*3
 

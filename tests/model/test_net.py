@@ -36,12 +36,14 @@ def images(): return torch.randn(4, 3, 64, 32, generator=torch.Generator().manua
 def labels(): return torch.randint(8, (4, 64, 32), generator=torch.Generator().manual_seed(1))
 
 
-ROWS = [dict(), dict(sfb=False), dict(sab=False), dict(sab=False, sfb=False), dict(mask=False, sab=False, sfb=False), dict(sfb='ab')]
-OPTIONS = [dict(cell='lstm'), dict(region_stage=4), dict(branch_bottleneck=False), dict(soft_masks=True), dict(mask_resize='nearest'),
-           dict(last_stride=2), dict(last_stride=2, region_stage=4)]
+ROWS = [dict(), dict(sfb=False), dict(sab=False), dict(sab=False, sfb=False), dict(mask=False, sab=False, sfb=False),
+        dict(sfb='ab')]
+OPTIONS = [dict(cell='lstm'), dict(region_stage=4), dict(branch_bottleneck=False), dict(soft_masks=True),
+           dict(mask_resize='nearest'), dict(last_stride=2), dict(last_stride=2, region_stage=4)]
 
 
-@pytest.mark.parametrize('arch, options', [*itertools.product(['resnet18'], ROWS + OPTIONS), ('resnet34', {}), ('resnet50', {}),
+@pytest.mark.parametrize('arch, options',
+                         [*itertools.product(['resnet18'], ROWS + OPTIONS), ('resnet34', {}), ('resnet50', {}),
                                            ('resnet50', dict(sfb='ab', region_stage=4))])
 @pytest.mark.parametrize('training', [True, False])
 def test_shapes(arch, options, training, images, labels):
@@ -63,8 +65,10 @@ def test_shapes(arch, options, training, images, labels):
 
 
 @pytest.mark.parametrize('kwargs, said', [
-    (dict(mask=False), 'mask=False leaves out: pass mask=True, or sab=False and sfb=False'), (dict(mask=False, sab=False), 'mask=False'),
-    (dict(sfb='gru'), "sfb='gru': it is True, False or 'ab'"), (dict(cell='rnn'), 'unknown cell'), (dict(region_stage=2), 'it is 3 or 4'),
+    (dict(mask=False), 'mask=False leaves out: pass mask=True, or sab=False and sfb=False'),
+    (dict(mask=False, sab=False), 'mask=False'),
+    (dict(sfb='gru'), "sfb='gru': it is True, False or 'ab'"), (dict(cell='rnn'), 'unknown cell'),
+    (dict(region_stage=2), 'it is 3 or 4'),
     (dict(mask_resize='bicubic'), 'use one of bilinear, nearest'), (dict(sfb='ab', hidden=20), 'multiple of 8'),
     (dict(arch='resnet19'), 'unknown arch')])
 def test_combinations_without_sense(kwargs, said):
@@ -73,17 +77,20 @@ def test_combinations_without_sense(kwargs, said):
 
 @pytest.mark.parametrize('n_classes', [0, -1, 2.5, None])
 def test_n_classes(n_classes):
-    with pytest.raises(ValueError, match='number of training identities'): create_magnifier('resnet18', n_classes, False)
+    with pytest.raises(ValueError, match='number of training identities'):
+        create_magnifier('resnet18', n_classes, False)
 
 
 @pytest.mark.parametrize('args, said', [
     ((torch.rand(2, 3, 60, 32),), '60 x 32: both sides must be multiples of 16; resize or pad them to 64 x 32'),
-    ((torch.rand(2, 3, 64, 33),), 'to 64 x 48'), ((torch.rand(3, 64, 32),), 'n x 3 x H x W is wanted'), ((torch.rand(2, 1, 64, 32),), 'wanted'),
+    ((torch.rand(2, 3, 64, 33),), 'to 64 x 48'), ((torch.rand(3, 64, 32),), 'n x 3 x H x W is wanted'),
+    ((torch.rand(2, 1, 64, 32),), 'wanted'),
     ((torch.rand(1, 3, 64, 32),), 'batch of one image in training mode.*drop_last=True'),
     ((torch.rand(2, 3, 64, 32), torch.zeros(3, 64, 32, dtype=torch.long)), 'integer labels 2 x H x W'),
     ((torch.rand(2, 3, 64, 32), torch.zeros(2, 8, 64, 32, dtype=torch.long)), 'or floats 2 x 8 x H x W'),
     ((torch.rand(2, 3, 64, 32), torch.zeros(2, 64, 32, dtype=torch.bool)), 'torch.bool region masks'),
-    ((torch.rand(2, 3, 64, 32), torch.zeros(2, 7, 64, 32)), 'float region masks'), ((torch.rand(2, 3, 64, 32), torch.zeros(2, 64, 32)), 'float'),
+    ((torch.rand(2, 3, 64, 32), torch.zeros(2, 7, 64, 32)), 'float region masks'),
+    ((torch.rand(2, 3, 64, 32), torch.zeros(2, 64, 32)), 'float'),
     ((torch.rand(2, 3, 64, 32), torch.full((2, 64, 32), 9)), 'part label 9: labels are 0 to 7, or 255'),
     ((torch.rand(2, 3, 64, 32), torch.full((2, 64, 32), -1)), 'part label -1'),
     ((torch.rand(2, 3, 64, 32), None, [True] * 7), '8 booleans are wanted')])
@@ -93,13 +100,15 @@ def test_inputs_that_do_not_fit(model, args, said):
 
 @pytest.mark.parametrize('size', [(32, 32), (48, 16), (128, 64)])
 def test_sides_of_any_multiple_of_16(model, size):
-    out = model(torch.randn(2, 3, *size), torch.zeros(2, 37, 21, dtype=torch.uint8))  # masks of any size and integer type
+    # masks of any size and integer type
+    out = model(torch.randn(2, 3, *size), torch.zeros(2, 37, 21, dtype=torch.uint8))
     assert out.mask_logits.shape == (2, 8, size[0] // 8, size[1] // 8)
 
 
 def test_one_image_is_enough_to_embed(model, images):
     model.eval()
-    with torch.no_grad(): torch.testing.assert_close(model(images[:1]).embedding, model(images).embedding[:1], rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images[:1]).embedding, model(images).embedding[:1], rtol=1e-4, atol=1e-6)
 
 
 def test_eval_is_deterministic(model, images):
@@ -124,7 +133,8 @@ def test_forward_is_the_method_step_by_step(model, images, labels):
         embedding = torch.cat([f / f.norm(dim=1, keepdim=True) for f in normed], 1)
     for got, want in ((out.features['global'], f_global), (out.features['sab'], f_sab), (out.features['sfb'], f_sfb),
                       (out.region_features, regions), (out.mask_logits, model.segmentation(stage4)),
-                      (out.embedding, embedding / embedding.norm(dim=1, keepdim=True))): torch.testing.assert_close(got, want)
+                      (out.embedding, embedding / embedding.norm(dim=1, keepdim=True))):
+        torch.testing.assert_close(got, want)
 
 
 def test_without_masks_the_model_parses(model, images):
@@ -139,7 +149,8 @@ def test_without_masks_the_model_parses(model, images):
 def test_images_without_a_mask_are_parsed_and_others_not(model, images, labels):
     labels[1] = NO_MASK
     model.eval()
-    with torch.no_grad(): given, own, mixed = (model.feature_maps(images, m)['masks'] for m in (labels % 8, None, labels))
+    with torch.no_grad():
+        given, own, mixed = (model.feature_maps(images, m)['masks'] for m in (labels % 8, None, labels))
     assert torch.equal(mixed[1], own[1])
     for i in (0, 2, 3): assert torch.equal(mixed[i], given[i])
     assert torch.equal(mixed.sum(1), torch.ones(4, 4, 2))
@@ -155,8 +166,8 @@ def test_float_masks_and_one_hot_labels_say_the_same(model, images, labels):
 def test_feature_maps(model, images, labels):
     maps = model.feature_maps(images, labels)
     assert {name: tuple(m.shape) for name, m in maps.items()} == {
-        'stage3': (4, 256, 4, 2), 'stage4': (4, 512, 4, 2), 'global': (4, 512, 4, 2), 'sab': (4, 256, 4, 2), 'sfb': (4, 256, 4, 2),
-        'mask_logits': (4, 8, 8, 4), 'masks': (4, 8, 4, 2)}
+        'stage3': (4, 256, 4, 2), 'stage4': (4, 512, 4, 2), 'global': (4, 512, 4, 2), 'sab': (4, 256, 4, 2),
+        'sfb': (4, 256, 4, 2), 'mask_logits': (4, 8, 8, 4), 'masks': (4, 8, 4, 2)}
     assert set(build(mask=False, sab=False, sfb=False).feature_maps(images)) == {'stage3', 'stage4', 'global'}
     assert not maps['masks'].requires_grad
 
@@ -178,7 +189,8 @@ def test_a_model_without_parts_takes_masks_and_lets_them_be(images, labels):
 @pytest.mark.parametrize('options', [*ROWS, dict(cell='lstm'), dict(branch_bottleneck=False)])
 def test_gradients_reach_every_parameter(options, images, labels):
     model = build(**options)
-    MagnifierLoss(gamma=1., sab_triplet='plain')(model(images, labels, [True] * 8), labels, torch.tensor([[0], [0], [1], [1]]).expand(4, 4)).backward()
+    MagnifierLoss(gamma=1., sab_triplet='plain')(model(images, labels, [True] * 8), labels,
+                                                 torch.tensor([[0], [0], [1], [1]]).expand(4, 4)).backward()
     without = {name for name, p in model.named_parameters() if p.grad is None}
     assert without == {name for name, _ in model.named_parameters() if name.endswith(('neck.bn.bias', 'necks.bn.bias'))}
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -201,7 +213,8 @@ def test_float64(model, images, labels):
 
 def test_bfloat16_autocast_keeps_heads_in_float32(images, labels):
     model, seen = build(normalise_branches=False), {}
-    for name in ('branches.sab.reduce', 'branches.sfb.fuse', 'branches.global.neck', 'branches.sfb.region_necks', 'backbone.layer4'):
+    for name in ('branches.sab.reduce', 'branches.sfb.fuse', 'branches.global.neck', 'branches.sfb.region_necks',
+                 'backbone.layer4'):
         model.get_submodule(name).register_forward_hook(lambda m, x, y, name=name: seen.update({name: y[0].dtype}))
     want = model(images, labels)
     with torch.autocast('cpu', dtype=torch.bfloat16): out = model(images, labels)
@@ -218,12 +231,17 @@ def test_output_survives_what_fastai_does(model, images, labels):
     model.eval()
     with torch.no_grad(): out = model(TensorImage(images), TensorMask(labels))
     assert type(out.embedding) is torch.Tensor
-    for other in (to_detach(out), to_float(out), apply(lambda t: t + 0, out), pickle.loads(pickle.dumps(out)), copy.deepcopy(out)):
-        assert type(other) is MagnifierOutput and torch.equal(other.embedding, out.embedding) and set(other.features) == set(out.features)
+    for other in (to_detach(out), to_float(out), apply(lambda t: t + 0, out), pickle.loads(pickle.dumps(out)),
+                  copy.deepcopy(out)):
+        assert type(other) is MagnifierOutput
+        assert torch.equal(other.embedding, out.embedding)
+        assert set(other.features) == set(out.features)
     both = to_concat([to_detach(out), to_detach(out)])  # as get_preds gathers batches
     assert type(both) is MagnifierOutput and both.region_features.shape == (8, 8, 256) and both.region_logits is None
     turned = nested_reorder(both, torch.arange(7, -1, -1))
-    assert type(turned) is MagnifierOutput and torch.equal(turned.embedding[0], out.embedding[-1]) and turned.mask_logits.shape[0] == 8
+    assert type(turned) is MagnifierOutput
+    assert torch.equal(turned.embedding[0], out.embedding[-1])
+    assert turned.mask_logits.shape[0] == 8
 
 
 def test_pickles_and_loads(model, images):
@@ -235,13 +253,18 @@ def test_pickles_and_loads(model, images):
 
 
 def test_state_dict_keys_are_stable(model):
-    heads = {k for k in model.state_dict() if not k.startswith('backbone.') and '.map.' not in k and 'running' not in k and 'num_' not in k}
+    heads = {k for k in model.state_dict() if not k.startswith('backbone.') and '.map.' not in k and 'running' not in k
+             and 'num_' not in k}
     assert heads == {
-        'segmentation.deconv.weight', 'segmentation.bn.weight', 'segmentation.bn.bias', 'segmentation.conv.weight', 'segmentation.conv.bias',
-        *(f'branches.{b}.neck.{p}' for b in ('global', 'sab', 'sfb') for p in ('bn.weight', 'bn.bias', 'classifier.weight')),
-        'branches.sab.reduce.weight', *(f'branches.sfb.fuse.rnn.{p}_{q}_l0' for p in ('weight', 'bias') for q in ('ih', 'hh')),
+        'segmentation.deconv.weight', 'segmentation.bn.weight', 'segmentation.bn.bias', 'segmentation.conv.weight',
+        'segmentation.conv.bias',
+        *(f'branches.{b}.neck.{p}' for b in ('global', 'sab', 'sfb')
+          for p in ('bn.weight', 'bn.bias', 'classifier.weight')),
+        'branches.sab.reduce.weight',
+        *(f'branches.sfb.fuse.rnn.{p}_{q}_l0' for p in ('weight', 'bias') for q in ('ih', 'hh')),
         'branches.sfb.region_necks.bn.weight', 'branches.sfb.region_necks.bn.bias', 'branches.sfb.region_necks.weight'}
-    assert {'backbone.conv1.weight', 'backbone.layer4.1.bn2.bias', 'branches.sab.map.conv1.weight', 'branches.sfb.map.bn3.weight'} <= set(model.state_dict())
+    assert {'backbone.conv1.weight', 'backbone.layer4.1.bn2.bias', 'branches.sab.map.conv1.weight',
+            'branches.sfb.map.bn3.weight'} <= set(model.state_dict())
 
 
 def test_properties(model):
@@ -260,6 +283,7 @@ def test_an_image_overfits_in_a_few_steps(model, images, labels):
         opt.zero_grad()
         value.backward()
         opt.step()
-        learnt.append(sum(v for name, v in loss.last.items() if name.endswith(('cls', 'tri')) and name != 'region_cls').item())
+        learnt.append(sum(v for name, v in loss.last.items() if name.endswith(('cls', 'tri'))
+                          and name != 'region_cls').item())
     assert learnt[-1] < 0.6 * learnt[0]  # smoothing keeps 0.39 a branch; the masks are noise, and not counted
     assert all((m.bias == 0).all() for name, m in model.named_modules() if name.endswith(('neck.bn', 'necks.bn')))

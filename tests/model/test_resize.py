@@ -30,8 +30,10 @@ def test_labels_to_masks_is_the_interpolated_one_hot(H, W, h, w, seed):
 @pytest.mark.parametrize('factor', [1, 2, 8, 16])
 def test_usual_sizes_are_exact(factor):
     labels = torch.randint(8, (2, 24 * factor, 12 * factor), generator=torch.Generator().manual_seed(0))
-    for mode, torch_mode in (('bilinear', dict(mode='bilinear', align_corners=False)), ('nearest', dict(mode='nearest-exact'))):
-        assert torch.equal(labels_to_masks(labels, (24, 12), mode), F.interpolate(one_hot(labels), (24, 12), **torch_mode))
+    for mode, torch_mode in (('bilinear', dict(mode='bilinear', align_corners=False)),
+                             ('nearest', dict(mode='nearest-exact'))):
+        assert torch.equal(labels_to_masks(labels, (24, 12), mode),
+                           F.interpolate(one_hot(labels), (24, 12), **torch_mode))
 
 
 @settings(deadline=None, max_examples=60)

@@ -14,7 +14,8 @@ from magnifier.model.fingerprint import fingerprint
 from magnifier.model.net import MagnifierNet, create_magnifier
 from magnifier.model.saved import model_folder, read_model, write_model
 
-HOW = dict(size=[64, 32], resize='squish', interpolation='bilinear', channels='RGB', scale=1/255, mean=[.485, .456, .406], std=[.229, .224, .225])
+HOW = dict(size=[64, 32], resize='squish', interpolation='bilinear', channels='RGB', scale=1/255,
+           mean=[.485, .456, .406], std=[.229, .224, .225])
 
 
 def build(seed=0, arch='resnet18', **kwargs):
@@ -36,18 +37,22 @@ def change(folder, **values):
     (folder/'config.json').write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize('kwargs', [{}, dict(mask=False, sab=False, sfb=False), dict(sfb='ab', last_stride=2, region_stage=4), dict(cell='lstm', soft_masks=True)])
+@pytest.mark.parametrize('kwargs', [{}, dict(mask=False, sab=False, sfb=False),
+                                    dict(sfb='ab', last_stride=2, region_stage=4), dict(cell='lstm', soft_masks=True)])
 def test_what_is_written_comes_back(tmp_path, kwargs):
     model = build(**kwargs).to(memory_format=torch.channels_last)
     write_model(model, tmp_path/'m', HOW, ['ann', 'bob', 'eve'])
     again, config = read_model(str(tmp_path/'m'))
-    assert again.arguments == model.arguments and config['classes'] == ['ann', 'bob', 'eve'] and config['preprocessing'] == HOW
+    assert again.arguments == model.arguments
+    assert config['classes'] == ['ann', 'bob', 'eve']
+    assert config['preprocessing'] == HOW
     assert config['fingerprint'] == fingerprint(model, HOW) == fingerprint(again, HOW)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
     grads = lambda m: {k: p.requires_grad for k, p in m.named_parameters()}
     assert grads(again) == grads(model) and again.training
     images = torch.randn(2, 3, 64, 32)
-    with torch.no_grad(): torch.testing.assert_close(again.eval()(images).embedding, model.eval()(images).embedding, atol=1e-6, rtol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(images).embedding, model.eval()(images).embedding, atol=1e-6, rtol=1e-6)
 
 
 def test_a_timm_backbone(tmp_path):
@@ -62,7 +67,8 @@ def test_written_over_what_is_there(folder):
     write_model(build(1), folder, HOW, [1, 2, 3])
     again, config = read_model(folder)
     assert config['classes'] == [1, 2, 3] and config['fingerprint'] == fingerprint(build(1), HOW)
-    assert sorted(os.listdir(folder)) == ['README.md', 'config.json', 'model.safetensors'] and os.listdir(folder.parent) == ['people']
+    assert sorted(os.listdir(folder)) == ['README.md', 'config.json', 'model.safetensors']
+    assert os.listdir(folder.parent) == ['people']
 
 
 def test_a_failure_leaves_what_was_there(folder, monkeypatch):
@@ -85,13 +91,19 @@ def test_half_replaced_is_refused(folder, monkeypatch):
 
 
 @pytest.mark.parametrize('values, message', [
-    (dict(format=3, version='9.1'), 'format 3, by magnifier 9.1.*reads format 2'), (dict(format=None), 'has no "format"'), (dict(hook='os.system'), 'unknown hook'),
-    (dict(classes=None), 'missing classes'), (dict(model__depth=3), 'model: unknown depth'), (dict(model__cell=None), 'model: missing cell'),
-    (dict(model__hidden='16'), "hidden is '16'; int"), (dict(model__hidden=True), 'hidden is True; int'), (dict(model__sfb='abc'), "config.json: sfb='abc'"),
-    (dict(model__arch='os.system'), "unknown arch 'os.system'"), (dict(model__hidden=8), r'sab.neck.bn.weight is \(16,\) in .* and \(8,\) by'),
+    (dict(format=3, version='9.1'), 'format 3, by magnifier 9.1.*reads format 2'),
+    (dict(format=None), 'has no "format"'), (dict(hook='os.system'), 'unknown hook'),
+    (dict(classes=None), 'missing classes'), (dict(model__depth=3), 'model: unknown depth'),
+    (dict(model__cell=None), 'model: missing cell'),
+    (dict(model__hidden='16'), "hidden is '16'; int"), (dict(model__hidden=True), 'hidden is True; int'),
+    (dict(model__sfb='abc'), "config.json: sfb='abc'"),
+    (dict(model__arch='os.system'), "unknown arch 'os.system'"),
+    (dict(model__hidden=8), r'sab.neck.bn.weight is \(16,\) in .* and \(8,\) by'),
     (dict(model__hidden=10**6), r'and \(1000000,\) by'),  # refused before memory is asked for
-    (dict(model__arch='resnet34'), 'layer1.2.*missing'), (dict(model__sab=False), 'branches.sab.*unknown by'), (dict(classes=[1]), 'n_classes=3'),
-    (dict(preprocessing__size=[64]), 'height and width'), (dict(preprocessing__size=[128, 64]), 'do not belong together'), (dict(fingerprint='0'*16), 'do not belong')])
+    (dict(model__arch='resnet34'), 'layer1.2.*missing'), (dict(model__sab=False), 'branches.sab.*unknown by'),
+    (dict(classes=[1]), 'n_classes=3'),
+    (dict(preprocessing__size=[64]), 'height and width'),
+    (dict(preprocessing__size=[128, 64]), 'do not belong together'), (dict(fingerprint='0'*16), 'do not belong')])
 def test_changed_arguments_are_refused(folder, values, message):
     change(folder, **values)
     with pytest.raises(ValueError, match=message): read_model(folder)
@@ -103,7 +115,8 @@ def test_damaged_files_are_refused(folder):
     save_file({k: v + (k == 'backbone.conv1.weight') for k, v in tensors.items()}, weights)
     with pytest.raises(ValueError, match='do not belong together'): read_model(folder)
     save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, weights)
-    with pytest.raises(ValueError, match='is torch.float16 in model.safetensors and torch.float32 by'): read_model(folder)
+    with pytest.raises(ValueError, match='is torch.float16 in model.safetensors and torch.float32 by'):
+        read_model(folder)
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match='cut short or no safetensors file'): read_model(folder)
     weights.write_bytes(pickle.dumps({'a': 1}))
@@ -118,9 +131,12 @@ def test_damaged_files_are_refused(folder):
 
 
 @pytest.mark.parametrize('values, message', [
-    (dict(model__hidden=10**9), 'config.json: '), (dict(model__hidden=-1), 'hidden=-1: 1 or more'), (dict(model__hidden=0), 'hidden=0: 1 or more'),
-    (dict(model__n_regions=-8), 'n_regions=-8: 1 or more'), (dict(model__branch_weights={'sab': 'much'}), "branch_weights={'sab': 'much'}"),
-    (dict(model__branch_weights=[1]), 'branch_weights is .1.; dict or null is wanted'), (dict(model__arch=18), 'arch is 18; str or Callable'),
+    (dict(model__hidden=10**9), 'config.json: '), (dict(model__hidden=-1), 'hidden=-1: 1 or more'),
+    (dict(model__hidden=0), 'hidden=0: 1 or more'),
+    (dict(model__n_regions=-8), 'n_regions=-8: 1 or more'),
+    (dict(model__branch_weights={'sab': 'much'}), "branch_weights={'sab': 'much'}"),
+    (dict(model__branch_weights=[1]), 'branch_weights is .1.; dict or null is wanted'),
+    (dict(model__arch=18), 'arch is 18; str or Callable'),
     (dict(model={}), 'model: missing'), (dict(model=[]), 'model: missing'), (dict(preprocessing=3), 'config.json: ')])
 def test_arguments_of_no_network_name_the_file(folder, values, message):
     change(folder, **values)
@@ -133,7 +149,8 @@ def test_a_foreign_arch_is_refused_before_it_is_built(folder, monkeypatch):
     change(folder, model__arch='vit_giant_patch14_dinov2')
     made = []
     init = torch.nn.init.trunc_normal_
-    monkeypatch.setattr(torch.nn.init, 'trunc_normal_', lambda tensor, **how: made.append(tensor.device.type) or init(tensor, **how))
+    monkeypatch.setattr(torch.nn.init, 'trunc_normal_',
+                        lambda tensor, **how: made.append(tensor.device.type) or init(tensor, **how))
     with pytest.raises(ValueError, match='by config.json: files of two models'): read_model(folder)
     assert set(made) <= {'meta'}
 
@@ -151,7 +168,9 @@ def test_weights_that_are_no_numbers_are_refused_whatever_the_fingerprint(folder
     model = build()
     model.load_state_dict(tensors)
     change(folder, fingerprint=fingerprint(model, config['preprocessing']))
-    with pytest.raises(ValueError, match='model.safetensors: branches.sab.reduce.weight holds values that are no finite numbers'): read_model(folder)
+    with pytest.raises(ValueError,
+                       match='model.safetensors: branches.sab.reduce.weight holds values that are no finite numbers'):
+        read_model(folder)
 
 
 def test_a_network_of_timm_comes_back_with_the_buffers_that_no_file_holds(tmp_path):
@@ -168,7 +187,8 @@ def test_what_cannot_be_built_again(tmp_path):
     by_hand = MagnifierNet(model.backbone, dict(model.branches), model.segmentation)
     def mine(weights=None): return __import__('torchvision').models.resnet18(weights=weights)
     for odd in (by_hand, create_magnifier(mine, 3, False, hidden=16)):
-        with pytest.raises(ValueError, match='create_magnifier with an arch of torchvision'): write_model(odd, tmp_path/'m', HOW, [1, 2, 3])
+        with pytest.raises(ValueError, match='create_magnifier with an arch of torchvision'):
+            write_model(odd, tmp_path/'m', HOW, [1, 2, 3])
     assert not os.listdir(tmp_path)
 
 
@@ -188,7 +208,10 @@ def test_folders_here_and_repositories_there(folder, monkeypatch):
     assert model_folder(folder) == folder and not asked
     assert read_model('some/body', revision='v1')[1]['classes'] == [7, 2, 11]
     assert asked == [('some/body', dict(allow_patterns=['model.safetensors', 'config.json'], revision='v1'))]
-    with pytest.raises(FileNotFoundError, match=r'no/body: no such folder here, and from the hub it could not be had \(404 Client Error\)'): read_model('no/body')
+    with pytest.raises(FileNotFoundError,
+                       match=r'no/body: no such folder here, and from the hub it could not be had '
+                             r'\(404 Client Error\)'):
+        read_model('no/body')
     for name in ('nowhere', '/no/such/folder', '../x', 'a/b/c'):
         with pytest.raises(FileNotFoundError, match='no such folder$'): read_model(name)
     monkeypatch.setitem(__import__('sys').modules, 'huggingface_hub', None)
@@ -202,10 +225,15 @@ def test_without_safetensors(folder, monkeypatch):
 
 def test_embedder_over_a_folder(folder):
     embedder, crop = Embedder(folder, bs=2), np.random.default_rng(0).integers(0, 256, (50, 20, 3), np.uint8)
-    assert embedder.dim == 512 + 16 + 16 and embedder.size == (64, 32) and embedder.fingerprint == fingerprint(build(), HOW)
+    assert embedder.dim == 512 + 16 + 16
+    assert embedder.size == (64, 32)
+    assert embedder.fingerprint == fingerprint(build(), HOW)
     assert embedder.fingerprint in repr(embedder) and '544 dimensions' in repr(embedder)
     out = embedder(crop for _ in range(5))
-    assert out.shape == (5, 544) and out.dtype == np.float32 and np.allclose(np.linalg.norm(out, axis=1), 1, atol=1e-5) and np.allclose(out, out[0], atol=1e-6)
+    assert out.shape == (5, 544)
+    assert out.dtype == np.float32
+    assert np.allclose(np.linalg.norm(out, axis=1), 1, atol=1e-5)
+    assert np.allclose(out, out[0], atol=1e-6)
     assert embedder([]).shape == (0, 544) and np.allclose(embedder.embed(crop), out[:1], atol=1e-6)
     assert np.allclose(embedder(np.ascontiguousarray(crop[..., ::-1]), bgr=True), out[:1], atol=1e-6)
     with pytest.raises(ValueError, match='bs=0'): Embedder(folder, bs=0)

@@ -35,7 +35,9 @@ def test_backbone_under_any_prefix(tmp_path, imagenet, prefix, wrapper, caplog):
         model = build(weights=tmp_path/'w.pth')
     check_backbone(model, imagenet)
     report = model.weights_report
-    assert isinstance(report, WeightsReport) and len(report.loaded) == len(model.backbone.state_dict()) and not report.reshaped
+    assert isinstance(report, WeightsReport)
+    assert len(report.loaded) == len(model.backbone.state_dict())
+    assert not report.reshaped
     assert [name.split('.')[-2] for name in report.unused] == ['fc', 'fc']
     assert [r.levelname for r in caplog.records] == ['INFO'] and 'tensors loaded' in caplog.text
     heads = {k: v for k, v in model.state_dict().items() if not k.startswith('backbone.')}
@@ -46,14 +48,17 @@ def test_backbone_under_any_prefix(tmp_path, imagenet, prefix, wrapper, caplog):
 
 def test_reid_strong_baseline(tmp_path, imagenet):
     neck = {f'bottleneck.{k}': v + 2 for k, v in nn.BatchNorm1d(512).state_dict().items()}
-    tensors = {**{f'base.{k}': v for k, v in imagenet.items() if not k.startswith('fc.')}, **neck, 'classifier.weight': torch.ones(751, 512)}
+    tensors = {**{f'base.{k}': v for k, v in imagenet.items() if not k.startswith('fc.')}, **neck,
+               'classifier.weight': torch.ones(751, 512)}
     torch.save(tensors, tmp_path/'baseline.pth')
     model = build(n_classes=751, weights=tmp_path/'baseline.pth')
     check_backbone(model, imagenet)
-    for name, value in model.branches['global'].neck.bn.state_dict().items(): assert torch.equal(value, neck[f'bottleneck.{name}'])
+    for name, value in model.branches['global'].neck.bn.state_dict().items():
+        assert torch.equal(value, neck[f'bottleneck.{name}'])
     assert model.branches['global'].neck.classifier.weight.eq(1).all() and not model.weights_report.unused
     model = build(n_classes=5, weights=tmp_path/'baseline.pth')  # other identities: the classifier stays as it was made
-    assert model.weights_report.reshaped == ['branches.global.neck.classifier.weight'] and model.weights_report.unused == ['classifier.weight']
+    assert model.weights_report.reshaped == ['branches.global.neck.classifier.weight']
+    assert model.weights_report.unused == ['classifier.weight']
 
 
 def test_a_whole_magnifier(tmp_path):
@@ -61,19 +66,22 @@ def test_a_whole_magnifier(tmp_path):
     torch.save(was.state_dict(), tmp_path/'all.pth')
     model = build(2, weights=str(tmp_path/'all.pth'))
     assert all(torch.equal(v, was.state_dict()[k]) for k, v in model.state_dict().items())
-    assert str(model.weights_report) == f'{tmp_path/"all.pth"}: {len(was.state_dict())} of {len(was.state_dict())} tensors loaded'
+    n = len(was.state_dict())
+    assert str(model.weights_report) == f'{tmp_path/"all.pth"}: {n} of {n} tensors loaded'
     row = build(3, sfb=False, weights=tmp_path/'all.pth')  # a smaller model takes what it has
     assert not row.weights_report.missing and all(k.startswith('branches.sfb') for k in row.weights_report.unused)
 
 
 def test_an_incomplete_backbone_is_refused(tmp_path, imagenet):
     torch.save({k: v for k, v in imagenet.items() if not k.startswith('layer4')}, tmp_path/'w.pth')
-    with pytest.raises(ValueError, match='w.pth: it has no layer4.0.conv1.weight; it is of another arch'): build(weights=tmp_path/'w.pth')
+    with pytest.raises(ValueError, match='w.pth: it has no layer4.0.conv1.weight; it is of another arch'):
+        build(weights=tmp_path/'w.pth')
 
 
 def test_nothing_fits(tmp_path, imagenet):
     torch.save({'a.weight': torch.ones(2)}, tmp_path/'w.pth')
-    with pytest.raises(ValueError, match=r'none of its 1 tensors \(a.weight, ...\) fits the model .*another arch'): build(weights=tmp_path/'w.pth')
+    with pytest.raises(ValueError, match=r'none of its 1 tensors \(a.weight, ...\) fits the model .*another arch'):
+        build(weights=tmp_path/'w.pth')
     torch.save({k: torch.zeros(3, 3, 3) for k in imagenet}, tmp_path/'w.pth')
     with pytest.raises(ValueError, match='another arch'): build(weights=tmp_path/'w.pth')
 
@@ -100,7 +108,8 @@ def test_safetensors(tmp_path, imagenet):
 
 def test_safetensors_without_the_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
-    with pytest.raises(ImportError, match='pip install .magnifier-reid.safetensors'): read_weights(tmp_path/'w.safetensors')
+    with pytest.raises(ImportError, match='pip install .magnifier-reid.safetensors'):
+        read_weights(tmp_path/'w.safetensors')
 
 
 def test_weights_take_the_place_of_the_download(tmp_path, imagenet, monkeypatch):
@@ -117,7 +126,8 @@ def test_load_weights_onto_a_model(tmp_path, imagenet):
     check_backbone(model, imagenet)
 
 
-@pytest.mark.parametrize('arch', ['test_convnext', 'test_vit', 'test_efficientnet', 'timm/resnet18', 'swin_tiny_patch4_window7_224'])
+@pytest.mark.parametrize('arch', ['test_convnext', 'test_vit', 'test_efficientnet', 'timm/resnet18',
+                                  'swin_tiny_patch4_window7_224'])
 @pytest.mark.parametrize('prefix', ['', 'module.base.'])
 def test_a_file_of_timms_network(tmp_path, arch, prefix):
     timm = pytest.importorskip('timm')
@@ -127,9 +137,11 @@ def test_a_file_of_timms_network(tmp_path, arch, prefix):
     model = create_magnifier(arch, 5, False, hidden=16, last_stride=2, weights=tmp_path/'w.pth')
     report, names = model.weights_report, [f'backbone.{k}' for k in model.backbone.state_dict()]
     assert set(names) == set(report.loaded)
-    assert all(k.split('.')[-2].startswith(('fc', 'head', 'norm', 'conv_head', 'bn2', 'classifier')) for k in report.unused), report.unused
+    assert all(k.split('.')[-2].startswith(('fc', 'head', 'norm', 'conv_head', 'bn2', 'classifier'))
+               for k in report.unused), report.unused
     filled, values = model.backbone.state_dict(), {k.replace('_', '.'): v + 1 for k, v in net.state_dict().items()}
-    for name in filled: assert torch.equal(filled[name], values[name.removeprefix('net.').removeprefix('model.').replace('_', '.')])
+    for name in filled:
+        assert torch.equal(filled[name], values[name.removeprefix('net.').removeprefix('model.').replace('_', '.')])
 
 
 def test_a_file_of_patches_of_14(tmp_path):
@@ -138,7 +150,9 @@ def test_a_file_of_patches_of_14(tmp_path):
     net = timm.create_model(arch, num_classes=0, img_size=(56, 28))
     torch.save(net.state_dict(), tmp_path/'dino.pth')
     model = create_magnifier(arch, 5, False, hidden=16, weights=tmp_path/'dino.pth')
-    kernel = dict(model.backbone.named_parameters())[next(n for n, _ in model.backbone.named_parameters() if n.endswith('patch_embed.proj.weight'))]
+    kernel = dict(model.backbone.named_parameters())[next(n
+                                                          for n, _ in model.backbone.named_parameters()
+                                                          if n.endswith('patch_embed.proj.weight'))]
     flat = torch.ones(1, 3, 14, 14), torch.ones(1, 3, 16, 16)  # one colour is one token, whatever the patch's size
     sums = [torch.nn.functional.conv2d(x, w).flatten() for x, w in zip(flat, (net.patch_embed.proj.weight, kernel))]
     assert kernel.shape[-2:] == (16, 16) and torch.allclose(*sums, atol=1e-4)
@@ -146,15 +160,19 @@ def test_a_file_of_patches_of_14(tmp_path):
 
 
 def test_a_pickled_model_says_what_to_save(tmp_path):
-    torch.save(torchvision.models.resnet18(), tmp_path/'resnet50_model_120.pth')  # as reid-strong-baseline writes: the module, not its tensors
-    with pytest.raises(ValueError, match='no file of plain tensors: save a state dict'): build(weights=tmp_path/'resnet50_model_120.pth')
+    # as reid-strong-baseline writes: the module, not its tensors
+    torch.save(torchvision.models.resnet18(), tmp_path/'resnet50_model_120.pth')
+    with pytest.raises(ValueError, match='no file of plain tensors: save a state dict'):
+        build(weights=tmp_path/'resnet50_model_120.pth')
 
 
 def test_a_backbone_of_another_arch_is_refused(tmp_path):
     other, model = create_magnifier('resnet34', 5, False, hidden=16), create_magnifier('resnet50', 5, False, hidden=16)
     torch.save(other.backbone.state_dict(), tmp_path/'other.pth')
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r'other.pth: layer1.0.conv1.weight is \(64, 64, 3, 3\) there and \(64, 64, 1, 1\) in this backbone; it is of another arch'):
+    with pytest.raises(ValueError,
+                       match=r'other.pth: layer1.0.conv1.weight is \(64, 64, 3, 3\) there and \(64, 64, 1, 1\) in '
+                             r'this backbone; it is of another arch'):
         load_weights(model, tmp_path/'other.pth')
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -167,7 +185,8 @@ def test_a_backbone_with_fewer_or_more_blocks_is_refused(tmp_path, there, here, 
     tensors = torchvision.models.get_model(there).state_dict()
     torch.save({prefix + k: v for k, v in tensors.items()}, tmp_path/'w.pth')
     with torch.device('meta'): model = create_magnifier(here, 5, False, hidden=16)
-    with pytest.raises(ValueError, match=f'w.pth: {said}.*; it is of another arch'): load_weights(model, tmp_path/'w.pth')
+    with pytest.raises(ValueError, match=f'w.pth: {said}.*; it is of another arch'):
+        load_weights(model, tmp_path/'w.pth')
 
 
 @pytest.mark.parametrize('style', ['', 'module.', 'backbone.', 'model.module.'])
@@ -195,7 +214,8 @@ def test_the_last_convolution_comes_from_the_file(tmp_path):
     with torch.no_grad():
         assert model(images).features['global'].shape == (2, 256)
         published = create_magnifier('test_efficientnet', 5, hidden=16, weights=tmp_path/'w.pth', last_stride=2).eval()
-        torch.testing.assert_close(published(images).features['global'], net.eval().forward_features(images).mean((2, 3)))
+        torch.testing.assert_close(published(images).features['global'],
+                                   net.eval().forward_features(images).mean((2, 3)))
         assert model.segmentation.deconv.in_channels == 64  # the head parses stage 4
 
 

@@ -1,4 +1,5 @@
-"k-reciprocal re-ranking as it was published, written plainly: dense, float64, a loop over images. The oracle of the sparse form"
+"""k-reciprocal re-ranking as it was published, written plainly: dense, float64, a loop over images. The oracle
+of the sparse form"""
 
 import numpy as np
 

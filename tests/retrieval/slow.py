@@ -34,4 +34,5 @@ def slow_summary(queries, r):
     counted = [q for q in queries if q['ap'] is not None]
     if not counted: return math.nan, math.nan, math.nan
     n = len(counted)
-    return (sum(bool(q['ranks']) and q['ranks'][0] <= r for q in counted) / n, sum(q['ap'] for q in counted) / n, sum(q['inp'] for q in counted) / n)
+    return (sum(bool(q['ranks']) and q['ranks'][0] <= r for q in counted) / n, sum(q['ap'] for q in counted) / n,
+            sum(q['inp'] for q in counted) / n)

@@ -76,7 +76,8 @@ def test_copies_in_the_gallery_have_the_rank_of_their_place(metric, seed, n_q, n
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.sampled_from([1, 5, 64, 129]), st.sampled_from([np.float16, np.float32, np.float64]))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.sampled_from([1, 5, 64, 129]),
+       st.sampled_from([np.float16, np.float32, np.float64]))
 def test_the_same_bytes_give_the_same_distance_on_both_sides(seed, n, d, dtype):
     x, first = with_copies(seed, n, d, dtype)
     for dist in (cosine_distances(x, x), euclidean_distances(x, x), euclidean_distances(x, x, squared=True)):
@@ -95,7 +96,8 @@ def test_copies_are_equally_far_by_region(seed, n, c):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(2, 60), st.integers(1, 8), st.integers(1, 6), st.integers(1, 20))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(2, 60), st.integers(1, 8), st.integers(1, 6),
+       st.integers(1, 20))
 def test_neighbours_of_copies_are_exact(seed, n_q, n_g, k1, k2, tile):
     "Against distances whose copies were made equal, and sorted whole"
     x, first = with_copies(seed, n_q + n_g, 33)
@@ -124,7 +126,8 @@ def test_small_and_large_features_are_ranked_as_others_are(scale, metric, dtype)
     rng = np.random.default_rng(0)
     q, g = rng.normal(size=(6, 12)), rng.normal(size=(50, 12))
     ids = np.arange(6) % 4, np.arange(50) % 4, np.zeros(6, int), np.ones(50, int)
-    plain, scaled = rank(q, g, *ids, metric=metric), rank((q * scale).astype(dtype), (g * scale).astype(dtype), *ids, metric=metric)
+    plain = rank(q, g, *ids, metric=metric)
+    scaled = rank((q * scale).astype(dtype), (g * scale).astype(dtype), *ids, metric=metric)
     assert scaled.matches.ranks.tolist() == plain.matches.ranks.tolist()
     assert scaled.hits(2, 50)['item'].tolist() == plain.hits(2, 50)['item'].tolist()
 
@@ -147,11 +150,14 @@ def test_distances_that_no_float_can_hold_are_refused():
     small, tiny = np.full((2, 3), 1e-25, np.float32), np.eye(3) * [[1e-160], [2e-160], [3e-160]]
     small[1] = 3e-25
     assert euclidean_distances(small, small)[0, 1] == pytest.approx(2e-25 * 3**.5, rel=1e-6)
-    with pytest.raises(ValueError, match='sqeuclidean distances of these features are no numbers of float32: give the features as float64'):
+    with pytest.raises(ValueError,
+                       match='sqeuclidean distances of these features are no numbers of float32: give the features '
+                             'as float64'):
         euclidean_distances(small, small, squared=True)
     assert euclidean_distances(small.astype(float), small, squared=True)[0, 1] == pytest.approx(12e-50, rel=1e-6)
     for refused in (lambda: euclidean_distances(tiny, tiny), lambda: rerank(tiny, tiny)):
-        with pytest.raises(ValueError, match='features of lengths from 1e-160 to 3e-160: .*Multiply all by one number'): refused()
+        with pytest.raises(ValueError, match='features of lengths from 1e-160 to 3e-160: .*Multiply all by one number'):
+            refused()
 
 
 @pytest.mark.parametrize('kind', [np.int64, np.int8, np.uint16, torch.tensor])
@@ -167,7 +173,8 @@ def test_integers_of_every_kind_are_integers(kind):
     assert (rerank(q, g, kind(5), kind(3)) == rerank(q, g, 5, 3)).all()
     assert (average_query_expansion(q, g, kind(3)) == average_query_expansion(q, g, 3)).all()
     dist = cosine_distances(q, g)
-    assert (cmc_single_shot(dist, *ids, max_rank=kind(4), repeats=kind(9)) == cmc_single_shot(dist, *ids, max_rank=4, repeats=9)).all()
+    wanted = cmc_single_shot(dist, *ids, max_rank=4, repeats=9)
+    assert (cmc_single_shot(dist, *ids, max_rank=kind(4), repeats=kind(9)) == wanted).all()
 
 
 def test_large_identities_are_told_apart():

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.spatial.distance import cdist
 from magnifier.retrieval import distance as module, norms
-from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, cosine_distances, euclidean_distances, normalise
+from magnifier.retrieval.distance import (FeatureDistances, MatrixDistances, cosine_distances, euclidean_distances,
+                                          normalise)
 from magnifier.retrieval.ranking import rank
 from magnifier.retrieval.region_distance import region_distance
 
@@ -20,13 +21,15 @@ def ids(n_q=7, n_g=23): return np.arange(n_q) % 4, np.arange(n_g) % 4, np.zeros(
 @pytest.mark.parametrize('dtype, tolerance', [(np.float64, 1e-12), (np.float32, 1e-5), (np.float16, 5e-3)])
 def test_equal_scipy(dtype, tolerance):
     x, y = q.astype(dtype), g.astype(dtype)
-    for got, name in ((cosine_distances(x, y), 'cosine'), (euclidean_distances(x, y), 'euclidean'), (euclidean_distances(x, y, squared=True), 'sqeuclidean')):
+    for got, name in ((cosine_distances(x, y), 'cosine'), (euclidean_distances(x, y), 'euclidean'),
+                      (euclidean_distances(x, y, squared=True), 'sqeuclidean')):
         assert np.abs(got - cdist(q, g, name)).max() < tolerance * (10 if name == 'sqeuclidean' else 1)
         assert got.dtype == (np.float64 if dtype == np.float64 else np.float32)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32 - 1))
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6),
+       st.integers(0, 2**32 - 1))
 def test_blocks_of_any_size_give_the_same(n_q, n_g, d, band, rows, seed):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(n_q, d)) + 0.1, rng.normal(size=(n_g, d)) + 0.1
@@ -41,7 +44,8 @@ def test_blocks_of_any_size_give_the_same(n_q, n_g, d, band, rows, seed):
 
 def test_small_integers_have_exact_distances_so_that_ties_stay_ties():
     x, y = rng.integers(-3, 4, (9, 5)) + 2, rng.integers(-3, 4, (30, 5)) + 2
-    assert (euclidean_distances(x.astype(np.float32), y.astype(np.float32), squared=True) == cdist(x, y, 'sqeuclidean')).all()
+    assert (euclidean_distances(x.astype(np.float32), y.astype(np.float32),
+                                squared=True) == cdist(x, y, 'sqeuclidean')).all()
 
 
 def test_a_common_offset_does_not_eat_the_digits():
@@ -53,7 +57,8 @@ def test_a_common_offset_does_not_eat_the_digits():
 
 def test_half_precision_is_summed_in_float32():
     x = np.full((1, 5000), 1, np.float16)
-    assert euclidean_distances(x, -x)[0, 0] == pytest.approx(2 * 5000 ** .5, rel=1e-6)  # 20000 would be infinite when squared in float16
+    # 20000 would be infinite when squared in float16
+    assert euclidean_distances(x, -x)[0, 0] == pytest.approx(2 * 5000 ** .5, rel=1e-6)
     assert normalise(np.full((1, 4), 60000, np.float16)).tolist() == [[0.5] * 4]
 
 
@@ -87,8 +92,10 @@ def test_matrix_is_read_as_it_lies():
 
 
 @pytest.mark.parametrize('x, message', [
-    (np.where(np.arange(7)[:, None] == 3, np.nan, q), 'query_feats: 1 of 7 rows hold NaN or infinite values, the first is row 3'),
-    (np.where(np.arange(7)[:, None] > 4, -np.inf, q), 'query_feats: 2 of 7 rows hold NaN or infinite values, the first is row 5'),
+    (np.where(np.arange(7)[:, None] == 3, np.nan, q),
+     'query_feats: 1 of 7 rows hold NaN or infinite values, the first is row 3'),
+    (np.where(np.arange(7)[:, None] > 4, -np.inf, q),
+     'query_feats: 2 of 7 rows hold NaN or infinite values, the first is row 5'),
     (np.where(np.arange(7)[:, None] == 3, 0, q), 'query_feats: 1 of 7 rows are zero, the first is row 3')])
 def test_rows_without_a_direction_are_named(x, message):
     with pytest.raises(ValueError, match=message): cosine_distances(x, g)
@@ -99,7 +106,8 @@ def test_rows_without_a_direction_are_named(x, message):
 
 
 def test_unknown_metric():
-    with pytest.raises(ValueError, match="metric='l1': use one of cosine, euclidean, sqeuclidean"): rank(q, g, *ids(), metric='l1')
+    with pytest.raises(ValueError, match="metric='l1': use one of cosine, euclidean, sqeuclidean"):
+        rank(q, g, *ids(), metric='l1')
 
 
 @pytest.mark.parametrize('scale', [1e-300, 1e-160, 1e-50, 1e-30, 1e30, 1e50, 1e160, 1e300])
@@ -108,7 +116,8 @@ def test_lengths_beyond_float32_and_squares_beyond_float64_keep_their_directions
     assert np.abs(cosine_distances(q * scale, g) - cosine_distances(q, g)).max() < 1e-12
     assert np.abs(cosine_distances(q, g * scale) - cosine_distances(q, g)).max() < 1e-12
     assert rank(q * scale, g * scale, *ids()).matches.ranks.tolist() == rank(q, g, *ids()).matches.ranks.tolist()
-    assert rank(q, g * np.where(np.arange(23) % 2, 1, scale)[:, None], *ids()).matches.ranks.tolist() == rank(q, g, *ids()).matches.ranks.tolist()
+    assert rank(q, g * np.where(np.arange(23) % 2, 1, scale)[:, None],
+                *ids()).matches.ranks.tolist() == rank(q, g, *ids()).matches.ranks.tolist()
 
 
 def test_float32_to_its_last_number():
@@ -116,7 +125,8 @@ def test_float32_to_its_last_number():
     assert normalise(x).dtype == np.float32 and np.abs(np.linalg.norm(normalise(x), axis=1) - 1).max() < 1e-6
     assert np.abs(cosine_distances(x, x[:1]) - cosine_distances(np.sign(x), np.sign(x[:1]))).max() < 1e-6
     seen = np.ones((1, 2), bool)
-    assert np.abs(region_distance(x[None, :, :], x[None, ::-1], seen, seen) - cosine_distances(x[:1], x[1:])).max() < 1e-6
+    assert (np.abs(region_distance(x[None, :, :], x[None, ::-1], seen, seen) - cosine_distances(x[:1], x[1:])).max()
+            < 1e-6)
     for bad, message in ((np.inf, 'NaN or infinite'), (np.nan, 'NaN or infinite'), (0, 'rows are zero')):
         with pytest.raises(ValueError, match=message): normalise(np.full((1, 3), bad))
 

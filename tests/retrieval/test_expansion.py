@@ -25,7 +25,8 @@ def test_expansion_equals_the_loop(k, dtype, tolerance):
     x, y = q.astype(dtype), g.astype(dtype)
     assert np.abs(average_query_expansion(x, y, k) - slow(q, g, k, lambda s: 1)).max() < tolerance
     for alpha in (0.5, 3):
-        assert np.abs(alpha_query_expansion(x, y, k, alpha=alpha) - slow(q, g, k, lambda s: max(s, 0) ** alpha)).max() < tolerance
+        assert (np.abs(alpha_query_expansion(x, y, k, alpha=alpha) - slow(q, g, k, lambda s: max(s, 0) ** alpha)).max()
+                < tolerance)
     assert average_query_expansion(x, y, k).dtype == dtype
 
 
@@ -40,8 +41,10 @@ def test_expansion_says_what_is_wrong():
     for bad in (0, 2.5):
         with pytest.raises(ValueError, match=f'k={bad}: a whole number'): average_query_expansion(q, g, bad)
     with pytest.raises(ValueError, match='alpha=-1: a power of 0 or more'): alpha_query_expansion(q, g, alpha=-1)
-    with pytest.raises(ValueError, match='expanded queries: 1 of 1 rows are zero'): average_query_expansion([[1., 0]], [[-1., 0]], 1)
-    with pytest.raises(ValueError, match='gallery_feats: 1 of 2 rows hold NaN'): average_query_expansion(q, np.where([[1], [0]], np.nan, g[:2]))
+    with pytest.raises(ValueError, match='expanded queries: 1 of 1 rows are zero'):
+        average_query_expansion([[1., 0]], [[-1., 0]], 1)
+    with pytest.raises(ValueError, match='gallery_feats: 1 of 2 rows hold NaN'):
+        average_query_expansion(q, np.where([[1], [0]], np.nan, g[:2]))
 
 
 def test_camera_means_are_gone():
@@ -61,7 +64,8 @@ def test_queries_are_centred_by_the_gallery():
 
 
 def test_camera_centre_says_what_is_wrong():
-    with pytest.raises(ValueError, match='no images of camera 4, 7, only of 0, 1'): camera_centre(q, [0, 1, 4, 0, 1, 7], reference=g, reference_camids=np.arange(40) % 2)
+    with pytest.raises(ValueError, match='no images of camera 4, 7, only of 0, 1'):
+        camera_centre(q, [0, 1, 4, 0, 1, 7], reference=g, reference_camids=np.arange(40) % 2)
     with pytest.raises(ValueError, match='together, or neither'): camera_centre(q, np.zeros(6, int), reference=g)
     with pytest.raises(ValueError, match='camids: 5 ids for 6 images'): camera_centre(q, np.zeros(5, int))
     with pytest.raises(ValueError, match='features of camera 1 hold NaN'): camera_centre([[0.], [np.nan]], [0, 1])

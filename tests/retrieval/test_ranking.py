@@ -31,10 +31,15 @@ def may_warn():
 @st.composite
 def cases(draw):
     "Small searches with ties, junk, distractors, missing matches, one camera or several"
-    q, g, ids, cams = draw(st.integers(1, 6)), draw(st.integers(1, 14)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    q = draw(st.integers(1, 6))
+    g = draw(st.integers(1, 14))
+    ids = draw(st.integers(1, 5))
+    cams = draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    dist = rng.integers(0, draw(st.sampled_from([1, 3, 8, 1000])), (q, g)).astype(draw(st.sampled_from([np.float16, np.float32, np.float64])))
-    return dist, rng.integers(-1, ids, q), rng.integers(-1, ids + 1, g), rng.integers(0, cams, q), rng.integers(0, cams, g)
+    dist = rng.integers(0, draw(st.sampled_from([1, 3, 8, 1000])),
+                        (q, g)).astype(draw(st.sampled_from([np.float16, np.float32, np.float64])))
+    return (dist, rng.integers(-1, ids, q), rng.integers(-1, ids + 1, g), rng.integers(0, cams, q),
+            rng.integers(0, cams, g))
 
 
 def assert_same(ranking, wanted):
@@ -45,7 +50,8 @@ def assert_same(ranking, wanted):
         assert own['item'].tolist() == [q['order'][r - 1] for r in q['ranks']]
         assert ranking.ap[i] == pytest.approx(np.nan if q['ap'] is None else q['ap'], abs=1e-12, nan_ok=True)
     for r in (1, 2, 5, 100):
-        assert (ranking.cmc(r), ranking.mAP, ranking.mINP) == pytest.approx(slow.slow_summary(wanted, r), abs=1e-12, nan_ok=True)
+        assert ((ranking.cmc(r), ranking.mAP, ranking.mINP)
+                == pytest.approx(slow.slow_summary(wanted, r), abs=1e-12, nan_ok=True))
     assert ranking.n_skipped == sum(q['ap'] is None for q in wanted)
     assert ranking.n_unmatched == len(ranking.unmatched) == sum(not q['ranks'] for q in wanted)
 
@@ -126,9 +132,11 @@ def test_table_is_one_row_of_the_usual_figures():
 def test_why_queries_lost_their_matches():
     with pytest.warns(UserWarning, match='none of 3 queries has a true match .*1 x identity not in the gallery'):
         r = evaluate_distances(np.zeros((3, 4)), [7, 1, -1], [1, 1, 2, -1], [0, 0, 0], [0, 0, 1, 1])
-    assert r.unmatched.to_dict() == {0: 'identity not in the gallery', 1: 'identity only in the same camera', 2: 'the query is junk'}
+    assert r.unmatched.to_dict() == {0: 'identity not in the gallery', 1: 'identity only in the same camera',
+                                     2: 'the query is junk'}
     assert np.isnan([r.mAP, r.mINP, r.cmc(1)]).all() and np.isnan(r.ap).all() and r.n_skipped == r.n_unmatched == 3
-    with pytest.warns(UserWarning, match='none of'): z = evaluate_distances(np.zeros((1, 1)), [0], [0], [0], [0], no_match='zero')
+    with pytest.warns(UserWarning, match='none of'):
+        z = evaluate_distances(np.zeros((1, 1)), [0], [0], [0], [0], no_match='zero')
     assert (z.mAP, z.mINP, z.cmc(1), z.n_skipped, z.n_unmatched, z.ap.tolist()) == (0, 0, 0, 0, 1, [0])
 
 
@@ -146,8 +154,11 @@ def features(q=5, g=30, d=8, seed=0):
             np.arange(q) % 4, np.arange(g) % 4, np.zeros(q, int), np.ones(g, int))
 
 
-@pytest.mark.parametrize('convert', [torch.from_numpy, lambda x: x.tolist(), lambda x: x[:, ::-1] if x.ndim == 2 else x[::-1][::-1], np.asfortranarray,
-                                     lambda x: pd.Series(x) if x.ndim == 1 else x.astype('>f4'), lambda x: torch.from_numpy(x).requires_grad_() if x.ndim == 2 else torch.from_numpy(x)])
+@pytest.mark.parametrize('convert', [torch.from_numpy, lambda x: x.tolist(),
+                                     lambda x: x[:, ::-1] if x.ndim == 2 else x[::-1][::-1], np.asfortranarray,
+                                     lambda x: pd.Series(x) if x.ndim == 1 else x.astype('>f4'),
+                                     lambda x: torch.from_numpy(x).requires_grad_() if x.ndim == 2
+                                     else torch.from_numpy(x)])
 def test_arrays_tensors_lists_and_series_give_the_same(convert):
     case = features()
     assert rank(*map(convert, case)).mAP == pytest.approx(rank(*case).mAP, abs=1e-12)
@@ -159,7 +170,8 @@ def test_read_only_memory_maps_are_read_without_a_copy_or_a_warning(tmp_path):
     gallery = np.load(tmp_path / 'g.npy', mmap_mode='r')
     r = rank(case[0], gallery, *case[2:])
     assert r.mAP == rank(*case).mAP
-    assert np.shares_memory(r.distances.gallery.numpy(), gallery) and np.shares_memory(Cosine(r.distances.query, r.distances.gallery, torch.float32).gallery.numpy(), gallery)
+    assert np.shares_memory(r.distances.gallery.numpy(), gallery)
+    assert np.shares_memory(Cosine(r.distances.query, r.distances.gallery, torch.float32).gallery.numpy(), gallery)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
@@ -200,17 +212,22 @@ def test_nothing_in_a_ranking_can_be_changed():
 @pytest.mark.parametrize('convert', [np.asarray, torch.from_numpy])
 def test_features_by_region_are_ranked_by_region_distance(convert):
     rng = np.random.default_rng(0)
-    q, g, q_seen, g_seen = rng.normal(size=(5, 8, 3)), rng.normal(size=(30, 8, 3)), rng.random((5, 8)) < .7, rng.random((30, 8)) < .7
+    q = rng.normal(size=(5, 8, 3))
+    g = rng.normal(size=(30, 8, 3))
+    q_seen = rng.random((5, 8)) < .7
+    g_seen = rng.random((30, 8)) < .7
     ids = features()[2:]
     for regions in (None, 'foot', ['head', 2]):
         r = rank(*map(convert, (q, g)), *ids, regions=regions, q_visible=q_seen, g_visible=g_seen, ap='trapezoid')
         wanted = evaluate_distances(region_distance(q, g, q_seen, g_seen, regions=regions), *ids, ap='trapezoid')
         assert r.ap.tolist() == wanted.ap.tolist() and r.hits(2, 30).equals(wanted.hits(2, 30))
-    assert rank(q, g, *ids).ap.tolist() == rank(q / np.linalg.norm(q, axis=2, keepdims=True), g, *ids, q_visible=np.ones((5, 8))).ap.tolist()
+    assert rank(q, g, *ids).ap.tolist() == rank(q / np.linalg.norm(q, axis=2, keepdims=True), g, *ids,
+                                                q_visible=np.ones((5, 8))).ap.tolist()
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(regions='foot'), r'go with features by region, of shape \(images, regions, channels\); query_feats have shape \(2, 3\)'),
+    (dict(regions='foot'),
+     r'go with features by region, of shape \(images, regions, channels\); query_feats have shape \(2, 3\)'),
     (dict(q_visible=np.ones((2, 8))), 'go with features by region')])
 def test_regions_of_whole_features_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message): rank(q, g, *ids, **kwargs)
@@ -229,7 +246,8 @@ def with_value(x, row, value):
 
 
 @pytest.mark.parametrize('args, error, message', [
-    ((with_value(q, 1, np.nan), g, *ids), ValueError, r'query_feats: 1 of 2 rows hold NaN or infinite values, the first is row 1'),
+    ((with_value(q, 1, np.nan), g, *ids), ValueError,
+     r'query_feats: 1 of 2 rows hold NaN or infinite values, the first is row 1'),
     ((q, with_value(g, 2, np.inf), *ids), ValueError, r'gallery_feats: 1 of 3 rows hold NaN or infinite'),
     ((q, with_value(g, 0, 0), *ids), ValueError, r'gallery_feats: 1 of 3 rows are zero, the first is row 0'),
     ((q[:0], g, [], *ids[1:2], [], ids[3]), ValueError, r'query_feats: empty, shape \(0, 3\)'),
@@ -240,11 +258,13 @@ def with_value(x, row, value):
     ((q, g, *ids[:3], [[1, 1, 1]]), ValueError, r'g_camids: one id per image wanted, shape \(3,\)'),
     ((q, g, ['a', 'b'], *ids[1:]), TypeError, r'q_pids: integers below 2\*\*63 wanted, got dtype <U1.*factorize'),
     ((q, g, [0., 1], *ids[1:]), TypeError, r'q_pids: integers below 2\*\*63 wanted, got dtype float64'),
-    ((q, g, np.array([2**63, 1], np.uint64), *ids[1:]), ValueError, r'q_pids: integers below 2\*\*63 wanted, got 9223372036854775808\. .*factorize'),
+    ((q, g, np.array([2**63, 1], np.uint64), *ids[1:]), ValueError,
+     r'q_pids: integers below 2\*\*63 wanted, got 9223372036854775808\. .*factorize'),
     ((q, g, [2**64, 1], *ids[1:]), TypeError, r'q_pids: integers below 2\*\*63 wanted, got dtype object'),
     ((q.astype(str), g, *ids), TypeError, 'query_feats: real numbers wanted, got dtype <U32'),
     ((q.astype(complex), g, *ids), TypeError, 'query_feats: real numbers wanted, got dtype complex128'),
-    ((torch.eye(3, dtype=torch.bool)[:2], g, *ids), TypeError, 'query_feats: real numbers wanted, got dtype torch.bool'),
+    ((torch.eye(3, dtype=torch.bool)[:2], g, *ids), TypeError,
+     'query_feats: real numbers wanted, got dtype torch.bool'),
     ((torch.eye(3, device='meta')[:2], g, *ids), ValueError, 'query_feats are on meta and gallery_feats on cpu'),
 ])
 def test_rank_says_what_is_wrong(args, error, message):
@@ -252,16 +272,20 @@ def test_rank_says_what_is_wrong(args, error, message):
 
 
 @pytest.mark.parametrize('kw, message', [
-    (dict(metric='cos'), "metric='cos': use one of cosine, euclidean"), (dict(ap='mean'), "ap='mean': use one of step, trapezoid"),
+    (dict(metric='cos'), "metric='cos': use one of cosine, euclidean"),
+    (dict(ap='mean'), "ap='mean': use one of step, trapezoid"),
     (dict(no_match='drop'), "no_match='drop': use one of skip, zero")])
 def test_unknown_choices_list_the_known(kw, message):
     with pytest.raises(ValueError, match=message): rank(q, g, *ids, **kw)
 
 
 @pytest.mark.parametrize('dist, error, message', [
-    ([[0, 1, np.nan], [0, 1, 2]], ValueError, 'distances of query 0 hold NaN or infinite'), ([[0, 1, 2], [0, np.inf, 2]], ValueError, 'distances of query 1'),
-    (np.zeros((0, 3)), ValueError, r'empty query or gallery, shape \(0, 3\)'), (np.zeros(3), ValueError, r'a matrix \(queries, gallery\) wanted, got shape \(3,\)'),
-    (np.zeros((3, 3)), ValueError, 'q_pids: 2 ids for 3 images'), ([['a', 'b', 'c']] * 2, TypeError, 'dist: real numbers wanted')])
+    ([[0, 1, np.nan], [0, 1, 2]], ValueError, 'distances of query 0 hold NaN or infinite'),
+    ([[0, 1, 2], [0, np.inf, 2]], ValueError, 'distances of query 1'),
+    (np.zeros((0, 3)), ValueError, r'empty query or gallery, shape \(0, 3\)'),
+    (np.zeros(3), ValueError, r'a matrix \(queries, gallery\) wanted, got shape \(3,\)'),
+    (np.zeros((3, 3)), ValueError, 'q_pids: 2 ids for 3 images'),
+    ([['a', 'b', 'c']] * 2, TypeError, 'dist: real numbers wanted')])
 def test_evaluate_distances_says_what_is_wrong(dist, error, message):
     with pytest.raises(error, match=message): evaluate_distances(dist, *ids)
 
@@ -275,4 +299,5 @@ def test_hits_refuses_what_is_not_there():
 
 def test_repr_says_how_many_queries_counted():
     with_skip = evaluate_distances([[0., 1], [1, 0]], [1, 5], [1, 2], [0, 0], [1, 1])
-    assert repr(with_skip) == 'Ranking(2 queries, 2 gallery images: R1 1.0000, mAP 1.0000, mINP 1.0000, 1 queries without a match)'
+    assert repr(with_skip) == ('Ranking(2 queries, 2 gallery images: R1 1.0000, mAP 1.0000, mINP 1.0000, '
+                               '1 queries without a match)')

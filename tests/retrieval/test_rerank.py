@@ -37,7 +37,8 @@ def sets_of(pairs, k1):
     return [r.indices[a:b].tolist() for a, b in zip(r.indptr, r.indptr[1:])]
 
 
-@pytest.mark.parametrize('k1, k2, lambda_value', [(20, 6, 0.3), (20, 1, 0.3), (6, 3, 0), (7, 2, 1), (1, 1, 0.5), (3, 40, 0.3)])
+@pytest.mark.parametrize('k1, k2, lambda_value',
+                         [(20, 6, 0.3), (20, 1, 0.3), (6, 3, 0), (7, 2, 1), (1, 1, 0.5), (3, 40, 0.3)])
 @pytest.mark.parametrize('dtype, tolerance', [(np.float64, 1e-6), (np.float32, 1e-5)])
 def test_equals_the_published_algorithm(k1, k2, lambda_value, dtype, tolerance):
     q, g = people()
@@ -58,7 +59,8 @@ def test_fewer_images_than_neighbours():
 
 
 @settings(max_examples=250, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 16), st.integers(1, 8), st.integers(1, 6), st.sampled_from([1, 2, 5, 1000]), st.integers(0, 2**32 - 1))
+@given(st.integers(1, 6), st.integers(1, 16), st.integers(1, 8), st.integers(1, 6), st.sampled_from([1, 2, 5, 1000]),
+       st.integers(0, 2**32 - 1))
 def test_small_cases_with_ties(q, g, k1, k2, values, seed):
     rng = np.random.default_rng(seed)
     x = rng.integers(0, values + 1, (q + g, 3)).astype(float)
@@ -134,7 +136,9 @@ def test_it_helps_where_neighbours_agree():
     assert evaluate_distances(rerank(q, g), *ids).mAP > plain.mAP + 0.05
 
 
-@pytest.mark.parametrize('kw, message', [(dict(k1=0), 'k1=0: a whole number'), (dict(k2=0), 'k2=0'), (dict(k1=2.5), 'k1=2.5'), (dict(lambda_value=1.1), 'lambda_value=1.1: a weight from 0')])
+@pytest.mark.parametrize('kw, message', [(dict(k1=0), 'k1=0: a whole number'), (dict(k2=0), 'k2=0'),
+                                         (dict(k1=2.5), 'k1=2.5'),
+                                         (dict(lambda_value=1.1), 'lambda_value=1.1: a weight from 0')])
 def test_settings_that_mean_nothing(kw, message):
     q, g = people(3, 5)
     with pytest.raises(ValueError, match=message): rerank(q, g, **kw)
@@ -143,9 +147,12 @@ def test_settings_that_mean_nothing(kw, message):
 
 def test_bad_features_and_matrices():
     q, g = people(3, 5)
-    with pytest.raises(ValueError, match='gallery_feats: 1 of 5 rows hold NaN'): rerank(q, np.where(np.arange(5)[:, None] == 2, np.nan, g))
+    with pytest.raises(ValueError, match='gallery_feats: 1 of 5 rows hold NaN'):
+        rerank(q, np.where(np.arange(5)[:, None] == 2, np.nan, g))
     m = list(matrices(q, g))
-    with pytest.raises(ValueError, match=r'g_g_dist: shape \(5, 5\) wanted beside q_g_dist of \(3, 5\), got \(3, 3\)'): rerank_distances(m[0], m[1], m[1])
+    with pytest.raises(ValueError, match=r'g_g_dist: shape \(5, 5\) wanted beside q_g_dist of \(3, 5\), got \(3, 3\)'):
+        rerank_distances(m[0], m[1], m[1])
     for value in (np.nan, np.inf, -np.inf):
         m[2][3, 1] = value
-        with pytest.raises(ValueError, match='matrices: the distances of image 4 .* NaN or infinite'): rerank_distances(*m)
+        with pytest.raises(ValueError, match='matrices: the distances of image 4 .* NaN or infinite'):
+            rerank_distances(*m)

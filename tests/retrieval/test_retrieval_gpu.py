@@ -42,7 +42,8 @@ def test_a_matrix_is_counted_exactly():
     (q, g), ids = people()
     dist = (cosine_distances(q, g) * 50).round()  # many ties
     there, here = evaluate_distances(dist.cuda(), *ids), evaluate_distances(dist, *ids)
-    assert there.matches.ranks.tolist() == here.matches.ranks.tolist() and there.matches.items.tolist() == here.matches.items.tolist()
+    assert there.matches.ranks.tolist() == here.matches.ranks.tolist()
+    assert there.matches.items.tolist() == here.matches.items.tolist()
     assert cmc_single_shot(dist.cuda(), *ids).tolist() == cmc_single_shot(dist, *ids).tolist()
 
 
@@ -51,7 +52,8 @@ def test_reranking_gives_the_same():
     q, g = q.double(), g.double()  # near ties do not depend on the device
     here, there = rerank(q, g), rerank(*cuda(q, g))
     assert there.is_cuda and (there.cpu() - here).abs().max() < 1e-5
-    dist = euclidean_distances(q, g, squared=True), euclidean_distances(q, q, squared=True), euclidean_distances(g, g, squared=True)
+    dist = (euclidean_distances(q, g, squared=True), euclidean_distances(q, q, squared=True),
+            euclidean_distances(g, g, squared=True))
     assert (rerank_distances(*cuda(*dist)).cpu() - here).abs().max() < 1e-5
     sparse = rerank(*cuda(q.float(), g.float()), return_sparse=True)
     assert evaluate_distances(sparse, *ids).mAP == pytest.approx(evaluate_distances(here, *ids).mAP, abs=1e-3)
@@ -65,5 +67,6 @@ def test_all_else():
     regions = [f.view(-1, 8, 8) for f in (q, g)]
     there = region_distance(*cuda(*regions, seen[:60], seen[60:]))
     assert (there.cpu() - region_distance(*regions, seen[:60], seen[60:])).abs().max() < 1e-5
-    assert verification_pairs(*cuda(q, g), *ids).equal_error()[0] == pytest.approx(verification_pairs(q, g, *ids).equal_error()[0], abs=1e-4)
+    assert (verification_pairs(*cuda(q, g), *ids).equal_error()[0]
+            == pytest.approx(verification_pairs(q, g, *ids).equal_error()[0], abs=1e-4))
     assert compare(q[0].cuda(), q[0].cuda(), 0.1)

@@ -13,7 +13,8 @@ def all_draws(dist, q_pids, g_pids, q_camids, g_camids, max_rank):
     "The mean over every possible gallery of one image an identity, each as likely"
     curve, counted = np.zeros(max_rank), 0
     for q in range(len(dist)):
-        left = [g for g in range(len(g_pids)) if g_pids[g] != -1 and not (g_pids[g] == q_pids[q] and g_camids[g] == q_camids[q])]
+        left = [g for g in range(len(g_pids)) if g_pids[g] != -1
+                and not (g_pids[g] == q_pids[q] and g_camids[g] == q_camids[q])]
         by_pid = {p: [g for g in left if g_pids[g] == p] for p in {g_pids[g] for g in left}}
         if q_pids[q] not in by_pid: continue
         counted += 1
@@ -27,7 +28,8 @@ def all_draws(dist, q_pids, g_pids, q_camids, g_camids, max_rank):
 @given(st.integers(0, 2**32 - 1))
 def test_repeated_draws_approach_the_mean_over_all_draws(seed):
     rng = np.random.default_rng(seed)
-    case = rng.integers(0, 5, (3, 8)).astype(float), rng.integers(-1, 4, 3), rng.integers(-1, 4, 8), rng.integers(0, 2, 3), rng.integers(0, 2, 8)
+    case = (rng.integers(0, 5, (3, 8)).astype(float), rng.integers(-1, 4, 3), rng.integers(-1, 4, 8),
+            rng.integers(0, 2, 3), rng.integers(0, 2, 8))
     got, wanted = cmc_single_shot(*case, max_rank=5, repeats=4000, seed=1), all_draws(*(c.tolist() for c in case), 5)
     assert got == pytest.approx(wanted, abs=0.04, nan_ok=True)
 
@@ -36,8 +38,10 @@ def test_repeated_draws_approach_the_mean_over_all_draws(seed):
 @given(st.integers(0, 2**32 - 1))
 def test_one_image_an_identity_needs_no_draw(seed):
     rng = np.random.default_rng(seed)
-    case = rng.integers(0, 4, (4, 6)).astype(np.float32), rng.integers(0, 6, 4), rng.permutation(6), rng.integers(0, 2, 4), rng.integers(0, 2, 6)
-    assert cmc_single_shot(*case, max_rank=8, repeats=3) == pytest.approx(all_draws(*(c.tolist() for c in case), 8), abs=1e-12, nan_ok=True)
+    case = (rng.integers(0, 4, (4, 6)).astype(np.float32), rng.integers(0, 6, 4), rng.permutation(6),
+            rng.integers(0, 2, 4), rng.integers(0, 2, 6))
+    assert (cmc_single_shot(*case, max_rank=8, repeats=3)
+            == pytest.approx(all_draws(*(c.tolist() for c in case), 8), abs=1e-12, nan_ok=True))
 
 
 def test_a_seed_gives_one_curve_and_the_global_generator_is_left_alone():
@@ -58,14 +62,17 @@ def test_it_takes_a_sparse_reranking():
     rng = np.random.default_rng(0)
     q, g = rng.normal(size=(6, 4)), rng.normal(size=(40, 4))
     ids = np.arange(6), np.arange(40) % 6, np.zeros(6, int), np.ones(40, int)
-    assert cmc_single_shot(rerank(q, g, return_sparse=True), *ids).tolist() == cmc_single_shot(rerank(q, g), *ids).tolist()
+    assert cmc_single_shot(rerank(q, g, return_sparse=True),
+                           *ids).tolist() == cmc_single_shot(rerank(q, g), *ids).tolist()
 
 
-@pytest.mark.parametrize('kw, message', [(dict(repeats=0), 'repeats=0: a whole number of 1 or more'), (dict(max_rank=1.5), 'max_rank=1.5')])
+@pytest.mark.parametrize('kw, message', [(dict(repeats=0), 'repeats=0: a whole number of 1 or more'),
+                                         (dict(max_rank=1.5), 'max_rank=1.5')])
 def test_bad_settings(kw, message):
     with pytest.raises(ValueError, match=message): cmc_single_shot([[0.]], [1], [1], [0], [1], **kw)
 
 
 def test_bad_distances():
-    with pytest.raises(ValueError, match='distances of query 0 hold NaN'): cmc_single_shot([[np.nan]], [1], [1], [0], [1])
+    with pytest.raises(ValueError, match='distances of query 0 hold NaN'):
+        cmc_single_shot([[np.nan]], [1], [1], [0], [1])
     with pytest.raises(ValueError, match='g_pids: 2 ids for 1 images'): cmc_single_shot([[0.]], [1], [1, 1], [0], [1])

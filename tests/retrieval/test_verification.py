@@ -28,7 +28,8 @@ def test_rates_and_thresholds(genuine, impostor, far):
     assert list(table.index) == ['EER', f'FAR {far:g}']
     reached = slow_rates(genuine, impostor, table['threshold'].iloc[1])
     assert (table['false_accept'].iloc[1], table['false_reject'].iloc[1]) == reached and reached[0] <= far + 1e-9
-    better = [slow_rates(genuine, impostor, t)[1] for t in genuine + impostor if slow_rates(genuine, impostor, t)[0] <= far]
+    better = [slow_rates(genuine, impostor, t)[1]
+              for t in genuine + impostor if slow_rates(genuine, impostor, t)[0] <= far]
     assert reached[1] <= min(better, default=1)  # no other threshold rejects fewer at that rate
     gaps = [abs(np.subtract(*slow_rates(genuine, impostor, t))) for t in genuine + impostor]
     eer = table.loc['EER']
@@ -48,11 +49,13 @@ def test_long_curves_are_thinned_and_stay_exact():
     genuine, impostor = rng.normal(0, 1, 5000), rng.normal(2, 1, 70_000)
     curve = roc(genuine, impostor, points=100)
     assert 50 < len(curve) <= 110 and curve['false_accept'].iloc[0] < 1e-3
-    for row in curve.iloc[::9].itertuples(): assert (row.false_accept, row.false_reject) == slow_rates(genuine, impostor, row.threshold)
+    for row in curve.iloc[::9].itertuples():
+        assert (row.false_accept, row.false_reject) == slow_rates(genuine, impostor, row.threshold)
     from sklearn.metrics import roc_auc_score
     full = roc(genuine, impostor, points=1_000_000)
     area = np.trapezoid(np.r_[0, full['true_accept']], np.r_[0, full['false_accept']])
-    assert area == pytest.approx(roc_auc_score(np.r_[np.ones(5000), np.zeros(70_000)], -np.r_[genuine, impostor]), abs=1e-4)
+    assert area == pytest.approx(roc_auc_score(np.r_[np.ones(5000), np.zeros(70_000)], -np.r_[genuine, impostor]),
+                                 abs=1e-4)
 
 
 def case(seed=0, n_q=6, n_g=25):
@@ -103,7 +106,8 @@ def test_similarity_threshold_against_counting(genuine, impostor, far):
     assert found.false_accept == sum(1 - d >= found.similarity for d in impostor) / len(impostor)
     assert found.false_reject == sum(1 - d < found.similarity for d in genuine) / len(genuine)
     assert found.false_accept <= far
-    for similarity in {1 - d for d in impostor} | {1 - d for d in genuine}:  # a lower one lets in too many, or finds no more
+    # a lower one lets in too many, or finds no more
+    for similarity in {1 - d for d in impostor} | {1 - d for d in genuine}:
         lets_in = sum(1 - d >= similarity for d in impostor) / len(impostor)
         misses = sum(1 - d < similarity for d in genuine) / len(genuine)
         assert lets_in > far or misses >= found.false_reject
@@ -113,7 +117,8 @@ def test_similarity_threshold_says_what_it_costs():
     pairs = VerificationPairs([.1, .2, .3, .9], np.linspace(.5, 1.49, 100))
     found = similarity_threshold(pairs, far=.01)
     assert .49 < found.similarity < .5
-    assert str(found) == f'similarity {found.similarity:.3f} or more: lets in 1.00% of the pairs of two people, misses 25.00% of the pairs of one'
+    assert str(found) == (f'similarity {found.similarity:.3f} or more: lets in 1.00% of the pairs of two people, '
+                          'misses 25.00% of the pairs of one')
     assert compare([1., 0], [.6, .8], found)
     assert not compare([1., 0], [.4, .917], found)
 
@@ -122,18 +127,25 @@ def test_similarity_threshold_says_what_it_costs():
 def test_percents_are_no_shares(far):
     pairs = VerificationPairs([.1], [.5])
     for ask in (pairs.threshold, lambda rate: similarity_threshold(pairs, far=rate)):
-        with pytest.raises(ValueError, match=f'false_accept={far}: a share of 0 or more and less than 1 wanted; one in a hundred is .01'): ask(far)
+        with pytest.raises(ValueError,
+                           match=f'false_accept={far}: a share of 0 or more and less than 1 wanted; one in a hundred '
+                                 f'is .01'):
+            ask(far)
 
 
 def test_only_cosine_distances_have_a_similarity():
     pairs = verification_pairs(*case(), metric='euclidean')
-    with pytest.raises(ValueError, match="pairs of metric 'euclidean' have no similarity: make them with metric='cosine'"): similarity_threshold(pairs)
+    with pytest.raises(ValueError,
+                       match="pairs of metric 'euclidean' have no similarity: make them with metric='cosine'"):
+        similarity_threshold(pairs)
     with pytest.raises(ValueError, match="metric='l1': use one of"): verification_pairs(*case(), metric='l1')
 
 
 @pytest.mark.parametrize('args, message', [
-    (([1., 0], [1., 0, 0], 0.3), r'got shapes \(2,\) and \(3,\)'), (([[[1.]]], [[[1.]]], 0.3), 'two embeddings'), (([1., 0], [1., 0], 3), 'threshold=3: a cosine similarity from -1 to 1'),
-    (([0., 0], [1., 0], 0.3), 'a: 1 of 1 rows are zero'), (([1., 0], [np.nan, 0], 0.3), 'b: 1 of 1 rows hold NaN'), (([1., 0], [1., 0], float('nan')), 'threshold=nan')])
+    (([1., 0], [1., 0, 0], 0.3), r'got shapes \(2,\) and \(3,\)'), (([[[1.]]], [[[1.]]], 0.3), 'two embeddings'),
+    (([1., 0], [1., 0], 3), 'threshold=3: a cosine similarity from -1 to 1'),
+    (([0., 0], [1., 0], 0.3), 'a: 1 of 1 rows are zero'), (([1., 0], [np.nan, 0], 0.3), 'b: 1 of 1 rows hold NaN'),
+    (([1., 0], [1., 0], float('nan')), 'threshold=nan')])
 def test_compare_says_what_is_wrong(args, message):
     with pytest.raises(ValueError, match=message): compare(*args)
 
@@ -142,6 +154,9 @@ def test_what_makes_no_test():
     with pytest.raises(ValueError, match='genuine: no pairs'): roc([], [1.])
     with pytest.raises(ValueError, match='impostor: distances hold NaN'): verification_table([1.], [np.nan])
     with pytest.raises(ValueError, match='points=1: a curve needs'): roc([1.], [1.], points=1)
-    with pytest.raises(ValueError, match='false_accept=2: a share of 0 or more'): verification_table([1.], [1.], false_accept=[2])
-    with pytest.raises(ValueError, match='genuine: no pairs'): verification_pairs([[1., 0]], [[1., 0]], [1], [2], [0], [1])
-    with pytest.raises(ValueError, match='max_impostors=0'): verification_pairs([[1., 0]], [[1., 0]], [1], [2], [0], [1], max_impostors=0)
+    with pytest.raises(ValueError, match='false_accept=2: a share of 0 or more'):
+        verification_table([1.], [1.], false_accept=[2])
+    with pytest.raises(ValueError, match='genuine: no pairs'):
+        verification_pairs([[1., 0]], [[1., 0]], [1], [2], [0], [1])
+    with pytest.raises(ValueError, match='max_impostors=0'):
+        verification_pairs([[1., 0]], [[1., 0]], [1], [2], [0], [1], max_impostors=0)
