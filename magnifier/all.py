@@ -5,7 +5,6 @@ from magnifier.retrieval.distance import *
 from magnifier.retrieval.ranking import *
 from magnifier.retrieval.rerank import *
 from magnifier.retrieval.region_distance import *
-from magnifier.retrieval.single_shot import *
 from magnifier.retrieval.verification import *
 from magnifier.retrieval.expansion import *
 from magnifier.gallery.clusters import *
@@ -35,13 +34,11 @@ from magnifier.data.loaders import *
 from magnifier.model.backbone import *
 from magnifier.model.pooling import *
 from magnifier.model.branches import *
-from magnifier.model.output import *
+from magnifier.model.net import *
 from magnifier.model.resize import *
 from magnifier.model.weights import *
-from magnifier.model.net import *
-from magnifier.model.fingerprint import *
-from magnifier.model.embedding import *
 from magnifier.model.saved import *
+from magnifier.model.embedding import *
 from magnifier.model.embedder import *
 from magnifier.train.distributed import *
 from magnifier.train.losses import *

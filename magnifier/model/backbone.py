@@ -8,8 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from magnifier.model.osnet import OSNETS, OSNet
-from magnifier.model.small import resnet10_narrow
+from magnifier.model.own_backbones import OSNETS, OSNet, resnet10_narrow
 
 __all__ = ['Backbone', 'TimmBackbone', 'create_backbone', 'backbone_names', 'arch_name']
 

@@ -1,5 +1,6 @@
 "A model in a folder of two files: weights as safetensors, all else as JSON. Reading it runs no code of the folder"
 
+import hashlib
 import json
 import re
 from inspect import signature
@@ -12,11 +13,10 @@ from torch import nn
 import magnifier
 from magnifier.data.preprocess import Preprocessing
 from magnifier.files import aside_folder
-from magnifier.model.fingerprint import fingerprint
 from magnifier.model.net import MagnifierNet, create_magnifier
 from magnifier.model.weights import read_safetensors
 
-__all__ = ['write_model', 'read_model', 'model_folder', 'MODEL_FILES']
+__all__ = ['write_model', 'read_model', 'model_folder', 'MODEL_FILES', 'fingerprint']
 
 FORMAT = 2  # 1 had no weights of branches
 KEYS = ('format', 'version', 'fingerprint', 'model', 'preprocessing', 'classes')
@@ -144,3 +144,25 @@ def _check_tensors(model, tensors, folder):
                              'save the model again')
     broken = next((name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
     if broken: raise ValueError(f'{folder/WEIGHTS}: {broken} holds values that are no finite numbers')
+
+
+# What trains and evaluates but never reaches an embedding: another number of identities makes no other model of it
+TRAINING_ONLY = ('n_classes', 'sab_original')
+UNUSED = ('.neck.classifier.', '.region_necks.weight', 'num_batches_tracked')
+
+
+def fingerprint(
+    model: nn.Module,  # A MagnifierNet
+    preprocessing: dict | str,  # What happens to a picture before the model: values that JSON takes
+) -> str:  # 16 hexadecimal digits
+    """Hash of the weights that an embedding rests on, of the options that no weight shows, and of the preprocessing.
+    Two models of one fingerprint give the same embeddings of the same images, on whatever device; an optimiser's step
+    gives another fingerprint"""
+    arguments = {k: v for k, v in (model.arguments or {}).items() if k not in TRAINING_ONLY}
+    digest = hashlib.sha256(json.dumps([arguments, preprocessing], sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if any(part in name for part in UNUSED): continue
+        digest.update(f'{name} {tuple(tensor.shape)} {tensor.dtype}'.encode())
+        in_order = tensor.detach().cpu().contiguous().flatten()  # whatever the layout in memory
+        digest.update(in_order.view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -4,10 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from magnifier.regions import region_indices
-from magnifier.retrieval.copies import copies
+from magnifier.retrieval.rows import can_be_squared, copies, row_norms, working_dtype
 from magnifier.retrieval.distance import MatrixDistances, band_slices, full_precision, like
 from magnifier.retrieval.inputs import as_matrix, as_tensor, choose
-from magnifier.retrieval.norms import can_be_squared, row_norms, working_dtype
 
 __all__ = ['region_distance', 'NOTHING_SHARED']
 

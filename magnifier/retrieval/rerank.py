@@ -8,7 +8,7 @@ from torch import Tensor
 from magnifier.retrieval.distance import full_precision, like
 from magnifier.retrieval.inputs import as_count, as_matrix, check_pair
 from magnifier.retrieval.neighbours import FeaturePairs, MatrixPairs, Neighbours
-from magnifier.retrieval.norms import working_dtype
+from magnifier.retrieval.rows import working_dtype
 
 __all__ = ['rerank', 'rerank_distances', 'Reranked']
 

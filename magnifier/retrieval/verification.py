@@ -7,7 +7,7 @@ import torch
 from magnifier.retrieval.counting import Labels, JUNK
 from magnifier.retrieval.distance import METRICS, FeatureDistances, as_distances, to_numpy
 from magnifier.retrieval.inputs import as_count, as_tensor, check_pair, choose
-from magnifier.retrieval.norms import unit, working_dtype
+from magnifier.retrieval.rows import unit, working_dtype
 
 __all__ = ['VerificationPairs', 'verification_pairs', 'roc', 'verification_table', 'SimilarityThreshold',
            'similarity_threshold', 'Comparison', 'compare']

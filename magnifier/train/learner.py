@@ -22,9 +22,8 @@ from magnifier.data.masks import mask_targets, write_mask
 from magnifier.data.preprocess import Preprocessing
 from magnifier.files import aside
 from magnifier.model.embedding import EmbeddingNet
-from magnifier.model.fingerprint import fingerprint as fingerprint_of
+from magnifier.model.saved import MODEL_FILES, fingerprint as fingerprint_of, read_model, write_model
 from magnifier.model.net import MagnifierNet, create_magnifier, model_splitter
-from magnifier.model.saved import MODEL_FILES, read_model, write_model
 from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.retrieval.distance import normalise
 from magnifier.retrieval.verification import (

@@ -1,7 +1,7 @@
 "The fingerprint moves with every weight that a search compares by, and with no other"
 import pytest
 import torch
-from magnifier.model.fingerprint import fingerprint
+from magnifier.model.saved import fingerprint
 from magnifier.model.net import create_magnifier
 from magnifier.train.parts import region_embeddings
 

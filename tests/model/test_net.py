@@ -7,8 +7,7 @@ import pytest
 import torch
 from fastai.torch_core import TensorImage, TensorMask, apply, nested_reorder, to_concat, to_detach, to_float
 
-from magnifier.model.net import MagnifierNet, create_magnifier, model_splitter
-from magnifier.model.output import MagnifierOutput
+from magnifier.model.net import MagnifierNet, MagnifierOutput, create_magnifier, model_splitter
 from magnifier.model.pooling import kept_region_pool, region_max_pool
 from magnifier.model.resize import labels_to_masks, predicted_masks, resize_labels
 from magnifier.regions import NO_MASK

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from magnifier.model import saved
 from magnifier.model.embedder import Embedder
-from magnifier.model.fingerprint import fingerprint
+from magnifier.model.saved import fingerprint, model_folder, read_model, write_model
 from magnifier.model.net import MagnifierNet, create_magnifier
-from magnifier.model.saved import model_folder, read_model, write_model
 
 HOW = dict(size=[64, 32], resize='squish', interpolation='bilinear', channels='RGB', scale=1/255,
            mean=[.485, .456, .406], std=[.229, .224, .225])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from scipy.spatial.distance import cdist
-from magnifier.retrieval import distance as module, norms
+from magnifier.retrieval import distance as module, rows as of_rows
 from magnifier.retrieval.distance import (FeatureDistances, MatrixDistances, cosine_distances, euclidean_distances,
                                           normalise)
 from magnifier.retrieval.ranking import rank
@@ -34,7 +34,7 @@ def test_blocks_of_any_size_give_the_same(n_q, n_g, d, band, rows, seed):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(n_q, d)) + 0.1, rng.normal(size=(n_g, d)) + 0.1
     with pytest.MonkeyPatch.context() as m:
-        for owner in (module, norms): m.setattr(owner, 'ROW_BLOCK', rows)
+        for owner in (module, of_rows): m.setattr(owner, 'ROW_BLOCK', rows)
         m.setattr(module, 'band_slices', lambda q, g, size=4: module.row_slices(q, band))
         for name, dist in (('cosine', cosine_distances), ('euclidean', euclidean_distances)):
             assert np.abs(dist(x, y) - cdist(x, y, name)).max() < 1e-6

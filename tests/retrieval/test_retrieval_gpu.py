@@ -5,10 +5,9 @@ import pytest
 import torch
 from magnifier.retrieval.distance import cosine_distances, euclidean_distances, normalise
 from magnifier.retrieval.expansion import alpha_query_expansion, camera_centre
-from magnifier.retrieval.ranking import evaluate_distances, rank
+from magnifier.retrieval.ranking import cmc_single_shot, evaluate_distances, rank
 from magnifier.retrieval.region_distance import region_distance
 from magnifier.retrieval.rerank import rerank, rerank_distances
-from magnifier.retrieval.single_shot import cmc_single_shot
 from magnifier.retrieval.verification import compare, verification_pairs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from magnifier.retrieval.rerank import rerank
-from magnifier.retrieval.single_shot import cmc_single_shot
+from magnifier.retrieval.ranking import cmc_single_shot
 
 
 def all_draws(dist, q_pids, g_pids, q_camids, g_camids, max_rank):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from magnifier.model.output import MagnifierOutput
+from magnifier.model.net import MagnifierOutput
 from magnifier.train.callbacks import RegionOcclusion
 from magnifier.train.distributed import (Share, gather_own, gather_rows, join_ranks, mean_over_ranks, n_ranks, on_all_ranks, rank0_first, same_state)
 from magnifier.train.losses import MagnifierLoss

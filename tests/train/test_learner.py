@@ -9,8 +9,7 @@ from fastai.vision.all import MixedPrecision, SaveModelCallback, load_learner
 from PIL import Image
 from magnifier.data.block import ROLES, TensorIdentity, TensorPartMask
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.model.net import MagnifierNet
-from magnifier.model.output import MagnifierOutput
+from magnifier.model.net import MagnifierNet, MagnifierOutput
 from magnifier.retrieval.ranking import rank
 from magnifier.train.callbacks import RegionOcclusion, TeacherMasks
 from magnifier.train.learner import ReIDLearner, magnifier_learner

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magnifier.data.block import TensorIdentity, TensorPartMask
-from magnifier.model.net import create_magnifier
-from magnifier.model.output import MagnifierOutput
+from magnifier.model.net import MagnifierOutput, create_magnifier
 from magnifier.model.resize import resize_labels
 from magnifier.regions import NO_MASK
 from magnifier.train.losses import (MagnifierLoss, batch_hard_triplet, gradient_norms, identity_loss, region_segmentation_loss,

@@ -1,8 +1,9 @@
-"OSNet (Zhou et al. 2019), the omni-scale network that most public re-identification weights are of, cut after stage 4"
+"Backbones of our own: OSNet (Zhou et al. 2019), cut after stage 4, and a small residual network for a CPU"
 
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
-__all__ = ['OSNet', 'OSNETS']
+__all__ = ['OSNet', 'OSNETS', 'resnet10_narrow']
 
 # Channels after the stem and after stages 2, 3 and 4
 OSNETS = {'osnet_x1_0': (64, 256, 384, 512), 'osnet_x0_75': (48, 192, 288, 384), 'osnet_x0_5': (32, 128, 192, 256),
@@ -109,3 +110,23 @@ def _stage(c_in, c_out, stride):
     # The last module is there without pooling too, so that its parameters keep their names
     end = nn.Sequential(ConvNorm(c_out, c_out), nn.AvgPool2d(stride) if stride > 1 else nn.Identity())
     return nn.Sequential(OSBlock(c_in, c_out), OSBlock(c_out, c_out), end)
+
+
+WIDTHS = (32, 64, 128, 256)  # Channels of the four stages, half of ResNet-18's
+
+
+def resnet10_narrow(
+    weights: str | None = None,  # As torchvision's builders take it; nobody has trained this network on ImageNet
+) -> nn.Module:  # With torchvision's names: conv1, bn1, relu, maxpool, layer1 to layer4
+    "ResNet of one basic block a stage, ten layers in all, and half of ResNet-18's channels. A ValueError where weights are asked for"
+    if weights: raise ValueError('resnet10_narrow has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
+    net, channels = nn.Module(), WIDTHS[0]
+    net.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+    net.bn1 = nn.BatchNorm2d(channels)
+    net.relu = nn.ReLU(inplace=True)
+    net.maxpool = nn.MaxPool2d(3, 2, 1)
+    for i, width in enumerate(WIDTHS):
+        shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, 2, bias=False), nn.BatchNorm2d(width)) if i else None
+        setattr(net, f'layer{i + 1}', nn.Sequential(BasicBlock(channels, width, 2 if i else 1, shortcut)))
+        channels = width
+    return net

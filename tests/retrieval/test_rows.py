@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from magnifier.retrieval import copies as module, distance, neighbours, norms
-from magnifier.retrieval.copies import copies
+from magnifier.retrieval import distance, neighbours, rows as module
+from magnifier.retrieval.rows import copies
 from magnifier.retrieval.distance import cosine_distances, euclidean_distances
 from magnifier.retrieval.ranking import rank
 from magnifier.retrieval.region_distance import region_distance
@@ -61,7 +61,7 @@ def test_copies_in_the_gallery_have_the_rank_of_their_place(metric, seed, n_q, n
     g, first = with_copies(seed + 1, n_g, d)
     ids = np.arange(n_q) % 3, np.arange(n_g) % 3, np.zeros(n_q, int), np.ones(n_g, int)
     with pytest.MonkeyPatch.context() as m:
-        for owner in (distance, norms): m.setattr(owner, 'ROW_BLOCK', 7)
+        for owner in (distance, module): m.setattr(owner, 'ROW_BLOCK', 7)
         m.setattr(distance, 'band_slices', lambda q, g, size=4: distance.row_slices(q, 5))
         ranking = rank(q, g, *ids, metric=metric)
         bands = np.concatenate([band.clone().numpy() for _, band in ranking.distances.bands()])
@@ -163,7 +163,7 @@ def test_distances_that_no_float_can_hold_are_refused():
 @pytest.mark.parametrize('kind', [np.int64, np.int8, np.uint16, torch.tensor])
 def test_integers_of_every_kind_are_integers(kind):
     from magnifier.retrieval.expansion import average_query_expansion
-    from magnifier.retrieval.single_shot import cmc_single_shot
+    from magnifier.retrieval.ranking import cmc_single_shot
     x, first = with_copies(3, 20, 6)
     ids = np.arange(5) % 3, np.arange(15) % 3, np.zeros(5, int), np.ones(15, int)
     q, g = x[:5], x[5:]
