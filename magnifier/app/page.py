@@ -19,7 +19,7 @@ from magnifier.train.parts import VISIBLE
 __all__ = ['TABS', 'whole_page', 'chosen', 'status', 'rates_said', 'hits_list', 'why', 'gallery_page']
 
 # Of a tab but the first, the route of its name fills the element `NAME-shown` when the tab is opened
-TABS = {'search': 'Search', 'gallery': 'Gallery'}
+TABS = {'search': 'Search', 'gallery': 'Gallery', 'people': 'People'}
 ORDERS = ('identity', 'camera')
 EVERYBODY = 'everybody'
 PER_PAGE = 48

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from magnifier.app.people import WhoWhere, who_was_where
 from magnifier.app.rates import PairRates, pair_rates
 from magnifier.app.uploads import Uploads
 from magnifier.gallery.entries import stored_image
@@ -109,6 +110,7 @@ class Finder:
         self.find = lru_cache(REMEMBERED)(self._find)
         self.labels = lru_cache(REMEMBERED)(self._labels)
         self.match = lru_cache(REMEMBERED)(self._match)
+        self.people = lru_cache(1)(self._people)
         self.refresh()
 
     def refresh(self):
@@ -119,7 +121,7 @@ class Finder:
             self.cameras = sorted(self.images['camid'].dropna().astype(int).unique().tolist())
             self.has_times = bool(self.images['time'].notna().any())
             self._rates = {}
-            for remembered in (self.find, self.labels, self.match): remembered.cache_clear()
+            for remembered in (self.find, self.labels, self.match, self.people): remembered.cache_clear()
 
     def image(self,
         key: str,  # Of an image of the gallery
@@ -188,6 +190,10 @@ class Finder:
         with self._lock:
             if regions not in self._rates: self._rates[regions] = pair_rates(self.gallery, regions)
             return self._rates[regions]
+
+    def _people(self) -> WhoWhere:
+        "Who was where, when the page was opened"
+        with self._lock: return who_was_where(self.gallery)
 
     def some(self,
         n: int = 8,  # How many

@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from magnifier.app.page import chosen, gallery_page, hits_list, rates_said, status, whole_page, why
+from magnifier.app.people import people_page
 from magnifier.app.search import Asked, Finder
 from magnifier.app.uploads import MAX_BYTES
 
@@ -93,7 +94,7 @@ def make_page(
     _add_files(app)
     _add_choosing(app, finder)
     _add_search(app, finder)
-    _add_gallery(app, finder)
+    _add_tabs(app, finder)
     return app
 
 
@@ -157,11 +158,14 @@ def _add_search(app, finder):
         except ValueError as e: return why(wrong=_sentence(e))
 
 
-def _add_gallery(app, finder):
-    "The second tab. Another tab is a name in `page.TABS` and a route of that name"
+def _add_tabs(app, finder):
+    "The other tabs: each is a name in `page.TABS` and a route of that name"
 
     @app.post('/gallery')
     def gallery(by: str = '', only: str = '', page: int = 1): return gallery_page(finder, by, only, page)
+
+    @app.post('/people')
+    def people(): return people_page(finder.people())
 
 
 def _sentence(error):

@@ -245,12 +245,12 @@ class Shelf:
 
 
 def test_another_tab_is_a_name(monkeypatch, finder):
-    monkeypatch.setitem(page.TABS, 'people', 'People')
+    monkeypatch.setitem(page.TABS, 'more', 'More')
     read = Reader(page.whole_page(finder))
     panels = [button['aria-controls'] for button in read.all('button') if button.get('role') == 'tab']
-    assert panels == ['panel-search', 'panel-gallery', 'panel-people']
-    assert [f['action'] for f in read.all('form')] == ['search', 'gallery', 'people']
-    assert 'people-shown' in [d.get('id') for d in read.all('div')]
+    assert panels == ['panel-search', 'panel-gallery', 'panel-people', 'panel-more']
+    assert [f['action'] for f in read.all('form')] == ['search', 'gallery', 'people', 'more']
+    assert 'more-shown' in [d.get('id') for d in read.all('div')]
 
 
 def test_a_few_people_to_begin_with():

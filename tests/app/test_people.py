@@ -1,0 +1,100 @@
+"The third tab, over galleries with and without tracklets"
+import base64
+import html
+import re
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from fasthtml.common import to_xml
+from magnifier.app.people import ROWS, WhoWhere, people_page, who_was_where
+from magnifier.app.server import make_page
+from magnifier.gallery.gallery import Gallery
+from PIL import Image
+from starlette.testclient import TestClient
+
+
+EVIL = '"><script>alert(1)</script>'
+
+
+def rows_of(text):
+    "The table's rows, without its head"
+    return [[html.unescape(cell.strip()) for cell in re.findall('<td>(.*?)</td>', row, re.S)] for row in text.split('<tr>')[2:]]
+
+
+@pytest.fixture
+def followed(seer, few, tmp_path):
+    "Four tracklets of three images each: two people, each before two cameras"
+    rows = few[few['pid'] == few['pid'].iloc[0]].head(3), few[few['pid'] == few['pid'].iloc[-1]].head(3)
+    with Gallery(tmp_path/'people') as g:
+        for n, (camera, part) in enumerate([(1, rows[0]), (1, rows[1]), (2, rows[0]), (2, rows[1])]):
+            images = [Image.open(path).convert('RGB').resize((32, 64 + 2*camera)) for path in part['path']]
+            times = [1_760_000_000 + 60*n + second for second in range(len(images))]
+            g.add(seer, images, camids=[camera]*len(images), times=times, tracklets=[f'{camera}/cam{camera}/{n}']*len(images),
+                  progress=False)
+        yield g
+
+
+def joined(g):
+    "Labels tracklets 0 and 2 as person 5, and tracklet 1 as person 8; the last stays nobody's"
+    rows = g.store.read(columns=('key', 'tracklet'))
+    person = {'1/cam1/0': 5, '2/cam2/2': 5, '1/cam1/1': 8}
+    known = [(key, person[name]) for key, name in zip(*rows.values()) if name in person]
+    g.label(*zip(*known))
+
+
+def shown(seer, g):
+    with TestClient(make_page(seer, g), base_url='http://127.0.0.1:7860', headers={'HX-Request': 'true'}) as client:
+        answer = client.post('/people')
+    assert answer.status_code == 200
+    return answer.text
+
+
+def test_people_who_were_joined(seer, followed):
+    joined(followed)
+    before = followed.images()
+    text = shown(seer, followed)
+    rows = rows_of(text)
+    assert [row[:2] for row in rows] == [['5', '1'], ['5', '2'], ['8', '1']]
+    assert rows[0][2:5] == ['2025-10-09 08:53:20', '2025-10-09 08:53:22', '1/cam1/0']
+    assert 'not joined to people yet: 1. Run magnifier_people' in text
+    data, = re.findall('data:image/png;base64,([A-Za-z0-9+/=]+)', text)
+    assert Image.open(BytesIO(base64.b64decode(data))).size[0] > 500
+    pd.testing.assert_frame_equal(followed.images(), before)  # looking writes nothing
+
+
+def test_tracklets_that_nobody_joined(seer, followed):
+    text = shown(seer, followed)
+    assert 'not joined to people yet: 4. Run magnifier_people' in text
+    assert '<table' not in text and '<img' not in text
+
+
+def test_single_images_have_no_timeline(seer, people): assert 'magnifier_index --video' in shown(seer, people)
+
+
+def test_a_deleted_person_is_gone_when_the_page_is_opened_again(seer, followed):
+    joined(followed)
+    with TestClient(make_page(seer, followed), base_url='http://127.0.0.1:7860') as client:
+        assert [row[0] for row in rows_of(client.post('/people').text)] == ['5', '5', '8']
+        followed.delete(pids=[5])
+        client.get('/')
+        assert [row[0] for row in rows_of(client.post('/people').text)] == ['8']
+
+
+def test_names_are_text_and_long_tables_are_cut():
+    n = ROWS + 1
+    times = pd.to_datetime(np.arange(n), unit='s', utc=True)
+    table = pd.DataFrame(dict(person=range(n), camid=1, start=times, end=times, tracklet=EVIL, certainty=np.nan))
+    text = to_xml(people_page(WhoWhere(table, 0, b'png')))
+    assert len(rows_of(text)) == ROWS
+    assert f'first {ROWS} of {n} rows' in text
+    assert rows_of(text)[0][4] == EVIL
+    assert '<script' not in text
+
+
+def test_nobody_is_joined_by_looking(followed):
+    joined(followed)
+    found = who_was_where(followed)
+    assert found.unjoined == 1
+    assert found.table.groupby('person')['tracklet'].count().to_dict() == {5: 2, 8: 1}
