@@ -51,4 +51,5 @@ def test_an_unknown_tracker(video):
 
 def test_other_weights_are_refused_by_name(tmp_path):
     torch.save({'a': torch.zeros(1)}, tmp_path/'weights.pth')
-    with pytest.raises(ValueError, match='weights.pth does not hold the weights of .*fasterrcnn'): person_network(tmp_path/'weights.pth')
+    with pytest.raises(ValueError, match='weights.pth does not hold the weights of .*fasterrcnn'):
+        person_network(tmp_path/'weights.pth')

@@ -60,7 +60,8 @@ def test_bytes_that_are_no_text(tmp_path):
 
 
 numbers = st.integers(0, 400)
-rows = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), numbers, numbers, st.integers(1, 99), st.integers(1, 99)), min_size=1, max_size=20,
+rows = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), numbers, numbers, st.integers(1, 99),
+                          st.integers(1, 99)), min_size=1, max_size=20,
                 unique_by=lambda row: row[:2])
 
 

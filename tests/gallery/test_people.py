@@ -10,7 +10,8 @@ def slow_join(distances, never, threshold):
     "Joins the nearest pair of groups that may be joined, until none is near enough"
     groups = [[i] for i in range(len(distances))]
     while True:
-        pairs = [(np.mean([distances[i][j] for i in a for j in b]), x, y) for x, a in enumerate(groups) for y, b in enumerate(groups)
+        pairs = [(np.mean([distances[i][j] for i in a for j in b]), x, y) for x, a in enumerate(groups)
+                 for y, b in enumerate(groups)
                  if x < y and not any(never[i][j] for i in a for j in b)]
         if not pairs or min(pairs)[0] > threshold: return {frozenset(g) for g in groups}
         _, x, y = min(pairs)
@@ -64,7 +65,8 @@ def test_people_are_numbered_by_their_first_tracklet():
 
 
 @pytest.mark.parametrize('t', [0, 1])
-def test_few_tracklets(t): assert join_tracklets(np.zeros((t, t)), np.zeros((t, t), bool), .5).tolist() == list(range(t))
+def test_few_tracklets(t):
+    assert join_tracklets(np.zeros((t, t)), np.zeros((t, t), bool), .5).tolist() == list(range(t))
 
 
 def test_one_camera_at_one_time_is_two_people():
@@ -98,7 +100,8 @@ def test_certainty_is_scikit_learns_silhouette():
     metrics = pytest.importorskip('sklearn.metrics')
     distances, _ = drawn(3, 12)
     people = np.array([0, 0, 1, 1, 1, 2, 2, 3, 4, 4, 4, 4])
-    assert np.allclose(certainty(distances, people), metrics.silhouette_samples(distances, people, metric='precomputed'))
+    assert np.allclose(certainty(distances, people),
+                       metrics.silhouette_samples(distances, people, metric='precomputed'))
 
 
 def test_alone_nobody_is_certain(): assert np.isnan(certainty(np.zeros((2, 2)), [0, 0])).all()

@@ -51,7 +51,8 @@ def filled(place, cameras, embedder=None, **kwargs):
     root, boxes = cameras
     g = Gallery(**place)
     for camera, table in boxes.items():
-        g.add_video(embedder or Watching(), root/f'cam{camera}', table, camera=camera, start=START, fps=5, progress=False, **kwargs)
+        g.add_video(embedder or Watching(), root/f'cam{camera}', table, camera=camera, start=START, fps=5,
+                    progress=False, **kwargs)
     return g
 
 
@@ -79,7 +80,8 @@ def test_a_tracklets_embedding_is_the_weighted_mean_of_its_images(place, cameras
 
 
 def test_the_best_image_shows_the_most():
-    columns = dict(tracklet=['a', 'a', 'b'], camid=[1, 1, 2], time=[5., 6., 0.], pid=[None, 7, None], path=['x', 'y', 'z'], key=list('kl') + ['m'],
+    columns = dict(tracklet=['a', 'a', 'b'], camid=[1, 1, 2], time=[5., 6., 0.], pid=[None, 7, None],
+                   path=['x', 'y', 'z'], key=list('kl') + ['m'],
                    visibility=[.2, .9, None], vector=np.eye(3, dtype=np.float32))
     table, vectors = summarise(columns)
     assert table['tracklet'].tolist() == ['b', 'a']
@@ -110,15 +112,18 @@ def test_boxes_may_be_a_file(place, cameras, tmp_path):
     root, boxes = cameras
     write_mot(boxes[1], tmp_path/'cam1.txt')
     with Gallery(**place) as g:
-        assert g.add_video(Watching(), root/'cam1', tmp_path/'cam1.txt', camera=1, fps=5, progress=False).added == len(read_mot(tmp_path/'cam1.txt'))
+        assert g.add_video(Watching(), root/'cam1', tmp_path/'cam1.txt', camera=1, fps=5,
+                           progress=False).added == len(read_mot(tmp_path/'cam1.txt'))
 
 
 def test_boxes_without_a_frame_are_told(place, cameras):
     root, boxes = cameras
-    late = pd.concat([boxes[1], pd.DataFrame([(99, 0, 0, 0, 8, 16), (1, 50, 200, 0, 8, 16)], columns=boxes[1].columns)], ignore_index=True)
+    late = pd.concat([boxes[1], pd.DataFrame([(99, 0, 0, 0, 8, 16), (1, 50, 200, 0, 8, 16)], columns=boxes[1].columns)],
+                     ignore_index=True)
     with Gallery(**place) as g, pytest.warns(GalleryWarning, match='2 of 50'):
         added = g.add_video(Watching(), root/'cam1', late, camera=1, fps=5, progress=False)
-    assert added.skipped['path'].tolist() == [crop_address(root/'cam1', 99, (0, 0, 8, 16)), crop_address(root/'cam1', 1, (200, 0, 8, 16))]
+    assert added.skipped['path'].tolist() == [crop_address(root/'cam1', 99, (0, 0, 8, 16)),
+                                              crop_address(root/'cam1', 1, (200, 0, 8, 16))]
 
 
 def test_kept_crops_are_the_people(place, cameras, tmp_path):
@@ -144,7 +149,8 @@ def test_what_was_stored_can_be_looked_at(place, cameras, tmp_path):
             best = g.tracklets().table.iloc[0]
             image = stored_image(best.path, best.key)
             assert image.size == (8, 16)
-            assert np.array_equal(np.asarray(image), np.asarray(read_crop(crop_address(cameras[0]/'cam1', 1, (0, 10, 8, 16)))))
+            assert np.array_equal(np.asarray(image),
+                                  np.asarray(read_crop(crop_address(cameras[0]/'cam1', 1, (0, 10, 8, 16)))))
 
 
 def test_people_are_who_they_are(place, cameras):
@@ -187,7 +193,8 @@ def test_boxes_go_out_with_the_people_as_ids(place, cameras, tmp_path):
             assert len(boxes['cam1_cam1']) == 48
             wanted = cameras[1][1].sort_values(['frame', 'left'], ignore_index=True)
             got = boxes['cam1_cam1'].sort_values(['frame', 'left'], ignore_index=True)
-            assert np.array_equal(got[['frame', 'left', 'top', 'width', 'height']], wanted[['frame', 'left', 'top', 'width', 'height']])
+            assert np.array_equal(got[['frame', 'left', 'top', 'width', 'height']],
+                                  wanted[['frame', 'left', 'top', 'width', 'height']])
             assert got.groupby(wanted['track'])['track'].nunique().tolist() == [1]*6
 
 
@@ -219,6 +226,9 @@ def test_what_is_no_camera_is_refused(place, cameras):
     with Gallery(**place) as g:
         with pytest.raises(ValueError, match='has no tracklets'): g.people()
         with pytest.raises(ValueError, match='give fps'): g.add_video(Watching(), root/'cam1', boxes[1], camera=1)
-        with pytest.raises(ValueError, match='every=0'): g.add_video(Watching(), root/'cam1', boxes[1], camera=1, fps=5, every=0)
-        with pytest.raises(ValueError, match='no boxes for'): g.add_video(Watching(), root/'cam1', boxes[1].iloc[:0], camera=1, fps=5)
-        with pytest.raises(TypeError, match='camera'): g.add_video(Watching(), root/'cam1', boxes[1], camera='front', fps=5)
+        with pytest.raises(ValueError, match='every=0'):
+            g.add_video(Watching(), root/'cam1', boxes[1], camera=1, fps=5, every=0)
+        with pytest.raises(ValueError, match='no boxes for'):
+            g.add_video(Watching(), root/'cam1', boxes[1].iloc[:0], camera=1, fps=5)
+        with pytest.raises(TypeError, match='camera'):
+            g.add_video(Watching(), root/'cam1', boxes[1], camera='front', fps=5)

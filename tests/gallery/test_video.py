@@ -28,7 +28,8 @@ def film(tmp_path_factory):
         stream = container.add_stream('mpeg4', rate=5)
         stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
         for number in range(1, 11):
-            for packet in stream.encode(av.VideoFrame.from_ndarray(frame(number), format='rgb24')): container.mux(packet)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame(number), format='rgb24')):
+                container.mux(packet)
         for packet in stream.encode(): container.mux(packet)
     return file
 

@@ -211,8 +211,8 @@ def test_region_embeddings_without_sfb_against_loops(kwargs):
     for i in range(2):
         for k in range(N_REGIONS):
             f, m = (maps['sab' if model.sab is not None else 'global'][i], masks[i, k])
-            pooled = model.sab.reduce((f*m).amax((1, 2))) if model.sab is not None else (f*m).sum((1,
-                                                                                                   2))/m.sum().clamp(min=1e-6)
+            if model.sab is not None: pooled = model.sab.reduce((f*m).amax((1, 2)))
+            else: pooled = (f*m).sum((1, 2))/m.sum().clamp(min=1e-6)
             want = neck.bn(pooled[None])[0].detach()
             assert torch.allclose(got[i, k], want/want.norm(), atol=1e-5)
 

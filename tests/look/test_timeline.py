@@ -15,7 +15,8 @@ def people(tmp_path):
     start = pd.Timestamp('2026-01-31T08:00', tz='UTC')
     rows = [(0, 1, 0, 9), (1, 1, 5, 20), (0, 2, 30, 40), (2, 2, 50, 51)]
     table = pd.DataFrame(rows, columns=['person', 'camid', 'from', 'to'])
-    return table.assign(start=start + pd.to_timedelta(table['from'], 's'), end=start + pd.to_timedelta(table['to'], 's'), tracklet=list('abcd'),
+    return table.assign(start=start + pd.to_timedelta(table['from'], 's'),
+                        end=start + pd.to_timedelta(table['to'], 's'), tracklet=list('abcd'),
                         path=[str(tmp_path/'a.png')]*3 + [str(tmp_path/'gone.png')], key=content_key(tmp_path/'a.png'))
 
 

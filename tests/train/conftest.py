@@ -7,9 +7,13 @@ from torchvision.models.resnet import BasicBlock
 def tiny(weights=None):
     "A residual network of four blocks"
     net = nn.Module()
-    net.conv1, net.bn1, net.relu, net.maxpool = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)
+    net.conv1 = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+    net.bn1 = nn.BatchNorm2d(8)
+    net.relu = nn.ReLU()
+    net.maxpool = nn.MaxPool2d(2)
     for i, (before, after, stride) in enumerate([(8, 8, 1), (8, 16, 2), (16, 16, 2), (16, 32, 2)]):
-        shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)) if stride > 1 or before != after else None
+        shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False),
+                                 nn.BatchNorm2d(after)) if stride > 1 or before != after else None
         setattr(net, f'layer{i + 1}', nn.Sequential(BasicBlock(before, after, stride, shortcut)))
     return net
 
@@ -19,7 +23,8 @@ def small(catalog):
     "Four identities to train on, three to look for"
     train, test = catalog[catalog.split == 'train'], catalog[catalog.split != 'train']
     few = [p for p in test.pid[test.split == 'query'].unique() if p > 0][:3]
-    rows = [train[train.pid.isin(train.pid.unique()[:4])].groupby('pid').head(4), test[test.pid.isin(few)].groupby(['pid', 'split']).head(2)]
+    rows = [train[train.pid.isin(train.pid.unique()[:4])].groupby('pid').head(4),
+            test[test.pid.isin(few)].groupby(['pid', 'split']).head(2)]
     import pandas as pd
     return pd.concat(rows).reset_index(drop=True)
 
@@ -36,5 +41,6 @@ def small_learn(small, how, tmp_path):
     "A silent learner of that size"
     from magnifier.data.loaders import ReIDDataLoaders
     from magnifier.train.learner import magnifier_learner
-    learn = magnifier_learner(ReIDDataLoaders.from_df(small, path=tmp_path, num_workers=0, **how['loading']), **how['model'])
+    learn = magnifier_learner(ReIDDataLoaders.from_df(small, path=tmp_path, num_workers=0, **how['loading']),
+                              **how['model'])
     with learn.no_bar(), learn.no_logging(): yield learn

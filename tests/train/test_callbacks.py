@@ -7,7 +7,8 @@ import pytest
 import torch
 from fastai.vision.all import Callback, CancelFitException
 from magnifier.regions import LOWER_TORSO, UPPER_TORSO
-from magnifier.train.callbacks import RegionOcclusion, SemanticDiversityPhase, TeacherMasks, ValidateEvery, draw_kept_regions
+from magnifier.train.callbacks import (RegionOcclusion, SemanticDiversityPhase, TeacherMasks, ValidateEvery,
+                                       draw_kept_regions)
 from magnifier.train.precision import CPUBfloat16, bfloat16_pays
 from magnifier.train.recording import LossParts
 
@@ -58,7 +59,8 @@ def test_the_background_can_go_too():
 
 @pytest.mark.parametrize('strategy, keep, message', [
     ('torso', 3, 'keep one of 2, 4, 6$'), ('torso', 8, 'keep one of 2, 4, 6$'), ('torso', 0, 'keep one of 2, 4, 6$'),
-    ('random', 8, 'keep one of 1, 2, 3, 4, 5, 6, 7$'), ('random', 0, 'keep one of 1, 2'), ('random', 2.5, 'keep one of 1, 2'),
+    ('random', 8, 'keep one of 1, 2, 3, 4, 5, 6, 7$'), ('random', 0, 'keep one of 1, 2'),
+    ('random', 2.5, 'keep one of 1, 2'),
     ('random_all', 9, 'keep one of 1, 2, 3, 4, 5, 6, 7, 8$'), ('both', 4, 'use one of torso, random, random_all')])
 def test_impossible_occlusions_are_refused(strategy, keep, message):
     with pytest.raises(ValueError, match=message): RegionOcclusion(strategy, keep)
@@ -129,13 +131,15 @@ def test_the_second_stage_goes_on_at_the_decayed_rate_or_falls(learn):
     learn.fit_semantic_diversity(1, lr=1e-3, schedule='annealed')
     assert learn.recorder.lrs[0] == 1e-3
     assert learn.recorder.lrs[-1] < 5e-4
-    with pytest.raises(ValueError, match="unknown schedule 'cosine': use constant or annealed"): learn.fit_semantic_diversity(1, schedule='cosine')
+    with pytest.raises(ValueError, match="unknown schedule 'cosine': use constant or annealed"):
+        learn.fit_semantic_diversity(1, schedule='cosine')
 
 
 def test_the_phase_refuses_a_model_without_region_features(dls):
     from magnifier.train.learner import magnifier_learner
     learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, sfb=False)
-    with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='sfb=True'): learn.fit_semantic_diversity(1)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='sfb=True'):
+        learn.fit_semantic_diversity(1)
 
 
 class Parts(Callback):
@@ -153,11 +157,13 @@ def test_columns_are_the_epochs_means(learn):
     expected = pd.DataFrame(parts.rows).mean()
     history = learn.loss_parts.history
     assert len(history) == 1
-    pd.testing.assert_series_equal(history.iloc[0][expected.index], expected, check_names=False, rtol=1e-4, check_dtype=False)
+    pd.testing.assert_series_equal(history.iloc[0][expected.index], expected, check_names=False, rtol=1e-4,
+                                   check_dtype=False)
     row = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
     assert row['id'] == pytest.approx(expected[['global_cls', 'sab_cls', 'sfb_cls']].sum(), rel=1e-4)
     assert row['triplet'] == pytest.approx(expected[['global_tri', 'sfb_tri']].sum(), rel=1e-4)
-    assert row['mask'] == pytest.approx(expected['mask'], rel=1e-4) and row['sd'] == pytest.approx(expected['sd'], rel=1e-4)
+    assert row['mask'] == pytest.approx(expected['mask'], rel=1e-4)
+    assert row['sd'] == pytest.approx(expected['sd'], rel=1e-4)
 
 
 def test_columns_stay_one_set_over_fits(learn):
@@ -175,7 +181,8 @@ def test_validation_every_second_epoch_and_the_last(learn):
     learn.fit(3, cbs=ValidateEvery(2))
     at = list(learn.recorder.metric_names[1:-1]).index('mAP')
     assert [row[at] is not None for row in learn.recorder.values] == [False, True, True]
-    assert all(len(row) == len(learn.recorder.metric_names) - 2 and row[1] > 0 for row in learn.recorder.values), 'losses stay in their columns'
+    assert all(len(row) == len(learn.recorder.metric_names) - 2 and row[1] > 0
+               for row in learn.recorder.values), 'losses stay in their columns'
     with pytest.raises(ValueError, match='n=0'): ValidateEvery(0)
 
 
@@ -203,14 +210,16 @@ def test_a_cancelled_batch_does_not_stay_in_bfloat16():
 
 
 def test_bfloat16_learns_as_float32_does(catalog, tmp_path):
-    # A bfloat16 keeps 8 bits: each layer's output is off by up to 0.4 %, and 18 steps of Adam on such gradients drift apart. Measured: the mean losses of
-    # an epoch differ by 0.8 % at most, while those of identities and masks fall by 30 %; 4 % leaves room for other machines' kernels
+    # A bfloat16 keeps 8 bits: each layer's output is off by up to 0.4 %, and 18 steps of Adam on such gradients
+    # drift apart. Measured: the mean losses of an epoch differ by 0.8 % at most, while those of identities and
+    # masks fall by 30 %; 4 % leaves room for other machines' kernels
     from magnifier.data.loaders import ReIDDataLoaders
     from magnifier.train.learner import magnifier_learner
     final = []
     for cbs in ([], [CPUBfloat16()]):
         torch.manual_seed(0)
-        dls = ReIDDataLoaders.from_df(catalog, path=tmp_path, size=(64, 32), bs=16, n_per_id=2, pad=0, flip=0, erase=0, num_workers=0)
+        dls = ReIDDataLoaders.from_df(catalog, path=tmp_path, size=(64, 32), bs=16, n_per_id=2, pad=0, flip=0, erase=0,
+                                      num_workers=0)
         learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32)
         with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, cbs=[ValidateEvery(9), *cbs])
         final.append(learn.loss_parts.history[['global_cls', 'sfb_cls', 'mask']])
@@ -219,7 +228,8 @@ def test_bfloat16_learns_as_float32_does(catalog, tmp_path):
 
 
 def test_bfloat16_pays_where_the_cpu_says_so(monkeypatch):
-    for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'): monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
     assert not bfloat16_pays()
     monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True, raising=False)
     assert bfloat16_pays()

@@ -15,10 +15,14 @@ def names(folder): return sorted(f.name for f in folder.iterdir())
 
 def test_two_files_at_most_at_every_moment(tmp_path, monkeypatch):
     seen, save = [], torch.save
-    monkeypatch.setattr(checkpoints.torch, 'save', lambda state, file: (save(state, file), seen.append(names(tmp_path))))
+    monkeypatch.setattr(checkpoints.torch, 'save',
+                        lambda state, file: (save(state, file), seen.append(names(tmp_path))))
     for n in range(1, 6): write_checkpoint(tmp_path, n, dict(n=n))
-    assert [re.sub(r'-\d+', '', s) for s in seen[-1]] == ['.00005.pth.part', '00004.pth'] and names(tmp_path) == ['00004.pth', '00005.pth'] and all(len(s) <= 2 for s in seen)
-    assert [f.name for f in checkpoint_files(tmp_path)] == ['00005.pth', '00004.pth'] and read_checkpoint(tmp_path)['n'] == 5
+    assert [re.sub(r'-\d+', '', s) for s in seen[-1]] == ['.00005.pth.part', '00004.pth']
+    assert names(tmp_path) == ['00004.pth', '00005.pth']
+    assert all(len(s) <= 2 for s in seen)
+    assert [f.name for f in checkpoint_files(tmp_path)] == ['00005.pth', '00004.pth']
+    assert read_checkpoint(tmp_path)['n'] == 5
 
 
 def test_a_hundred_thousand_epochs_are_in_order(tmp_path):
@@ -31,7 +35,8 @@ def test_any_truncation_is_noticed(tmp_path, share):
     for n in (1, 2): write_checkpoint(tmp_path, n, dict(n=n, weights=torch.rand(1000)))
     data = (tmp_path/'00002.pth').read_bytes()
     (tmp_path/'00002.pth').write_bytes(data[:int(share*len(data))])
-    with pytest.warns(UserWarning, match='00002.pth is damaged .* and was set aside'): assert read_checkpoint(tmp_path)['n'] == 1
+    with pytest.warns(UserWarning, match='00002.pth is damaged .* and was set aside'):
+        assert read_checkpoint(tmp_path)['n'] == 1
     assert names(tmp_path) == ['00001.pth', '00002.pth.damaged']
 
 
@@ -48,7 +53,9 @@ def test_any_wrong_byte_of_the_weights_is_noticed(tmp_path):
 
 def test_no_checkpoint_is_none(tmp_path):
     (tmp_path/'notes.pth').write_text('not one of ours')
-    assert read_checkpoint(tmp_path) is None and read_checkpoint(tmp_path/'nowhere') is None and names(tmp_path) == ['notes.pth']
+    assert read_checkpoint(tmp_path) is None
+    assert read_checkpoint(tmp_path/'nowhere') is None
+    assert names(tmp_path) == ['notes.pth']
 
 
 def test_another_version_is_refused(tmp_path):
@@ -72,9 +79,12 @@ def trained(learn, folder, **kwargs):
 
 def test_rows_and_notes_are_stored_with_the_state(small_learn, tmp_path):
     seen = []
-    kept = trained(small_learn, tmp_path, note=dict(of='me'), each=lambda kept: seen.append((kept.done, names(tmp_path))))
+    kept = trained(small_learn, tmp_path, note=dict(of='me'),
+                   each=lambda kept: seen.append((kept.done, names(tmp_path))))
     state = read_checkpoint(tmp_path)
-    assert seen == [(1, ['00001.pth']), (2, ['00001.pth', '00002.pth'])] and state['note'] == dict(of='me') and state['rows'] == kept.rows
+    assert seen == [(1, ['00001.pth']), (2, ['00001.pth', '00002.pth'])]
+    assert state['note'] == dict(of='me')
+    assert state['rows'] == kept.rows
     assert (state['stage'], state['done']) == (1, 2) and state['seconds'] > 0
 
 
@@ -89,16 +99,21 @@ def test_the_state_is_all_of_it(small, how, small_learn, tmp_path):
     from magnifier.data.loaders import ReIDDataLoaders
     from magnifier.train.learner import magnifier_learner
     trained(small_learn, tmp_path)
-    other = magnifier_learner(ReIDDataLoaders.from_df(small, path=tmp_path, num_workers=0, **how['loading']), **how['model'])
+    other = magnifier_learner(ReIDDataLoaders.from_df(small, path=tmp_path, num_workers=0, **how['loading']),
+                              **how['model'])
     with other.no_bar(), other.no_logging(): trained(other, tmp_path/'other', state=read_checkpoint(tmp_path))
     for a, b in zip(small_learn.opt.state_dict()['state'], other.opt.state_dict()['state']):
         assert a.keys() == b.keys() and all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
     assert list(map(dict, small_learn.opt.hypers)) == list(map(dict, other.opt.hypers))
     one, two = small_learn.recorder, other.recorder
-    assert one.lrs == two.lrs and one.iters == two.iters and torch.equal(torch.stack(one.losses), torch.stack(two.losses))
+    assert one.lrs == two.lrs
+    assert one.iters == two.iters
+    assert torch.equal(torch.stack(one.losses), torch.stack(two.losses))
     assert [list(v) for v in one.values] == [list(v) for v in two.values] and len(one.values) == 2
-    assert float(one.smooth_loss.value) == float(two.smooth_loss.value) and small_learn.train_iter == other.train_iter == 8
-    assert small_learn.loss_parts.history.equals(other.loss_parts.history) and small_learn.dls.train.epoch == other.dls.train.epoch == 2
+    assert float(one.smooth_loss.value) == float(two.smooth_loss.value)
+    assert small_learn.train_iter == other.train_iter == 8
+    assert small_learn.loss_parts.history.equals(other.loss_parts.history)
+    assert small_learn.dls.train.epoch == other.dls.train.epoch == 2
     assert not (tmp_path/'other').exists()  # nothing was left to train
 
 
@@ -125,8 +140,10 @@ def test_another_model_and_other_processes_are_refused(small_learn):
     small_learn.fit(1)
     state = training_state(small_learn)
     with pytest.raises(ValueError, match='of another model: .*backbone'):
-        restore_training(small_learn, {**state, 'model': {k: v for k, v in state['model'].items() if 'layer4' not in k}})
-    with pytest.raises(ValueError, match='of 2 processes, and 1 run now'): restore_training(small_learn, {**state, 'generators': state['generators']*2})
+        restore_training(small_learn,
+                         {**state, 'model': {k: v for k, v in state['model'].items() if 'layer4' not in k}})
+    with pytest.raises(ValueError, match='of 2 processes, and 1 run now'):
+        restore_training(small_learn, {**state, 'generators': state['generators']*2})
 
 
 def test_frozen_stays_frozen(small_learn):
@@ -179,14 +196,16 @@ def test_a_full_disk_is_told(tmp_path):
     write_checkpoint(tmp_path, 1, dict(n=1))
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        with pytest.raises(OSError, match='cannot write .*00002.pth: .*make room'): write_checkpoint(tmp_path, 2, dict(w=torch.zeros(100_000)))
+        with pytest.raises(OSError, match='cannot write .*00002.pth: .*make room'):
+            write_checkpoint(tmp_path, 2, dict(w=torch.zeros(100_000)))
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert names(tmp_path) == ['00001.pth']
 
 
 def test_short_memory_is_no_damage(tmp_path, monkeypatch):
     write_checkpoint(tmp_path, 1, dict(n=1))
-    def short(*args, **kwargs): raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 97 bytes")
+    def short(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 97 bytes")
     monkeypatch.setattr(torch, 'load', short)
     with pytest.raises(RuntimeError, match='allocate memory'): read_checkpoint(tmp_path)
     assert names(tmp_path) == ['00001.pth']

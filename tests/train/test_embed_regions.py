@@ -20,7 +20,8 @@ def test_walkers_are_added_and_found(learn, catalog, tmp_path):
         np.testing.assert_allclose(hits.table['similarity'], np.sort(similarity)[::-1], atol=1e-4)
         assert g.add(learn, crops_folder(row.path.rsplit('/', 1)[0]).query('path == @row.path'))[:2] == (0, 1)
         parts = embed_parts(learn, gallery)
-        assert g.search(learn, row.path, k=1, regions=[int(np.flatnonzero(parts.visible[5])[0])])[0].similarity == pytest.approx(1, abs=1e-3)
+        assert g.search(learn, row.path, k=1,
+                        regions=[int(np.flatnonzero(parts.visible[5])[0])])[0].similarity == pytest.approx(1, abs=1e-3)
         with pytest.raises(ValueError, match='made by the model'):
             learn.model.cpu()
             next(learn.model.parameters()).data.add_(1)

@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ pytest.importorskip('onnxscript')
 def learn(catalog, tmp_path_factory):
     "A full model after one epoch"
     torch.manual_seed(0)
-    dls = ReIDDataLoaders.from_df(catalog, path=tmp_path_factory.mktemp('export'), size=(64, 32), bs=8, n_per_id=2, pad=2, num_workers=0)
+    dls = ReIDDataLoaders.from_df(catalog, path=tmp_path_factory.mktemp('export'), size=(64, 32), bs=8, n_per_id=2,
+                                  pad=2, num_workers=0)
     learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32)
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
@@ -44,13 +46,16 @@ def test_embeds_as_the_learner_does(learn, embedder, paths):
     expected, got = learn.embed(paths).numpy(), embedder(paths)
     assert got.shape == expected.shape == (len(paths), embedder.dim) and got.dtype == np.float32
     assert (got*expected).sum(1).min() > .9999 and np.abs(got - expected).max() < 1e-4
-    assert embedder.fingerprint == learn.fingerprint and embedder.preprocessing == learn.dls.preprocessing and embedder.size == (64, 32)
+    assert embedder.fingerprint == learn.fingerprint
+    assert embedder.preprocessing == learn.dls.preprocessing
+    assert embedder.size == (64, 32)
 
 
 def test_any_kind_of_picture(embedder, paths):
     arrays = [np.asarray(Image.open(p).convert('RGB')) for p in paths[:3]]
     expected = embedder(paths[:3])
-    for crops in (arrays, [Image.open(p) for p in paths[:3]], np.stack(arrays), (a for a in arrays), [paths[0], arrays[1], Image.open(paths[2])]):
+    for crops in (arrays, [Image.open(p) for p in paths[:3]], np.stack(arrays), (a for a in arrays),
+                  [paths[0], arrays[1], Image.open(paths[2])]):
         np.testing.assert_allclose(embedder(crops), expected, atol=1e-5)
     np.testing.assert_allclose(embedder([a[..., ::-1] for a in arrays], bgr=True), expected, atol=1e-5)
     np.testing.assert_allclose(embedder.embed(arrays[0]), expected[:1], atol=1e-5)
@@ -78,8 +83,8 @@ def test_dynamic_batch_and_masks(file, learn, n):
 
 
 def test_starts_without_torch_fastai_or_pandas(file, paths):
-    code = f'import sys; from magnifier.model.embedder import Embedder; e = Embedder({str(file)!r}); assert e({paths[:2]!r}).shape == (2, e.dim); ' \
-           'print(*sys.modules)'
+    code = ('import sys; from magnifier.model.embedder import Embedder; '
+            f'e = Embedder({str(file)!r}); assert e({paths[:2]!r}).shape == (2, e.dim); print(*sys.modules)')
     loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
     assert not {'torch', 'torchvision', 'fastai', 'pandas', 'matplotlib', 'fastcore'} & set(loaded)
 
@@ -91,8 +96,10 @@ def test_a_file_that_differs_is_not_written(learn, monkeypatch, tmp_path):
             def save(self, path, external_data): path.write_bytes(b'')
         return Program()
     monkeypatch.setattr(export, '_to_onnx', other)
-    monkeypatch.setattr(ort, 'InferenceSession', lambda *a, **kw: type('S', (), {'run': lambda self, names, feed: [np.eye(3, 576, dtype=np.float32)]})())
-    with pytest.raises(RuntimeError, match='differs from torch .cosine .*nothing was written'): learn.export_onnx(tmp_path/'m.onnx')
+    monkeypatch.setattr(ort, 'InferenceSession',
+                        lambda *a, **kw: SimpleNamespace(run=lambda names, feed: [np.eye(3, 576, dtype=np.float32)]))
+    with pytest.raises(RuntimeError, match='differs from torch .cosine .*nothing was written'):
+        learn.export_onnx(tmp_path/'m.onnx')
     assert not list(tmp_path.iterdir())
 
 
@@ -112,7 +119,8 @@ def test_files_that_are_not_ours(file, tmp_path):
     about = json.loads(model.metadata_props[0].value)
     del model.metadata_props[:]
     onnx.save(model, tmp_path/'bare.onnx')
-    with pytest.raises(ValueError, match='says nothing of its preprocessing: a file of learn.export_onnx'): Embedder(tmp_path/'bare.onnx')
+    with pytest.raises(ValueError, match='says nothing of its preprocessing: a file of learn.export_onnx'):
+        Embedder(tmp_path/'bare.onnx')
     about['preprocessing']['channels'] = 'BGR'
     model.metadata_props.add(key='magnifier', value=json.dumps(about))
     onnx.save(model, tmp_path/'other.onnx')

@@ -1,4 +1,5 @@
-"A loss that is no number is found at its batch, on a CPU at once and on a device when its answer comes; Ctrl-C ends after the batch"
+"""A loss that is no number is found at its batch, on a CPU at once and on a device when its answer comes;
+Ctrl-C ends after the batch"""
 import os
 import signal
 import threading
@@ -15,7 +16,8 @@ class Spoil(Callback):
     def __init__(self, epoch, step, value=torch.nan): self.spoilt, self.value = (epoch, step), value
 
     def before_batch(self):
-        if self.training and (self.epoch, self.iter) == self.spoilt: self.learn.xb = (self.xb[0]*self.value, *self.xb[1:])
+        if self.training and (self.epoch, self.iter) == self.spoilt:
+            self.learn.xb = (self.xb[0]*self.value, *self.xb[1:])
 
 
 class Later:
@@ -59,7 +61,8 @@ def test_a_training_of_numbers_goes_on(small_learn, tmp_path):
 
 def test_weights_that_are_no_numbers_are_named(small_learn, tmp_path):
     with torch.no_grad(): small_learn.model.backbone.layer3[0].conv1.weight[0, 0, 1, 1] = torch.inf
-    with pytest.raises(NonFiniteLoss, match='the weights are not finite either, first of all .*layer3.0.conv1.weight') as e:
+    with pytest.raises(NonFiniteLoss,
+                       match='the weights are not finite either, first of all .*layer3.0.conv1.weight') as e:
         small_learn.fit(1, cbs=[StopAtNonFinite(tmp_path/'new/bad.pth')])
     assert isinstance(e.value, ValueError) and 'try a lower rate' in str(e.value) and (tmp_path/'new/bad.pth').exists()
 
@@ -72,7 +75,8 @@ def test_the_step_that_would_spoil_the_weights_is_not_made(small_learn, tmp_path
 def test_infinite_is_no_number(small_learn, tmp_path, monkeypatch):
     loss = type(small_learn.loss_func).__call__
     monkeypatch.setattr(type(small_learn.loss_func), '__call__', lambda self, *args: loss(self, *args) + torch.inf)
-    with pytest.raises(NonFiniteLoss, match='the loss is inf in epoch 0, batch 0'): small_learn.fit(1, cbs=[StopAtNonFinite(tmp_path/'bad.pth')])
+    with pytest.raises(NonFiniteLoss, match='the loss is inf in epoch 0, batch 0'):
+        small_learn.fit(1, cbs=[StopAtNonFinite(tmp_path/'bad.pth')])
 
 
 def press(): os.kill(os.getpid(), signal.SIGINT)

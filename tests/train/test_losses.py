@@ -13,8 +13,8 @@ from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.model.net import MagnifierOutput, create_magnifier
 from magnifier.model.resize import resize_labels
 from magnifier.regions import NO_MASK
-from magnifier.train.losses import (MagnifierLoss, batch_hard_triplet, gradient_norms, identity_loss, region_segmentation_loss,
-                                    semantic_diversity_loss)
+from magnifier.train.losses import (MagnifierLoss, batch_hard_triplet, gradient_norms, identity_loss,
+                                    region_segmentation_loss, semantic_diversity_loss)
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
@@ -68,7 +68,8 @@ def slow_segmentation(logits, mask):
 # --- batch-hard triplet
 
 @settings(deadline=None, max_examples=60)
-@given(labels=st.lists(st.integers(-1, 4), min_size=1, max_size=12), margin=st.sampled_from([0., 0.3, 2.]), seed=st.integers(0, 10**6))
+@given(labels=st.lists(st.integers(-1, 4), min_size=1, max_size=12), margin=st.sampled_from([0., 0.3, 2.]),
+       seed=st.integers(0, 10**6))
 def test_triplet_equals_the_loop(labels, margin, seed):
     features = torch.randn(len(labels), 5, generator=rng(seed), dtype=torch.float64)
     got = batch_hard_triplet(features, torch.tensor(labels), margin)
@@ -81,7 +82,9 @@ def test_no_triplet_is_zero_with_gradient(labels, dtype):
     features = torch.randn(len(labels), 4, generator=rng()).to(dtype).requires_grad_()
     loss = batch_hard_triplet(features, torch.tensor(labels))
     loss.backward()
-    assert loss == 0 and loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and torch.equal(features.grad, 0 * features)
+    assert loss == 0
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(features.grad, 0 * features)
 
 
 def test_repeated_images_give_finite_gradients():
@@ -181,7 +184,8 @@ def test_segmentation_equals_the_loop(n, h, w, H, W, absent, seed):
 
 
 def test_images_without_a_mask_change_nothing():
-    logits, mask = torch.randn(4, 8, 6, 4, generator=rng(), requires_grad=True), torch.randint(8, (4, 12, 8), generator=rng())
+    logits = torch.randn(4, 8, 6, 4, generator=rng(), requires_grad=True)
+    mask = torch.randint(8, (4, 12, 8), generator=rng())
     mask[1] = NO_MASK
     mask[3, 0, 0] = NO_MASK  # the rest of it was padded
     loss = region_segmentation_loss(logits, mask)
@@ -240,7 +244,8 @@ def test_total_is_equation_4(output, batch):
     want = 2 * slow_segmentation(output.mask_logits, mask) + 2e-3 * slow_diversity(output.region_features)
     want += 0.0125 * sum(slow_cross_entropy(output.region_logits[:, k], labels, 0.1) for k in range(8))
     for b in ('global', 'sab', 'sfb'):
-        want += slow_cross_entropy(output.logits[b], labels, 0.1) + slow_triplet(output.features[b].detach(), labels, 0.3)
+        want += slow_cross_entropy(output.logits[b], labels, 0.1)
+        want += slow_triplet(output.features[b].detach(), labels, 0.3)
     assert value(total) == pytest.approx(want, rel=1e-5) and total.dtype == torch.float32
     assert set(loss.last) == PARTS and not any(v.requires_grad or v.ndim for v in loss.last.values())
 
@@ -249,7 +254,8 @@ def test_options_leave_parts_out(output, batch):
     loss = MagnifierLoss(mask_weight=0., region_weight=0.)
     total = loss(output, *batch[1:])
     assert set(loss.last) == PARTS - {'sab_tri'}
-    assert value(total) == pytest.approx(sum(value(v) for name, v in loss.last.items() if name not in ('mask', 'region_cls', 'sd')), rel=1e-6)
+    parts = [value(v) for name, v in loss.last.items() if name not in ('mask', 'region_cls', 'sd')]
+    assert value(total) == pytest.approx(sum(parts), rel=1e-6)
 
 
 def test_without_gamma_diversity_is_watched_and_gives_no_gradient(output, batch):
@@ -277,7 +283,8 @@ def test_images_without_a_mask_count_in_the_global_branch_alone(output, batch):
     loss(output, mask, identity)
     rest(MagnifierOutput([t[2:] for t in output]), mask[2:], identity[2:])
     for name in PARTS - {'global_cls', 'global_tri'}: torch.testing.assert_close(loss.last[name], rest.last[name])
-    assert value(loss.last['global_cls']) == pytest.approx(slow_cross_entropy(output.logits['global'], identity[:, 0], 0.1), rel=1e-5)
+    want = slow_cross_entropy(output.logits['global'], identity[:, 0], 0.1)
+    assert value(loss.last['global_cls']) == pytest.approx(want, rel=1e-5)
 
 
 def test_identity_alone(output, batch):
@@ -301,7 +308,8 @@ def test_loss_per_image(output, batch):
     whole = Whole()
     whole(output, *batch[1:])
     assert each.shape == (6,)
-    for name in PARTS - {'mask'}: torch.testing.assert_close(loss.last[name], whole.last[name])  # every image counts here
+    # every image counts here
+    for name in PARTS - {'mask'}: torch.testing.assert_close(loss.last[name], whole.last[name])
 
 
 def test_decodes_gives_one_item_a_target(output, model, batch):
@@ -340,7 +348,8 @@ def test_sab_has_no_triplet_unless_asked(output, batch):
     loss = MagnifierLoss()
     loss(output, *batch[1:])
     assert set(loss.last) == PARTS - {'sab_tri'}
-    with pytest.raises(ValueError, match="sab_triplet='hard': use one of none, plain, normalised"): MagnifierLoss(sab_triplet='hard')
+    with pytest.raises(ValueError, match="sab_triplet='hard': use one of none, plain, normalised"):
+        MagnifierLoss(sab_triplet='hard')
 
 
 def test_sabs_triplet_on_features_of_length_one(output, batch):
@@ -349,7 +358,8 @@ def test_sabs_triplet_on_features_of_length_one(output, batch):
     features = output.features['sab'].detach()
     unit = features / features.norm(dim=1, keepdim=True)
     assert value(loss.last['sab_tri']) == pytest.approx(slow_triplet(unit, batch[2][:, 0], 0.3), rel=1e-5)
-    assert value(loss.last['sfb_tri']) == pytest.approx(slow_triplet(output.features['sfb'].detach(), batch[2][:, 0], 0.3), rel=1e-5)
+    want = slow_triplet(output.features['sfb'].detach(), batch[2][:, 0], 0.3)
+    assert value(loss.last['sfb_tri']) == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.parametrize('reduction', ['mean', 'none'])
@@ -359,7 +369,8 @@ def test_sabs_identity_loss_by_the_share_kept(model, batch, reduction):
     plain, weighed = MagnifierLoss(reduction=reduction), MagnifierLoss(reduction=reduction, sab_share=True)
     for loss in (plain, weighed): loss(occluded, *batch[1:])
     assert occluded.kept_share.tolist() == [[.25]] * 6
-    assert value(weighed.last['sab_cls']) == pytest.approx(value(plain.last['sab_cls']) / (1 + math.exp(-.25)), rel=1e-5)
+    assert value(weighed.last['sab_cls']) == pytest.approx(value(plain.last['sab_cls']) / (1 + math.exp(-.25)),
+                                                           rel=1e-5)
     for name in set(plain.last) - {'sab_cls'}: assert weighed.last[name] == plain.last[name]
 
 

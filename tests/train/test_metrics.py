@@ -12,7 +12,8 @@ def case(n=40, seed=0):
     "Embeddings and identities of queries and gallery, mixed"
     rng = np.random.default_rng(seed)
     identity = np.stack([np.full(n, -1), rng.integers(0, 6, n), rng.integers(0, 3, n), rng.integers(1, 3, n)], 1)
-    return torch.nn.functional.normalize(torch.tensor(rng.normal(size=(n, 8)), dtype=torch.float32)), torch.tensor(identity)
+    return (torch.nn.functional.normalize(torch.tensor(rng.normal(size=(n, 8)), dtype=torch.float32)),
+            torch.tensor(identity))
 
 
 def test_roles_decide_and_order_does_not():
@@ -28,7 +29,8 @@ def test_roles_decide_and_order_does_not():
 
 def test_nothing_to_rank_is_none():
     embeddings, identity = case()
-    for role in (1, 2): assert rank_by_role(embeddings[identity[:, 3] == role], identity[identity[:, 3] == role]) is None
+    for role in (1, 2):
+        assert rank_by_role(embeddings[identity[:, 3] == role], identity[identity[:, 3] == role]) is None
 
 
 @pytest.mark.parametrize('key', ['map', 'R', 'R0', 'Rx', ''])
@@ -39,7 +41,8 @@ def test_unknown_metrics_are_refused(key):
 def test_a_validation_pass_gives_the_figures_of_evaluate(learn):
     values = dict(zip(['valid_loss', *(m.name for m in learn.metrics)], learn.validate()))
     table = learn.evaluate()
-    assert values['R1'] == pytest.approx(table.loc['plain', 'R1']) and values['mAP'] == pytest.approx(table.loc['plain', 'mAP'])
+    assert values['R1'] == pytest.approx(table.loc['plain', 'R1'])
+    assert values['mAP'] == pytest.approx(table.loc['plain', 'mAP'])
 
 
 def test_a_shuffled_loader_gives_the_same_figures(learn):
@@ -69,5 +72,6 @@ def test_a_pass_without_queries_has_no_value(learn):
 
 
 def test_trackers_monitor_them(learn):
-    learn.fit(2, 0., cbs=[SaveModelCallback(monitor='mAP', fname='best'), EarlyStoppingCallback(monitor='R1', patience=1)])
+    learn.fit(2, 0.,
+              cbs=[SaveModelCallback(monitor='mAP', fname='best'), EarlyStoppingCallback(monitor='R1', patience=1)])
     assert (learn.path/'models'/'best.pth').exists()

@@ -11,7 +11,8 @@ from magnifier.train.parts import NO_OWN_REGIONS, Parts, embed_parts, rank_parts
 
 
 def planted(background):
-    "Two people, whose body tells who they are and whose background the camera; `background` is where it stands among the eight"
+    """Two people, whose body tells who they are and whose background the camera; `background` is where it
+    stands among the eight"""
     embeddings = torch.zeros(4, 8, 2)
     embeddings[[0, 2], :, 0] = 1
     embeddings[[1, 3], :, 1] = 1
@@ -25,7 +26,8 @@ def planted(background):
 def test_the_background_is_compared_where_it_is_named_and_nowhere_else():
     parts = planted(0)
     assert rank_parts(parts)['regions'].hits(0)['distance'].tolist() == pytest.approx([0, 1])
-    assert rank_parts(parts._replace(regions=REGIONS))['regions'].hits(0)['distance'].tolist() == pytest.approx([.5, .5])
+    everywhere = rank_parts(parts._replace(regions=REGIONS))['regions']
+    assert everywhere.hits(0)['distance'].tolist() == pytest.approx([.5, .5])
     both = rank_parts(parts, dict(k1=1, k2=1, lambda_value=1.))
     assert both['re-ranked'].ap.tolist() == both['regions'].ap.tolist() == [1, 1]
 
@@ -60,14 +62,18 @@ def test_given_masks_say_what_is_seen(learn, halved):
     some = embed_parts(learn, halved, ['foot', 'head'], given_masks=True)
     assert np.array_equal(some.areas, given.areas[:, [7, 1]])
     wanted = rank_parts(given)['regions'].table().iloc[0]
-    assert learn.evaluate(halved, distance='regions', given_masks=True).iloc[0].tolist() == pytest.approx(wanted.tolist())
+    assert learn.evaluate(halved, distance='regions',
+                          given_masks=True).iloc[0].tolist() == pytest.approx(wanted.tolist())
 
 
 def test_given_masks_must_be_there(learn, halved):
-    with pytest.raises(ValueError, match='given_masks=True: these images come without part masks'): embed_parts(learn, list(halved.path[:2]), given_masks=True)
+    with pytest.raises(ValueError, match='given_masks=True: these images come without part masks'):
+        embed_parts(learn, list(halved.path[:2]), given_masks=True)
     halved.loc[0, 'mask'] = None
-    with pytest.raises(ValueError, match='given_masks=True: 1 of .* images of a batch have no part mask'): embed_parts(learn, halved, given_masks=True)
-    with pytest.raises(ValueError, match='given_masks go with distance="regions"'): learn.evaluate(halved, given_masks=True)
+    with pytest.raises(ValueError, match='given_masks=True: 1 of .* images of a batch have no part mask'):
+        embed_parts(learn, halved, given_masks=True)
+    with pytest.raises(ValueError, match='given_masks go with distance="regions"'):
+        learn.evaluate(halved, given_masks=True)
 
 
 def test_a_model_without_a_mask_module_is_told_the_regions(dls, halved):

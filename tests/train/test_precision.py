@@ -10,7 +10,8 @@ from magnifier.train import precision
 from magnifier.train.precision import fast_training
 from magnifier.train.runs import train_run
 
-pytestmark = pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor:UserWarning')  # torch's own tracing looks at it
+# torch's own tracing looks at it
+pytestmark = pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor:UserWarning')
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,8 @@ class Seen(Callback):
 
     def after_loss(self):
         model, kernel = self.learn.model, self.learn.model.backbone.state_dict()['layer1.0.conv1.weight']
-        self.steps.append((model._compiled_call_impl is not None, kernel.is_contiguous(memory_format=torch.channels_last), self.learn.loss_grad.dtype))
+        self.steps.append((model._compiled_call_impl is not None,
+                           kernel.is_contiguous(memory_format=torch.channels_last), self.learn.loss_grad.dtype))
 
 
 @pytest.mark.parametrize('pays', [True, False])
@@ -38,7 +40,9 @@ def test_fits_inside_are_fast_and_the_learner_is_plain_afterwards(small_learn, m
         assert hasattr(small_learn, 'cpu_bfloat16') == pays
         small_learn.fit(1, cbs=[seen])
     assert seen.steps and set(seen.steps) == {(True, True, torch.float32)}
-    assert list(small_learn.cbs) == cbs and not hasattr(small_learn, 'cpu_bfloat16') and small_learn.model._compiled_call_impl is None
+    assert list(small_learn.cbs) == cbs
+    assert not hasattr(small_learn, 'cpu_bfloat16')
+    assert small_learn.model._compiled_call_impl is None
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in small_learn.model.parameters())
 
 
@@ -49,7 +53,8 @@ def test_a_compiled_training_is_the_plain_one(small, how, tmp_path, monkeypatch)
     for (name, a), b in zip(plain.learn.model.state_dict().items(), quick.learn.model.state_dict().values()):
         assert torch.allclose(a.float(), b.float(), atol=1e-3, rtol=1e-2), name
     assert json.loads((tmp_path/'b/run.json').read_text())['arguments']['fast'] is True
-    with pytest.raises(ValueError, match='fast=True, and now it is False'): train_run(small, 'one_cycle', tmp_path/'b', epochs=2, resume=True, **how)
+    with pytest.raises(ValueError, match='fast=True, and now it is False'):
+        train_run(small, 'one_cycle', tmp_path/'b', epochs=2, resume=True, **how)
 
 
 def test_an_error_leaves_the_learner_plain(small_learn):

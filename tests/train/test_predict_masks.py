@@ -20,10 +20,12 @@ def test_masks_have_their_images_names_sizes_and_labels(learn, people, tmp_path)
     files = learn.predict_masks(people, bs=2)
     assert [p.relative_to(tmp_path/'set_ps_label').as_posix() for p in files] == ['0/0.png', '0/2.png', '1/1.png']
     for mask in files:
-        with Image.open(people/mask.relative_to(tmp_path/'set_ps_label')) as image: assert read_mask(mask).shape == image.size[::-1]
+        with Image.open(people/mask.relative_to(tmp_path/'set_ps_label')) as image:
+            assert read_mask(mask).shape == image.size[::-1]
     again = learn.predict_masks([people/'0'/'0.png', people/'1'/'1.png'], tmp_path/'other')
     assert all((read_mask(a) == read_mask(b)).all() for a, b in zip(again, (files[0], files[2])))
-    assert learn.model.training and mask_agreement(tmp_path/'set_ps_label', tmp_path/'set_ps_label').iou.dropna().eq(1).all()
+    assert learn.model.training
+    assert mask_agreement(tmp_path/'set_ps_label', tmp_path/'set_ps_label').iou.dropna().eq(1).all()
 
 
 def test_the_label_is_the_largest_logit_of_the_place(learn, people, monkeypatch):
@@ -43,7 +45,9 @@ def test_the_label_is_the_largest_logit_of_the_place(learn, people, monkeypatch)
 def test_what_is_there_stays_unless_asked(learn, people, tmp_path):
     files = learn.predict_masks(people)
     files[1].write_bytes(b'kept')
-    with pytest.raises(ValueError, match=r'3 of 3 masks exist \(first: .*0.png\): name another dst, or pass overwrite=True'): learn.predict_masks(people)
+    with pytest.raises(ValueError,
+                       match=r'3 of 3 masks exist \(first: .*0.png\): name another dst, or pass overwrite=True'):
+        learn.predict_masks(people)
     assert files[1].read_bytes() == b'kept'
     learn.predict_masks(people, overwrite=True)
     read_mask(files[1])

@@ -29,8 +29,8 @@ def build(dls, seed=0, **kwargs):
 @pytest.mark.parametrize('cache', [None, 'ram'])
 def test_preprocessing_in_words(catalog, cache):
     dls = ReIDDataLoaders.from_df(catalog, cache=cache, **SMALL)
-    assert dls.preprocessing.to_json() == dict(size=[64, 32], resize='squish', interpolation='bilinear', channels='RGB', scale=1/255,
-                                               mean=[.485, .456, .406], std=[.229, .224, .225])
+    assert dls.preprocessing.to_json() == dict(size=[64, 32], resize='squish', interpolation='bilinear', channels='RGB',
+                                               scale=1/255, mean=[.485, .456, .406], std=[.229, .224, .225])
 
 
 def test_what_acts_in_training_alone_is_left_out(catalog):
@@ -40,7 +40,8 @@ def test_what_acts_in_training_alone_is_left_out(catalog):
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(item_tfms=Resize((64, 32))), 'Resize is no step that another program could repeat'),
-    (dict(batch_tfms=[]), 'do not resize'), (dict(batch_tfms=[*batch_transforms(Preprocessing((64, 32))), Grey()]), 'Grey is no step')])
+    (dict(batch_tfms=[]), 'do not resize'),
+    (dict(batch_tfms=[*batch_transforms(Preprocessing((64, 32))), Grey()]), 'Grey is no step')])
 def test_preprocessing_without_words(catalog, kwargs, message):
     dls = ReIDDataLoaders.from_df(catalog, **SMALL, **kwargs)
     with pytest.raises(ValueError, match=message): dls.preprocessing
@@ -53,7 +54,8 @@ def test_fingerprint_says_which_model(dls, catalog, tmp_path):
     first = learn.fingerprint
     assert len(first) == 16 and int(first, 16) >= 0
     assert build(dls).fingerprint == first and build(dls, seed=1).fingerprint != first
-    assert build(ReIDDataLoaders.from_df(catalog, cache='ram', **SMALL)).fingerprint == first  # the same pictures, made another way
+    # the same pictures, made another way
+    assert build(ReIDDataLoaders.from_df(catalog, cache='ram', **SMALL)).fingerprint == first
     assert build(ReIDDataLoaders.from_df(catalog, **{**SMALL, 'size': (64, 48)})).fingerprint != first
     assert build(dls, soft_masks=True).fingerprint != first  # no weight shows it
     learn.model.to(memory_format=torch.channels_last)
@@ -91,12 +93,15 @@ def test_saved_and_loaded_without_loaders(silent, catalog, tmp_path):
     folder = silent.save_pretrained(tmp_path/'people')
     again = quiet(ReIDLearner.from_pretrained(folder))
     test = catalog[catalog.split != 'train']
-    assert again.fingerprint == silent.fingerprint and list(again.dls.vocab) == list(silent.dls.vocab) and again.dls.c == silent.dls.c
+    assert again.fingerprint == silent.fingerprint
+    assert list(again.dls.vocab) == list(silent.dls.vocab)
+    assert again.dls.c == silent.dls.c
     torch.testing.assert_close(again.embed(test), silent.embed(test), atol=1e-5, rtol=0)
     pd.testing.assert_frame_equal(again.evaluate(test), silent.evaluate(test))
     one = test.path.iat[0]
     assert (again.predict(one)[1][0] == silent.predict(one)[1][0]).all()  # the same part mask
-    assert again.save_pretrained(tmp_path/'twice') and (tmp_path/'twice/config.json').read_text() == (folder/'config.json').read_text()
+    assert again.save_pretrained(tmp_path/'twice')
+    assert (tmp_path/'twice/config.json').read_text() == (folder/'config.json').read_text()
     again.export(tmp_path/'again.pkl')
     assert load_learner(tmp_path/'again.pkl').fingerprint == silent.fingerprint
 
@@ -111,15 +116,18 @@ def test_loaded_to_train_on(silent, dls, tmp_path):
 
 def test_loaders_of_others_are_refused(silent, catalog, tmp_path):
     folder = silent.save_pretrained(tmp_path/'people')
-    others = ReIDDataLoaders.from_df(catalog[(catalog.split != 'train') | (catalog.pid != silent.dls.vocab[0])], **SMALL)
-    with pytest.raises(ValueError, match='8 identities, and dls has 7 others.*magnifier_learner.dls, weights=.*model.safetensors'):
+    others = ReIDDataLoaders.from_df(catalog[(catalog.split != 'train') | (catalog.pid != silent.dls.vocab[0])],
+                                     **SMALL)
+    with pytest.raises(ValueError,
+                       match='8 identities, and dls has 7 others.*magnifier_learner.dls, weights=.*model.safetensors'):
         ReIDLearner.from_pretrained(folder, others)
     magnifier_learner(others, 'resnet18', hidden=32, weights=folder/'model.safetensors')  # as the message says
 
 
 def test_what_no_folder_can_hold_is_refused(catalog, tmp_path):
     learn = build(ReIDDataLoaders.from_df(catalog, item_tfms=Resize((64, 32)), **SMALL))
-    with pytest.raises(ValueError, match='no step that another program could repeat'): learn.save_pretrained(tmp_path/'people')
+    with pytest.raises(ValueError, match='no step that another program could repeat'):
+        learn.save_pretrained(tmp_path/'people')
     assert not (tmp_path/'people').exists()
 
 
@@ -141,7 +149,8 @@ def test_the_hub_gets_the_two_files(silent, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, 'HfApi', Api)
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda name, **kw: str(shelf/name))
-    assert silent.push_to_hub('ann/people', private=True, token='t', message='First') == 'First' and calls == ['t', ('ann/people', True)]
+    assert silent.push_to_hub('ann/people', private=True, token='t', message='First') == 'First'
+    assert calls == ['t', ('ann/people', True)]
     assert ReIDLearner.from_pretrained('ann/people', hub=dict(revision='main')).fingerprint == silent.fingerprint
     assert Embedder('ann/people').fingerprint == silent.fingerprint
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)

@@ -32,14 +32,15 @@ def test_the_diversity_loss_goes_where_it_is_asked_for():
 
 
 def test_the_baselines_120_epochs():
-    assert BASELINE.plan() == [Stage(120, 3.5e-4, 'steps', warmup=10, milestones=(40, 70), diversity_from=1., rank_every=10)]
+    assert BASELINE.plan() == [Stage(120, 3.5e-4, 'steps', warmup=10, milestones=(40, 70), diversity_from=1.,
+                                     rank_every=10)]
     half, = BASELINE.plan(60)
     assert (half.epochs, half.warmup, half.milestones) == (60, 5, (20, 35))
 
 
 @pytest.mark.parametrize('epochs, first, second, warmup, milestones', [
-    (500, 460, 40, 10, (40, 70)), (250, 230, 20, 10, (40, 70)), (130, 120, 10, 10, (40, 70)), (65, 60, 5, 5, (20, 35)), (5, 4, 1, 0, (1, 2)),
-    (2, 1, 1, 0, (1, 1))])
+    (500, 460, 40, 10, (40, 70)), (250, 230, 20, 10, (40, 70)), (130, 120, 10, 10, (40, 70)), (65, 60, 5, 5, (20, 35)),
+    (5, 4, 1, 0, (1, 2)), (2, 1, 1, 0, (1, 1))])
 def test_shorter_papers(epochs, first, second, warmup, milestones):
     one, two = PAPER.plan(epochs)
     assert (one.epochs, two.epochs) == (first, second)
@@ -50,7 +51,8 @@ def test_one_epoch_is_one_stage(): assert [stage.epochs for stage in PAPER.plan(
 
 
 def test_what_is_given_holds_as_it_is():
-    one, two = PAPER.plan(50, milestones=(40,), warmup=3, lr=1e-3, second_lr=2e-4, second_schedule='annealed', gamma=.01, rank_every=7)
+    one, two = PAPER.plan(50, milestones=(40,), warmup=3, lr=1e-3, second_lr=2e-4, second_schedule='annealed',
+                          gamma=.01, rank_every=7)
     assert one == Stage(46, 1e-3, 'steps', warmup=3, milestones=(40,), gamma=.01, rank_every=7)
     assert two == Stage(4, 2e-4, 'annealed', diversity_from=0., gamma=.01, rank_every=7)
 
@@ -61,8 +63,10 @@ def test_the_second_stage_can_go_on_at_the_decayed_rate():
 
 
 @pytest.mark.parametrize('how, message', [
-    (dict(epochs=0), 'epochs=0: train one or more'), (dict(lr=-1.), 'a rate is positive'), (dict(warmup=-1), '0 or more epochs'),
-    (dict(milestones=(70, 40)), 'in order'), (dict(schedule='flat'), "unknown schedule 'flat': use one of constant, annealed"),
+    (dict(epochs=0), 'epochs=0: train one or more'), (dict(lr=-1.), 'a rate is positive'),
+    (dict(warmup=-1), '0 or more epochs'),
+    (dict(milestones=(70, 40)), 'in order'),
+    (dict(schedule='flat'), "unknown schedule 'flat': use one of constant, annealed"),
     (dict(gamma=-1.), 'gamma=-1.0: a weight is zero or positive'), (dict(rank_every=0), 'rank_every=0')])
 def test_what_is_no_training_is_refused(how, message):
     with pytest.raises(ValueError, match=message): PAPER.plan(**how)
@@ -92,10 +96,13 @@ def test_their_adam_is_torchs():
 
 def test_stages_in_words():
     one, two = PAPER.plan()
-    assert str(one) == '460 epochs, rate 0.00035, linear warm-up over 10 epochs, x 0.1 from epoch 41 and 71 on, ranked every 20 epochs'
+    assert str(one) == ('460 epochs, rate 0.00035, linear warm-up over 10 epochs, x 0.1 from epoch 41 and 71 on, '
+                        'ranked every 20 epochs')
     assert str(two) == '40 epochs, rate 0.001, semantic diversity loss x 0.002, ranked every 20 epochs'
-    assert str(Stage(1, .01, 'one_cycle', diversity_from=.8)) == '1 epoch, rate 0.01, one cycle with that rate at its top'
-    assert str(Stage(2, .01, 'annealed', diversity_from=.5)) == '2 epochs, rate 0.01, falling to 0, semantic diversity loss x 0.002 from epoch 2 on'
+    assert (str(Stage(1, .01, 'one_cycle', diversity_from=.8))
+            == '1 epoch, rate 0.01, one cycle with that rate at its top')
+    assert (str(Stage(2, .01, 'annealed', diversity_from=.5))
+            == '2 epochs, rate 0.01, falling to 0, semantic diversity loss x 0.002 from epoch 2 on')
 
 
 def test_a_model_without_sfb_has_no_diversity_loss(learn, dls):
@@ -107,7 +114,8 @@ def test_a_model_without_sfb_has_no_diversity_loss(learn, dls):
 
 def rates(learn, stage):
     "Rates of a stage's batches, as its schedule gives them"
-    learn.fit(stage.epochs, stage.lr, cbs=[cb for cb in stage_callbacks(stage, learn) if isinstance(cb, ParamScheduler)])
+    learn.fit(stage.epochs, stage.lr,
+              cbs=[cb for cb in stage_callbacks(stage, learn) if isinstance(cb, ParamScheduler)])
     return learn.recorder.lrs
 
 
@@ -132,7 +140,8 @@ def test_a_stage_becomes_its_callbacks(small_learn):
 
 
 def test_an_unknown_recipe_lists_the_known():
-    with pytest.raises(ValueError, match='unknown recipe \'fast\': use one of quick, one_cycle, baseline, paper'): recipe('fast')
+    with pytest.raises(ValueError, match='unknown recipe \'fast\': use one of quick, one_cycle, baseline, paper'):
+        recipe('fast')
 
 
 def test_recipes_are_read_without_heavy_imports():

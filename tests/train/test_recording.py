@@ -1,7 +1,8 @@
 "A training step does not ask the device for a number; what is written down is what fastai would have"
 import pytest
 import torch
-from fastai.vision.all import AvgSmoothLoss, Callback, CancelFitException, CancelValidException, DataLoader, DataLoaders, Recorder
+from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, CancelValidException, DataLoader,
+                               DataLoaders, Recorder)
 from magnifier.model import pooling
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.recording import CalmProgress, DeviceRecorder, DeviceSmoothLoss
@@ -14,7 +15,8 @@ class Asked(TorchDispatchMode):
     def __init__(self): super().__init__(); self.found = []
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.split('::')[-1]
-        if name in self.WAITS or name == 'index' and any(i is not None and i.dtype == torch.bool for i in args[1]): self.found.append(name)
+        if name in self.WAITS or name == 'index' and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            self.found.append(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -28,7 +30,8 @@ class Steps(Callback):
         self.mode.__enter__()
         for name in ('tolist', 'cpu', 'numpy'):
             was = getattr(torch.Tensor, name)
-            self.patch.setattr(torch.Tensor, name, lambda t, *a, was=was, name=name, **kw: self.copies.append(name) or was(t, *a, **kw))
+            self.patch.setattr(torch.Tensor, name,
+                               lambda t, *a, was=was, name=name, **kw: self.copies.append(name) or was(t, *a, **kw))
 
 
 class Over(Callback):
@@ -46,7 +49,8 @@ class Over(Callback):
 
 @pytest.fixture
 def blind(monkeypatch):
-    "On a CPU the model looks at labels, to name one that is wrong, and at how sparse masks are; here it goes the way that it goes on a GPU"
+    """On a CPU the model looks at labels, to name one that is wrong, and at how sparse masks are; here it goes
+    the way that it goes on a GPU"""
     monkeypatch.setattr('magnifier.model.net._check_masks', lambda masks, logits: masks)
     monkeypatch.setattr('magnifier.model.pooling._max_by_region', pooling._max_dense)
 
@@ -56,8 +60,8 @@ def line(tmp_path):
     "A learner of a straight line"
     g = torch.Generator().manual_seed(0)
     items = [(torch.randn(3, generator=g), torch.randn(1, generator=g)) for _ in range(40)]
-    learn = ReIDLearner(DataLoaders(*(DataLoader(items, bs=4, num_workers=0) for _ in range(2)), path=tmp_path), torch.nn.Linear(3, 1),
-                        torch.nn.functional.mse_loss)
+    learn = ReIDLearner(DataLoaders(*(DataLoader(items, bs=4, num_workers=0) for _ in range(2)), path=tmp_path),
+                        torch.nn.Linear(3, 1), torch.nn.functional.mse_loss)
     with learn.no_bar(), learn.no_logging(): yield learn
 
 
@@ -104,7 +108,8 @@ def test_losses_are_fastais(line):
     both = Both()
     line.fit(2, 1e-3, cbs=both)
     assert [float(v) for v in line.recorder.losses] == pytest.approx(both.values, rel=1e-5)
-    assert line.recorder.values[-1][0] == pytest.approx(both.values[-1], rel=1e-5) and line.recorder.iters[-1] == len(both.values)
+    assert line.recorder.values[-1][0] == pytest.approx(both.values[-1], rel=1e-5)
+    assert line.recorder.iters[-1] == len(both.values)
     assert all(v.device.type == 'cpu' and v.ndim == 0 for v in line.recorder.losses)
 
 

@@ -26,7 +26,9 @@ class DoAt(Callback):
 
     def __call__(self, event):
         if event == 'before_fit': self.before_fit()
-        elif event == self.event and self.learn.training == self.wants and (self.stage, self.learn.epoch, self.learn.iter) == self.at: self.does()
+        elif event == self.event and self.learn.training == self.wants and (self.stage, self.learn.epoch,
+                                                                            self.learn.iter) == self.at:
+            self.does()
 
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
@@ -51,7 +53,8 @@ def assert_same(out, other):
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     for name in ('metrics.csv', 'losses.csv'): assert (out/name).read_text() == (other/name).read_text(), name
     records = [json.loads((o/'run.json').read_text()) for o in (out, other)]
-    for name in ('figures', 'arguments', 'stages', 'epochs_done', 'parameters'): assert records[0][name] == records[1][name], name
+    for name in ('figures', 'arguments', 'stages', 'epochs_done', 'parameters'):
+        assert records[0][name] == records[1][name], name
 
 
 def dying_in(where):
@@ -83,7 +86,8 @@ def straight(small, how, tmp_path_factory):
 
 
 @pytest.mark.parametrize('where', [
-    dict(epoch=0, batch=1), dict(epoch=1, batch=2), dict(epoch=2, batch=0, event='after_pred'), dict(epoch=2, batch=1, training=False), dict(stage=1, batch=0),
+    dict(epoch=0, batch=1), dict(epoch=1, batch=2), dict(epoch=2, batch=0, event='after_pred'),
+    dict(epoch=2, batch=1, training=False), dict(stage=1, batch=0),
     dict(stage=1, batch=3, event='after_step')])
 def test_killed_at_a_batch(straight, small, how, where, tmp_path):
     out = tmp_path/'run'
@@ -100,8 +104,12 @@ def test_killed_at_a_checkpoint(straight, small, how, where, tmp_path):
         train_run(small, 'paper', out, epochs=4, **how)
     killed(train)
     names = {re.sub(r'-\d+\.part', '.part', f.name) for f in (out/'checkpoints').iterdir()}
-    assert names == {'while writing': {'00001.pth', '00002.pth', '.00003.pth.part'}, 'before the rename': {'00002.pth', '.00003.pth.part'},
-                     'after the rename': {'00002.pth', '00003.pth'}}[where] or where == 'while writing' and names == {'00002.pth', '.00003.pth.part'}
+    left = {
+        'while writing': [{'00001.pth', '00002.pth', '.00003.pth.part'}, {'00002.pth', '.00003.pth.part'}],
+        'before the rename': [{'00002.pth', '.00003.pth.part'}],
+        'after the rename': [{'00002.pth', '00003.pth'}],
+    }
+    assert names in left[where]
     train_run(small, 'paper', out, epochs=4, resume=True, **how)
     assert_same(out, straight[0])
     assert not (out/'checkpoints').exists()
@@ -150,7 +158,8 @@ def test_killed_twice_and_resumed_twice(straight, small, how, tmp_path):
 
 
 @pytest.mark.parametrize('name, recipe, change', [
-    ('whole batches from decoded originals', 'quick', dict(loading=dict(size=(32, 16), bs=4, n_per_id=2, pad=2, cache='ram', erase=.5))),
+    ('whole batches from decoded originals', 'quick',
+     dict(loading=dict(size=(32, 16), bs=4, n_per_id=2, pad=2, cache='ram', erase=.5))),
     ('loader processes', 'one_cycle', dict(workers=2)),
     ('the baseline', 'baseline', dict(fitting=dict(milestones=(60,))))])
 def test_killed_and_resumed_whatever_feeds_it(small, how, name, recipe, change, tmp_path):
@@ -163,17 +172,28 @@ def test_killed_and_resumed_whatever_feeds_it(small, how, name, recipe, change, 
 
 def test_it_says_what_it_will_do_and_stores_what_it_did(straight, small):
     out, run, said = straight
-    for part in ('16 images of 4 identities, 16 with part masks; 6 queries, 6 in the gallery', '4 images = 2 identities x 2, 32 x 16 pixels, 4 an epoch',
-                 'stage 1 of 2: 3 epochs, rate 0.00035, x 0.1 from epoch 2 and 3 on', 'stage 2 of 2: 1 epoch, rate 0.001', 'semantic diversity loss x 0.002'):
+    for part in ('16 images of 4 identities, 16 with part masks; 6 queries, 6 in the gallery',
+                 '4 images = 2 identities x 2, 32 x 16 pixels, 4 an epoch',
+                 'stage 1 of 2: 3 epochs, rate 0.00035, x 0.1 from epoch 2 and 3 on',
+                 'stage 2 of 2: 1 epoch, rate 0.001', 'semantic diversity loss x 0.002'):
         assert part in said, part
     record = json.loads((out/'run.json').read_text())
-    assert record == run.record and record['finished'] and record['epochs_done'] == 4 and record['seconds'] > 0 and record['resumed'] == []
-    assert {'python', 'torch', 'fastai', 'magnifier'} <= set(record['versions']) and {'cpu', 'cores', 'gpus'} <= set(record['hardware'])
-    assert record['arguments']['seed'] == 0 and record['arguments']['model']['hidden'] == 16 and record['arguments']['loading']['size'] == [32, 16]
+    assert record == run.record
+    assert record['finished']
+    assert record['epochs_done'] == 4
+    assert record['seconds'] > 0
+    assert record['resumed'] == []
+    assert {'python', 'torch', 'fastai', 'magnifier'} <= set(record['versions'])
+    assert {'cpu', 'cores', 'gpus'} <= set(record['hardware'])
+    assert record['arguments']['seed'] == 0
+    assert record['arguments']['model']['hidden'] == 16
+    assert record['arguments']['loading']['size'] == [32, 16]
     assert record['figures']['after, plain']['mAP'] == pytest.approx(run.table.loc['after, plain', 'mAP'])
     assert list(run.table.index) == ['before, plain', 'after, plain']
     losses = pd.read_csv(out/'losses.csv', index_col='epoch')
-    assert list(losses.index) == [0, 1, 2, 3] and list(losses.stage) == [1, 1, 1, 2] and losses.lr.tolist() == pytest.approx([3.5e-4, 3.5e-5, 3.5e-6, 1e-3])
+    assert list(losses.index) == [0, 1, 2, 3]
+    assert list(losses.stage) == [1, 1, 1, 2]
+    assert losses.lr.tolist() == pytest.approx([3.5e-4, 3.5e-5, 3.5e-6, 1e-3])
     assert {'global_cls', 'sab_cls', 'region_cls', 'mask', 'sd', 'train_loss', 'R1', 'mAP'} <= set(losses.columns)
     assert losses.mAP.notna().tolist() == [False, False, True, True]
     assert not (out/'checkpoints').exists() and not list(out.glob('.*'))
@@ -197,7 +217,8 @@ def test_a_finished_run_is_finished(straight, small, how):
     assert run.learn is None and 'nothing is left to do' in said[0] and len(said) == 1
     pd.testing.assert_frame_equal(run.table, straight[1].table)
     assert (straight[0]/'learner.pkl').stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match='epochs=4, and now it is 5'): train_run(small, 'paper', straight[0], epochs=5, resume=True, **how)
+    with pytest.raises(ValueError, match='epochs=4, and now it is 5'):
+        train_run(small, 'paper', straight[0], epochs=5, resume=True, **how)
 
 
 def test_nothing_to_resume_is_a_beginning(straight, small, how, tmp_path):
@@ -218,22 +239,31 @@ def unfinished(small, how, tmp_path_factory):
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(epochs=5), 'epochs=4, and now it is 5'), (dict(seed=1), 'seed=0, and now it is 1'), (dict(workers=1), 'workers=0, and now it is 1'),
-    (dict(model=dict(hidden=8)), 'model.hidden=16, and now it is 8'), (dict(loading=dict(bs=8)), 'loading.bs=4, and now it is 8'),
-    (dict(fitting=dict(diversity=False)), 'fitting.diversity=None, and now it is False'), (dict(rerank=True), 'rerank=False, and now it is True'), (dict(recipe='baseline'), "recipe='paper', and now it is 'baseline'")])
+    (dict(epochs=5), 'epochs=4, and now it is 5'), (dict(seed=1), 'seed=0, and now it is 1'),
+    (dict(workers=1), 'workers=0, and now it is 1'),
+    (dict(model=dict(hidden=8)), 'model.hidden=16, and now it is 8'),
+    (dict(loading=dict(bs=8)), 'loading.bs=4, and now it is 8'),
+    (dict(fitting=dict(diversity=False)), 'fitting.diversity=None, and now it is False'),
+    (dict(rerank=True), 'rerank=False, and now it is True'),
+    (dict(recipe='baseline'), "recipe='paper', and now it is 'baseline'")])
 def test_a_changed_argument_is_refused_by_name(unfinished, small, how, change, message):
-    kwargs = {'recipe': 'paper', 'epochs': 4, **how, **change, **{k: {**how[k], **change[k]} for k in ('model', 'loading') if k in change}}
-    with pytest.raises(ValueError, match=message + ', which would give another result'): train_run(small, out=unfinished, resume=True, **kwargs)
+    kwargs = {'recipe': 'paper', 'epochs': 4, **how, **change,
+              **{k: {**how[k], **change[k]} for k in ('model', 'loading') if k in change}}
+    with pytest.raises(ValueError, match=message + ', which would give another result'):
+        train_run(small, out=unfinished, resume=True, **kwargs)
 
 
 def test_other_data_are_refused(unfinished, small, how):
-    with pytest.raises(ValueError, match='data.images=16, and now it is 15'): train_run(small[1:], 'paper', unfinished, epochs=4, resume=True, **how)
+    with pytest.raises(ValueError, match='data.images=16, and now it is 15'):
+        train_run(small[1:], 'paper', unfinished, epochs=4, resume=True, **how)
     moved = small.assign(camid=small.camid + 1)
-    with pytest.raises(ValueError, match='data.digest='): train_run(moved, 'paper', unfinished, epochs=4, resume=True, **how)
+    with pytest.raises(ValueError, match='data.digest='):
+        train_run(moved, 'paper', unfinished, epochs=4, resume=True, **how)
 
 
 def test_an_unfinished_run_is_not_overwritten(unfinished, small, how):
-    with pytest.raises(ValueError, match='holds a run that was not finished: go on with it'): train_run(small, 'paper', unfinished, epochs=4, **how)
+    with pytest.raises(ValueError, match='holds a run that was not finished: go on with it'):
+        train_run(small, 'paper', unfinished, epochs=4, **how)
     assert len(list((unfinished/'checkpoints').iterdir())) == 2
 
 
@@ -245,7 +275,8 @@ def test_a_damaged_checkpoint_falls_back(straight, unfinished, small, how, harm,
     newest = out/'checkpoints/00002.pth'
     data = bytearray(newest.read_bytes())
     largest = max(zipfile.ZipFile(newest).infolist(), key=lambda record: record.file_size)
-    if harm == 'a byte': data[largest.header_offset + largest.file_size//2 + 200] ^= 1  # of the weights: between records is padding
+    # of the weights: between records is padding
+    if harm == 'a byte': data[largest.header_offset + largest.file_size//2 + 200] ^= 1
     newest.write_bytes({'truncated': data[:len(data)//2], 'a byte': data, 'empty': b''}[harm])
     with pytest.warns(UserWarning, match='00002.pth is damaged .* going on from the checkpoint before it'):
         train_run(small, 'paper', out, epochs=4, resume=True, **how)
@@ -257,16 +288,23 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_batch(small, how, tmp_pa
     out = tmp_path/'run'
     class Poison(Callback):
         def before_batch(self):
-            if self.learn.training and (self.epoch, self.iter) == (1, 2): self.learn.xb = (self.xb[0]*torch.nan, *self.xb[1:])
-    with pytest.raises(NonFiniteLoss, match='loss is nan .*global_cls.* in epoch 1, batch 2') as e: train_run(small, 'paper', out, epochs=4, cbs=[Poison()], **how)
+            if self.learn.training and (self.epoch, self.iter) == (1, 2):
+                self.learn.xb = (self.xb[0]*torch.nan, *self.xb[1:])
+    with pytest.raises(NonFiniteLoss, match='loss is nan .*global_cls.* in epoch 1, batch 2') as e:
+        train_run(small, 'paper', out, epochs=4, cbs=[Poison()], **how)
     assert str(out/'nonfinite.pth') in str(e.value) and '\n' not in str(e.value)
     seen = torch.load(out/'nonfinite.pth', weights_only=True)
-    assert seen['images'].shape == (4, 3, 32, 16) and seen['masks'].shape == (4, 32, 16) and seen['identities'].shape == (4, 4)
-    assert (seen['epoch'], seen['step']) == (1, 2) and seen['parts']['global_cls'] != seen['parts']['global_cls'] and len(seen['kept']) == 8
+    assert seen['images'].shape == (4, 3, 32, 16)
+    assert seen['masks'].shape == (4, 32, 16)
+    assert seen['identities'].shape == (4, 4)
+    assert (seen['epoch'], seen['step']) == (1, 2)
+    assert seen['parts']['global_cls'] != seen['parts']['global_cls']
+    assert len(seen['kept']) == 8
     assert [f.name for f in (out/'checkpoints').iterdir()] == ['00001.pth']  # of before
 
 
-@pytest.mark.parametrize('where, done', [(dict(epoch=1, batch=1), 1), (dict(epoch=0, batch=0), 0), (dict(epoch=2, batch=1, training=False, event='after_pred'), 2),
+@pytest.mark.parametrize('where, done', [(dict(epoch=1, batch=1), 1), (dict(epoch=0, batch=0), 0),
+                                         (dict(epoch=2, batch=1, training=False, event='after_pred'), 2),
                                          (dict(epoch=2, batch=3, event='after_step'), 2)])
 def test_ctrl_c_ends_after_the_batch(straight, small, how, where, done, tmp_path):
     out, said, batches = tmp_path/'run', [], []
@@ -274,18 +312,22 @@ def test_ctrl_c_ends_after_the_batch(straight, small, how, where, done, tmp_path
         order = 1
         def after_batch(self): batches.append((self.learn.epoch, self.learn.training, self.learn.iter))
     with pytest.raises(RunStopped, match=f'stopped by the keyboard after epoch {done} of 4'):
-        train_run(small, 'paper', out, epochs=4, cbs=[Count(), DoAt(lambda: os.kill(os.getpid(), signal.SIGINT), **where)], say=said.append, **how)
+        train_run(small, 'paper', out, epochs=4,
+                  cbs=[Count(), DoAt(lambda: os.kill(os.getpid(), signal.SIGINT), **where)], say=said.append, **how)
     assert 'stopping after this batch; Ctrl-C once more stops at once' in said
-    assert batches[-1][0] == where['epoch'] and batches[-1][2] - where['batch'] in (0, 1)  # asked in a batch's last event, the next one is the last
+    # asked in a batch's last event, the next one is the last
+    assert batches[-1][0] == where['epoch'] and batches[-1][2] - where['batch'] in (0, 1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     train_run(small, 'paper', out, epochs=4, resume=True, **how)
     assert_same(out, straight[0])
 
 
 def test_no_epochs_are_no_run(small, how, tmp_path):
-    with pytest.raises(ValueError, match='epochs=0: train one or more'): train_run(small, 'paper', tmp_path, epochs=0, **how)
+    with pytest.raises(ValueError, match='epochs=0: train one or more'):
+        train_run(small, 'paper', tmp_path, epochs=0, **how)
 
 
 def test_a_record_that_is_none_is_refused(small, how, tmp_path):
     (tmp_path/'run.json').write_text('{')
-    with pytest.raises(ValueError, match='run.json: not the record of a run'): train_run(small, 'paper', tmp_path, epochs=1, **how)
+    with pytest.raises(ValueError, match='run.json: not the record of a run'):
+        train_run(small, 'paper', tmp_path, epochs=1, **how)

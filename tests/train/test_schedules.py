@@ -7,19 +7,23 @@ from magnifier.train.schedules import WarmupMilestones, warmup_milestones
 
 def test_the_baselines_rates():
     rate = lambda epoch: warmup_milestones(epoch, 3.5e-4)
-    assert rate(0) == pytest.approx(3.5e-6) and rate(1) == pytest.approx(3.5e-4*.109) and rate(5) == pytest.approx(3.5e-4*.505)
+    assert rate(0) == pytest.approx(3.5e-6)
+    assert rate(1) == pytest.approx(3.5e-4*.109)
+    assert rate(5) == pytest.approx(3.5e-4*.505)
     assert rate(9) == pytest.approx(3.5e-4*.901) and rate(10) == rate(39) == pytest.approx(3.5e-4)
     assert rate(40) == rate(69) == pytest.approx(3.5e-5) and rate(70) == rate(119) == pytest.approx(3.5e-6)
 
 
 @settings(deadline=None)
-@given(st.integers(0, 200), st.integers(0, 20), st.floats(.001, 1), st.lists(st.integers(1, 150), max_size=4).map(sorted), st.floats(.01, 1))
+@given(st.integers(0, 200), st.integers(0, 20), st.floats(.001, 1),
+       st.lists(st.integers(1, 150), max_size=4).map(sorted), st.floats(.01, 1))
 def test_rates_are_those_of_an_obvious_loop(epoch, warmup, start, milestones, decay):
     expected = 2.
     for m in milestones:
         if epoch >= m: expected *= decay
     if epoch < warmup: expected *= start*(1 - epoch/warmup) + epoch/warmup
-    assert warmup_milestones(epoch, 2., warmup=warmup, start=start, milestones=milestones, decay=decay) == pytest.approx(expected)
+    assert warmup_milestones(epoch, 2., warmup=warmup, start=start, milestones=milestones,
+                             decay=decay) == pytest.approx(expected)
 
 
 class Rates(Callback):

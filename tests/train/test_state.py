@@ -4,7 +4,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from magnifier.train.state import generator_state, global_states, learner_generators, seeded, set_generator_state, set_global_states
+from magnifier.train.state import (generator_state, global_states, learner_generators, seeded, set_generator_state,
+                                   set_global_states)
 
 DRAWS = {
     'python': (lambda: random.Random(1), lambda g: [g.random() for _ in range(3)] + [g.gauss(0, 1)]),
@@ -32,7 +33,9 @@ def test_a_generator_put_back_draws_the_same(kind, tmp_path):
         assert draw(to) == expected
 
 
-def draw_globally(): return [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn()), float(torch.rand(1)), float(torch.randn(1))]
+def draw_globally():
+    return [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn()),
+            float(torch.rand(1)), float(torch.randn(1))]
 
 
 def test_the_global_generators_too(tmp_path):
@@ -59,7 +62,9 @@ def test_all_generators_of_a_training_are_found(small, how, tmp_path):
     from magnifier.data.loaders import ReIDDataLoaders
     from magnifier.train.learner import magnifier_learner
     for cache in (None, 'ram'):
-        learn = magnifier_learner(ReIDDataLoaders.from_df(small, path=tmp_path, num_workers=0, **{**how['loading'], 'cache': cache}), **how['model'])
+        learn = magnifier_learner(ReIDDataLoaders.from_df(small, path=tmp_path, num_workers=0,
+                                                          **{**how['loading'], 'cache': cache}), **how['model'])
         names = set(learner_generators(learn))
         assert {'callback region_occlusion.rng', 'loader 0.rng', 'loader 1.rng'} <= names
-        assert any('EraseBoxes.generator' in n for n in names) and any('FitBatch.generator' in n for n in names) == (cache == 'ram')
+        assert any('EraseBoxes.generator' in n for n in names)
+        assert any('FitBatch.generator' in n for n in names) == (cache == 'ram')

@@ -3,7 +3,8 @@ import warnings
 
 import pytest
 import torch
-from fastai.vision.all import (Callback, CutMix, EarlyStoppingCallback, MixUp, ReduceLROnPlateau, SaveModelCallback, load_learner)
+from fastai.vision.all import (Callback, CutMix, EarlyStoppingCallback, MixUp, ReduceLROnPlateau, SaveModelCallback,
+                               load_learner)
 
 from magnifier.train.callbacks import ValidateEvery
 from magnifier.train.learner import magnifier_learner
@@ -24,7 +25,8 @@ class Figures(Callback):
 @pytest.mark.parametrize('tracker', TRACKERS)
 @pytest.mark.parametrize('make', [lambda tracker: tracker(), lambda tracker: tracker])
 def test_without_a_monitor_they_are_refused_before_anything_is_trained(small_learn, tracker, make):
-    with pytest.raises(ValueError, match=rf"{tracker.__name__} would follow valid_loss.*use {tracker.__name__}\(monitor='mAP'\)"):
+    with pytest.raises(ValueError,
+                       match=rf"{tracker.__name__} would follow valid_loss.*use {tracker.__name__}\(monitor='mAP'\)"):
         small_learn.fit(1, cbs=make(tracker))
     assert not hasattr(small_learn.recorder, 'lrs')
 
@@ -53,7 +55,8 @@ def test_patience_counts_measured_epochs_alone(small_learn):
 
 
 def test_a_plateau_is_of_measured_epochs_alone(small_learn):
-    small_learn.fit(5, 1e-3, cbs=[ReduceLROnPlateau(monitor='mAP', patience=2, factor=10), Figures(.5, None, .4, .3, .3)])
+    small_learn.fit(5, 1e-3,
+                    cbs=[ReduceLROnPlateau(monitor='mAP', patience=2, factor=10), Figures(.5, None, .4, .3, .3)])
     last = small_learn.recorder.lrs[::4]
     assert last == pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 1e-4])
 
@@ -72,7 +75,8 @@ def test_where_nothing_was_ever_measured_nothing_is_loaded(small_learn):
 def test_without_a_mask_module_there_is_no_validation_loss(small, how, small_learn):
     learn = magnifier_learner(small_learn.dls, **{**how['model'], 'mask': False, 'sab': False, 'sfb': False})
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    assert list(learn.recorder.metric_names) == ['epoch', 'train_loss', 'id', 'triplet', 'mask', 'sd', 'R1', 'mAP', 'time']
+    assert (list(learn.recorder.metric_names)
+            == ['epoch', 'train_loss', 'id', 'triplet', 'mask', 'sd', 'R1', 'mAP', 'time'])
     assert len(learn.recorder.values[-1]) == 7
 
 

@@ -1,4 +1,5 @@
-"What test_distributed.py starts with torch.distributed.run on two processes; each rank writes what it found to a file. Arguments: data set, folder"
+"""What test_distributed.py starts with torch.distributed.run on two processes; each rank writes what it found
+to a file. Arguments: data set, folder"""
 import os
 import random
 import signal
@@ -18,7 +19,8 @@ from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.data.readers import market1501
 from magnifier.data.transforms import EraseBoxes
 from magnifier.train.callbacks import RegionOcclusion
-from magnifier.train.distributed import Share, gather_rows, join_ranks, mean_over_ranks, n_ranks, on_all_ranks, rank0_first
+from magnifier.train.distributed import (Share, gather_rows, join_ranks, mean_over_ranks, n_ranks, on_all_ranks,
+                                         rank0_first)
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.losses import MagnifierLoss
 from magnifier.train.recording import LossParts
@@ -34,7 +36,8 @@ class Watch(Callback):
     def before_fit(self): self.batches, self.kept = [], []
     def before_batch(self):
         if not self.training: return
-        self.batches.append(self.x.double().sum((1, 2, 3)).tolist() if len(self.xb) == 1 else self.xb[0].double().sum((1, 2, 3)).tolist())
+        self.batches.append(self.x.double().sum((1, 2, 3)).tolist() if len(self.xb) == 1
+                            else self.xb[0].double().sum((1, 2, 3)).tolist())
         self.kept.append(self.xb[2].tolist())
 
 
@@ -63,8 +66,10 @@ class Break(Callback):
 
 
 def broken_and_resumed(catalog, out):
-    "A run of both of the paper's stages that nothing happened to, and one that was broken and taken up again: their weights and figures"
-    how = dict(epochs=3, workers=0, loading={**{k: LOADING[k] for k in ('bs', 'n_per_id', 'device')}, 'size': (32, 16), 'cache': None, 'erase': .5},
+    """A run of both of the paper's stages that nothing happened to, and one that was broken and taken up again:
+    their weights and figures"""
+    how = dict(epochs=3, workers=0, loading={**{k: LOADING[k] for k in ('bs', 'n_per_id', 'device')}, 'size': (32, 16),
+                                             'cache': None, 'erase': .5},
                model=dict(arch='resnet18', pretrained=False, hidden=16))
     runs = [train_run(catalog, 'paper', out/'straight', **how)]
     try: train_run(catalog, 'paper', out/'broken', cbs=[Break()], **how)
@@ -79,7 +84,8 @@ def tables(learn, catalog):
     assert len(odd) % 2
     values = lambda dl=None: dict(zip(['loss', *(m.name for m in learn.metrics)], learn.validate(dl=dl)))
     preds, targets = learn.get_preds()
-    return dict(embeddings=learn.embed(odd, bs=4), few=learn.embed(odd.path.tolist()[:3]), metrics=values(), odd_metrics=values(learn.loader(odd, bs=4)),
+    return dict(embeddings=learn.embed(odd, bs=4), few=learn.embed(odd.path.tolist()[:3]), metrics=values(),
+                odd_metrics=values(learn.loader(odd, bs=4)),
                 preds=preds.embedding, pids=targets[1][:, 1], evaluated=learn.evaluate(rerank=True, bs=4).to_numpy(),
                 regions=learn.evaluate(distance='regions', bs=4).to_numpy())
 
@@ -92,7 +98,8 @@ def learner(catalog, out, loss_func=None, **kwargs):
 def epoch(learn, catalog):
     "What an epoch of training saw, and the figures after it"
     with learn.no_logging(): learn.fit(1, 1e-3)
-    return dict(batches=learn.watch.batches, kept=learn.watch.kept, row=[float(v) for v in learn.recorder.values[-1]], losses=len(learn.recorder.losses))
+    return dict(batches=learn.watch.batches, kept=learn.watch.kept, row=[float(v) for v in learn.recorder.values[-1]],
+                losses=len(learn.recorder.losses))
 
 
 def gradients(catalog, out):
@@ -108,7 +115,8 @@ def primitives():
     "Exchanges by themselves"
     r = dist.get_rank()
     drawn = [RegionOcclusion(seed=3, alike=alike) for alike in (True, False)]
-    return dict(rows=gather_rows(torch.full((r + 1, 2), float(r))), none=gather_rows(torch.zeros(r, 3)), mean=mean_over_ranks(torch.tensor([float(r), 4.])),
+    return dict(rows=gather_rows(torch.full((r + 1, 2), float(r))), none=gather_rows(torch.zeros(r, 3)),
+                mean=mean_over_ranks(torch.tensor([float(r), 4.])),
                 alike=[[o.draw().tolist() for _ in range(5)] for o in drawn])
 
 
@@ -141,18 +149,23 @@ def main(root, out):
             learn.save('weights')
             learn.export('learner.pkl')
             learn.predict_masks(catalog.path.tolist()[:2], mine/'masks')
-        found['wrapped'] = type(learn.model).__name__, type(learn.dls.train).__name__, hasattr(learn, 'distributed_trainer'), hasattr(learn, 'progress')
+        found['wrapped'] = (type(learn.model).__name__, type(learn.dls.train).__name__,
+                            hasattr(learn, 'distributed_trainer'), hasattr(learn, 'progress'))
         found['files'] = sorted(str(p.relative_to(mine)) for p in mine.rglob('*') if p.is_file())
         cached = learner(catalog, mine, MagnifierLoss(), cache='ram', erase=.5)
         with cached.no_bar(), on_all_ranks(cached):
-            found['erasing'] = [t.generator.get_state() for t in cached.dls.train.after_batch.fs if isinstance(t, EraseBoxes)][0]
+            found['erasing'] = [t.generator.get_state()
+                                for t in cached.dls.train.after_batch.fs if isinstance(t, EraseBoxes)][0]
             found['cached'] = epoch(cached, catalog)
         found['gradients'] = gradients(catalog, mine)
         said = []
-        run = train_run(catalog, 'quick', out/'run', epochs=1, say=said.append, then=lambda learn: (out/'run'/f'pictures{rank}').touch(), workers=0,
-                        loading={k: LOADING[k] for k in ('size', 'bs', 'n_per_id', 'device')} | dict(cache=None), model=dict(hidden=32))
+        run = train_run(catalog, 'quick', out/'run', epochs=1, say=said.append,
+                        then=lambda learn: (out/'run'/f'pictures{rank}').touch(), workers=0,
+                        loading={k: LOADING[k] for k in ('size', 'bs', 'n_per_id', 'device')} | dict(cache=None),
+                        model=dict(hidden=32))
         found['run'] = run.table.to_numpy(float), bool(said), type(run.learn.model).__name__
-        with redirect_stdout(StringIO()) as printed: magnifier_eval(str(out/'run'/'learner.pkl'), 'market1501', str(root), json=True, debug=True)
+        with redirect_stdout(StringIO()) as printed:
+            magnifier_eval(str(out/'run'/'learner.pkl'), 'market1501', str(root), json=True, debug=True)
         found['printed'] = printed.getvalue()
         found['resumed'] = broken_and_resumed(catalog, out)
         torch.save(found, out/f'{rank}.pt')
