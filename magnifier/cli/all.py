@@ -8,4 +8,6 @@ from magnifier.cli.gallery import *
 from magnifier.cli.people import *
 from magnifier.cli.train import *
 
-__all__ = ['magnifier_ablate', 'magnifier_app', 'magnifier_delete', 'magnifier_eval', 'magnifier_export', 'magnifier_index', 'magnifier_masks', 'magnifier_people', 'magnifier_search', 'magnifier_train', 'magnifier_walkers']
+__all__ = ['magnifier_ablate', 'magnifier_app', 'magnifier_delete', 'magnifier_eval', 'magnifier_export',
+           'magnifier_index', 'magnifier_masks', 'magnifier_people', 'magnifier_search', 'magnifier_train',
+           'magnifier_walkers']

@@ -10,7 +10,7 @@ __all__ = ['magnifier_people']
 def magnifier_people(
     gallery: str = 'people',  # A gallery with tracklets: made by `magnifier_index --video`
     threshold: float = None,  # Least mean similarity of one person's tracklets, -1 to 1; without it one is found
-    far: float = .01,  # Without a threshold: share of strangers, seen together in one camera, that may look as alike as that
+    far: float = .01,  # Without a threshold: share of strangers, seen at one time in one camera, that may be joined
     travel: str = None,  # Least seconds between cameras, as 1-2:30,2-3:45
     anew: bool = False,  # Forgets who is who; else new tracklets join the people that exist
     csv: str = None,  # Writes the table: person, camera, from, to, tracklet, certainty
@@ -18,9 +18,11 @@ def magnifier_people(
     save: str = None,  # Writes the timeline as a figure, as people.png
     debug: bool = False,  # Shows the traceback of an error
 ):
-    """Joins what trackers followed in all cameras to people, and says who was where, when. The images are labelled with their person.
+    """Joins what trackers followed in all cameras to people, and says who was where, when. The images are
+    labelled with their person.
 
-    Examples: `magnifier_people people --csv people.csv --save people.png` · `magnifier_people people --threshold 0.6 --travel 1-2:30`"""
+    Examples: `magnifier_people people --csv people.csv --save people.png` ·
+    `magnifier_people people --threshold 0.6 --travel 1-2:30`"""
     from magnifier.gallery.gallery import Gallery
     check_gallery(gallery)
     with Gallery(gallery) as g:

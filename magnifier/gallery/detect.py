@@ -12,20 +12,22 @@ __all__ = ['track_people', 'person_network', 'TRACKERS']
 
 TRACKERS = {'bytetrack': 'ByteTrackTracker', 'sort': 'SORTTracker'}  # Names in the package `trackers`
 PERSON = 1  # COCO's label, as torchvision numbers it
-NO_TRACKERS = "linking boxes needs the package trackers: pip install 'magnifier-reid[video]'; or give boxes as a MOTChallenge file"
+NO_TRACKERS = ("linking boxes needs the package trackers: pip install 'magnifier-reid[video]'; "
+               'or give boxes as a MOTChallenge file')
 
 
 def track_people(
     video: Video,  # Where the frames come from
-    network=None,  # List of (3, h, w) in 0..1 -> list of dicts with boxes, labels and scores; None for `person_network()`
+    network=None,  # List of (3,h,w) in 0..1 -> list of dicts: boxes, labels, scores; None for `person_network()`
     *,
     tracker: str = 'bytetrack',  # 'bytetrack' (Zhang et al. 2022) or 'sort' (Bewley et al. 2016)
     min_score: float = .5,  # Of a person, 0 to 1; less is no person
     device=None,  # None takes the GPU where there is one
     bs: int = 4,  # Frames at once
 ) -> pd.DataFrame:  # Boxes of tracks, as `read_mot` gives them
-    """Who walks where through a video, as one camera can tell. Boxes that no track takes up are left out. ValueError for an
-    unknown tracker and for a video in which nobody is found; OSError as of `person_network`."""
+    """Who walks where through a video, as one camera can tell. Boxes that no track takes up are left out.
+    ValueError for an unknown tracker and for a video in which nobody is found; OSError as of
+    `person_network`."""
     import torch
     if tracker not in TRACKERS: raise ValueError(f'unknown tracker {tracker!r}: use one of {", ".join(TRACKERS)}')
     link = _linker(tracker, video.fps, min_score)
@@ -35,7 +37,8 @@ def track_people(
     while batch := list(islice(frames, bs)):
         with torch.inference_mode(): found = network([_tensor(frame).to(device) for _, frame in batch])
         for (number, _), people in zip(batch, found): rows += link(number, *_people(people, min_score))
-    if not rows: raise ValueError(f'{video.source}: nobody was followed; lower min_score={min_score}, or look at the video')
+    if not rows:
+        raise ValueError(f'{video.source}: nobody was followed; lower min_score={min_score}, or look at the video')
     return pd.DataFrame(rows, columns=BOX_COLUMNS)
 
 
@@ -70,14 +73,15 @@ def _linker(tracker, fps, min_score):
 
 
 def person_network(
-    weights: str | Path | None = None,  # File of a state dict; None takes torchvision's COCO weights, downloaded on first use
+    weights: str | Path | None = None,  # File of a state dict; None downloads torchvision's COCO weights once
     *,
     short_side: int = 480,  # Pixels that a frame's shorter side is scaled to; more finds smaller people, and is slower
 ):  # Faster R-CNN with ResNet-50-FPN, in evaluation mode
-    """Faster R-CNN (Ren et al. 2015) from torchvision. OSError without a network connection, ValueError for a file of other
-    weights."""
+    """Faster R-CNN (Ren et al. 2015) from torchvision. OSError without a network connection, ValueError for a
+    file of other weights."""
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
     from magnifier.data.keypoint_masks import detection_network
     default = FasterRCNN_ResNet50_FPN_Weights.DEFAULT
     return detection_network(fasterrcnn_resnet50_fpn, default, weights, short_side, otherwise=(
-        'run a detector and a tracker of your own, and give their boxes as a MOTChallenge file (--boxes FILE in a shell)'))
+        'run a detector and a tracker of your own, and give their boxes as a MOTChallenge file '
+        '(--boxes FILE in a shell)'))

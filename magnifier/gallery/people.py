@@ -1,7 +1,7 @@
 """People across cameras: tracklets joined by what they look like and by what is possible.
 
-A tracklet is one person as one camera followed them, from one time to another. Two tracklets can be one person if they look
-alike and nobody would have to be at two places at once."""
+A tracklet is one person as one camera followed them, from one time to another. Two tracklets can be one person
+if they look alike and nobody would have to be at two places at once."""
 from collections.abc import Mapping
 
 import numpy as np
@@ -59,8 +59,8 @@ def join_tracklets(
     *,
     known=None,  # (t,) people that are known already, -1 where a tracklet is new: they stay as they are, and stay apart
 ) -> np.ndarray:  # (t,) people from 0; known ones keep their numbers, new ones follow
-    """Average-linkage clustering (Sokal and Michener 1958) that never joins pairs of `never`. Tracklets of one `known` person are
-    joined first; new tracklets join known people or become new ones."""
+    """Average-linkage clustering (Sokal and Michener 1958) that never joins pairs of `never`. Tracklets of one
+    `known` person are joined first; new tracklets join known people or become new ones."""
     distances = np.array(distances, dtype=float)
     t = len(distances)
     known = np.full(t, -1) if known is None else np.asarray(known)
@@ -94,12 +94,13 @@ def unlabelled_threshold(
     *,
     far: float = .01,  # Share of the pairs of two people that may lie under the threshold
 ) -> float:  # A distance for `join_tracklets`
-    """A threshold without labels: two tracklets at one time in one camera are two people, so their distances say how alike
-    strangers look. A ValueError where there are too few such pairs."""
+    """A threshold without labels: two tracklets at one time in one camera are two people, so their distances
+    say how alike strangers look. A ValueError where there are too few such pairs."""
     strangers = np.asarray(distances)[np.triu(np.asarray(never, bool), 1)]
     if len(strangers) < FEWEST_PAIRS:
-        raise ValueError(f'{len(strangers)} pairs of tracklets are at one time in one camera, and {FEWEST_PAIRS} are needed '
-                         'to tell how alike strangers look: give a threshold, as `learn.threshold` finds it on labelled images')
+        raise ValueError(f'{len(strangers)} pairs of tracklets are at one time in one camera, and {FEWEST_PAIRS} are '
+                         'needed to tell how alike strangers look: give a threshold, as `learn.threshold` finds it '
+                         'on labelled images')
     if not 0 < far < 1: raise ValueError(f'far={far}: a share above 0 and below 1 is wanted')
     return float(np.quantile(strangers, far))
 

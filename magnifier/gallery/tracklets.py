@@ -1,7 +1,7 @@
 """Tracklets: what a tracker followed as one person in one camera, from its boxes in a video to one embedding each.
 
-A tracklet has no row of its own: it is the images that carry its name. So deleting, labelling and adding images can never
-contradict it."""
+A tracklet has no row of its own: it is the images that carry its name. So deleting, labelling and adding images
+can never contradict it."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +57,8 @@ def video_entries(
 
 
 class VideoReading:
-    "People of a video that a gallery lacks, in batches: a thread cuts them out while the caller works on the batch before"
+    """People of a video that a gallery lacks, in batches: a thread cuts them out while the caller works on the
+    batch before"""
 
     def __init__(self,
         store,  # Of the gallery
@@ -107,8 +108,8 @@ def summarise(
     columns: dict,  # Columns of a store, 'vector' among them, of images that belong to tracklets
     weighted: bool = True,  # By how much of the person each image shows
 ) -> Tracklets:  # With one row a tracklet
-    """Each tracklet's camera, times, best image and embedding: the mean of its images' embeddings, weighted by how much of the
-    person each shows, at length 1."""
+    """Each tracklet's camera, times, best image and embedding: the mean of its images' embeddings, weighted by
+    how much of the person each shows, at length 1."""
     images = pd.DataFrame({name: columns[name] for name in OF_AN_IMAGE})
     images = images.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', 'visibility': 'float64'})
     images['seen'] = images['visibility'].fillna(1).clip(lower=LEAST_WEIGHT) if weighted else 1.

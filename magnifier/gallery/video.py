@@ -28,8 +28,8 @@ class Crop(NamedTuple):
 class Video:
     """A video file (PyAV decodes it), or a folder of frames whose names end in their number, as 000001.jpg.
 
-    FileNotFoundError where neither is there; ValueError for a folder without numbered frames and a file that is no video;
-    ImportError where a file needs PyAV and it is missing."""
+    FileNotFoundError where neither is there; ValueError for a folder without numbered frames and a file that is
+    no video; ImportError where a file needs PyAV and it is missing."""
 
     def __init__(
         self,
@@ -43,7 +43,8 @@ class Video:
         if self.files is not None and fps is None:
             raise ValueError(f'{source} is a folder, which does not say how many frames there are a second: give fps')
         self.fps = float(fps) if fps is not None else _video_fps(self.source)
-        if not 0 < self.fps <= 1000: raise ValueError(f'fps={self.fps:g}: above 0 and up to 1000 frames a second are wanted')
+        if not 0 < self.fps <= 1000:
+            raise ValueError(f'fps={self.fps:g}: above 0 and up to 1000 frames a second are wanted')
 
     def frames(
         self,

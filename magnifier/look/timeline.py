@@ -36,7 +36,8 @@ def show_timeline(
     figure = Figure(figsize=(9, lanes + faces + .3))
     left_out = f', {len(seen) - len(shown)} more not shown' if len(seen) > len(shown) else ''
     figure.suptitle(f'{len(shown)} people in front of {len(cameras)} cameras{left_out}', fontsize=TEXT + 3)
-    grid = figure.add_gridspec(2, 1, height_ratios=[lanes, faces], left=.09, right=.98, top=1 - .35/(lanes + faces + .3), bottom=.02, hspace=.22)
+    grid = figure.add_gridspec(2, 1, height_ratios=[lanes, faces], left=.09, right=.98,
+                               top=1 - .35/(lanes + faces + .3), bottom=.02, hspace=.22)
     _draw_lanes(figure.add_subplot(grid[0]), table, cameras, colour)
     _draw_faces(figure, grid[1], table, shown, colour, rows)
     return finish(figure, save)
@@ -50,8 +51,10 @@ def _draw_lanes(ax, table, cameras, colour):
         for level, row in zip(levels, here.itertuples()):
             start, end = date2num(row.start), date2num(row.end)
             bottom = lane - .4 + level*height
-            ax.broken_barh([(start, max(end - start, 1e-6))], (bottom, height*.9), facecolors=[colour[row.person]], edgecolor='black', linewidth=.4)
-            ax.text((start + end)/2, bottom + height*.45, str(row.person), ha='center', va='center', fontsize=TEXT - 1, clip_on=True)
+            ax.broken_barh([(start, max(end - start, 1e-6))], (bottom, height*.9), facecolors=[colour[row.person]],
+                           edgecolor='black', linewidth=.4)
+            ax.text((start + end)/2, bottom + height*.45, str(row.person), ha='center', va='center', fontsize=TEXT - 1,
+                    clip_on=True)
     ax.set_yticks(range(len(cameras)), [f'camera {camera}' for camera in cameras], fontsize=TEXT)
     ax.set_ylim(len(cameras) - .5, -.5)
     ax.xaxis_date(tz='UTC')
@@ -79,7 +82,8 @@ def _draw_faces(figure, place, table, shown, colour, rows):
     for i, person in enumerate(shown):
         ax = figure.add_subplot(grid[i//FACES, i % FACES])
         mine = table[table['person'] == person]
-        image = next((found for row in mine.itertuples() if (found := stored_image(row.path, row.key)) is not None), None)
+        images = (stored_image(row.path, row.key) for row in mine.itertuples())
+        image = next((image for image in images if image is not None), None)
         ax.imshow(np.full((2, 1, 3), .93) if image is None else image)
         ax.set_xticks([])
         ax.set_yticks([])

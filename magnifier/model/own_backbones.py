@@ -118,8 +118,10 @@ WIDTHS = (32, 64, 128, 256)  # Channels of the four stages, half of ResNet-18's
 def resnet10_narrow(
     weights: str | None = None,  # As torchvision's builders take it; nobody has trained this network on ImageNet
 ) -> nn.Module:  # With torchvision's names: conv1, bn1, relu, maxpool, layer1 to layer4
-    "ResNet of one basic block a stage, ten layers in all, and half of ResNet-18's channels. A ValueError where weights are asked for"
-    if weights: raise ValueError('resnet10_narrow has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
+    """ResNet of one basic block a stage, ten layers in all, and half of ResNet-18's channels. A ValueError
+    where weights are asked for"""
+    if weights:
+        raise ValueError('resnet10_narrow has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
     net, channels = nn.Module(), WIDTHS[0]
     net.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
     net.bn1 = nn.BatchNorm2d(channels)

@@ -57,7 +57,9 @@ def test_settings_build_what_their_names_say(name, dls):
     occlusion = name.removeprefix('whole ').split()
     if occlusion[0] in ('torso', 'random'):
         assert (learn.region_occlusion.strategy, learn.region_occlusion.keep) == (occlusion[0], int(occlusion[1]))
-    if name == 'no background': assert not learn.region_occlusion.draw()[0]
+    if name == 'no background':
+        learn.region_occlusion.before_fit()
+        assert not learn.region_occlusion.draw()[0]
     if name == 'lstm': assert 'LSTM' in repr(model.sfb)
     if name == 'stage 4': assert model.sfb.stage == 4
 
