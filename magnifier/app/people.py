@@ -11,10 +11,12 @@ __all__ = ['WhoWhere', 'who_was_where', 'people_page']
 
 ROWS = 200  # of the table, at most
 COLUMNS = ('person', 'camera', 'from (UTC)', 'to (UTC)', 'tracklet', 'certainty')
-NO_TRACKLETS = ('This gallery has single images and no tracklets, so that nobody can say who was where from when to when. '
+NO_TRACKLETS = ('This gallery has single images and no tracklets, so that nobody can say who was where from when to '
+                'when. '
                 'Add what a tracker followed in a video: magnifier_index --video cam1.mp4 --boxes cam1.txt --camera 1 '
                 '--start 2026-01-31T08:00')
-CERTAINTY = ('Certainty is near 1 where a tracklet looks much more like its own person than like the next, below 0 where '
+CERTAINTY = ('Certainty is near 1 where a tracklet looks much more like its own person than like the next, below 0 '
+             'where '
              'it looks more like another, and 0 where it stands alone.')
 
 

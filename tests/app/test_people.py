@@ -20,7 +20,8 @@ EVIL = '"><script>alert(1)</script>'
 
 def rows_of(text):
     "The table's rows, without its head"
-    return [[html.unescape(cell.strip()) for cell in re.findall('<td>(.*?)</td>', row, re.S)] for row in text.split('<tr>')[2:]]
+    return [[html.unescape(cell.strip()) for cell in re.findall('<td>(.*?)</td>', row, re.S)]
+            for row in text.split('<tr>')[2:]]
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def followed(seer, few, tmp_path):
         for n, (camera, part) in enumerate([(1, rows[0]), (1, rows[1]), (2, rows[0]), (2, rows[1])]):
             images = [Image.open(path).convert('RGB').resize((32, 64 + 2*camera)) for path in part['path']]
             times = [1_760_000_000 + 60*n + second for second in range(len(images))]
-            g.add(seer, images, camids=[camera]*len(images), times=times, tracklets=[f'{camera}/cam{camera}/{n}']*len(images),
+            g.add(seer, images, camids=[camera]*len(images), times=times,
+                  tracklets=[f'{camera}/cam{camera}/{n}']*len(images),
                   progress=False)
         yield g
 
