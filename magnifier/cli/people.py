@@ -10,7 +10,7 @@ __all__ = ['magnifier_people']
 def magnifier_people(
     gallery: str = 'people',  # A gallery with tracklets: made by `magnifier_index --video`
     threshold: float = None,  # Least mean similarity of one person's tracklets, -1 to 1; without it one is found
-    far: float = .01,  # Without a threshold: share of strangers, seen at one time in one camera, that may be joined
+    far: float = .01,  # Without a threshold: share of strangers, and of looks of one person, taken for exceptions
     travel: str = None,  # Least seconds between cameras, as 1-2:30,2-3:45
     anew: bool = False,  # Forgets who is who; else new tracklets join the people that exist
     csv: str = None,  # Writes the table: person, camera, from, to, tracklet, certainty

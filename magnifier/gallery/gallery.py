@@ -355,7 +355,7 @@ class Gallery:
     def people(self,
         threshold: float | None = None,  # Least mean similarity of one person's tracklets; None finds one
         *,
-        far: float = .01,  # Share of strangers, seen at one time in one camera, that a threshold found may join
+        far: float = .01,  # Share of strangers, and of looks of one person, that a threshold found takes for exceptions
         travel=None,  # (camera, camera) -> least seconds from the one to the other
         centre: bool = True,  # Takes each camera's mean away first: what all people share there, as its light
         anew: bool = False,  # Forgets who is who; else new tracklets join the people that exist
@@ -370,10 +370,13 @@ class Gallery:
                              'tracklets=...)`')
         from magnifier.gallery import people as joining  # needs SciPy, which a search does without
         t = found.table
+        cameras = t['camid'].to_numpy()
         seconds = [((t[name] - EPOCH) / pd.Timedelta('1s')).to_numpy() for name in ('start', 'end')]
-        never = joining.impossible_pairs(t['camid'].to_numpy(), *seconds, travel=travel)
-        distances = joining.tracklet_distances(found.vectors, t['camid'].to_numpy(), centre=centre)
-        if threshold is None: limit = joining.unlabelled_threshold(distances, never, far=far)
+        never = joining.impossible_pairs(cameras, *seconds, travel=travel)
+        distances = joining.tracklet_distances(found.vectors, cameras, centre=centre)
+        if threshold is None:
+            same = joining.half_distances(found.vectors, found.halves, cameras, t['images'], centre=centre)
+            limit = joining.unlabelled_threshold(distances, never, same, far=far)
         else: limit = 1 - threshold
         known = None if anew else t['pid'].fillna(-1).to_numpy(int)
         t = t.assign(person=joining.join_tracklets(distances, never, limit, known=known))

@@ -9,10 +9,12 @@ import pandas as pd
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-__all__ = ['tracklet_distances', 'join_tracklets', 'impossible_pairs', 'unlabelled_threshold', 'certainty']
+__all__ = [
+    'tracklet_distances', 'half_distances', 'join_tracklets', 'impossible_pairs', 'unlabelled_threshold', 'certainty']
 
 NEVER = 1e6  # Distance of a pair that cannot be one person: its share of any mean of distances is above every threshold
 FEWEST_CENTRED = 5  # Tracklets of a camera whose mean is the camera's, and not the people's
+FEWEST_HALVED = 4  # Images of a tracklet whose halves say how unlike one person looks
 FEWEST_PAIRS = 10  # Pairs of different people that a threshold without labels rests on, at least
 
 
@@ -44,12 +46,37 @@ def tracklet_distances(
     centre: bool = True,  # Takes each camera's mean away, where it has enough tracklets to have one
 ) -> np.ndarray:  # (t, t) cosine distances, 0 to 2
     "How unlike tracklets look. A camera's mean is what its light adds to everybody, which would set its people apart"
-    vectors, camids = np.array(vectors, np.float64), np.asarray(camids)
-    for camera in np.unique(camids) if centre else ():
-        seen = camids == camera
-        if seen.sum() >= FEWEST_CENTRED: vectors[seen] -= vectors[seen].mean(0)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    vectors = np.asarray(vectors, np.float64)
+    if centre: vectors = vectors - _camera_means(vectors, camids)
+    vectors = _unit(vectors)
     return np.clip(1 - vectors @ vectors.T, 0, 2)
+
+
+def half_distances(
+    vectors,  # (t, d) embeddings of tracklets, of length 1
+    halves,  # (t, 2, d) embeddings of their halves, of length 1
+    camids,  # (t,) cameras
+    images,  # (t,) how many images each tracklet has
+    *,
+    centre: bool = True,  # As in `tracklet_distances`
+) -> np.ndarray:  # (h,) cosine distances, 0 to 2; of tracklets with too few images there is none
+    "How unlike one person looks: between the halves of each tracklet"
+    halves = np.asarray(halves, np.float64)
+    if centre: halves = halves - _camera_means(np.asarray(vectors, np.float64), camids)[:, None]
+    halves = _unit(halves[np.asarray(images) >= FEWEST_HALVED])
+    return np.clip(1 - (halves[:, 0] * halves[:, 1]).sum(1), 0, 2)
+
+
+def _camera_means(vectors, camids):
+    "(t, d) mean of each tracklet's camera; 0 where the camera has few tracklets"
+    means, camids = np.zeros_like(vectors), np.asarray(camids)
+    for camera in np.unique(camids):
+        seen = camids == camera
+        if seen.sum() >= FEWEST_CENTRED: means[seen] = vectors[seen].mean(0)
+    return means
+
+
+def _unit(vectors): return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def join_tracklets(
@@ -91,18 +118,23 @@ def _renumbered(groups, known):
 def unlabelled_threshold(
     distances,  # (t, t) distances between tracklets
     never,  # (t, t) booleans: pairs that are two people (`impossible_pairs`)
+    same=(),  # (h,) distances between what is one person (`half_distances`)
     *,
-    far: float = .01,  # Share of the pairs of two people that may lie under the threshold
+    far: float = .01,  # Share of the strangers, and of the pairs of one person, that count as exceptions
 ) -> float:  # A distance for `join_tracklets`
-    """A threshold without labels: two tracklets at one time in one camera are two people, so their distances
-    say how alike strangers look. A ValueError where there are too few such pairs."""
+    """A threshold without labels, halfway between how unlike one person looks and how alike strangers look.
+
+    Halves of a tracklet are one person, and two tracklets at one time in one camera are strangers. A ValueError
+    where there are too few strangers."""
     strangers = np.asarray(distances)[np.triu(np.asarray(never, bool), 1)]
     if len(strangers) < FEWEST_PAIRS:
         raise ValueError(f'{len(strangers)} pairs of tracklets are at one time in one camera, and {FEWEST_PAIRS} are '
                          'needed to tell how alike strangers look: give a threshold, as `learn.threshold` finds it '
                          'on labelled images')
     if not 0 < far < 1: raise ValueError(f'far={far}: a share above 0 and below 1 is wanted')
-    return float(np.quantile(strangers, far))
+    alike = float(np.quantile(strangers, far))
+    if not len(same): return alike
+    return (alike + float(np.quantile(same, 1 - far))) / 2  # few strangers look less alike than many would
 
 
 def certainty(

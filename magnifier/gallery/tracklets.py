@@ -29,6 +29,7 @@ class Tracklets(NamedTuple):
 
     table: pd.DataFrame  # tracklet, camid, start, end (UTC), images, visibility, pid; path and key of the best
     vectors: np.ndarray  # (t, d) float32 of length 1, in the order of the table
+    halves: np.ndarray  # (t, 2, d) float32 of length 1: of the earlier and of the later half of the images; 0 for none
 
     def __len__(self): return len(self.table)
 
@@ -126,11 +127,16 @@ def summarise(
         path=best['path'],
         key=best['key'],
     )).sort_values('start', kind='stable').reset_index()
-    vectors = np.zeros((len(table), columns['vector'].shape[1]), np.float32)
+    halves = np.zeros((len(table), 2, columns['vector'].shape[1]), np.float32)
     place = pd.Series(np.arange(len(table)), index=table['tracklet'])
+    nth = images.sort_values('time', kind='stable').groupby('tracklet').cumcount().sort_index()
+    later = (2*nth >= found['row'].transform('size')).to_numpy(int)
     weighted = columns['vector'] * images['seen'].to_numpy(np.float32)[:, None]
-    np.add.at(vectors, place[images['tracklet']].to_numpy(), weighted)
-    return Tracklets(table, vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+    np.add.at(halves, (place[images['tracklet']].to_numpy(), later), weighted)
+    return Tracklets(table, _unit(halves.sum(1)), _unit(halves))
+
+
+def _unit(vectors): return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _as_times(seconds): return pd.to_datetime(seconds, unit='s', utc=True).dt.round('ms')

@@ -17,7 +17,8 @@ from hsv_baseline import hsv_stripes
 
 from magnifier.gallery.gallery import Gallery
 from magnifier.gallery.mot import read_mot
-from magnifier.gallery.people import impossible_pairs, join_tracklets, tracklet_distances, unlabelled_threshold
+from magnifier.gallery.people import (
+    half_distances, impossible_pairs, join_tracklets, tracklet_distances, unlabelled_threshold)
 from magnifier.walkers.streams import walkers_streams
 
 GAP = 5  # Frames without a person after which a true visit has ended
@@ -68,7 +69,8 @@ def joined(found, *, threshold=None, centre=True, possible=True):
     seconds = [(t[name] - pd.Timestamp(0, tz='UTC')).dt.total_seconds() for name in ('start', 'end')]
     never = impossible_pairs(t['camid'], *seconds)
     distances = tracklet_distances(found.vectors, t['camid'], centre=centre)
-    limit = unlabelled_threshold(distances, never) if threshold is None else threshold
+    same = half_distances(found.vectors, found.halves, t['camid'], t['images'], centre=centre)
+    limit = unlabelled_threshold(distances, never, same) if threshold is None else threshold
     people = join_tracklets(distances, never if possible else np.zeros_like(never), limit)
     return dict(zip(t['tracklet'], people))
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from magnifier.gallery.people import certainty, impossible_pairs, join_tracklets, unlabelled_threshold
+from magnifier.gallery.people import (
+    certainty, half_distances, impossible_pairs, join_tracklets, tracklet_distances, unlabelled_threshold)
 
 
 def slow_join(distances, never, threshold):
@@ -93,7 +94,33 @@ def test_a_threshold_without_labels_lies_among_the_strangers():
     distances[:6, 6:] = strangers
     distances[6:, :6] = strangers.T
     assert unlabelled_threshold(distances, never, far=.1) == pytest.approx(np.quantile(strangers, .1))
+    same = np.linspace(0, .3, 11)
+    halfway = (np.quantile(strangers, .1) + .27) / 2
+    assert unlabelled_threshold(distances, never, same, far=.1) == pytest.approx(halfway)
     with pytest.raises(ValueError, match='0 pairs of tracklets'): unlabelled_threshold(distances, np.zeros_like(never))
+
+
+def unit(vectors): return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize('centre', [True, False])
+def test_distances_of_halves_are_those_of_tracklets_that_are_halves(centre):
+    "Where each half is taken for a tracklet of its own, and both cameras' means are the same"
+    rng = np.random.default_rng(0)
+    halves = unit(rng.normal(size=(12, 2, 5)) + [3, 0, 0, 0, 0])
+    camids = np.repeat([1, 2], 6)
+    flat = halves.reshape(24, 5)
+    means = np.stack([flat[np.repeat(camids, 2) == camera].mean(0) for camera in camids])
+    # Each tracklet is its camera's mean, so that this is the mean of tracklets too
+    found = half_distances(means, halves, camids, np.full(12, 4), centre=centre)
+    wanted = tracklet_distances(flat, np.repeat(camids, 2), centre=centre)[::2, 1::2].diagonal()
+    assert np.allclose(found, wanted)
+
+
+def test_short_tracklets_have_no_halves():
+    halves = unit(np.random.default_rng(0).normal(size=(3, 2, 5)))
+    assert len(half_distances(halves[:, 0], halves, [1, 1, 2], [3, 4, 1])) == 1
+    assert len(half_distances(halves[:0, 0], halves[:0], [], [])) == 0
 
 
 def test_certainty_is_scikit_learns_silhouette():

@@ -58,7 +58,7 @@ def filled(place, cameras, embedder=None, **kwargs):
 
 def test_tracks_become_tracklets(place, cameras):
     with filled(place, cameras) as g:
-        table, vectors = g.tracklets()
+        table, vectors, _ = g.tracklets()
         assert len(table) == 10
         assert table['images'].tolist() == [8]*10
         assert len(g) == 80
@@ -71,7 +71,7 @@ def test_tracks_become_tracklets(place, cameras):
 
 def test_a_tracklets_embedding_is_the_weighted_mean_of_its_images(place, cameras):
     with filled(place, cameras) as g:
-        table, vectors = g.tracklets()
+        table, vectors, _ = g.tracklets()
         rows = g.store.read(columns=('tracklet', 'vector', 'visibility'))
         for name, vector in zip(table['tracklet'], vectors):
             mine = [i for i, other in enumerate(rows['tracklet']) if other == name]
@@ -83,11 +83,13 @@ def test_the_best_image_shows_the_most():
     columns = dict(tracklet=['a', 'a', 'b'], camid=[1, 1, 2], time=[5., 6., 0.], pid=[None, 7, None],
                    path=['x', 'y', 'z'], key=list('kl') + ['m'],
                    visibility=[.2, .9, None], vector=np.eye(3, dtype=np.float32))
-    table, vectors = summarise(columns)
+    table, vectors, halves = summarise(columns)
     assert table['tracklet'].tolist() == ['b', 'a']
     assert table['path'].tolist() == ['z', 'y']
     assert table['pid'].tolist() == [pd.NA, 7]
     assert np.allclose(vectors[1], np.array([.2, .9, 0]) / np.hypot(.2, .9))
+    assert np.allclose(halves[1], np.eye(3)[:2])  # an image each, the earlier one first
+    assert np.allclose(halves[0], [[0, 0, 1], [0, 0, 0]])  # one image has no later half
 
 
 def test_no_tracklets():
