@@ -10,7 +10,6 @@ from magnifier.retrieval.expansion import *
 from magnifier.gallery.clusters import *
 from magnifier.gallery.hits import *
 from magnifier.gallery.gallery import *
-from magnifier.gallery.mot import *
 from magnifier.gallery.video import *
 from magnifier.gallery.detect import *
 from magnifier.data.images import *
@@ -24,7 +23,6 @@ from magnifier.walkers.streams import *
 from magnifier.data.masks import *
 from magnifier.gallery.crops import *
 from magnifier.data.checks import *
-from magnifier.data.joints import *
 from magnifier.data.keypoint_masks import *
 from magnifier.data.block import *
 from magnifier.data.preprocess import *
@@ -45,7 +43,6 @@ from magnifier.train.losses import *
 from magnifier.train.metrics import *
 from magnifier.train.recording import *
 from magnifier.train.callbacks import *
-from magnifier.train.precision import *
 from magnifier.train.parts import *
 from magnifier.train.learner import *
 from magnifier.train.schedules import *
@@ -60,6 +57,6 @@ from magnifier.look.explain import *
 from magnifier.look.interpret import *
 from magnifier.look.catalogs import *
 from magnifier.look.training import *
-from magnifier.look.timeline import *
+from magnifier.look.gallery import *
 from magnifier.app.server import *
 from magnifier.docs import *

@@ -52,7 +52,7 @@ def check(found):
 
 def draw(learn, folder):
     "README's figures"
-    from magnifier.look.ranked_set import RankedSet
+    from magnifier.look.ranked import RankedSet
     learn.dls.show_batch(max_n=8, save=folder/'show_batch.png')
     learn.show_results(max_n=4, save=folder/'show_results.png')
     learn.show_ranking(n=4, save=folder/'show_ranking.png')

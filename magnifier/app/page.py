@@ -10,9 +10,8 @@ from PIL import Image
 
 from magnifier.app.search import known_identity, shrunk
 from magnifier.app.uploads import MAX_BYTES
-from magnifier.look.drawing import paint_heat, paint_mask, spotlight
+from magnifier.look.drawing import REGION_COLOURS, paint_heat, paint_mask, region_name, spotlight
 from magnifier.look.explain import REST, verdict
-from magnifier.look.palette import REGION_COLOURS, region_name
 from magnifier.regions import BODY_REGIONS, REGIONS, region_indices
 from magnifier.train.parts import VISIBLE
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 from fasthtml.common import H3, Caption, Div, Img, P, Section, Table, Tbody, Td, Th, Thead, Tr
 
-from magnifier.look.timeline import show_timeline
+from magnifier.look.gallery import show_timeline
 
 __all__ = ['WhoWhere', 'who_was_where', 'people_page']
 

@@ -13,7 +13,7 @@ from magnifier.app.uploads import Uploads
 from magnifier.gallery.entries import stored_image
 from magnifier.gallery.hits import Hits
 from magnifier.look.explain import explain_images, match_words
-from magnifier.look.palette import region_name
+from magnifier.look.drawing import region_name
 from magnifier.look.saliency import Sight, learnt_stripes
 
 __all__ = ['Query', 'Asked', 'Found', 'Match', 'Finder', 'known_identity', 'shrunk', 'region_table', 'region_words']

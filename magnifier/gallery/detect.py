@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from magnifier.gallery.mot import BOX_COLUMNS
-from magnifier.gallery.video import Video
+from magnifier.gallery.video import BOX_COLUMNS, Video
 
 __all__ = ['track_people', 'person_network', 'TRACKERS']
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from magnifier.files import locked
-from magnifier.gallery.old import is_old
+from magnifier.gallery.milvus import is_old
 from magnifier.gallery.store import COLUMNS, EVERYTHING, VECTORS, Store, joined
 from magnifier.gallery.sums import Sums
 

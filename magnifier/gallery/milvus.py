@@ -1,15 +1,16 @@
-"A gallery on a Milvus server or cluster, by its address"
+"A gallery on a Milvus server or cluster, by its address; and galleries of earlier versions, which were Milvus Lite's"
 
 import json
 import logging
 import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
-from magnifier.gallery.store import COLUMNS, EVERYTHING, MOST_NAMES, VECTORS, Store, joined
+from magnifier.gallery.store import COLUMNS, EVERYTHING, MOST_NAMES, Store, VECTORS, joined
 
-__all__ = ['MilvusStore', 'as_columns']
+__all__ = ['MilvusStore', 'as_columns', 'is_old', 'bring_over']
 
 NO_CLIENT = "a gallery on a server needs pymilvus: pip install 'magnifier-reid[milvus]'"
 AT_ONCE = {False: 2_000, True: 256}  # Rows in one message, without vectors and with them
@@ -209,3 +210,66 @@ def _list(values): return '[' + ', '.join(_quoted(v) if isinstance(v, str) else 
 
 
 def _quoted(text): return '"' + re.sub(r'(["\\])', r'\\\1', text).replace('\n', '\\n') + '"'
+
+
+NO_LITE = "an old gallery is read by Milvus Lite: pip install 'magnifier-reid[milvus]' milvus-lite"
+OLD_AT_ONCE = 256  # Rows
+
+
+def is_old(
+    uri: str | Path,  # Of a local gallery
+) -> bool:
+    "Whether this is a gallery of an earlier version"
+    return (Path(uri)/'collections').is_dir() and (Path(uri)/'LOCK').exists()
+
+
+def bring_over(
+    old: str,  # Folder of an old gallery
+    store: Store,  # Of a gallery, new or of the same model
+    name: str = 'people',  # Of the collection in the old one
+) -> int:  # Rows that are new
+    """Copies rows and vectors; the old gallery stays as it is. FileNotFoundError or ValueError where there is
+    none or it cannot be used, ImportError without Milvus Lite, OSError where another process holds it"""
+    if not is_old(old): raise FileNotFoundError(f'{old}: no gallery of an earlier version')
+    try:
+        from milvus_lite.server_manager import server_manager_instance as servers
+        from pymilvus import MilvusClient
+    except ImportError as e: raise ImportError(NO_LITE) from e
+    path = str(Path(old).resolve())
+    if servers.start_and_get_uri(path) is None:
+        raise OSError(f'{old} cannot be opened: another process holds it, or it is damaged')
+    client = MilvusClient(path)
+    try: return _copied(client, old, store, name)
+    finally:
+        client.close()
+        servers.release_server(path)
+
+
+def _copied(client, old, store, name):
+    about = _about(client, old, name)
+    if about.get('width'):
+        raise ValueError(f'{old} keeps embeddings narrowed to {about["width"]} dimensions, which galleries do no '
+                         'more: add its images again')
+    about = {key: about[key] for key in ('fingerprint', 'd', 'regions')}
+    store.create(about)
+    if store.about != about:
+        raise ValueError(f'{old} and {store.uri} were made by two models: '
+                                              'their embeddings cannot be compared')
+    client.load_collection(name)
+    keys = [row['key'] for row in client.query(name, filter='key != ""', output_fields=['key'])]
+    columns = ['key', 'path', 'pid', 'camid', 'time', 'vector', *(['regions', 'visible'] if about['regions'] else [])]
+    added = 0
+    for i in range(0, len(keys), OLD_AT_ONCE):
+        rows = as_columns(client.get(name, ids=keys[i:i+OLD_AT_ONCE], output_fields=columns), columns)
+        nothing = [None for _ in rows['key']]
+        added += store.add({**rows, 'also': [[] for _ in rows['key']], 'tracklet': nothing, 'visibility': nothing})
+    store.settle()
+    return added
+
+
+def _about(client, old, name):
+    "What an old gallery remembers of itself"
+    told = client.describe_collection(name) if client.has_collection(name) else {}
+    text = (told.get('properties') or {}).get('magnifier') or told.get('description') or ''
+    if not text.startswith('{'): raise ValueError(f'{old} holds no gallery {name!r}')
+    return json.loads(text)

@@ -14,9 +14,8 @@ import pandas as pd
 
 from magnifier.files import aside
 from magnifier.gallery.entries import content_key, number, timestamp
-from magnifier.gallery.mot import read_mot
+from magnifier.gallery.video import box_of, crop_address, cut_boxes, is_address, read_mot
 from magnifier.gallery.store import Where
-from magnifier.gallery.video import box_of, crop_address, cut_boxes, is_address
 
 __all__ = ['Tracklets', 'summarise', 'people_boxes', 'video_entries', 'VideoReading']
 

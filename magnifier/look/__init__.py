@@ -1,2 +1,2 @@
 "Figures. Importing this wing, or any module of it, gives learners, loaders and hits their methods that draw"
-from magnifier.look import browse, catalogs, explain, hits, interpret, ranked, show, training  # noqa: F401
+from magnifier.look import browse, catalogs, explain, gallery, interpret, ranked, show, training  # noqa: F401

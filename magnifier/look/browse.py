@@ -4,9 +4,8 @@ import sys
 import numpy as np
 from fastai.vision.all import patch
 from magnifier.look.figure import Figure
-from magnifier.look.palette import region_name
-from magnifier.look.ranked import draw_rankings
-from magnifier.look.ranked_set import RankedSet
+from magnifier.look.drawing import region_name
+from magnifier.look.ranked import RankedSet, draw_rankings
 from magnifier.regions import BODY_REGIONS, REGIONS
 from magnifier.train.learner import ReIDLearner
 

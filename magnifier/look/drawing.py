@@ -2,23 +2,50 @@
 
 Functions named `paint_*`, `blank_regions`, `spotlight` and `stack` return arrays and know no axis, so that
 a web page can use them; `as_png` makes bytes of an array; the others draw on an axis or a figure."""
+
 import math
 from io import BytesIO
 
 import numpy as np
 import torch
+from PIL import Image
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from PIL import Image
 from torch.nn.functional import interpolate
-from magnifier.look.figure import TEXT
-from magnifier.look.palette import FALSE_COLOUR, HEAT, NEUTRAL_COLOUR, REGION_COLOURS, TRUE_COLOUR, region_name
-from magnifier.model.resize import resize_labels
-from magnifier.regions import N_REGIONS
 
-__all__ = ['resized_labels', 'resized_heat', 'are_stripes', 'paint_mask', 'paint_heat', 'blank_regions', 'spotlight',
-           'stack', 'as_png', 'outline', 'frame', 'put_image', 'put_note', 'region_legend', 'legend_room', 'FRAMES']
+from magnifier.look.figure import TEXT
+from magnifier.model.resize import resize_labels
+from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS
+
+__all__ = ['REGION_COLOURS', 'HEAT', 'TRUE_COLOUR', 'FALSE_COLOUR', 'NEUTRAL_COLOUR', 'region_name',
+           'resized_labels', 'resized_heat', 'are_stripes', 'paint_mask', 'paint_heat', 'blank_regions',
+           'spotlight', 'stack', 'as_png', 'outline', 'frame', 'put_image', 'put_note', 'region_legend',
+           'legend_room', 'FRAMES']
+
+# Okabe and Ito's palette, one colour a region, the background first. Regions that touch are the furthest apart
+# (24 units of CIELAB or more), for normal sight and for protanopia, deuteranopia and tritanopia
+REGION_COLOURS = np.array([[128, 128, 128], [204, 121, 167], [213, 94, 0], [240, 228, 66],
+                           [86, 180, 233], [0, 114, 178], [230, 159, 0], [0, 158, 115]]) / 255  # (k,3) in [0,1]
+# Frames of right, wrong and removed hits; their line style and mark differ as well
+TRUE_COLOUR = '#008f5f'
+FALSE_COLOUR = '#d04a00'
+NEUTRAL_COLOUR = '#8a8a8a'
+# Violet is no region's colour. The higher the darker, so that a map over a pale image reads in grey too
+HEAT = LinearSegmentedColormap.from_list('heat', ['#d9c2ff', '#9a4dff', '#5a00c8', '#2b0060'])
+
+
+def region_name(
+    region: int | str,  # Index 0..7, or a name of `REGIONS`; other names are kept
+    *,
+    stripes: bool = False,  # Masks are horizontal stripes, not body parts: 'stripe 3', from the top
+) -> str:  # As people write it
+    "A region's name for a legend: 'upper arm' for index 3"
+    name = region if isinstance(region, str) else REGIONS[region]
+    if stripes and name in BODY_REGIONS: return f'stripe {REGIONS.index(name)}'
+    return name.replace('_', ' ')
+
 
 # kind -> colour, line style, mark: told apart without colour too
 FRAMES = {

@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.vision.all import patch
-from magnifier.look.contributions import contributions
-from magnifier.look.drawing import legend_room, outline, paint_heat, put_image, region_legend
+from magnifier.look.saliency import Sight, contributions, learnt_stripes, pixel_shares, smoothed
+from magnifier.look.drawing import (REGION_COLOURS, legend_room, outline, paint_heat, put_image, region_legend,
+                                    region_name)
 from magnifier.look.figure import TEXT, Figure, finish, tiles
-from magnifier.look.palette import REGION_COLOURS, region_name
-from magnifier.look.saliency import Sight, learnt_stripes, pixel_shares, smoothed
 from magnifier.model.resize import labels_to_masks
 from magnifier.regions import BODY_REGIONS, REGIONS
 from magnifier.train.learner import ReIDLearner
@@ -113,7 +112,7 @@ def explain(self: ReIDLearner,
     """Which regions matched, how much, and where.
 
     `similarity` compares a region of one image with the same region of the other. `share` splits the score over the
-    regions of the feature maps (`magnifier.look.contributions`); a place of a feature map sees its surroundings, so
+    regions of the feature maps (`magnifier.look.saliency`); a place of a feature map sees its surroundings, so
     that a part of the background's share is the person's. The figure's maps are by pixels (`pixel_shares`).
 
     A ValueError for a model without a mask module, unless both are rows of a catalog with masks."""

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import MaxNLocator
 from magnifier.look.figure import TEXT, plot
-from magnifier.look.palette import FALSE_COLOUR, REGION_COLOURS, TRUE_COLOUR
+from magnifier.look.drawing import FALSE_COLOUR, REGION_COLOURS, TRUE_COLOUR
 
 __all__ = ['LINES', 'draw_table', 'draw_bars', 'draw_groups', 'draw_cmc', 'draw_histogram', 'draw_distances',
            'draw_thumbnails']

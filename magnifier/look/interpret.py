@@ -11,8 +11,7 @@ from magnifier.look.drawing import put_image
 from magnifier.look.figure import Figure, finish, plot, tiles
 from magnifier.look.graphs import (draw_bars, draw_cmc, draw_distances, draw_groups, draw_histogram, draw_table,
                                    draw_thumbnails)
-from magnifier.look.ranked import draw_rankings
-from magnifier.look.ranked_set import RankedSet
+from magnifier.look.ranked import RankedSet, draw_rankings
 from magnifier.look.saliency import images_of
 from magnifier.regions import NO_MASK, N_REGIONS, REGIONS
 from magnifier.retrieval.ranking import Ranking, rank

@@ -11,9 +11,8 @@ from magnifier.data.batches import IdentityBatches
 from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.look.drawing import (are_stripes, blank_regions, legend_room, paint_heat, paint_mask, put_image,
-                                    put_note, region_legend)
+                                    put_note, region_legend, region_name)
 from magnifier.look.figure import TEXT, Figure, finish, tiles
-from magnifier.look.palette import region_name
 from magnifier.look.saliency import Sight, decode_images, learnt_stripes, saliency_maps
 from magnifier.regions import NO_MASK
 from magnifier.train.callbacks import RegionOcclusion

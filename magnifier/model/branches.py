@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
-from magnifier.model.folding import affine_of, fold_norms
-from magnifier.model.heads import BNNeck, RegionNecks, at_least_float32
+from magnifier.model.heads import BNNeck, RegionNecks, affine_of, at_least_float32, fold_norms
 from magnifier.model.pooling import kept_region_pool, region_max, region_max_pool
 from magnifier.regions import N_REGIONS
 

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from magnifier.model.branches import FoldedBranch, join_branches
-from magnifier.model.folding import fold_norms
-from magnifier.model.heads import FoldedHead, at_least_float32
+from magnifier.model.heads import FoldedHead, at_least_float32, fold_norms
 from magnifier.model.resize import predicted_masks
 
 __all__ = ['EmbeddingNet']

@@ -1,14 +1,16 @@
 """What happens around a batch and an epoch: part masks in, region occlusion, the semantic diversity phase, seldom
-ranking"""
+ranking, and lower precision"""
+
 import random
+from contextlib import contextmanager
 
 import torch
-from fastai.vision.all import Callback, CancelValidException, rank_distrib
+from fastai.vision.all import AMPMode, Callback, CancelValidException, MixedPrecision, rank_distrib
 
 from magnifier.regions import LOWER_TORSO, N_REGIONS, UPPER_TORSO
 
-__all__ = ['draw_kept_regions', 'TeacherMasks', 'RegionOcclusion', 'SemanticDiversityPhase', 'ValidateEvery']
-
+__all__ = ['draw_kept_regions', 'TeacherMasks', 'RegionOcclusion', 'SemanticDiversityPhase', 'ValidateEvery',
+           'CPUBfloat16', 'bfloat16_pays', 'autocast_of', 'fast_training']
 
 BACKGROUND = 0
 # What is drawn from: groups of regions, each of which keeps an equal number
@@ -137,3 +139,64 @@ class ValidateEvery(Callback):
     def before_validate(self):
         "Skips the others"
         if (self.epoch + 1) % self.n and self.epoch + 1 < self.n_epoch: raise CancelValidException
+
+
+class CPUBfloat16(Callback):
+    """The model's forward pass in bfloat16 on a CPU; fastai's own MixedPrecision knows CUDA alone.
+
+    Weights, heads, losses and distances stay float32. Worth it where `bfloat16_pays()`"""
+
+    order = MixedPrecision.order
+
+    def before_batch(self):
+        "Lowers the precision for the forward pass"
+        self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
+        self.autocast.__enter__()
+
+    def after_pred(self):
+        "Back to float32 before the loss"
+        self.autocast.__exit__(None, None, None)
+        del self.autocast
+
+    def after_cancel_batch(self):
+        "Back to float32 where a batch ends early"
+        if hasattr(self, 'autocast'): self.after_pred()
+
+
+def bfloat16_pays() -> bool:  # True where the CPU multiplies bfloat16 in hardware
+    "Whether this CPU has instructions for bfloat16: without them it is slower than float32"
+    asks = (getattr(torch.cpu, name, None) for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    return any(ask is not None and ask() for ask in asks)
+
+
+def autocast_of(
+    learn,  # A Learner
+    device: str,  # Type of the device that its model is on: cpu, cuda, ...
+):  # torch's autocast, to be entered
+    "The precision that the learner's callbacks train in, for whatever it does without them"
+    if device == 'cpu': return torch.autocast('cpu', torch.bfloat16, enabled=hasattr(learn, 'cpu_bfloat16'))
+    half = getattr(learn, 'mixed_precision', None)
+    dtype = torch.bfloat16 if half and half.amp_mode == AMPMode.BF16 else torch.float16
+    return torch.autocast(device, dtype, enabled=half is not None)
+
+
+@contextmanager
+def fast_training(
+    learn,  # A ReIDLearner
+    *,
+    compile: bool = True,  # Whether the network is compiled too, which takes a minute or two and a C++ compiler
+):
+    """Fits inside run in bfloat16 where the hardware multiplies it, in channels-last order, and compiled; weights,
+    heads, losses and distances stay float32, so that figures differ in their last digits alone. Afterwards the
+    learner is as it was, but for the order in memory"""
+    on_gpu = learn.dls.device.type == 'cuda'
+    precision = []
+    if on_gpu: precision = [MixedPrecision(AMPMode.BF16)]
+    elif bfloat16_pays(): precision = [CPUBfloat16()]
+    learn.model.to(memory_format=torch.channels_last)
+    if compile: learn.model.compile()  # in place: the names of its tensors stay as they are
+    try:
+        with learn.added_cbs([cb for cb in precision if not hasattr(learn, cb.name)]): yield learn
+    finally:
+        # As torch's own copies and pickles have it; else every other size would be compiled too
+        learn.model._compiled_call_impl = None

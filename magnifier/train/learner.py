@@ -28,14 +28,13 @@ from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.retrieval.distance import normalise
 from magnifier.retrieval.verification import (
     Comparison, SimilarityThreshold, compare, similarity_threshold, verification_pairs)
-from magnifier.train.callbacks import RegionOcclusion, SemanticDiversityPhase, TeacherMasks
+from magnifier.train.callbacks import RegionOcclusion, SemanticDiversityPhase, TeacherMasks, autocast_of
 from magnifier.train.distributed import Share, distributed
 from magnifier.train.export import write_onnx
 from magnifier.train.guards import TrackersWait, check_callbacks
 from magnifier.train.losses import MagnifierLoss, gradient_norms
 from magnifier.train.metrics import by_role, rank_by_role, rank_embeddings, reid_metrics
 from magnifier.train.parts import VISIBLE, embed_parts, region_areas, rank_parts
-from magnifier.train.precision import autocast_of
 from magnifier.train.recipes import Stage, recipe as named
 from magnifier.train.records import differing, versions
 from magnifier.train.recording import CalmProgress, DeviceRecorder, LossParts

@@ -12,14 +12,13 @@ from fastai.vision.all import noop, num_distrib, rank_distrib
 from magnifier.data.catalog import validate_catalog
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.files import aside, clear_leftovers, locked
-from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint
+from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint, seeded
 from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
 from magnifier.train.guards import StopAtNonFinite, StopByKeyboard
 from magnifier.train.learner import recipe_learner
-from magnifier.train.precision import fast_training
+from magnifier.train.callbacks import fast_training
 from magnifier.train.recipes import recipe as named
 from magnifier.train.records import as_json, describe_data, differing, environment, read_json, write_json
-from magnifier.train.state import seeded
 
 __all__ = ['Run', 'RunStopped', 'train_run']
 

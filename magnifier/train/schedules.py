@@ -3,8 +3,7 @@ from bisect import bisect_right
 
 from fastai.callback.schedule import ParamScheduler, SchedCos, combined_cos
 
-from magnifier.train.callbacks import SemanticDiversityPhase, ValidateEvery
-from magnifier.train.precision import CPUBfloat16, bfloat16_pays
+from magnifier.train.callbacks import CPUBfloat16, SemanticDiversityPhase, ValidateEvery, bfloat16_pays
 from magnifier.train.recipes import DROP
 
 __all__ = ['warmup_milestones', 'WarmupMilestones', 'stage_callbacks']

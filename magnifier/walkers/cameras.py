@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 import numpy as np
-from magnifier.walkers.canvas import pick, stream
-from magnifier.walkers.resample import enlarge, shrink
+from magnifier.walkers.canvas import enlarge, pick, shrink, stream
 
 __all__ = ['Camera', 'CAMERAS', 'NEUTRAL', 'background', 'blurred', 'noise', 'response', 'expose']
 

@@ -5,10 +5,9 @@ import numpy as np
 from magnifier.regions import region_indices
 from magnifier.walkers.appearance import DETAILS, Appearance, family, random_appearance
 from magnifier.walkers.cameras import CAMERAS
-from magnifier.walkers.canvas import pick, stream
+from magnifier.walkers.canvas import enlarge, pick, stream
 from magnifier.walkers.figure import Box, random_box, random_pose
 from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
-from magnifier.walkers.resample import enlarge
 
 __all__ = ['Identity', 'Shot', 'FOLDERS', 'identities', 'plan', 'take', 'noisy_mask']
 

@@ -3,18 +3,87 @@
 import csv
 import json
 import logging
+import math
+import os
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from PIL import Image
+
 from magnifier.files import aside_folder
 from magnifier.walkers.canvas import stream
 from magnifier.walkers.cast import FOLDERS, identities, noisy_mask, plan, take
-from magnifier.walkers.sets import cached, holds, mark, share, whole_number
 
-__all__ = ['walkers', 'walkers_truth']
+__all__ = ['holds', 'mark', 'cached', 'whole_number', 'share', 'walkers', 'walkers_truth']
+
+
+def mark(
+    folder: Path,  # A whole set
+    marker: dict,  # version, arguments, files (sub-folder -> number of files)
+    name: str,  # Of the marker's file
+):
+    "Write what the folder holds into it"
+    (folder/name).write_text(json.dumps(marker, indent=1), 'utf-8')
+
+
+def holds(
+    folder: Path,  # Where the set may be
+    marker: dict,  # As in `mark`
+    name: str,  # Of the marker's file
+) -> bool:  # Whether it is there
+    "True where the folder is this very set, False where it is missing or empty; a ValueError where it is anything else"
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return False
+    try: found = json.loads((folder/name).read_text('utf-8'))
+    except (OSError, ValueError): found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f'{folder} exists and holds something else than drawn walkers: choose another path, or remove it')
+    if found != marker:
+        had, wanted = (f'{m.get("arguments")} (version {m.get("version")})' for m in (found, marker))
+        raise ValueError(
+            f'{folder} holds walkers drawn with {had}, wanted are {wanted}: choose another path, or remove that set')
+    seen = {sub: sum(1 for _ in (folder/sub).glob('*')) for sub in marker['files']}
+    short = [f'{sub} has {seen[sub]} of {n} files' for sub, n in marker['files'].items() if seen[sub] < n]
+    if short: raise ValueError(f'{folder} has lost files ({", ".join(short)}): remove it, and draw it again')
+    return True
+
+
+def cached(
+    kind: str,  # As 'walkers'
+    version: int,  # Of the drawing
+    args: dict,  # Every argument
+) -> Path:  # Among fastai's data (`FASTAI_HOME` or ~/.fastai)
+    "The folder for these arguments, where no path is given"
+    key = '-'.join(f'{k}{v}' for k, v in args.items()).replace('_', '')
+    return Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser()/'data'/f'{kind}-v{version}-{key}'
+
+
+def whole_number(
+    name: str,  # Of the argument
+    value,  # Given
+    low: int,  # Lowest allowed
+    high: int,  # Highest allowed
+) -> int:
+    "The value as an int; a TypeError or ValueError says what is allowed"
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f'{name}={value!r}: use a whole number')
+    if not low <= value <= high: raise ValueError(f'{name}={value}: use {low} or more, at most {high}')
+    return int(value)
+
+
+def share(
+    name: str,  # Of the argument
+    value,  # Given
+    high: float = 1.,  # Highest allowed
+) -> float:
+    "The value as a float from 0 to `high`; a ValueError says what is allowed"
+    if not isinstance(value, (int, float)) or not 0 <= value <= high or math.isnan(value):
+        raise ValueError(f'{name}={value!r}: use a number from 0 to {high:g}')
+    return float(value)
+
 
 log = logging.getLogger(__name__)
 

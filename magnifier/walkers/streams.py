@@ -13,7 +13,7 @@ from magnifier.walkers.appearance import random_appearance
 from magnifier.walkers.cameras import CAMERAS
 from magnifier.walkers.canvas import stream
 from magnifier.walkers.scene import View, things_of, visits_of
-from magnifier.walkers.sets import cached, holds, mark, share, whole_number
+from magnifier.walkers.dataset import cached, holds, mark, share, whole_number
 from magnifier.walkers.stage import Person, Stage
 
 __all__ = ['walkers_streams']

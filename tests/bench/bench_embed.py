@@ -22,7 +22,7 @@ from measure import timed, write_csv
 from torch.nn import functional as F
 
 from magnifier.model.embedding import EmbeddingNet
-from magnifier.model.folding import fold_norms
+from magnifier.model.heads import fold_norms
 from magnifier.model.net import create_magnifier
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from hsv_baseline import hsv_stripes
 
 from magnifier.gallery.gallery import Gallery
-from magnifier.gallery.mot import read_mot
+from magnifier.gallery.video import read_mot
 from magnifier.gallery.people import (
     half_distances, impossible_pairs, join_tracklets, tracklet_distances, unlabelled_threshold)
 from magnifier.walkers.streams import walkers_streams

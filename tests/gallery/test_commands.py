@@ -10,7 +10,7 @@ import pytest
 from gallery_stub import Colours, files, people, person
 from magnifier.cli import gallery as commands
 from magnifier.gallery.gallery import Gallery
-from magnifier.gallery.old import is_old
+from magnifier.gallery.milvus import is_old
 
 pytest.importorskip('lance')
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from magnifier.gallery.mot import BOX_COLUMNS, read_mot, write_mot
+from magnifier.gallery.video import BOX_COLUMNS, read_mot, write_mot
 
 
 def written(tmp_path, text):

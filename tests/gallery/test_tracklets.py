@@ -8,9 +8,8 @@ from PIL import Image
 from magnifier.data.images import read_image
 from magnifier.gallery.entries import stored_image
 from magnifier.gallery.gallery import Gallery, GalleryWarning
-from magnifier.gallery.mot import read_mot, write_mot
+from magnifier.gallery.video import box_of, crop_address, read_crop, read_mot, write_mot
 from magnifier.gallery.tracklets import people_boxes, summarise
-from magnifier.gallery.video import box_of, crop_address, read_crop
 
 pytest.importorskip('lance')
 START = '2026-01-31T08:00:00'

@@ -13,11 +13,11 @@ from magnifier.train.parts import embed_parts, region_areas
 from magnifier.look.figure import Figure
 from magnifier.look.saliency import Sight, pixel_shares, smoothed
 from magnifier.regions import N_REGIONS, REGIONS
-from magnifier.train.precision import CPUBfloat16
+from magnifier.train.callbacks import CPUBfloat16
 
 
 def test_shares_add_up_to_the_score_of_the_ranking(seer, few, tmp_path):
-    from magnifier.look.ranked_set import RankedSet
+    from magnifier.look.ranked import RankedSet
     ranked = RankedSet.of(seer)
     hits = ranked.ranking.hits(0, 3)
     rows = ranked.rows_of(0, hits)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from magnifier.gallery.entries import content_key
 from magnifier.gallery.hits import Hits, as_table
-from magnifier.look.hits import GONE
+from magnifier.look.gallery import GONE
 
 
 def rows(folder, n, **kwargs):

@@ -10,8 +10,7 @@ import pytest
 from magnifier.look.browse import Browser
 from magnifier.look.drawing import FRAMES
 from magnifier.look.figure import Figure
-from magnifier.look.ranked import ranked_row
-from magnifier.look.ranked_set import RankedSet
+from magnifier.look.ranked import RankedSet, ranked_row
 from magnifier.train.parts import embed_parts
 
 

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 from magnifier.train.parts import region_masks
 from magnifier.look.explain import REST, explain_pair
-from magnifier.look.contributions import branch_embeddings, contributions
+from magnifier.look.saliency import (Sight, activation_map, branch_embeddings, contributions, decode_images,
+                                     pixel_shares, saliency_inside, saliency_maps, smoothed)
 from magnifier.look.drawing import resized_heat
-from magnifier.look.saliency import (Sight, activation_map, decode_images, pixel_shares, saliency_inside, saliency_maps,
-                                     smoothed)
 from magnifier.model.branches import AdversarialBranch, FusionBranch, GlobalBranch, RecurrentFusion
 from magnifier.model.heads import SegmentationHead
 from magnifier.model.net import MagnifierNet, create_magnifier

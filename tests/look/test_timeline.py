@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from magnifier.gallery.entries import content_key
-from magnifier.look.timeline import show_timeline
+from magnifier.look.gallery import show_timeline
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from magnifier.model.embedding import EmbeddingNet
-from magnifier.model.folding import fold_norms
-from magnifier.model.heads import transposed_convolution
+from magnifier.model.heads import fold_norms, transposed_convolution
 from magnifier.model.net import create_magnifier
 
 

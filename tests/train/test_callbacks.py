@@ -7,9 +7,8 @@ import pytest
 import torch
 from fastai.vision.all import Callback, CancelFitException
 from magnifier.regions import LOWER_TORSO, UPPER_TORSO
-from magnifier.train.callbacks import (RegionOcclusion, SemanticDiversityPhase, TeacherMasks, ValidateEvery,
-                                       draw_kept_regions)
-from magnifier.train.precision import CPUBfloat16, bfloat16_pays
+from magnifier.train.callbacks import (CPUBfloat16, RegionOcclusion, SemanticDiversityPhase, TeacherMasks,
+                                       ValidateEvery, bfloat16_pays, draw_kept_regions)
 from magnifier.train.recording import LossParts
 
 

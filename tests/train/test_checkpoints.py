@@ -5,9 +5,9 @@ import resource
 import pytest
 import torch
 from magnifier.train import checkpoints
-from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint, write_checkpoint
+from magnifier.train.checkpoints import (Checkpoints, checkpoint_files, read_checkpoint, restore_training,
+                                         training_state, write_checkpoint)
 from magnifier.train.recipes import Stage
-from magnifier.train.state import restore_training, training_state
 
 
 def names(folder): return sorted(f.name for f in folder.iterdir())

@@ -11,9 +11,8 @@ from magnifier.data.block import ROLES, TensorIdentity, TensorPartMask
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.model.net import MagnifierNet, MagnifierOutput
 from magnifier.retrieval.ranking import rank
-from magnifier.train.callbacks import RegionOcclusion, TeacherMasks
+from magnifier.train.callbacks import CPUBfloat16, RegionOcclusion, TeacherMasks, autocast_of
 from magnifier.train.learner import ReIDLearner, magnifier_learner
-from magnifier.train.precision import CPUBfloat16, autocast_of
 
 TINY = dict(pretrained=False, hidden=32)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 from fastai.vision.all import Callback
-from magnifier.train import precision
-from magnifier.train.precision import fast_training
+from magnifier.train import callbacks as precision
+from magnifier.train.callbacks import fast_training
 from magnifier.train.runs import train_run
 
 # torch's own tracing looks at it

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from magnifier.walkers.resample import enlarge, shrink
+from magnifier.walkers.canvas import enlarge, shrink
 
 
 def picture(h, w, c=3): return np.random.default_rng(h * w).integers(0, 256, (h, w, c))

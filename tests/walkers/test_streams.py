@@ -65,7 +65,7 @@ def test_boxes_hold_what_is_seen_of_each_person(streams, camera):
 def test_boxes_read_back_cut_out_exactly_who_they_name(streams, camera):
     """By `read_mot`, which counts pixels from 0, against the masks: the box of who is seen whole is the extent
     of their pixels"""
-    from magnifier.gallery.mot import read_mot
+    from magnifier.gallery.video import read_mot
     boxes = read_mot(streams/f'cam{camera}.gt.txt')
     gt = {tuple(line[:2]): line for line in lines(streams/f'cam{camera}.gt.txt')}
     whole = 0
