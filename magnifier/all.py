@@ -23,6 +23,7 @@ from magnifier.walkers.streams import *
 from magnifier.data.masks import *
 from magnifier.gallery.crops import *
 from magnifier.data.checks import *
+from magnifier.data.joints import *
 from magnifier.data.keypoint_masks import *
 from magnifier.data.block import *
 from magnifier.data.preprocess import *

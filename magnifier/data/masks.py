@@ -16,7 +16,7 @@ from fastprogress import progress_bar
 from magnifier.data.catalog import SPLITS, CatalogWarning
 from magnifier.data.folders import existing, image_files, mask_folder, save_png
 from magnifier.data.images import IMAGE_ENDINGS, opened_image, read_image
-from magnifier.data.keypoint_masks import regions_from_fields, stripe_masks
+from magnifier.data.joints import regions_from_fields, stripe_masks
 from magnifier.data.own_sets import read_table
 from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS, LabelTable, label_table, region_indices
 

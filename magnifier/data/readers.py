@@ -107,8 +107,6 @@ def _crop(file, pairs, place, mat, config):
     return np.ascontiguousarray(crop.T.astype(np.uint8))  # (3, w, h) -> (h, w, 3)
 
 
-
-
 class PublishedSet(NamedTuple):
     "What a data set is called, and how much of it was published"
     title: str

@@ -31,8 +31,8 @@ def pick(
 
 def between(
     rng,  # numpy Generator
-    low,
-    high,
+    low,  # Least number
+    high,  # Number that is never reached
 ) -> float:
     "A number from `low` to `high`"
     return low + (high - low) * float(rng.random())

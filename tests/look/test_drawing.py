@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from magnifier.look import figure as figures
-from magnifier.data.keypoint_masks import stripe_masks
+from magnifier.data.joints import stripe_masks
 from magnifier.data.masks import read_mask
 from magnifier.look.drawing import (HEAT, REGION_COLOURS, are_stripes, as_png, blank_regions, legend_room,
                                     outline, paint_heat, paint_mask, put_image, region_legend, region_name,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.vision.all import Interpretation
-from magnifier.data.keypoint_masks import stripe_masks
+from magnifier.data.joints import stripe_masks
 from magnifier.look.figure import Figure
 from magnifier.look.show import batch_to_show, draw_results, draw_samples
 from magnifier.regions import NO_MASK, REGIONS
