@@ -1,12 +1,11 @@
-"Galleries from a shell: index, search, delete, people across cameras, and the page"
+"A gallery from a shell: add people, look for one, delete one"
 
-import re
 import sys
 import warnings
 
-from magnifier.cli.common import check_gallery, command, open_embedder, open_learner, say
+from magnifier.cli.common import check_gallery, command, open_embedder, say
 
-__all__ = ['magnifier_index', 'magnifier_search', 'magnifier_delete', 'magnifier_people', 'magnifier_app']
+__all__ = ['magnifier_index', 'magnifier_search', 'magnifier_delete']
 
 
 @command('src')
@@ -218,105 +217,3 @@ def _plain(x):
 def _json(told):
     import json
     say(json.dumps(told))
-
-
-@command('gallery')
-def magnifier_people(
-    gallery: str = 'people',  # A gallery with tracklets: made by `magnifier_index --video`
-    threshold: float = None,  # Least mean similarity of one person's tracklets, -1 to 1; without it one is found
-    far: float = .01,  # Without a threshold: share of strangers, seen at one time in one camera, that may be joined
-    travel: str = None,  # Least seconds between cameras, as 1-2:30,2-3:45
-    anew: bool = False,  # Forgets who is who; else new tracklets join the people that exist
-    csv: str = None,  # Writes the table: person, camera, from, to, tracklet, certainty
-    mot: str = None,  # Folder that gets a MOTChallenge file for each video, with the people's numbers as ids
-    save: str = None,  # Writes the timeline as a figure, as people.png
-    debug: bool = False,  # Shows the traceback of an error
-):
-    """Joins what trackers followed in all cameras to people, and says who was where, when. The images are
-    labelled with their person.
-
-    Examples: `magnifier_people people --csv people.csv --save people.png` ·
-    `magnifier_people people --threshold 0.6 --travel 1-2:30`"""
-    from magnifier.gallery.gallery import Gallery
-    check_gallery(gallery)
-    with Gallery(gallery) as g:
-        table = g.people(threshold, far=far, travel=_travel(travel), anew=anew)
-        if mot is not None: _write_mot(g, mot)
-    if csv is not None: _write_csv(table, csv)
-    if save is not None:
-        from magnifier.look.gallery import show_timeline
-        show_timeline(table, save=save)
-    say(_summary(table).to_string(index=False))
-
-
-def _travel(text):
-    "(camera, camera) -> seconds"
-    if text is None: return None
-    found = [re.fullmatch(r'(\d+)-(\d+):(\d+(?:\.\d+)?)', part.strip()) for part in text.split(',')]
-    if None in found: raise ValueError(f'--travel {text}: cameras and seconds wanted, as 1-2:30,2-3:45')
-    return {(int(pair[1]), int(pair[2])): float(pair[3]) for pair in found}
-
-
-def _summary(table):
-    "One line a person"
-    import pandas as pd
-    return pd.DataFrame([
-        dict(
-            person=person,
-            tracklets=len(rows),
-            cameras=', '.join(str(camera) for camera in sorted(rows['camid'].unique())),
-            first=f'{rows["start"].min():%Y-%m-%d %H:%M:%S}',
-            last=f'{rows["end"].max():%Y-%m-%d %H:%M:%S}',
-            certainty=round(rows['certainty'].mean(), 2),
-        ) for person, rows in table.groupby('person')])
-
-
-def _write_csv(table, file):
-    from magnifier.files import aside
-    renamed = table.rename(columns=dict(camid='camera', start='from', end='to'))
-    with aside(file) as part: renamed.drop(columns=['path', 'key']).to_csv(part, index=False)
-
-
-def _write_mot(g, folder):
-    "A file for each camera's video: its boxes, with the person as id"
-    from pathlib import Path
-    from magnifier.gallery.video import write_mot
-    from magnifier.gallery.tracklets import people_boxes
-    for name, boxes in people_boxes(g.store).items(): write_mot(boxes, Path(folder)/f'{name}.txt')
-
-
-@command()
-def magnifier_app(
-    gallery: str = 'people',  # The gallery: a folder, or a server's address
-    learner: str = 'runs/quick/learner.pkl',  # What made it: a saved folder, or a file (load what you trust)
-    name: str = 'people',  # Of the gallery within that folder or server
-    host: str = '127.0.0.1',  # Address to bind to: this machine alone. 0.0.0.0 lets the network in, without a password
-    port: int = None,  # Port; the first free one from 7860 on where not given
-    public_host: str = '',  # The name that visitors type, as people.example.org; other names are refused
-    debug: bool = False,  # Shows the traceback of an error
-):
-    """Serves a page on this machine to search a gallery: drop or pick a person, see where else they were seen, by which
-    regions, and why. Nothing that is dropped is kept. Ctrl-C ends it.
-
-    Examples: `magnifier_app --gallery people --learner runs/quick/learner.pkl` · `magnifier_app --port 8000`
-
-    For others to use it, put a proxy before it that asks for a password and speaks HTTPS, and give the name that they
-    type: `magnifier_app --port 8000 --public-host people.example.org`. In nginx, this is enough:
-    `location / { proxy_pass http://127.0.0.1:8000/; client_max_body_size 11m; auth_basic people;
-    auth_basic_user_file ...; }`. The page answers under that name and this machine's own, and no other. In a network
-    without a proxy, everybody who reaches it may search: `magnifier_app --host 0.0.0.0 --public-host 192.168.0.2`"""
-    import signal
-    from threading import Event
-    check_gallery(gallery)
-    from magnifier.app.server import LOCAL, serve_page
-    from magnifier.gallery.gallery import Gallery
-    learn = open_learner(learner)
-    if host not in LOCAL:
-        say(f'warning: whoever reaches {host} can search this gallery; nobody is asked for a password')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is as clean as Ctrl-C
-    with Gallery(gallery, name=name) as people, learn.no_bar():
-        try:
-            with serve_page(learn, people, host=host, port=port, public_host=public_host) as address:
-                say(f'{address} searches {len(people)} images of {gallery}; Ctrl-C ends it')
-                Event().wait()
-        except KeyboardInterrupt: say('closed; nothing that was dropped is kept')

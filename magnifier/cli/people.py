@@ -30,7 +30,7 @@ def magnifier_people(
         if mot is not None: _write_mot(g, mot)
     if csv is not None: _write_csv(table, csv)
     if save is not None:
-        from magnifier.look.timeline import show_timeline
+        from magnifier.look.gallery import show_timeline
         show_timeline(table, save=save)
     say(_summary(table).to_string(index=False))
 
@@ -66,6 +66,6 @@ def _write_csv(table, file):
 def _write_mot(g, folder):
     "A file for each camera's video: its boxes, with the person as id"
     from pathlib import Path
-    from magnifier.gallery.mot import write_mot
+    from magnifier.gallery.video import write_mot
     from magnifier.gallery.tracklets import people_boxes
     for name, boxes in people_boxes(g.store).items(): write_mot(boxes, Path(folder)/f'{name}.txt')

@@ -19,19 +19,28 @@ class View:
     height: int  # Of the frame in pixels
     width: int
 
-    def scale(self, d) -> float:
+    def scale(self,
+        d: float,  # Distance from the camera
+    ) -> float:
         "Pixels of one body height at distance `d`"
         return self.width / d
 
-    def foot(self, x, d) -> tuple[float, float]:
+    def foot(self,
+        x: float,  # To the right of the camera's middle, in body heights
+        d: float,  # Distance from the camera
+    ) -> tuple[float, float]:
         "Where a point of the ground is in the frame: x, y in pixels"
         return self.width * (.5 + x / d), self.height * SKYLINE + EYE * self.scale(d)
 
-    def depth(self, row) -> float:
+    def depth(self,
+        row: float,  # Share of the frame's height, from above
+    ) -> float:
         "Distance of the ground that is seen at a row, a share of the frame's height"
         return EYE * self.width / ((row - SKYLINE) * self.height)
 
-    def edge(self, d) -> float:
+    def edge(self,
+        d: float,  # Distance from the camera
+    ) -> float:
         "Distance from the middle at which somebody at distance `d` is just outside the frame"
         return d / 2 + .5
 
@@ -94,9 +103,9 @@ _COLOURS = dict(
 
 
 def things_of(
-    view: View,
+    view: View,  # What the cameras see of their ground
     camera: int,  # From 1
-    seed: int,
+    seed: int,  # Seed of the streams
 ) -> list[Thing]:  # Farthest first
     "What stands in a camera's view: a booth as high as a person, a planter that hides legs, a pole"
     rng = stream(seed, 'things', camera)
@@ -157,11 +166,11 @@ def _walk(rng, points, start):
 
 
 def visits_of(
-    view: View,
+    view: View,  # What the cameras see of their ground
     person: int,  # From 1
     cameras: list,  # What `things_of` found for each camera
     seconds: float,  # Length of the streams
-    seed: int,
+    seed: int,  # Seed of the streams
 ) -> list[Visit]:  # In time; the last may go on beyond the end
     "A person's visits: never at two cameras at once, never twice in succession at the same one where there are several"
     rng = stream(seed, 'visits', person)

@@ -54,8 +54,8 @@ class Stage:
     "Draws a camera's frames"
     def __init__(self,
         camera: int,  # From 1
-        view: View,
-        seed: int,
+        view: View,  # What the camera sees of its ground
+        seed: int,  # Seed of the streams
     ):
         "The same for all frames: ground, things, colours, and the noise that frames take pieces of"
         rng = stream(seed, 'stage', camera)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from magnifier.data import readers as module
+from magnifier.data import cuhk03 as module
 from magnifier.data.catalog import CatalogWarning, validate_catalog
 from magnifier.data.readers import cuhk03
 
