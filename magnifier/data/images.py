@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
-from io import BytesIO
+from io import BytesIO, TextIOBase
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -102,7 +102,8 @@ def _opened(source, name):
         except FileNotFoundError as e: raise FileNotFoundError(f'{name}: no such image file') from e
         except (OSError, ValueError) as e: raise UnreadableImage(f'{name}: {getattr(e, "strerror", None) or e}') from e
         raise UnreadableImage(f'{name}: no regular file')
-    content = source.read() if hasattr(source, 'read') else None
+    is_binary = hasattr(source, 'read') and not isinstance(source, TextIOBase)
+    content = source.read() if is_binary else None
     if not isinstance(content, bytes): raise TypeError(f'{type(source).__name__} given: {WANTED}')
     return BytesIO(content)
 

@@ -15,7 +15,8 @@ from magnifier.data.folders import existing, image_files
 
 __all__ = ['identity_folders', 'catalog_csv', 'split_queries']
 
-MISSING = ('', 'nan', 'none', 'null', 'na', 'n/a', '<na>')  # how programs write that a value is not known
+# How programs write that a value is not known
+MISSING = ('', 'nan', 'none', 'null', 'na', 'n/a', '<na>', 'inf', '-inf')
 SPLIT_FOLDER = re.compile(r'(?i)^(train|val|test|query|probe|gallery|bounding_box|all)')
 log = logging.getLogger(__name__)
 

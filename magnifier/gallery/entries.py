@@ -18,7 +18,8 @@ __all__ = ['entries', 'read_entry', 'ReadImage', 'content_key', 'problem', 'stor
            'identity', 'is_count', 'fingerprint_of', 'as_array', 'unit_rows']
 
 LARGEST = 2**63 - 1  # Whole number that a store keeps
-LATEST = 1e11  # Seconds since 1970 that are taken for seconds: the year 5138
+EXACT = 2**53  # Up to here floats hold every whole number
+SPAN = 9.2e9  # Seconds before and after 1970 that pandas' times hold, which hits are shown with
 
 
 class ReadImage(NamedTuple):
@@ -89,6 +90,8 @@ def number(
     if not whole and not (isinstance(x, (float, np.floating)) and float(x).is_integer()):
         raise TypeError(f'{name}: whole numbers wanted, got {x!r}. Number names first: `codes, names = '
                         'pd.factorize(names)`')
+    if isinstance(x, (float, np.floating)) and abs(x) > EXACT:
+        raise ValueError(f'{name}: {x!r} is a float, which keeps whole numbers up to 2**53 alone; give integers')
     if abs(int(x)) > LARGEST:
         raise ValueError(f'{name}: {x} does not fit into 63 bits; number them first, by `pd.factorize`')
     return int(x)  # pandas makes floats of integers beside a missing one
@@ -113,11 +116,15 @@ def timestamp(
     t,  # Seconds since 1970 in UTC, an ISO date and time, or a datetime; without a time zone it is UTC
 ) -> float | None:  # Seconds since 1970 in UTC; None where it is missing
     "A time in one form; a ValueError for what is none"
+    seconds = _seconds(t)
+    if seconds is None or abs(seconds) < SPAN: return seconds
+    raise ValueError(f'time {t}: a time of the years 1679 to 2260 wanted, as a date or as seconds since 1970; divide '
+                     'milliseconds by 1000')
+
+
+def _seconds(t):
     if _missing(t): return None
-    if isinstance(t, (int, float, np.integer, np.floating)) and not isinstance(t, bool):
-        if abs(t) < LATEST: return float(t)
-        raise ValueError(f'time {t}: seconds since 1970 wanted, and these lie beyond the year 5000; divide '
-                         'milliseconds by 1000')
+    if isinstance(t, (int, float, np.integer, np.floating)) and not isinstance(t, bool): return float(t)
     if not isinstance(t, (str, datetime, np.datetime64)):
         raise TypeError(f'time {t!r}: seconds, an ISO text or a datetime wanted')
     try: t = pd.Timestamp(t)

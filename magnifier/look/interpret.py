@@ -4,8 +4,10 @@ import warnings
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import to_device
+from fastai.vision.all import ClassificationInterpretation, TensorImage, patch, to_device
+from plum import dispatch
 from torch.nn.functional import interpolate
+from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.data.masks import read_mask
 from magnifier.look.drawing import put_image
 from magnifier.look.figure import Figure, finish, plot, tiles
@@ -20,6 +22,9 @@ from magnifier.train.learner import ReIDLearner
 from magnifier.train.parts import NO_REGIONS, VISIBLE, embed_parts
 
 __all__ = ['ReIDInterpretation']
+
+INSTEAD = ('who is searched for is of no class that training knew: use ReIDInterpretation.from_learner(learn), whose '
+           'worst_queries and confused_identities show the mistakes')
 
 
 class ReIDInterpretation:
@@ -307,3 +312,20 @@ def _confusion(learn, items):
             pairs = labels[given]*N_REGIONS + seen[given]
             counts += torch.bincount(pairs, minlength=N_REGIONS**2).view(N_REGIONS, N_REGIONS).cpu()
     return counts.numpy()
+
+
+@patch(cls_method=True)
+def from_learner(cls: ClassificationInterpretation,
+    learn,  # A learner
+    *args,  # As in fastai
+    **kwargs,  # As in fastai
+):
+    "fastai's; a NotImplementedError for a `ReIDLearner`"
+    if isinstance(learn, ReIDLearner): raise NotImplementedError(f'ClassificationInterpretation: {INSTEAD}')
+    return super(ClassificationInterpretation, cls).from_learner(learn, *args, **kwargs)
+
+
+@dispatch
+def plot_top_losses(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], *args, **kwargs):
+    "Refused, with what to use: fastai finds this function by the types of the batch"
+    raise NotImplementedError(f'plot_top_losses: {INSTEAD}')

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastai.vision.all import TensorImage, no_random, patch
+from fastai.vision.all import DataLoader, TensorImage, no_random, patch
 from plum import dispatch
 from torch import Tensor
 from magnifier.data.batches import IdentityBatches
 from magnifier.data.block import TensorIdentity, TensorPartMask
+from magnifier.data.images import as_images
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.look.drawing import (are_stripes, blank_regions, legend_room, paint_heat, paint_mask, put_image,
                                     put_note, region_legend, region_name)
@@ -159,7 +160,7 @@ def show_results(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], sampl
 @patch
 def show_results(self: ReIDLearner,
     ds_idx: int = 1,  # 0 for the training images, 1 for the validation set; without augmentation either way
-    dl=None,  # Loader or catalog to take the images from instead
+    dl=None,  # Loader, catalog or images to show instead
     max_n: int = 6,  # Images at most
     shuffle: bool = True,  # Whether they are drawn at random; else the first
     *,
@@ -183,11 +184,12 @@ def show_results(self: ReIDLearner,
 
 
 def _rows(learn, ds_idx, dl):
-    "Catalog rows that a loader loads; of a loader over mere images, a table of them"
+    "Catalog rows that a loader loads; of mere images, or a loader over them, a table"
     if isinstance(dl, pd.DataFrame): return dl
     if dl is None and (ds_idx >= len(learn.dls.loaders) or not len(learn.dls[ds_idx].dataset)):
         raise ValueError('this learner carries no data: pass a catalog, as in learn.show_results(dl=catalog)')
-    items = (learn.dls[ds_idx] if dl is None else dl).dataset.items
+    if dl is None: dl = learn.dls[ds_idx]
+    items = dl.dataset.items if isinstance(dl, DataLoader) else as_images(dl)
     return items if isinstance(items, pd.DataFrame) else pd.DataFrame({'path': pd.Series(list(items), dtype=object)})
 
 
@@ -202,7 +204,7 @@ def show_occlusion(self: ReIDDataLoaders,
     n: int = 6,  # Occlusions drawn, a column each
     *,
     images: int = 2,  # Images, a row each; an occlusion is the same for a whole batch
-    occlusion: RegionOcclusion | None = None,  # The callback, of which a copy draws; None for the paper's
+    occlusion: RegionOcclusion | None = None,  # The callback, whose generator stays where it is; None for the paper's
     seed: int = 0,  # Seed of the batch
     save=None,  # Where to write the figure
 ) -> Figure:
@@ -210,8 +212,9 @@ def show_occlusion(self: ReIDDataLoaders,
     3.2)"""
     if n < 1 or images < 1: raise ValueError(f'n={n}, images={images}: draw at least one of each')
     shown, labels = _masked(self.train, seed, images)
-    draw = (RegionOcclusion(seed=seed) if occlusion is None else deepcopy(occlusion)).draw
-    dropped = [np.flatnonzero(~draw().numpy()) for _ in range(n)]
+    if occlusion is None: occlusion = RegionOcclusion(seed=seed)
+    rng = deepcopy(occlusion.rng)
+    dropped = [np.flatnonzero(~occlusion.draw(rng).numpy()) for _ in range(n)]
     figure, axes = tiles(len(shown), n + 1, aspect=shown.shape[1]/shown.shape[2], width=1.05, head=.52, split=1)
     for image, mask, line in zip(shown, labels, axes):
         put_image(line[0], image)

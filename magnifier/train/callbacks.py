@@ -74,19 +74,26 @@ class RegionOcclusion(Callback):
         seed: int = 0,  # Seed of the generator that this callback holds
         alike: bool = True,  # Several processes: one occlusion for all, as for one batch; False: each its own
     ):
-        self.strategy, self.keep, self.keep_background, self.alike = strategy, keep, True, alike
+        self.strategy, self.keep, self.alike = strategy, keep, alike
         _check_keep(strategy, keep, self.keep_background)
         self.rng = random.Random(seed if alike or not rank_distrib() else f'{seed} {rank_distrib()}')
 
+    @property
+    def keep_background(self) -> bool:
+        "Whether the learner's adversarial branch has the background; without a learner it has, as in the paper"
+        sab = None if self.learn is None else self.learn.net.sab
+        return sab is None or sab.keep_background
+
     def before_fit(self):
-        "Asks the adversarial branch whether it has the background"
-        sab = self.learn.net.sab
-        self.keep_background = sab is None or sab.keep_background
+        "Refuses what the adversarial branch cannot be given"
         _check_keep(self.strategy, self.keep, self.keep_background)
 
-    def draw(self) -> torch.Tensor:
+    def draw(
+        self,
+        rng: random.Random | None = None,  # Another generator, for a look; None for the training's own
+    ) -> torch.Tensor:
         "k booleans, True where a region is kept: one occlusion for a whole batch"
-        return draw_kept_regions(self.strategy, self.keep, self.rng, keep_background=self.keep_background)
+        return draw_kept_regions(self.strategy, self.keep, rng or self.rng, keep_background=self.keep_background)
 
     def before_batch(self):
         "Appends a drawn occlusion to the input"

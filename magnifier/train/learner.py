@@ -334,8 +334,8 @@ class ReIDLearner(Learner):
     ) -> pd.DataFrame:  # By part of the loss: value, weight in the total, norm of its gradient, share of all norms
         "How strongly each part of the loss pulls at the backbone, which all parts share; the learner stays as it is"
         images, masks, identity = to_device(batch or self.dls.train.new(num_workers=0).one_batch(), self.dls.device)
-        net, occlusion = deepcopy(self.net).train(), deepcopy(getattr(self, 'region_occlusion', None))
-        kept = None if occlusion is None else occlusion.draw().to(images.device)
+        net, occlusion = deepcopy(self.net).train(), getattr(self, 'region_occlusion', None)
+        kept = None if occlusion is None else occlusion.draw(deepcopy(occlusion.rng)).to(images.device)
         output = net(images, masks if net.segmentation is not None else None, kept)
         parts = self.loss_func.parts(output, masks, identity)
         norms = gradient_norms(parts, net.backbone)
@@ -455,6 +455,15 @@ class ReIDLearner(Learner):
                     f'this learner was exported with {name} {was} and is loaded with {now}: it may fail or differ. '
                     '`save_pretrained` is the form that travels between versions'
                 )
+
+    def __getattr__(self, name):
+        "fastai's, which asks the model; an AttributeError says how the methods that draw are had"
+        try: return super().__getattr__(name)
+        except AttributeError as e:
+            raise AttributeError(
+                f'a learner has no {name}; those that draw, as explain and show_ranking, are there after '
+                '`from magnifier.all import *`'
+            ) from e
 
     def __repr__(self):
         about = self.net.arguments or {}

@@ -114,7 +114,8 @@ def test_what_has_no_area_is_refused(nothing):
     with pytest.raises(UnreadableImage, match='with an area is wanted'): read_image(nothing)
 
 
-@pytest.mark.parametrize('number', [1, 0, 2.5, None, np.int64(1), io.StringIO('text')])
+@pytest.mark.parametrize('number', [1, 0, 2.5, None, np.int64(1), io.StringIO('text'),
+                                    io.TextIOWrapper(io.BytesIO(png()))])
 def test_numbers_are_no_images_and_no_open_files(number):
     with pytest.raises(TypeError, match='an image is a path, the bytes of a file'): read_image(number)
 

@@ -266,7 +266,7 @@ def test_numbers_of_a_table_are_exact_or_names(tmp_path):
         assert catalog.camid.tolist() == expected
 
 
-@pytest.mark.parametrize('missing', ['NaN', ' ', 'None', 'null', 'N/A'])
+@pytest.mark.parametrize('missing', ['inf', 'NaN', ' ', 'None', 'null', 'N/A'])
 def test_words_for_unknown_are_no_identity(tmp_path, missing):
     file = write(tmp_path/'list.csv', f'path,pid,camid,split\na,1,1,train\nb,{missing},1,train\n')
     with pytest.raises(ValueError, match='list.csv, line 3: pid is empty'): catalog_csv(file)

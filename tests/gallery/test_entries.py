@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from magnifier.gallery.entries import content_key, entries, identity, number, read_entry, stored_image, timestamp
+from magnifier.gallery.hits import as_table
 
 T = 1_769_863_500.0  # 2026-01-31 12:45:00 UTC
 
@@ -29,6 +30,11 @@ def test_missing_times():
 
 @pytest.mark.parametrize('t, error, message', [
     (T*1000, ValueError, 'divide milliseconds by 1000'),
+    (float('inf'), ValueError, 'years 1679 to 2260'),
+    (-1e10, ValueError, 'years 1679 to 2260'),
+    ('0000-05-05', ValueError, 'years 1679 to 2260'),
+    (np.datetime64('-0100-01-01'), ValueError, 'years 1679 to 2260'),
+    (datetime(9999, 12, 31), ValueError, 'years 1679 to 2260'),
     ('yesterday evening', ValueError, 'not a date and time'),
     (True, TypeError, 'seconds, an ISO text or a datetime'),
     ([1], TypeError, 'seconds')])
@@ -36,16 +42,28 @@ def test_what_is_no_time(t, error, message):
     with pytest.raises(error, match=message): timestamp(t)
 
 
-@given(st.floats(-1e10, 1e10))
+@given(st.floats(-9.1e9, 9.1e9))
 @settings(deadline=None, max_examples=50)
 def test_seconds_stay_what_they_are(t): assert timestamp(t) == t
+
+
+@pytest.mark.parametrize('t', ['1679-01-01', '2260-12-31T23:59:59'])
+def test_every_time_that_is_taken_can_be_shown(t):
+    assert as_table([dict(path='a', time=timestamp(t), key='k')])['time'][0] == pd.Timestamp(t, tz='UTC')
 
 
 def test_numbers():
     assert [number(x, 'pids') for x in (3, np.int32(3), 3., None, float('nan'), pd.NA)] == [3, 3, 3, None, None, None]
     assert [identity(x) for x in (3, 0, -1, -1., None, pd.NA)] == [3, 0, None, None, None, None]
-    for x in ('3', 'ann', 2.5, True, [1]):
+    for x in ('3', 'ann', 2.5, True, [1], float('inf'), -float('inf')):
         with pytest.raises(TypeError, match='pids: whole numbers wanted'): number(x, 'pids')
+
+
+def test_numbers_that_went_through_floats_are_refused_where_floats_are_not_exact():
+    assert number(2.**53, 'pids') == 2**53
+    assert number(2**53 + 1, 'pids') == 2**53 + 1
+    for x in (2.**53 + 2, -2.**60, np.float64(2**62)):
+        with pytest.raises(ValueError, match='pids: .* float, which keeps whole numbers up to'): number(x, 'pids')
 
 
 def test_tables():

@@ -4,6 +4,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from fastai.vision.all import ClassificationInterpretation, Interpretation
 from magnifier.look.catalogs import contact_sheet, plot_catalog, show_masks
 from magnifier.look.interpret import ReIDInterpretation
 from magnifier.look.figure import Figure
@@ -184,3 +185,10 @@ def test_catalog_pictures(catalog, few, tmp_path):
     with pytest.raises(ValueError, match='no image of this catalog'): show_masks(few.assign(mask=None))
     with pytest.raises(ValueError, match='at least one'): contact_sheet(few, 0)
     with pytest.raises(ValueError, match='no rows'): show_masks(few.iloc[:0])
+
+
+def test_fastais_interpretation_of_classes_says_what_to_use(seer):
+    with pytest.raises(NotImplementedError, match='use ReIDInterpretation'):
+        ClassificationInterpretation.from_learner(seer)
+    with pytest.raises(NotImplementedError, match='use ReIDInterpretation'):
+        Interpretation.from_learner(seer).plot_top_losses(2)

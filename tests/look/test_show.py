@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.vision.all import Interpretation
+from PIL import Image
 from magnifier.data.joints import stripe_masks
 from magnifier.look.figure import Figure
 from magnifier.look.show import batch_to_show, draw_results, draw_samples
@@ -128,6 +129,16 @@ def test_show_results_of_mere_images(seer, few):
     paths = few.path.tolist()[:1]
     for dl in (seer.loader(paths), seer.dls.test_dl(paths)):
         assert words(seer.show_results(dl=dl, branches=())) == [Path(paths[0]).name[:18], 'predicted']
+
+
+def test_show_results_of_images_without_a_loader(seer, few):
+    path = few.path.iat[0]
+    assert words(seer.show_results(dl=path, branches=()))[0] == Path(path).name[:18]
+    assert len(seer.show_results(dl=[Image.open(path)]*2, branches=()).axes) == 4
+
+
+def test_what_show_batch_does_not_know_is_refused(dls):
+    with pytest.raises(TypeError, match='split'): dls.show_batch(split='valid')
 
 
 def test_show_results_without_masks_or_branches(blind):

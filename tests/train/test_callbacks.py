@@ -70,7 +70,6 @@ def test_the_occlusion_asks_the_model_for_the_background():
     for kept in (True, False):
         occlusion = RegionOcclusion('torso', 4)
         occlusion.learn = SimpleNamespace(net=SimpleNamespace(sab=SimpleNamespace(keep_background=kept)))
-        occlusion.before_fit()
         assert {bool(occlusion.draw()[0]) for _ in range(5)} == {kept}
     occlusion = RegionOcclusion('random_all', 4)
     occlusion.learn = SimpleNamespace(net=SimpleNamespace(sab=SimpleNamespace(keep_background=False)))

@@ -70,6 +70,12 @@ def test_the_file_says_what_it_is(file, learn):
     about = json.loads({p.key: p.value for p in model.metadata_props}['magnifier'])
     assert about['fingerprint'] == learn.fingerprint and about['preprocessing']['size'] == [64, 32]
     assert [p.name for p in file.parent.iterdir()] == ['model.onnx']  # weights inside, nothing left over
+    assert {o.domain: o.version for o in model.opset_import}[''] >= 18
+    n, *size = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    assert isinstance(n, str), 'any number of images'
+    assert size == [3, 64, 32]
+    assert [d.dim_param for d in model.graph.output[0].type.tensor_type.shape.dim][0] == n
+    assert set(learn.model.branches) == {'global', 'sab', 'sfb'}
 
 
 @pytest.mark.parametrize('n', [1, 3])

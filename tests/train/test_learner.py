@@ -7,6 +7,7 @@ import pytest
 import torch
 from fastai.vision.all import MixedPrecision, SaveModelCallback, load_learner
 from PIL import Image
+from torch import multiprocessing
 from magnifier.data.block import ROLES, TensorIdentity, TensorPartMask
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.model.net import MagnifierNet, MagnifierOutput
@@ -329,3 +330,15 @@ def test_an_export_that_fails_leaves_file_and_learner_as_they_were(learn, paths,
     assert learn.dls is dls
     assert torch.equal(learn.embed(paths), before)
     assert not list(learn.path.glob('.*.part'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
+def test_embedding_by_processes_that_are_not_forked(learn, paths, method):
+    if method not in multiprocessing.get_all_start_methods(): pytest.skip('not on this system')
+    many = (paths*(336//len(paths) + 1))[:336]  # more than one's own process takes by itself
+    expected, before = learn.embed(many), multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(method, force=True)
+    try: got = learn.embed(learn.loader(many, num_workers=2))
+    finally: multiprocessing.set_start_method(before, force=True)
+    assert torch.equal(got, expected)

@@ -132,6 +132,23 @@ def test_gradient_shares_are_those_of_the_loss(learn):
     assert all(torch.equal(v, state[k]) for k, v in learn.model.state_dict().items())
 
 
+def test_gradient_shares_before_a_fit_draw_as_training_does(dls, monkeypatch):
+    learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, keep_background=False)
+    occlusion, drawn = learn.region_occlusion, []
+    state, draw = occlusion.rng.getstate(), occlusion.draw
+    monkeypatch.setattr(occlusion, 'draw', lambda rng: drawn.append(draw(rng)) or drawn[-1])
+    learn.gradient_shares()
+    assert len(drawn) == 1
+    assert not drawn[0][0], 'the background is left out'
+    assert occlusion.rng.getstate() == state
+
+
+def test_what_a_learner_has_not_says_where_drawing_comes_from(learn):
+    with pytest.raises(AttributeError, match='no blurr; those that draw.*from magnifier.all import'): learn.blurr
+    assert not hasattr(learn, 'blurr')
+    assert learn.branches is learn.model.branches, 'the model is asked, as in fastai'
+
+
 def test_a_prediction_reads_as_a_sentence(learn, catalog):
     said = repr(learn.predict(catalog.path.iat[0]))
     assert 'a stranger too resembles one of them most' in said
