@@ -14,6 +14,8 @@ __all__ = ['MilvusStore', 'as_columns', 'is_old', 'bring_over']
 
 NO_CLIENT = "a gallery on a server needs pymilvus: pip install 'magnifier-reid[milvus]'"
 AT_ONCE = {False: 2_000, True: 256}  # Rows in one message, without vectors and with them
+# A small server hangs up on a client that asks every few seconds whether it lives, as the client does by default
+NO_PINGS = {'grpc.keepalive_time_ms': 2**31 - 1, 'grpc.keepalive_permit_without_calls': 0}
 LONGEST = 4_096  # Bytes of a path
 # kind -> what the index is built with, and what a search is told
 INDEXES = {
@@ -39,7 +41,7 @@ class MilvusStore(Store):
         except ImportError as e: raise ImportError(NO_CLIENT) from e
         self._milvus_error = MilvusException
         logging.getLogger('pymilvus.client.iterator').setLevel(logging.ERROR)  # it warns at each scan of a small server
-        with self._told(): self.client = MilvusClient(uri, token=token)
+        with self._told(): self.client = MilvusClient(uri, token=token, grpc_options=NO_PINGS)
         if self.about:
             with self._told(): self.client.load_collection(name)
 

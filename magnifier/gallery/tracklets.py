@@ -113,8 +113,7 @@ def summarise(
     images = pd.DataFrame({name: columns[name] for name in OF_AN_IMAGE})
     images = images.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', 'visibility': 'float64'})
     images['seen'] = images['visibility'].fillna(1).clip(lower=LEAST_WEIGHT) if weighted else 1.
-    images['row'] = np.arange(len(images))
-    best = images.sort_values(['seen', 'row'], ascending=[False, True]).groupby('tracklet').first()
+    best = images.sort_values(['seen', 'time', 'key'], ascending=[False, True, True]).groupby('tracklet').first()
     found = images.groupby('tracklet')
     table = pd.DataFrame(dict(
         camid=best['camid'],

@@ -144,14 +144,14 @@ def test_an_address_leads_back_to_the_person(cameras):
     assert box_of('people/0001.jpg') is None
 
 
-def test_what_was_stored_can_be_looked_at(place, cameras, tmp_path):
-    for crops in (None, tmp_path/'crops'):
-        with filled(place, cameras, crops=crops) as g:
-            best = g.tracklets().table.iloc[0]
-            image = stored_image(best.path, best.key)
-            assert image.size == (8, 16)
-            assert np.array_equal(np.asarray(image),
-                                  np.asarray(read_crop(crop_address(cameras[0]/'cam1', 1, (0, 10, 8, 16)))))
+@pytest.mark.parametrize('kept', [False, True])
+def test_what_was_stored_can_be_looked_at(place, cameras, tmp_path, kept):
+    with filled(place, cameras, crops=tmp_path/'crops' if kept else None) as g:
+        best = g.tracklets().table.iloc[0]
+        image = stored_image(best.path, best.key)
+        assert image.size == (8, 16)
+        assert np.array_equal(np.asarray(image),
+                              np.asarray(read_crop(crop_address(cameras[0]/'cam1', 1, (0, 10, 8, 16)))))
 
 
 def test_people_are_who_they_are(place, cameras):
