@@ -135,12 +135,27 @@ class Gallery:
     ) -> Added:  # As in `add`; boxes whose frame is missing or that lie outside it are among the skipped
         """Adds what a tracker followed in one camera: each track becomes a tracklet (see `tracklets`,
         `people`). Frames are read once, while the people before are embedded; run again after a crash, it
-        goes on. ValueError for no video, no boxes, and as in `add`"""
+        goes on. ValueError for no video, no boxes, another video of this camera under the same name, and as
+        in `add`"""
         if not (is_count(bs) and is_count(every)):
             raise ValueError(f'bs={bs}, every={every}: whole numbers from 1 are wanted')
         table = video_entries(video, boxes, camera=camera, start=start, fps=fps, every=every)
         reading = VideoReading(self.store, Video(video, fps=fps), table, bs, crops)
+        self._check_same_video(reading.table)
         return self._add(embedder, reading, len(table), bs, progress)
+
+    def _check_same_video(self, table):
+        "Tracks that bear the names of tracklets from another time would be taken for the same people"
+        if not self.store.about: return
+        meant = replace(where(cameras=table['camid'].iat[0]), tracklets=())
+        there = pd.DataFrame(self.store.read(meant, ('tracklet', 'time'))).groupby('tracklet')['time'].min()
+        tracks = table.groupby('tracklet')['time'].agg(['min', 'max']).join(there.astype(float), how='inner')
+        other = (tracks['time'] < tracks['min'] - .001) | (tracks['time'] > tracks['max'] + .001)
+        if other.any():
+            name = other.idxmax()
+            begins = pd.Timestamp(tracks['time'][name], unit='s', tz='UTC')
+            raise ValueError(f'{self.uri} has a tracklet {name} of another time ({begins:%Y-%m-%d %H:%M:%S}): give '
+                             'each video of a camera a name of its own, and the same start when it is added again')
 
     def _add(self, embedder, reading, n, bs, progress):
         "Embeds what `reading` gives, writes it, and says what became of the `n` images that it reads"

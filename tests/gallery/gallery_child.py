@@ -1,12 +1,13 @@
 """What another process does to a gallery: `python gallery_child.py FOLDER JOB SEED`; each step is told on
-standard output once it is done"""
+standard output once it is done. The job `follow` takes a further argument, the folder of its videos"""
 import sys
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gallery_stub import Colours, people  # noqa: E402
+from gallery_stub import Colours, Watching, people  # noqa: E402
+from magnifier.gallery import gallery as gallery_module  # noqa: E402
 from magnifier.gallery.gallery import Gallery  # noqa: E402
 
 N = 400
@@ -45,6 +46,17 @@ def search(g, rng):
         known = set(g.images()['pid'].dropna())
         hits = g.search(Colours(), people(1, int(rng.integers(N)))[0], k=5)
         print('found', len(known), len(hits), flush=True)
+
+
+def follow(g, rng, videos=None):
+    "Two cameras' videos and the people in them, each batch being written at once"
+    videos, gallery_module.SECONDS = Path(videos or sys.argv[4]), -1
+    print('begun', flush=True)
+    for camera in (1, 2):
+        g.add_video(Watching(), videos/f'cam{camera}', videos/f'cam{camera}.txt', camera=camera,
+                    start='2026-01-31T08:00:00', fps=5, bs=4, progress=False)
+        g.people(threshold=.8, centre=False)
+        print('joined', camera, flush=True)
 
 
 if __name__ == '__main__':

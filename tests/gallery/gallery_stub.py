@@ -1,6 +1,9 @@
 "A gallery's embedder without a model: the picture's own colours, by region as bands from top to bottom"
 import numpy as np
+import pandas as pd
 from PIL import Image
+
+HEIGHT, WIDTH = 40, 80  # Of painted frames
 
 
 class Colours:
@@ -19,6 +22,11 @@ class Colours:
         return np.where(bands > 0, bands - 127.3, 0), bands.sum(2) > 0
 
 
+class Watching(Colours):
+    "Also tells how much is seen: the share of bands that are not black"
+    def embed_visible(self, images): return self.embed(images), (self.pixels(images).max((2, 3)) > 0).mean(1)
+
+
 def person(seed, bands=None):
     "A (16,8,3) picture; `bands` {region: colour} are painted over the random ones"
     colours = np.random.default_rng(seed).integers(1, 255, (8, 3))
@@ -34,3 +42,19 @@ def files(folder, images):
     paths = [folder/f'{i:04d}.png' for i in range(len(images))]
     for path, image in zip(paths, images): Image.fromarray(image).save(path)
     return paths
+
+
+def paint(folder, walks, seed=0):
+    "Frames of one camera and its boxes. walks: person -> (first frame, last frame, left); noise tells frames apart"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    boxes = []
+    for number in range(1, 1 + max(last for _, last, _ in walks.values())):
+        frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        for track, (who, (first, last, left)) in enumerate(walks.items()):
+            if not first <= number <= last: continue
+            noisy = person(who) + rng.integers(-3, 4, (16, 8, 3))
+            frame[10:26, left:left + 8] = noisy.clip(1, 255)
+            boxes.append((number, track, left, 10, 8, 16))
+        Image.fromarray(frame).save(folder/f'{number:06d}.png')
+    return pd.DataFrame(boxes, columns=['frame', 'track', 'left', 'top', 'width', 'height'])

@@ -2,7 +2,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from gallery_stub import Colours, person
+from gallery_stub import Watching, paint, person
 from PIL import Image
 
 from magnifier.data.images import read_image
@@ -13,28 +13,6 @@ from magnifier.gallery.tracklets import people_boxes, summarise
 
 pytest.importorskip('lance')
 START = '2026-01-31T08:00:00'
-HEIGHT, WIDTH = 40, 80
-
-
-class Watching(Colours):
-    "Also tells how much is seen: the share of bands that are not black"
-    def embed_visible(self, images): return self.embed(images), (self.pixels(images).max((2, 3)) > 0).mean(1)
-
-
-def paint(folder, walks, seed=0):
-    "Frames of one camera and its boxes. walks: person -> (first frame, last frame, left); noise tells frames apart"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    boxes = []
-    for number in range(1, 1 + max(last for _, last, _ in walks.values())):
-        frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-        for track, (who, (first, last, left)) in enumerate(walks.items()):
-            if not first <= number <= last: continue
-            noisy = person(who) + rng.integers(-3, 4, (16, 8, 3))
-            frame[10:26, left:left + 8] = noisy.clip(1, 255)
-            boxes.append((number, track, left, 10, 8, 16))
-        Image.fromarray(frame).save(folder/f'{number:06d}.png')
-    return pd.DataFrame(boxes, columns=['frame', 'track', 'left', 'top', 'width', 'height'])
 
 
 @pytest.fixture(scope='module')
