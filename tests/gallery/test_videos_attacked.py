@@ -13,7 +13,7 @@ import pytest
 from gallery_stub import Watching, paint
 
 from magnifier.gallery.gallery import Gallery, GalleryWarning
-from magnifier.gallery.mot import write_mot
+from magnifier.gallery.video import write_mot
 
 pytest.importorskip('lance')
 CHILD = Path(__file__).with_name('gallery_child.py')
