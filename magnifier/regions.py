@@ -5,8 +5,7 @@ import operator
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ['REGIONS', 'BODY_REGIONS', 'N_REGIONS', 'NO_MASK', 'UPPER_TORSO', 'LOWER_TORSO', 'LABEL_TABLES',
-           'LabelTable', 'LimbSplit', 'region_indices', 'label_table']
+__all__ = ['REGIONS', 'BODY_REGIONS', 'N_REGIONS', 'LABEL_TABLES', 'region_indices']
 
 # Order of EANet's `ps_label` files. Left and right share a label, so a horizontal flip never renames a region.
 REGIONS = ('background', 'head', 'chest', 'upper_arm', 'lower_arm', 'upper_leg', 'lower_leg', 'foot')

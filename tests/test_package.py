@@ -137,6 +137,24 @@ def test_all_is_star_imports_and_nothing_else():
     assert not any('magnifier.all' in imports(m) for m in MODULES)
 
 
+def test_all_brings_what_a_notebook_uses_and_hides_no_name_of_fastais():
+    fastais = vars(importlib.import_module('fastai.vision.all'))
+    brought = vars(importlib.import_module('magnifier.all'))
+    ours = {n for n, thing in brought.items() if not n.startswith('_') and fastais.get(n) is not thing}
+    assert not ours & set(fastais)
+    assert 120 <= len(ours) <= 150, len(ours)
+
+
+def test_what_is_cited_can_be_read():
+    "The paper is public; notes that are not in this repository are of no use to a reader"
+    notes = re.compile(r'\b(METHOD|PROTOCOLS|DESIGN|STYLE|FASTAI)\b')
+    files = [f for folder in ('magnifier', 'tests', 'nbs') for f in (ROOT/folder).rglob('*')
+             if f.suffix in ('.py', '.ipynb', '.md') and f != Path(__file__).resolve()]
+    assert len(files) > 150
+    citing = [str(f) for f in [*files, ROOT/'README.md'] if notes.search(f.read_text('utf-8'))]
+    assert not citing
+
+
 def test_the_outside_holds():
     "The names that users type"
     names = '''walkers ReIDDataLoaders magnifier_learner resnet50 Gallery load_learner rank evaluate_distances Ranking

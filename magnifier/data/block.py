@@ -9,7 +9,7 @@ from magnifier.data.images import read_image
 from magnifier.data.masks import check_same_size, read_mask
 from magnifier.regions import NO_MASK, REGIONS
 
-__all__ = ['ROLES', 'TensorPartMask', 'TensorIdentity', 'ReIDDataBlock']
+__all__ = ['TensorPartMask', 'TensorIdentity', 'ReIDDataBlock']
 
 ROLES = ('train', 'query', 'gallery')  # the fourth column of a TensorIdentity is an index into these
 

@@ -11,8 +11,7 @@ import pandas as pd
 
 from magnifier.data.images import IMAGE_ENDINGS
 
-__all__ = ['CatalogWarning', 'make_catalog', 'validate_catalog', 'lost_queries', 'find_masks', 'join_catalogs',
-           'describe']
+__all__ = ['CatalogWarning', 'make_catalog', 'validate_catalog', 'find_masks', 'join_catalogs', 'describe']
 
 COLUMNS = ('path', 'mask', 'pid', 'camid', 'split')
 SPLITS = ('train', 'query', 'gallery')

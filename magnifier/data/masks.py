@@ -20,8 +20,7 @@ from magnifier.data.joints import regions_from_fields, stripe_masks
 from magnifier.data.own_sets import read_table
 from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS, LabelTable, label_table, region_indices
 
-__all__ = ['read_mask', 'write_mask', 'convert_mask', 'convert_masks', 'make_stripe_masks', 'mask_report',
-           'mask_agreement']
+__all__ = ['read_mask', 'write_mask', 'convert_masks', 'make_stripe_masks', 'mask_report', 'mask_agreement']
 
 log = logging.getLogger(__name__)
 

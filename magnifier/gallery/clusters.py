@@ -9,7 +9,7 @@ from magnifier.retrieval.neighbours import FeaturePairs
 from magnifier.retrieval.rows import working_dtype
 from magnifier.retrieval.rerank import check_settings, encode, jaccard_similarity
 
-__all__ = ['identity_clusters', 'jaccard_neighbours']
+__all__ = ['identity_clusters']
 
 
 def jaccard_neighbours(

@@ -7,7 +7,7 @@ import pandas as pd
 from magnifier.data.folders import existing, image_files
 from magnifier.gallery.entries import timestamp
 
-__all__ = ['CROP_PATTERN', 'crops_folder', 'crops_csv']
+__all__ = ['crops_folder', 'crops_csv']
 
 # Looked for anywhere in each path below the folder. A file as Market-1501 names them, 0172_c4s3_000691_03.jpg, gives
 # its identity too; c4, cam4, cam_4 or camera-4 the camera; 20260131_134500 or 2026-01-31T13:45:00 the time, in UTC

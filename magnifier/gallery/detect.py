@@ -7,7 +7,7 @@ import pandas as pd
 
 from magnifier.gallery.video import BOX_COLUMNS, Video
 
-__all__ = ['track_people', 'person_network', 'TRACKERS']
+__all__ = ['track_people', 'person_network']
 
 TRACKERS = {'bytetrack': 'ByteTrackTracker', 'sort': 'SORTTracker'}  # Names in the package `trackers`
 PERSON = 1  # COCO's label, as torchvision numbers it

@@ -12,8 +12,7 @@ from PIL import Image
 from magnifier.data.images import read_image
 from magnifier.files import aside
 
-__all__ = ['read_mot', 'write_mot', 'BOX_COLUMNS', 'Video', 'Crop', 'cut_boxes', 'read_frame', 'crop_address',
-           'is_address', 'box_of', 'read_crop']
+__all__ = ['read_mot', 'write_mot', 'read_frame', 'read_crop']
 
 BOX_COLUMNS = ('frame', 'track', 'left', 'top', 'width', 'height', 'confidence')
 WANTED = 'lines of frame,id,left,top,width,height'

@@ -16,7 +16,7 @@ from magnifier.regions import BODY_REGIONS, REGIONS
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.parts import NO_REGIONS, VISIBLE, region_areas, region_embeddings, region_masks
 
-__all__ = ['Explanation', 'Comparison', 'explain_images', 'match_words', 'verdict']
+__all__ = ['Explanation', 'explain_images', 'match_words']
 
 REST = 'average person'
 

@@ -19,8 +19,7 @@ from magnifier.regions import BODY_REGIONS, NO_MASK, region_indices
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.parts import region_masks
 
-__all__ = ['Contributions', 'contributions', 'branch_embeddings', 'branch_weights', 'Sight', 'activation_map',
-           'pixel_shares', 'saliency_maps', 'saliency_inside']
+__all__ = ['Sight', 'activation_map', 'pixel_shares', 'saliency_maps', 'saliency_inside']
 
 
 def branch_embeddings(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from magnifier.model.own_backbones import OSNETS, OSNet, resnet10_narrow
 
-__all__ = ['Backbone', 'TimmBackbone', 'create_backbone', 'backbone_names', 'arch_name']
+__all__ = ['create_backbone', 'backbone_names']
 
 
 OWN = {'resnet10_narrow': resnet10_narrow}

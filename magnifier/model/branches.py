@@ -17,9 +17,7 @@ from magnifier.model.heads import BNNeck, RegionNecks, affine_of, at_least_float
 from magnifier.model.pooling import kept_region_pool, region_max, region_max_pool
 from magnifier.regions import N_REGIONS
 
-__all__ = ['BRANCHES', 'Branch', 'BranchOutput', 'GlobalBranch', 'AdversarialBranch', 'FusionBranch', 'FoldedBranch',
-           'RecurrentFusion', 'ConcatFusion', 'create_branches', 'branch_map', 'join_branches', 'branch_scales',
-           'CELLS']
+__all__ = ['BRANCHES', 'RecurrentFusion', 'ConcatFusion']
 
 CELLS = {'gru': nn.GRU, 'lstm': nn.LSTM}
 NODES = 12  # Of the quadrature along SFB's path: its error is below float32's on a recurrent net

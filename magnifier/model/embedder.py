@@ -9,7 +9,7 @@ import numpy as np
 from magnifier.data.images import as_images
 from magnifier.data.preprocess import Preprocessing
 
-__all__ = ['Embedder', 'ONNX_KEY']
+__all__ = ['Embedder']
 
 ONNX_KEY = 'magnifier'  # The file's metadata under which ours are
 

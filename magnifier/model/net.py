@@ -16,7 +16,7 @@ from magnifier.model.resize import (MASK_RESIZES, has_mask, labels_to_masks, pre
 from magnifier.model.weights import load_weights
 from magnifier.regions import NO_MASK
 
-__all__ = ['MagnifierOutput', 'MagnifierNet', 'create_magnifier', 'model_splitter']
+__all__ = ['MagnifierOutput', 'MagnifierNet', 'create_magnifier']
 
 ALONE = ('region_features', 'region_logits', 'mask_logits', 'kept_share')  # what there is once, not by branch
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ['WeightsReport', 'load_weights', 'read_weights', 'read_safetensors']
+__all__ = ['load_weights']
 
 WRAPPERS = ('state_dict', 'model_state_dict', 'model')  # keys under which training scripts keep the tensors
 LEADING = ('module.', '_orig_mod.')  # what data parallelism and compilation put before every name

@@ -13,7 +13,7 @@ from magnifier.retrieval.distance import FeatureDistances, METRICS, as_distances
 from magnifier.retrieval.inputs import as_count, check_pair, choose
 from magnifier.retrieval.region_distance import by_region
 
-__all__ = ['Ranking', 'rank', 'evaluate_distances', 'AP_FORMS', 'NO_MATCH', 'cmc_single_shot']
+__all__ = ['Ranking', 'rank', 'evaluate_distances', 'cmc_single_shot']
 
 
 def step_terms(

@@ -8,7 +8,7 @@ from magnifier.retrieval.rows import can_be_squared, copies, row_norms, working_
 from magnifier.retrieval.distance import MatrixDistances, band_slices, full_precision, like
 from magnifier.retrieval.inputs import as_matrix, as_tensor, choose
 
-__all__ = ['region_distance', 'NOTHING_SHARED']
+__all__ = ['region_distance']
 
 NOTHING_SHARED = 2.  # The largest cosine distance: what cannot be compared at all comes after everything that can
 

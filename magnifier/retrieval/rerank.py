@@ -10,7 +10,7 @@ from magnifier.retrieval.inputs import as_count, as_matrix, check_pair
 from magnifier.retrieval.neighbours import FeaturePairs, MatrixPairs, Neighbours
 from magnifier.retrieval.rows import working_dtype
 
-__all__ = ['rerank', 'rerank_distances', 'Reranked']
+__all__ = ['rerank', 'rerank_distances']
 
 SHARED = 1 << 20  # Elements of one step's dense sum over shared neighbours, and of the terms that go into it
 

@@ -9,8 +9,8 @@ from magnifier.retrieval.distance import METRICS, FeatureDistances, as_distances
 from magnifier.retrieval.inputs import as_count, as_tensor, check_pair, choose
 from magnifier.retrieval.rows import unit, working_dtype
 
-__all__ = ['VerificationPairs', 'verification_pairs', 'roc', 'verification_table', 'SimilarityThreshold',
-           'similarity_threshold', 'Comparison', 'compare']
+__all__ = ['verification_pairs', 'roc', 'verification_table', 'SimilarityThreshold', 'similarity_threshold',
+           'Comparison', 'compare']
 
 
 @dataclass(frozen=True, eq=False)

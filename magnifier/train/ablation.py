@@ -15,19 +15,7 @@ from magnifier.train.recipes import recipe as named
 from magnifier.train.records import read_json
 from magnifier.train.runs import train_run
 
-__all__ = [
-    'FIGURES',
-    'PAPER',
-    'TABLE_1',
-    'STUDIES',
-    'Setting',
-    'SETTINGS',
-    'settings_of',
-    'ablate',
-    'setting_learner',
-    'read_runs',
-    'summary',
-]
+__all__ = ['TABLE_1', 'STUDIES', 'SETTINGS', 'ablate', 'setting_learner', 'read_runs', 'summary']
 
 log = logging.getLogger(__name__)
 FIGURES = ['R1', 'R5', 'R10', 'mAP', 'mINP']

@@ -9,8 +9,7 @@ from fastai.vision.all import AMPMode, Callback, CancelValidException, MixedPrec
 
 from magnifier.regions import LOWER_TORSO, N_REGIONS, UPPER_TORSO
 
-__all__ = ['draw_kept_regions', 'TeacherMasks', 'RegionOcclusion', 'SemanticDiversityPhase', 'ValidateEvery',
-           'CPUBfloat16', 'bfloat16_pays', 'autocast_of', 'fast_training']
+__all__ = ['TeacherMasks', 'RegionOcclusion', 'SemanticDiversityPhase', 'ValidateEvery', 'fast_training']
 
 BACKGROUND = 0
 # What is drawn from: groups of regions, each of which keeps an equal number

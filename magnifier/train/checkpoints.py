@@ -21,9 +21,7 @@ from fastai.vision.all import (Callback, L, SkipToEpoch, get_model, num_distrib,
 from magnifier.data.batches import IdentityBatches
 from magnifier.files import aside, clear_leftovers
 
-__all__ = ['training_state', 'restore_training', 'plain_values', 'generator_state', 'set_generator_state',
-           'learner_generators', 'global_states', 'set_global_states', 'seeded', 'write_checkpoint',
-           'read_checkpoint', 'checkpoint_files', 'Checkpoints']
+__all__ = ['Checkpoints']
 
 
 def training_state(

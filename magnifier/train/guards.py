@@ -13,7 +13,7 @@ from fastai.vision.all import Callback
 from magnifier.files import aside
 from magnifier.train.recording import LossParts
 
-__all__ = ['NonFiniteLoss', 'StopAtNonFinite', 'StopByKeyboard', 'check_callbacks', 'TrackersWait']
+__all__ = ['NonFiniteLoss', 'StopAtNonFinite']
 
 log = logging.getLogger(__name__)
 _MOST_WAITING = 16  # Batches a GPU may be ahead of the check; each is held in memory until its loss is known

@@ -14,8 +14,8 @@ from magnifier.model.resize import has_mask, resize_labels
 from magnifier.regions import NO_MASK
 from magnifier.train.distributed import gather_own, n_ranks
 
-__all__ = ['LossPart', 'identity_loss', 'batch_hard_triplet', 'semantic_diversity_loss', 'region_segmentation_loss',
-           'MagnifierLoss', 'gradient_norms']
+__all__ = ['identity_loss', 'batch_hard_triplet', 'semantic_diversity_loss', 'region_segmentation_loss',
+           'MagnifierLoss']
 
 TRIPLETS = ('none', 'plain', 'normalised')
 

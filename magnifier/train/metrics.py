@@ -9,7 +9,7 @@ from magnifier.retrieval.ranking import evaluate_distances, rank
 from magnifier.retrieval.rerank import rerank
 from magnifier.train.distributed import gather_rows
 
-__all__ = ['Sides', 'by_role', 'rank_by_role', 'rank_embeddings', 'reid_metrics', 'R1', 'mAP']
+__all__ = ['reid_metrics', 'R1', 'mAP']
 
 
 class Sides(NamedTuple):

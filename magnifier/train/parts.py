@@ -16,8 +16,7 @@ from magnifier.retrieval.rerank import rerank_distances
 from magnifier.train.distributed import Share
 from magnifier.train.metrics import by_role
 
-__all__ = ['VISIBLE', 'NO_REGIONS', 'Parts', 'region_masks', 'region_embeddings', 'region_areas',
-           'embed_parts', 'rank_parts']
+__all__ = ['Parts', 'embed_parts', 'rank_parts']
 
 # Least share of an image that a region must cover to count as seen: about 40 pixels of 128 x 64, a distant shoe
 VISIBLE = .005

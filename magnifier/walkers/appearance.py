@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from magnifier.walkers.canvas import between, pick
 
-__all__ = ['Appearance', 'random_appearance', 'family', 'DETAILS', 'COLOURS']
+__all__ = ['Appearance', 'random_appearance', 'family']
 
 # Garment colours, apart enough to be told from each other under six white balances
 COLOURS = dict(

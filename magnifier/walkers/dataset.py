@@ -17,7 +17,7 @@ from magnifier.files import aside_folder
 from magnifier.walkers.canvas import stream
 from magnifier.walkers.cast import FOLDERS, identities, noisy_mask, plan, take
 
-__all__ = ['holds', 'mark', 'cached', 'whole_number', 'share', 'walkers', 'walkers_truth']
+__all__ = ['walkers', 'walkers_truth']
 
 
 def mark(
