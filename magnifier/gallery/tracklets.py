@@ -128,7 +128,7 @@ def summarise(
     halves = np.zeros((len(table), 2, columns['vector'].shape[1]), np.float32)
     place = pd.Series(np.arange(len(table)), index=table['tracklet'])
     nth = images.sort_values('time', kind='stable').groupby('tracklet').cumcount().sort_index()
-    later = (2*nth >= found['row'].transform('size')).to_numpy(int)
+    later = (2*nth >= found['key'].transform('size')).to_numpy(int)
     weighted = columns['vector'] * images['seen'].to_numpy(np.float32)[:, None]
     np.add.at(halves, (place[images['tracklet']].to_numpy(), later), weighted)
     return Tracklets(table, _unit(halves.sum(1)), _unit(halves))
