@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from magnifier.cli.gallery import magnifier_index
+from magnifier.cli.gallery import magnifier_delete, magnifier_index
 from magnifier.cli.people import magnifier_people
 from magnifier.gallery.video import read_mot
 
@@ -66,3 +66,16 @@ def test_travel_is_read_or_refused(gallery, capsys):
     assert all(',' not in line.split('  ')[-4] for line in capsys.readouterr().out.splitlines()[1:])
     with pytest.raises(SystemExit, match='as 1-2:30'): magnifier_people(str(gallery), travel='1:2')
     with pytest.raises(SystemExit, match='no such gallery'): magnifier_people(str(gallery) + '2')
+
+
+def test_who_is_deleted_has_no_tracklets(gallery, capsys):
+    from magnifier.gallery.gallery import Gallery
+    magnifier_people(str(gallery), threshold=.5)
+    with Gallery(gallery) as g:
+        before = g.tracklets().table
+        person = int(before['pid'].iat[0])
+        magnifier_delete(str(gallery), pids=str(person))
+        left = g.tracklets().table
+        assert set(left['tracklet']) == set(before['tracklet'][before['pid'] != person])
+        magnifier_delete(str(gallery), older_than='30d')  # the streams are of January 2026
+        assert not len(g.tracklets())
