@@ -113,8 +113,11 @@ def summarise(
     images = pd.DataFrame({name: columns[name] for name in OF_AN_IMAGE})
     images = images.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', 'visibility': 'float64'})
     images['seen'] = images['visibility'].fillna(1).clip(lower=LEAST_WEIGHT) if weighted else 1.
-    best = images.sort_values(['seen', 'time', 'key'], ascending=[False, True, True]).groupby('tracklet').first()
     found = images.groupby('tracklet')
+    # Of images that show about as much, one from the middle: where a track begins and ends, the frame cuts people off
+    images['about'] = images['seen'].round(1)
+    images['aside'] = (images['time'] - found['time'].transform('median')).abs()
+    best = images.sort_values(['about', 'aside', 'key'], ascending=[False, True, True]).groupby('tracklet').first()
     table = pd.DataFrame(dict(
         camid=best['camid'],
         start=_as_times(found['time'].min()),

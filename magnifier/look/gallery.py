@@ -148,6 +148,7 @@ def _draw_faces(figure, place, table, shown, colour, rows):
     for i, person in enumerate(shown):
         ax = figure.add_subplot(grid[i//FACES, i % FACES])
         mine = table[table['person'] == person]
+        mine = mine.loc[(mine['start'] - mine['end']).sort_values(kind='stable').index]  # the longest seen first
         images = (stored_image(row.path, row.key) for row in mine.itertuples())
         image = next((image for image in images if image is not None), None)
         ax.imshow(np.full((2, 1, 3), .93) if image is None else image)
