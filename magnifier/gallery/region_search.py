@@ -47,10 +47,14 @@ def nearest_by_regions(
     parts = []
     # An inner product is a sum: among rows that share equally many regions it orders the means too
     for shared in range(1, len(shown) + 1):
-        bits = tuple(v for v in range(1 << N_REGIONS) if (v & mask).bit_count() == shared)
-        rows = store.search(query.ravel(), k, replace(where, visible=bits), field='regions')
+        rows = store.search(query.ravel(), k, replace(where, visible=_sharing(mask, shared)), field='regions')
         rows['similarity'] = [s / shared for s in rows['similarity']]
         parts.append({**rows, 'shared': [shared]*len(rows['similarity'])})
     found = joined(parts, parts[0])
     best = np.argsort(-np.array(found['similarity']), kind='stable')[:k]
     return {name: [values[i] for i in best] for name, values in found.items()}
+
+
+def _sharing(mask, n) -> tuple:
+    "All visible bits that have n regions in common with a mask"
+    return tuple(bits for bits in range(1 << N_REGIONS) if (bits & mask).bit_count() == n)

@@ -91,11 +91,7 @@ def contact_sheet(
 
 
 def _draw_masks(catalog, n, seed, *, both, cols, width, save):
-    if n < 1: raise ValueError(f'n={n}: show at least one image')
-    if not len(catalog): raise ValueError('the catalog has no rows')
-    if 'mask' not in catalog or not catalog['mask'].notna().any(): raise ValueError(NO_MASKS)
-    chosen = np.arange(len(catalog)) if seed is None else np.random.default_rng(seed).permutation(len(catalog))
-    rows = catalog.iloc[chosen[:n]].to_dict('records')
+    rows = _chosen_rows(catalog, n, seed)
     images = [_small(read_image(r['path'])) for r in rows]
     masks = [read_mask(r['mask']) if isinstance(r['mask'], str) else None for r in rows]
     aspect = float(np.median([image.shape[0]/image.shape[1] for image in images]))
@@ -105,13 +101,25 @@ def _draw_masks(catalog, n, seed, *, both, cols, width, save):
     figure, axes = tiles(-(-len(rows)//cols)*lines, cols, aspect=aspect, width=width, above=.2 if both else 0.,
                          bottom=room, gap=.1 if both else .05)
     for i, (row, image, mask) in enumerate(zip(rows, images, masks)):
-        column = axes[i//cols*lines:, i % cols]
-        if both: put_image(column[0], image, title=f'id {row["pid"]} cam {row["camid"]}' if 'pid' in row else None)
-        if mask is not None: put_image(column[lines - 1], paint_mask(image, mask))
-        else: put_note(column[lines - 1], 'no mask')
+        place = axes[i//cols*lines:, i % cols]
+        if both: put_image(place[0], image, title=f'id {row["pid"]} cam {row["camid"]}' if 'pid' in row else None)
+        _put_mask(place[lines - 1], image, mask)
     known = [mask for mask in masks if mask is not None]
     region_legend(figure, stripes=bool(known) and all(map(are_stripes, known)))
     return finish(figure, save)
+
+
+def _chosen_rows(catalog, n, seed):
+    if n < 1: raise ValueError(f'n={n}: show at least one image')
+    if not len(catalog): raise ValueError('the catalog has no rows')
+    if 'mask' not in catalog or not catalog['mask'].notna().any(): raise ValueError(NO_MASKS)
+    chosen = np.arange(len(catalog)) if seed is None else np.random.default_rng(seed).permutation(len(catalog))
+    return catalog.iloc[chosen[:n]].to_dict('records')
+
+
+def _put_mask(ax, image, mask):
+    if mask is None: put_note(ax, 'no mask')
+    else: put_image(ax, paint_mask(image, mask))
 
 
 def _small(image, most=256):

@@ -85,7 +85,7 @@ class RankedSet:
         wanted = [queries] if isinstance(queries, (str, Path, int, np.integer)) else list(queries)
         if not wanted:
             raise ValueError(f'no queries named: give identities, file names, or one of {", ".join(CHOICES)}')
-        found = [self._by_pid(q) if isinstance(q, (int, np.integer)) else self._by_file(q) for q in wanted]
+        found = [self._by_name(q) for q in wanted]
         # the first of each, then the second of each
         turns = dict.fromkeys(rows[i] for i in range(n) for rows in found if i < len(rows))
         return np.array(list(turns))[:max(n, len(wanted))]
@@ -96,6 +96,9 @@ class RankedSet:
         if how == 'random': return np.random.default_rng(seed).permutation(found)[:n]
         ap = np.nan_to_num(self.ranking.ap[found])
         return found[np.argsort(ap if how == 'worst' else -ap, kind='stable')[:n]]
+
+    def _by_name(self, name):
+        return self._by_pid(name) if isinstance(name, (int, np.integer)) else self._by_file(name)
 
     def _by_pid(self, pid):
         pids, _ = self.ids(self.query_rows)

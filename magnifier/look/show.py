@@ -128,13 +128,9 @@ def draw_results(
     column"""
     if not len(images): raise ValueError(NOTHING)
     stripes = stripes or _has(true) and _all_stripes(true)
-    masks = {'stripes' if stripes else 'true mask': true, 'predicted stripes' if stripes else 'predicted': predicted}
-    masks = {name: labels for name, labels in masks.items() if _has(labels)}
-    painted = {'image': list(images)}
-    for name, labels in masks.items():
-        painted[name] = [None if m is None else paint_mask(image, m) for image, m in zip(images, labels)]
-    for name, maps in (heats or {}).items():
-        painted[name] = [paint_heat(image, m) for image, m in zip(images, maps)]
+    names = ('stripes', 'predicted stripes') if stripes else ('true mask', 'predicted')
+    masks = {name: labels for name, labels in zip(names, (true, predicted)) if _has(labels)}
+    painted = _painted(images, masks, heats or {})
     (h, w), width = images[0].shape[:2], 1.25
     room = legend_room(max(3.4, len(painted)*(width + .1)), 7*bool(masks) + 2*bool(heats))
     figure, axes = tiles(len(images), len(painted), aspect=h/w, width=width, above=.2, bottom=room)
@@ -144,6 +140,15 @@ def draw_results(
             else: put_image(ax, column[i], title=titles[i] if name == 'image' else name)
     region_legend(figure, regions=bool(masks), stripes=stripes, heat=heat_means if heats else None)
     return finish(figure, save)
+
+
+def _painted(images, masks, heats):
+    "Column -> a picture of each image, None where it has no mask"
+    painted = {'image': list(images)}
+    for name, labels in masks.items():
+        painted[name] = [None if m is None else paint_mask(image, m) for image, m in zip(images, labels)]
+    for name, maps in heats.items(): painted[name] = [paint_heat(image, m) for image, m in zip(images, maps)]
+    return painted
 
 
 @dispatch

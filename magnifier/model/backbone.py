@@ -155,14 +155,17 @@ def create_backbone(
 
 
 def _builder(arch, name, pretrained):  # -> a function of last_stride and stage3_stride
-    if isinstance(arch, str) and name in OSNETS: return partial(_osnet, name, pretrained)
-    if isinstance(arch, str) and name in OWN: arch = OWN[name]
-    if isinstance(arch, str) and name not in _residual_names():
-        if not _timm_has(name.removeprefix('timm/')):
-            hint = '' if find_spec('timm') else ' (or install timm for more)'
-            raise ValueError(f'unknown arch {name!r}: use one of {", ".join(backbone_names())}{hint}')
-        return partial(TimmBackbone, name.removeprefix('timm/'), bool(pretrained))
-    make = torchvision.models.get_model_builder(name) if isinstance(arch, str) else arch
+    if not isinstance(arch, str): return _residual(arch, pretrained)
+    if name in OSNETS: return partial(_osnet, name, pretrained)
+    if name in OWN: return _residual(OWN[name], pretrained)
+    if name in _residual_names(): return _residual(torchvision.models.get_model_builder(name), pretrained)
+    if not _timm_has(name.removeprefix('timm/')):
+        hint = '' if find_spec('timm') else ' (or install timm for more)'
+        raise ValueError(f'unknown arch {name!r}: use one of {", ".join(backbone_names())}{hint}')
+    return partial(TimmBackbone, name.removeprefix('timm/'), bool(pretrained))
+
+
+def _residual(make, pretrained):
     # Version 1 by default: the weights of the paper's time, and all that resnet18 and 34 have
     weights = 'IMAGENET1K_V1' if pretrained is True else pretrained or None
     return lambda **strides: Backbone(make(weights=weights), **strides)

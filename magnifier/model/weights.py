@@ -65,12 +65,16 @@ def _unpickled(file):
     except Exception as e:  # whatever a file of another kind makes the unpickler say
         raise ValueError(f'{file} is no file of plain tensors: save a state dict, as torch.save(model.state_dict(), '
                          'file) does, or learn.save(file, with_opt=False)') from e
-    for wrapper in WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict): found = found[wrapper]
-    entries = found.items() if isinstance(found, dict) else ()
-    tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = _named_tensors(found)
     if not tensors: raise ValueError(f'{file} holds no named tensors: a state dict is wanted')
     return tensors
+
+
+def _named_tensors(found):
+    if not isinstance(found, dict): return {}
+    for wrapper in WRAPPERS:
+        if isinstance(found.get(wrapper), dict): found = found[wrapper]
+    return {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def load_weights(
@@ -87,31 +91,36 @@ def load_weights(
     if not any(own[name].ndim for name in loaded):
         raise ValueError(f'{file}: none of its {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...) fits the '
                          f'model ({", ".join(list(own)[:3])}, ...); is it of another arch?')
-    used = {sources[name] for name in loaded}
-    report = WeightsReport(
-        str(file),
-        loaded=loaded,
-        reshaped=[name for name in sources if name not in loaded],
-        missing=[name for name in own if name not in sources],
-        unused=[name for name in tensors if name not in used])
+    report = _report(file, tensors, own, sources, loaded)
     _check_arch(report, tensors, own, sources)
     model.load_state_dict({name: tensors[sources[name]] for name in loaded}, strict=False)
     logger.info('%s', report)
     return report
 
 
+def _report(file, tensors, own, sources, loaded):
+    used = {sources[name] for name in loaded}
+    return WeightsReport(
+        str(file),
+        loaded=loaded,
+        reshaped=[name for name in sources if name not in loaded],
+        missing=[name for name in own if name not in sources],
+        unused=[name for name in tensors if name not in used])
+
+
 def _sources(model, own, tensors):
     # The model's name -> the file's: as it is, or as a backbone under whatever prefix the most names agree with
     as_it_is = {name: name for name in own if name in tensors}
+    best = max([as_it_is, *_backbone_sources(model, tensors)], key=len)
+    return best if best is as_it_is else best | _neck_sources(own, tensors)
+
+
+def _backbone_sources(model, tensors):
     backbone = {_bare(name): 'backbone.' + name for name in model.backbone.state_dict()}
     found = {name.replace('_', '.'): name for name in tensors}
     first = next(iter(backbone))
-    prefixes = {name.removesuffix(first) for name in found if name.endswith(first)}
-    best = as_it_is
-    for prefix in prefixes:
-        way = {ours: found[prefix + name] for name, ours in backbone.items() if prefix + name in found}
-        best = max(best, way, key=len)
-    return best if best is as_it_is else best | _neck_sources(own, tensors)
+    for prefix in {name.removesuffix(first) for name in found if name.endswith(first)}:
+        yield {ours: found[prefix + name] for name, ours in backbone.items() if prefix + name in found}
 
 
 def _neck_sources(own, tensors):
@@ -140,17 +149,26 @@ def _resample_patches(tensors, own, sources):
 def _check_arch(report, tensors, own, sources):
     # A ViT's position embeddings follow the image's size; any other shape, a block that is missing or one too many is
     # another network's
-    other = next((name for name in report.reshaped if name.startswith('backbone.') and 'pos_embed' not in name), None)
-    missing = next((name for name in report.missing if name.startswith('backbone.') and own[name].ndim), None)
+    found = [*_reshaped(report, tensors, own, sources), *_missing(report, own), *_surplus(report, sources)]
+    if found: raise ValueError(f'{report.file}: {found[0]}; it is of another arch: name the arch it was trained with')
+
+
+def _reshaped(report, tensors, own, sources):
+    for name in report.reshaped:
+        if not name.startswith('backbone.') or 'pos_embed' in name: continue
+        there, here = tuple(tensors[sources[name]].shape), tuple(own[name].shape)
+        yield f'{sources[name]} is {there} there and {here} in this backbone'
+
+
+def _missing(report, own):
+    for name in report.missing:
+        if name.startswith('backbone.') and own[name].ndim: yield f'it has no {name.removeprefix("backbone.")}'
+
+
+def _surplus(report, sources):
     stages = {_stage(source) for name, source in sources.items() if name.startswith('backbone.')}
-    surplus = next((name for name in report.unused if _stage(name) and _stage(name) in stages), None)
-    if other:
-        there, here = tuple(tensors[sources[other]].shape), tuple(own[other].shape)
-        found = f'{sources[other]} is {there} there and {here} in this backbone'
-    elif missing: found = f'it has no {missing.removeprefix("backbone.")}'
-    elif surplus: found = f'its {surplus} is no part of this backbone'
-    else: return
-    raise ValueError(f'{report.file}: {found}; it is of another arch: name the arch it was trained with')
+    for name in report.unused:
+        if _stage(name) and _stage(name) in stages: yield f'its {name} is no part of this backbone'
 
 
 def _stage(name):

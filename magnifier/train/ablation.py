@@ -132,8 +132,7 @@ def ablate(
     wanted = [(seed, _known(name)) for seed in seeds for name in (settings or settings_of(studies))]
     for i, (seed, name) in enumerate(wanted):
         folder = _folder(out, name, seed)
-        not_kept = _is_finished(folder) and not (folder/'learner.pkl').exists()
-        if learners and not_kept: shutil.rmtree(folder)
+        if learners: _remove_without_learner(folder)
         log.info('%s, seed %s (%s of %s)', name, seed, i + 1, len(wanted))
         setting = SETTINGS[name]
         train_run(
@@ -163,6 +162,10 @@ def _known(name):
 
 
 def _folder(out, name, seed): return Path(out)/'runs'/f'{name.replace(" ", "_")}-{seed}'
+
+
+def _remove_without_learner(folder):
+    if _is_finished(folder) and not (folder/'learner.pkl').exists(): shutil.rmtree(folder)
 
 
 def _is_finished(folder):

@@ -36,6 +36,7 @@ WORDS = {
     tuple: 'numbers with commas between',
     NoneType: 'none',
 }
+SAID = dict(true=True, yes=True, false=False, no=False, none=None)
 
 
 class Argument(NamedTuple):
@@ -76,11 +77,14 @@ def parse_arguments(
     return found
 
 
+def _said(word):
+    if word.lower() in SAID: return SAID[word.lower()]
+    try: return ast.literal_eval(word)
+    except (ValueError, SyntaxError): return word
+
+
 def _value(name, word, types):
-    said = dict(true=True, yes=True, false=False, no=False, none=None).get(word.lower(), word)
-    if said is word:
-        try: said = ast.literal_eval(word)
-        except (ValueError, SyntaxError): pass
+    said = _said(word)
     if tuple in types and isinstance(said, (int, float)) and not isinstance(said, bool): said = (said,)
     if float in types and type(said) is int: said = float(said)
     if type(said) in types: return said

@@ -51,15 +51,9 @@ def restore_training(
     state: dict,  # What `training_state` gave
 ):
     "Puts a learner where it was; a ValueError for a state of another learner"
-    generators, found = state['generators'], learner_generators(learn)
-    if len(generators) != max(1, num_distrib()):
-        raise ValueError(
-            f'this state is of {len(generators)} processes, and {max(1, num_distrib())} run now: start as many'
-        )
-    mine = generators[rank_distrib()]
-    if set(mine['held']) != set(found) or set(state['stateful']) != set(_stateful(learn)):
-        differing = sorted(set(mine['held']) ^ set(found) | set(state['stateful']) ^ set(_stateful(learn)))
-        raise ValueError(f'this state is of another training: {", ".join(differing)} are in one of them alone')
+    found = learner_generators(learn)
+    _check_state(learn, state, found)
+    mine = state['generators'][rank_distrib()]
     try:
         get_model(learn.model).load_state_dict(state['model'])
     except RuntimeError as e:
@@ -74,6 +68,16 @@ def restore_training(
     _restore_records(learn, state['records'])
     for name, generator in found.items(): set_generator_state(generator, mine['held'][name])
     set_global_states(mine['shared'])
+
+
+def _check_state(learn, state, found):
+    generators, n_processes = state['generators'], max(1, num_distrib())
+    if len(generators) != n_processes:
+        raise ValueError(f'this state is of {len(generators)} processes, and {n_processes} run now: start as many')
+    mine = generators[rank_distrib()]
+    differing = set(mine['held']) ^ set(found) | set(state['stateful']) ^ set(_stateful(learn))
+    if differing:
+        raise ValueError(f'this state is of another training: {", ".join(sorted(differing))} are in one of them alone')
 
 
 def _restore_optimiser(opt, state):

@@ -271,28 +271,26 @@ class ReIDLearner(Learner):
         """Table of retrieval figures: CMC at ranks 1, 5 and 10, mean average precision, mean inverse negative
         penalty. Its `.attrs` say how many `queries` there were and how many of them were `left_out`, since the
         gallery has nobody for them"""
-        by_regions = distance == 'regions'
-        if distance not in ('cosine', 'regions'):
-            raise ValueError(f'unknown distance {distance!r}: use cosine or regions')
-        if by_regions and (flip_test or by_branch):
-            raise ValueError('flip_test and by_branch are about embeddings: not with distance="regions"')
-        if not by_regions and (regions is not None or given_masks):
-            raise ValueError('regions and given_masks go with distance="regions"')
+        _check_distance(distance, flip_test or by_branch, regions is not None or given_masks)
         again = dict(k1=k1, k2=k2, lambda_value=lambda_value) if rerank else None
         dl = self.loader(self._test_images(catalog), bs=bs)
-        if by_regions: rows = rank_parts(embed_parts(self, dl, regions, given_masks=given_masks), again, **kwargs)
-        else:
-            embeddings, identity = self.embed(dl, flip_test=flip_test, with_identity=True)
-            rows = rank_embeddings(embeddings, identity, again, **kwargs)
-            if rows and by_branch:
-                for name, at in self.net.branch_slices.items():
-                    rows[name] = rank_by_role(embeddings[:, at], identity, **kwargs)
+        if distance == 'regions':
+            rows = rank_parts(embed_parts(self, dl, regions, given_masks=given_masks), again, **kwargs)
+        else: rows = self._rank_embeddings(dl, flip_test, by_branch, again, kwargs)
         if not rows:
             raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"')
         table = pd.concat([ranking.table().set_axis([name]) for name, ranking in rows.items()])
         first = next(iter(rows.values()))
         table.attrs = dict(queries=len(first.ap), left_out=int(first.n_skipped))
         return table
+
+    def _rank_embeddings(self, dl, flip_test, by_branch, again, kwargs):
+        embeddings, identity = self.embed(dl, flip_test=flip_test, with_identity=True)
+        rows = rank_embeddings(embeddings, identity, again, **kwargs)
+        if rows and by_branch:
+            for name, at in self.net.branch_slices.items():
+                rows[name] = rank_by_role(embeddings[:, at], identity, **kwargs)
+        return rows
 
     def _test_images(self, catalog):
         if catalog is not None: return catalog
@@ -408,12 +406,7 @@ class ReIDLearner(Learner):
             raise ValueError('this model has no segmentation head: build the learner with mask=True')
         targets = mask_targets(images, dst)
         if rank_distrib(): return [mask for _, mask in targets]  # the first of several processes writes
-        there = [mask for _, mask in targets if mask.exists()]
-        if there and not overwrite:
-            raise ValueError(
-                f'{len(there)} of {len(targets)} masks exist (first: {there[0]}): name another dst, or pass '
-                'overwrite=True'
-            )
+        if not overwrite: _check_none_exists(targets)
         dl, left = self.loader([path for path, _ in targets], bs=bs), iter(targets)
         with self.evaluating() as (model, device):
             for batch in self.with_progress(dl):
@@ -586,22 +579,42 @@ def magnifier_learner(
     if mask and getattr(dls, 'masks_found', 1.) == 0:
         raise ValueError(
             'no training image has a part mask, and without masks the mask module, SAB and SFB cannot be trained: '
-            'name a folder of '
-            'masks to the reader (masks=...), make some with `magnifier_masks make`, or pass mask=False, '
-            'sab=False, sfb=False'
+            'name a folder of masks to the reader (masks=...), make some with `magnifier_masks make`, or pass '
+            'mask=False, sab=False, sfb=False'
         )
-    if isinstance(opt_func, str):
-        if opt_func not in OPTIMISERS:
-            raise ValueError(f'unknown optimiser {opt_func!r}: use one of {", ".join(OPTIMISERS)}')
-        opt_func = OPTIMISERS[opt_func]
     model = create_magnifier(arch, n_classes=dls.c, pretrained=pretrained, mask=mask, sab=sab, sfb=sfb, **kwargs)
     callbacks = [LossParts(), TrackersWait()]
     if mask: callbacks.append(TeacherMasks())
     if sab: callbacks.append(RegionOcclusion(strategy, keep, seed=seed))
     if loss_func is None or isinstance(loss_func, (type, partial)): loss_func = (loss_func or MagnifierLoss)()
-    return ReIDLearner(dls, model, loss_func, opt_func=opt_func, lr=lr, splitter=model_splitter,
+    return ReIDLearner(dls, model, loss_func, opt_func=_optimiser(opt_func), lr=lr, splitter=model_splitter,
                        cbs=[*callbacks, *L(cbs)], metrics=reid_metrics() if metrics is None else metrics,
                        path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias)
+
+
+def _optimiser(given):
+    if not isinstance(given, str): return given
+    if given not in OPTIMISERS: raise ValueError(f'unknown optimiser {given!r}: use one of {", ".join(OPTIMISERS)}')
+    return OPTIMISERS[given]
+
+
+def _check_distance(distance, of_embeddings, of_regions):
+    "Refuses what does not go together in `evaluate`"
+    wrong = {
+        f'unknown distance {distance!r}: use cosine or regions': distance not in ('cosine', 'regions'),
+        'flip_test and by_branch are about embeddings: not with distance="regions"':
+            distance == 'regions' and of_embeddings,
+        'regions and given_masks go with distance="regions"': distance != 'regions' and of_regions,
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong: raise ValueError(message)
+
+
+def _check_none_exists(targets):
+    there = [mask for _, mask in targets if mask.exists()]
+    if there:
+        raise ValueError(f'{len(there)} of {len(targets)} masks exist (first: {there[0]}): name another dst, or pass '
+                         'overwrite=True')
 
 
 def recipe_learner(

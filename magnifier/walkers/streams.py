@@ -109,7 +109,7 @@ def _draw(root, args):
     view = View(*args['size'])
     looks = {n: random_appearance(stream(seed, 'somebody', n)) for n in range(1, args['people'] + 1)}
     things = [things_of(view, c, seed) for c in cameras]
-    delays = {c: round(4 * float(stream(seed, 'delay', c).random()), 1) if c > 1 else 0. for c in cameras}
+    delays = {c: _delay(seed, c) for c in cameras}
     seconds = args['minutes'] * 60 + max(delays.values())
     visits = [visit for n in looks for visit in visits_of(view, n, things, seconds, seed)]
     table, truth = [], []
@@ -124,6 +124,11 @@ def _draw(root, args):
     _table(root/TRUTH, sorted(truth, key=lambda row: (row['person'], row['from'])))
     appearances = {n: asdict(look) for n, look in looks.items()}
     (root/PEOPLE).write_text(json.dumps(appearances, indent=1), 'utf-8')
+
+
+def _delay(seed, camera):
+    "Seconds after the first camera's start"
+    return round(4 * float(stream(seed, 'delay', camera).random()), 1) if camera > 1 else 0.
 
 
 def _span(camera, track, person, first_frame, last_frame, start, fps):
@@ -145,9 +150,7 @@ def _stream(root, stage, looks, visits, delay, args):
     with (_Video if args['video'] else _Folder)(root/file, fps, args['size']) as out:
         for number in range(1, _frames(args) + 1):
             seconds = delay + (number - 1) / fps
-            present = [visit for visit in visits if visit.start <= seconds <= visit.end]
-            people = [Person(v.person, looks[v.person], v.at(seconds), v.arms) for v in present]
-            frame = stage.frame(people, rng)
+            frame = stage.frame(_present(visits, looks, seconds), rng)
             out.write(frame.image)
             if args['masks']: Image.fromarray(frame.mask).save(masks/f'{number:06d}.png', compress_level=1)
             truth += [_truth_line(number, s) for s in frame.seen]
@@ -155,6 +158,11 @@ def _stream(root, stage, looks, visits, delay, args):
     for ending, lines in (('gt.txt', truth), ('txt', tracks)):
         (root/f'{name}.{ending}').write_text(''.join(f'{line}\n' for line in lines), 'utf-8', newline='\n')
     return file, tracker.spans
+
+
+def _present(visits, looks, seconds):
+    there = [visit for visit in visits if visit.start <= seconds <= visit.end]
+    return [Person(visit.person, looks[visit.person], visit.at(seconds), visit.arms) for visit in there]
 
 
 def _truth_line(frame, s):
