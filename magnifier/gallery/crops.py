@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from magnifier.data.folders import existing, image_files
+from magnifier.data.own_sets import MISSING, read_table
 from magnifier.gallery.entries import timestamp
 
 __all__ = ['crops_folder', 'crops_csv']
@@ -31,16 +32,21 @@ def crops_csv(
     file: str | Path,  # CSV with a header: path, and where known pid, camid, time
     root: str | Path | None = None,  # Folder that relative paths start from; the file's own by default
 ) -> pd.DataFrame:  # The table with whole paths, for `Gallery.add`
-    """A table for `Gallery.add`. ValueError where it has no column path, or no rows; FileNotFoundError where
-    it is not there"""
-    if not Path(file).is_file(): raise FileNotFoundError(f'{file}: no such file')
-    try: table = pd.read_csv(file)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise ValueError(f'{file}: not a CSV table ({e})') from e
+    """A table for `Gallery.add`. ValueError where it has no column path, no rows, or a label that is no number
+    or time; FileNotFoundError where it is not there"""
+    table = read_table(file)
     if 'path' not in table: raise ValueError(f'{file} has no column path, only {", ".join(map(str, table.columns))}')
     if not len(table): raise ValueError(f'{file} has no rows')
     base = Path(root if root is not None else Path(file).parent).expanduser().absolute()
-    return table.assign(path=[str(base/str(p)) for p in table['path']])
+    forms = dict(pid=_whole, camid=_whole, time=_time, tracklet=_word)
+    labels = {
+        column: pd.Series([form(_known(text), column, file) for text in table[column]], dtype=object)
+        for column, form in forms.items() if column in table
+    }
+    return table.assign(path=[str(base/p) for p in table['path']], **labels)
+
+
+def _known(text): return None if text.strip().lower() in MISSING else text.strip()
 
 
 def _row(file, root, patterns):
@@ -53,7 +59,7 @@ def _row(file, root, patterns):
         path=str(file),
         pid=_whole(said.get('pid'), 'pid', file),
         camid=_whole(said.get('camid'), 'camid', file),
-        time=_time(said.get('time'), file),
+        time=_time(said.get('time'), 'time', file),
     )
 
 
@@ -67,15 +73,17 @@ def _check_pattern(pattern):
 
 def _whole(text, name, file):
     if text is None: return None
-    try: return int(text)
-    except ValueError as e:
-        raise ValueError(f'{file}: the pattern reads {name} {text!r}, which is no whole number') from e
+    if not re.fullmatch(r'-?\d+(\.0+)?', text): raise ValueError(f'{file}: {name} {text!r} is no whole number')
+    return int(text.partition('.')[0])
 
 
-def _time(text, file):
+def _word(text, name, file): return text
+
+
+def _time(text, name, file):
     if text is None: return None
     if re.fullmatch(r'\d+(\.\d+)?', text): return timestamp(float(text))
     digits = re.sub(r'\D', '', text)
     iso = re.sub(r'(....)(..)(..)(..)(..)(..)', r'\1-\2-\3T\4:\5:\6', digits) if len(digits) == 14 else text
     try: return timestamp(iso)
-    except ValueError as e: raise ValueError(f'{file}: the pattern reads the time {text!r}, which is none') from e
+    except ValueError as e: raise ValueError(f'{file}: {name} {text!r} is no time') from e

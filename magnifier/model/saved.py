@@ -97,9 +97,14 @@ def _read_config(file):
     _check_arguments(f'{file}: model', config['model'])
     try: Preprocessing.from_json(config['preprocessing'])
     except ValueError as e: raise ValueError(f'{file}: {e}') from e
-    if not isinstance(config['classes'], list) or len(config['classes']) != config['model']['n_classes']:
-        raise ValueError(f'{file}: as many classes as n_classes={config["model"]["n_classes"]} are wanted')
+    _check_classes(file, config['classes'], config['model']['n_classes'])
     return config
+
+
+def _check_classes(file, classes, wanted):
+    plain = isinstance(classes, list) and all(type(c) in (int, str) for c in classes)
+    if plain and len(classes) == len(set(classes)) == wanted: return
+    raise ValueError(f'{file}: as many different classes as n_classes={wanted} are wanted, numbers or words')
 
 
 def _check_arguments(where, found):

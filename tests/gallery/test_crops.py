@@ -33,14 +33,14 @@ def test_a_pattern_of_ones_own(tmp_path):
     ('(', 'no regular expression'),
     (r'\d+', 'named groups pid, camid, time wanted'),
     ('(?P<cam>x)', r"it has \['cam'\]"),
-                                              (r'(?P<camid>[a-z]+)\.png', "reads camid 'x', which is no whole number"),
-                                              (r'(?P<time>[a-z]+)\.png', "reads the time 'x', which is none")])
+                                              (r'(?P<camid>[a-z]+)\.png', "camid 'x' is no whole number"),
+                                              (r'(?P<time>[a-z]+)\.png', "time 'x' is no time")])
 def test_patterns_that_do_not_fit(tmp_path, pattern, message):
     with pytest.raises(ValueError, match=message): crops_folder(folder(tmp_path, 'x.png'), pattern)
 
 
 def test_impossible_times_and_empty_folders(tmp_path):
-    with pytest.raises(ValueError, match="the time '20261331_124500', which is none"):
+    with pytest.raises(ValueError, match="time '20261331_124500' is no time"):
         crops_folder(folder(tmp_path/'a', '20261331_124500.png'))
     (tmp_path/'b').mkdir()
     with pytest.raises(ValueError, match='holds no image'): crops_folder(tmp_path/'b')
@@ -52,8 +52,23 @@ def test_csv(tmp_path):
     t = crops_csv(tmp_path/'t.csv')
     assert t['path'].tolist() == [str(tmp_path/'a.png'), '/else/b.png']
     assert crops_csv(tmp_path/'t.csv', '/root')['path'][0] == '/root/a.png'
-    problems = {'file\nx\n': 'no column path, only file', 'path\n': 'has no rows', '': 'not a CSV table'}
+    problems = {'file\nx\n': 'no column path, only file', 'path\n': 'has no rows', '': 'bad.csv is empty',
+                'path,pid\na,ann\n': "bad.csv: pid 'ann' is no whole number", 'path\na,b\n': 'line 2: 2 fields',
+                'path,time\na,noon\n': "bad.csv: time 'noon' is no time"}
     for text, message in problems.items():
         (tmp_path/'bad.csv').write_text(text)
         with pytest.raises(ValueError, match=message): crops_csv(tmp_path/'bad.csv')
-    with pytest.raises(FileNotFoundError, match='no such file'): crops_csv(tmp_path/'gone.csv')
+    with pytest.raises(FileNotFoundError, match='is not there'): crops_csv(tmp_path/'gone.csv')
+
+
+def test_labels_of_a_table_are_exact_or_unknown(tmp_path):
+    rows = ['NA,9007199254740993,1.0,1769863500,7', 'b,,nan,2026-01-31T12:45:00,']
+    (tmp_path/'t.csv').write_text('\n'.join(['path,pid,camid,time,tracklet', *rows]))
+    t = crops_csv(tmp_path/'t.csv', '/root')
+    assert t['path'].tolist() == ['/root/NA', '/root/b']
+    assert t['pid'].tolist() == [2**53 + 1, None]
+    assert t['camid'].tolist() == [1, None]
+    assert t['time'].tolist() == [1769863500, 1769863500]
+    assert t['tracklet'].tolist() == ['7', None]
+    (tmp_path/'t.csv').write_bytes('path\nü\n'.encode('utf-16'))
+    with pytest.raises(ValueError, match='t.csv is not in UTF-8'): crops_csv(tmp_path/'t.csv')

@@ -101,6 +101,10 @@ def test_half_replaced_is_refused(folder, monkeypatch):
     (dict(model__hidden=10**6), r'and \(1000000,\) by'),  # refused before memory is asked for
     (dict(model__arch='resnet34'), 'layer1.2.*missing'), (dict(model__sab=False), 'branches.sab.*unknown by'),
     (dict(classes=[1]), 'n_classes=3'),
+    (dict(classes=[1, 1, 2]), 'config.json: as many different classes as n_classes=3'),
+    (dict(classes=[[1], [2], [3]]), 'numbers or words'),
+    (dict(classes=[1, 2, None]), 'numbers or words'),
+    (dict(classes=3), 'numbers or words'),
     (dict(preprocessing__size=[64]), 'height and width'),
     (dict(preprocessing__size=[128, 64]), 'do not belong together'), (dict(fingerprint='0'*16), 'do not belong')])
 def test_changed_arguments_are_refused(folder, values, message):

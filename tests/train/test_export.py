@@ -11,6 +11,7 @@ from PIL import Image
 
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.model.embedder import Embedder
+from magnifier.model.embedding import EmbeddingNet
 from magnifier.train import export
 from magnifier.train.learner import magnifier_learner
 
@@ -132,3 +133,23 @@ def test_files_that_are_not_ours(file, tmp_path):
     onnx.save(model, tmp_path/'other.onnx')
     with pytest.raises(ValueError, match='this version knows'): Embedder(tmp_path/'other.onnx')
     with pytest.raises(ValueError, match="device='tpu'.*CPUExecutionProvider"): Embedder(file, device='tpu')
+
+
+@pytest.mark.slow
+def test_openvino_reads_the_file(file, tmp_path):
+    openvino = pytest.importorskip('openvino')
+    openvino.save_model(openvino.convert_model(str(file)), tmp_path/'people.xml')
+    network = openvino.compile_model(tmp_path/'people.xml', 'CPU')
+    images = np.random.default_rng(0).normal(size=(3, 3, 64, 32)).astype(np.float32)
+    expected = ort.InferenceSession(str(file)).run(['embedding'], {'images': images})[0]
+    for n in (1, 3): assert (network(images[:n])['embedding']*expected[:n]).sum(1).min() > .999  # weights of 16 bits
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:.*torch.jit.*is deprecated', 'ignore::torch.jit.TracerWarning')
+def test_the_network_can_be_traced(learn, tmp_path):
+    torch.jit.trace(EmbeddingNet(learn.net).cpu(), torch.zeros(2, 3, 64, 32)).save(tmp_path/'people.ts')
+    images = torch.randn(3, 3, 64, 32)
+    with learn.evaluating() as (model, _): expected = model(images).embedding
+    traced = torch.jit.load(tmp_path/'people.ts')
+    for n in (1, 3): assert (traced(images[:n])*expected[:n]).sum(1).min() > .9999
