@@ -113,7 +113,7 @@ def read_table(
 ) -> pd.DataFrame:  # All columns as text
     """A CSV file; a ValueError names the file, and the line where it is no table, and FileNotFoundError a file
     that is not there"""
-    if not Path(file).is_file(): raise FileNotFoundError(f'{file} is not there')
+    if not Path(file).is_file(): raise FileNotFoundError(f'{file}: no such file')
     try:
         with open(file, encoding='utf-8-sig', newline='') as text:
             lines = csv.reader(text)

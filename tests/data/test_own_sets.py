@@ -281,4 +281,4 @@ def test_a_column_named_beside_one_of_the_same_name(tmp_path):
 
 
 def test_csv_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match='list.csv is not there'): catalog_csv(tmp_path/'list.csv')
+    with pytest.raises(FileNotFoundError, match='list.csv: no such file'): catalog_csv(tmp_path/'list.csv')

@@ -58,7 +58,7 @@ def test_csv(tmp_path):
     for text, message in problems.items():
         (tmp_path/'bad.csv').write_text(text)
         with pytest.raises(ValueError, match=message): crops_csv(tmp_path/'bad.csv')
-    with pytest.raises(FileNotFoundError, match='is not there'): crops_csv(tmp_path/'gone.csv')
+    with pytest.raises(FileNotFoundError, match='no such file'): crops_csv(tmp_path/'gone.csv')
 
 
 def test_labels_of_a_table_are_exact_or_unknown(tmp_path):
