@@ -37,6 +37,7 @@ def true_tracks(file):
     boxes = pd.read_csv(file, header=None).set_axis(['frame', 'person', 'left', 'top', 'width', 'height', 'confidence',
                                                      'class', 'seen'], axis=1)
     boxes = boxes[boxes['seen'] >= LEAST_SEEN].sort_values(['person', 'frame'])
+    boxes[['left', 'top']] -= 1  # pixels are counted from 1 there, and from 0 by `read_mot`
     starts = (boxes['person'].diff() != 0) | (boxes['frame'].diff() > GAP)
     return boxes.assign(track=starts.cumsum()).sort_values(['frame', 'track'], ignore_index=True)
 
