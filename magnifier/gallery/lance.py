@@ -4,6 +4,7 @@ import json
 import os
 import re
 import time
+import warnings
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -229,6 +230,8 @@ class LanceStore(Store):
 def _engine():
     try: import lance
     except ImportError as e: raise ImportError(NO_ENGINE) from e
+    # The engine warns at every fork. Loaders' processes are forks, and they never touch a gallery
+    warnings.filterwarnings('ignore', message='lance is not fork-safe', category=UserWarning)
     return lance
 
 

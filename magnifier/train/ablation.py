@@ -39,13 +39,9 @@ def _sfb(sfb=True, **kwargs): return Setting(_parts(sfb=sfb, **kwargs))
 def _whole(sfb=True, **kwargs): return Setting(_parts(sab=True, sfb=sfb, **kwargs))
 
 
-# Occlusions of Figure 5, but for the paper's own choice (torso, 4)
-OCCLUSIONS = {
-    f'{strategy} {keep}': dict(strategy=strategy, keep=keep)
-    for strategy in ('torso', 'random')
-    for keep in (2, 4, 6)
-    if (strategy, keep) != ('torso', 4)
-}
+# The lines of Figure 5, by regions kept, and the occlusions that they train beside the paper's own choice (torso, 4)
+FIGURE_5 = [f'{strategy} {keep}' for strategy in ('torso', 'random') for keep in (2, 4, 6)]
+OCCLUSIONS = {name: dict(strategy=name.split()[0], keep=int(name.split()[1])) for name in FIGURE_5 if name != 'torso 4'}
 
 SETTINGS = {
     'G': Setting(_parts(mask=False)),
@@ -67,9 +63,9 @@ SETTINGS = {
 STUDIES = {
     'Table 2': {name: name for name in ('G', 'G+M', 'G+M+SAB', 'G+M+SFB', 'G+M+SAB+SFB', 'G+M+SAB+SFB+SD')},
     'Figure 4': {'AB': 'G+M+AB', 'SFB': 'G+M+SFB'},
-    'Figure 5': {'torso 4': 'G+M+SAB', **{name: name for name in OCCLUSIONS}},
+    'Figure 5': {name: name if name in OCCLUSIONS else 'G+M+SAB' for name in FIGURE_5},
     'Figure 4 (whole network)': {'AB': 'whole AB', 'SFB': 'G+M+SAB+SFB'},
-    'Figure 5 (whole network)': {'torso 4': 'G+M+SAB+SFB', **{name: f'whole {name}' for name in OCCLUSIONS}},
+    'Figure 5 (whole network)': {name: f'whole {name}' if name in OCCLUSIONS else 'G+M+SAB+SFB' for name in FIGURE_5},
     'cell': {'gru': 'G+M+SFB', 'lstm': 'lstm'},
     'background': {'kept': 'G+M+SAB', 'occluded': 'no background'},
     'region stage': {'3': 'G+M+SAB+SFB', '4': 'stage 4'},
