@@ -5,6 +5,7 @@ last: its import documents all modules of the package that are loaded by then.""
 import ast
 import inspect
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -39,29 +40,31 @@ def _of_module(name):
 
 def _read(source):
     "Qualified name -> _Source; functions inside functions are left out"
-    lines, found = source.splitlines(), {}
+    return dict(_visit(ast.parse(source).body, '', source.splitlines()))
 
-    def comment(line):
-        _, mark, text = lines[line - 1].partition('# ')
-        return text.strip() if mark else ''
 
-    def visit(body, prefix):
-        for node in body:
-            if isinstance(node, ast.ClassDef):
-                texts = {f.target.id: comment(f.end_lineno) for f in node.body if isinstance(f, ast.AnnAssign)}
-                found[prefix + node.name] = _Source(texts, '')
-                visit(node.body, f'{prefix}{node.name}.')
-            elif isinstance(node, ast.FunctionDef):
-                a = node.args
-                args = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
-                several = {arg.lineno for arg in args if sum(other.lineno == arg.lineno for other in args) > 1}
-                texts = {arg.arg: '' if arg.lineno in several else comment(arg.lineno) for arg in args}
-                last = node.returns.end_lineno if node.returns else node.body[0].lineno - 1
-                closes = lines[last - 1].lstrip().startswith(')')
-                found[prefix + node.name] = _Source(texts, comment(last) if closes else '')
+def _visit(body, prefix, lines):
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            fields = [f for f in node.body if isinstance(f, ast.AnnAssign)]
+            yield prefix + node.name, _Source({f.target.id: _comment(lines, f.end_lineno) for f in fields}, '')
+            yield from _visit(node.body, f'{prefix}{node.name}.', lines)
+        elif isinstance(node, ast.FunctionDef): yield prefix + node.name, _of_function(node, lines)
 
-    visit(ast.parse(source).body, '')
-    return found
+
+def _of_function(node, lines):
+    a = node.args
+    args = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
+    on_line = Counter(arg.lineno for arg in args)
+    texts = {arg.arg: '' if on_line[arg.lineno] > 1 else _comment(lines, arg.lineno) for arg in args}
+    last = node.returns.end_lineno if node.returns else node.body[0].lineno - 1
+    closes = lines[last - 1].lstrip().startswith(')')
+    return _Source(texts, _comment(lines, last) if closes else '')
+
+
+def _comment(lines, number):
+    _, mark, text = lines[number - 1].partition('# ')
+    return text.strip() if mark else ''
 
 
 def _source(thing):

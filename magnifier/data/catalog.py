@@ -119,6 +119,12 @@ def find_masks(
         masks = [None if is_missing(m) or not os.path.exists(m) else os.fspath(m) for m in map(where, catalog['path'])]
     else: masks = _masks_by_name(catalog['path'], where)
     catalog = catalog.assign(mask=pd.Series(masks, index=catalog.index, dtype=object))
+    _check_masks(catalog, where)
+    log.info('%d of %d images have a part mask', catalog['mask'].notna().sum(), len(catalog))
+    return catalog
+
+
+def _check_masks(catalog, where):
     found = catalog['mask'].dropna()
     if where not in (None, False) and len(catalog) and len(found) == 0:
         raise ValueError(_nothing_found(catalog['path'].iat[0], where))
@@ -127,8 +133,6 @@ def find_masks(
         raise ValueError(f'{a} and {b} have the same mask {twice.iat[0]}: give the masks the sub-folders of the images')
     same = catalog[catalog['mask'] == catalog['path']]
     if len(same): raise ValueError(f'{same["path"].iat[0]} is its own mask: masks belong in a folder of their own')
-    log.info('%d of %d images have a part mask', len(found), len(catalog))
-    return catalog
 
 
 def join_catalogs(

@@ -56,22 +56,25 @@ def image_files(
     What is left out is counted in one warning of the log. A ValueError where no image is left.
     """
     left_out = Counter()
-    found = []
-    for place, names in _folders(str(folder), recursive, (), left_out):
-        second = {n for n in names if os.path.splitext(n)[0] in names}  # x.jpg.jpg beside x.jpg
-        left_out['copies with a second ending'] += len(second)
-        found += [os.path.join(place, n) for n in names - second]
+    found = list(_without_copies(_folders(str(folder), recursive, (), left_out), left_out))
     for pattern, wanted in ((include, True), (exclude, False)):
         if pattern is None: continue
         kept = [f for f in found if bool(re.search(pattern, _below(f, folder))) == wanted]
         left_out[f'by {"include" if wanted else "exclude"}={pattern!r}'] += len(found) - len(kept)
         found = kept
-    reasons = [f'{n} {why}' for why, n in sorted(left_out.items()) if n]
+    reasons = ', '.join(f'{n} {why}' for why, n in sorted(left_out.items()) if n)
     if not found:
-        why = f'; left out: {", ".join(reasons)}' if reasons else ''
+        why = f'; left out: {reasons}' if reasons else ''
         raise ValueError(f'{folder} holds no image ({", ".join(IMAGE_ENDINGS)}){why}')
-    if reasons: log.warning('%s: left out %s', folder, ', '.join(reasons))
+    if reasons: log.warning('%s: left out %s', folder, reasons)
     return [Path(f) for f in sorted(found)]
+
+
+def _without_copies(folders, left_out):
+    for place, names in folders:
+        second = {n for n in names if os.path.splitext(n)[0] in names}  # x.jpg.jpg beside x.jpg
+        left_out['copies with a second ending'] += len(second)
+        yield from (os.path.join(place, n) for n in names - second)
 
 
 def mask_folder(

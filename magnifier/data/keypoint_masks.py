@@ -48,12 +48,16 @@ def make_masks(
         for batch in progress_bar(batches) if progress else batches:
             rows.update(_make_batch(batch, network, device, min_score, min_joint_score))
     report = pd.DataFrame([rows[p] for p, _ in targets], columns=['path', 'mask', 'result', 'problem'])
+    _warn_without(report)
+    return report
+
+
+def _warn_without(report):
     without = report[report['result'].isin(['no person', 'failed'])]
     nobody = (without['result'] == 'no person').sum()
     if len(without):
         warnings.warn(f'{len(without)} of {len(report)} images have no mask: no person found in {nobody}, the others '
-                      f'do not decode (first: {without["path"].iat[0]})', CatalogWarning, stacklevel=2)
-    return report
+                      f'do not decode (first: {without["path"].iat[0]})', CatalogWarning, stacklevel=3)
 
 
 def keypoint_network(
@@ -115,10 +119,14 @@ def _make_batch(batch, network, device, min_score, min_joint_score) -> dict:
     with torch.inference_mode(): found = network([image.to(device) for *_, image in good]) if good else []
     for (p, mask, image), person in zip(good, found):
         joints = largest_person(person, min_score, min_joint_score)
-        regions = None if joints is None else regions_from_joints(joints, tuple(image.shape[1:]))
-        if regions is None or not regions.any(): rows[p] = (p, None, 'no person', None)
-        else: rows[p] = (p, str(write_mask(mask, regions)), 'made', None)
+        rows[p] = _make_mask(p, mask, image, joints)
     return rows
+
+
+def _make_mask(path, mask, image, joints):
+    regions = None if joints is None else regions_from_joints(joints, tuple(image.shape[1:]))
+    if regions is None or not regions.any(): return path, None, 'no person', None
+    return path, str(write_mask(mask, regions)), 'made', None
 
 
 def _read(path):

@@ -221,12 +221,16 @@ def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
         root = Path(os.path.commonpath([p.parent for p in files]))
     dst = mask_folder(root) if dst is None else Path(dst)
     targets = [(str(p), (dst / p.relative_to(root)).with_suffix('.png')) for p in files]
+    _check_targets(targets)
+    return targets
+
+
+def _check_targets(targets):
     image_of = {}
     for p, mask in targets:
         if image_of.setdefault(mask, p) != p:
             raise ValueError(f'{image_of[mask]} and {p} would have the same mask {mask}')
         if str(mask) == p: raise ValueError(f'{p} would be overwritten by its mask: choose another dst')
-    return targets
 
 
 def make_stripe_masks(

@@ -91,21 +91,31 @@ def catalog_csv(
     table = read_table(file)
     needed = ['path', 'pid', 'camid', 'split'] + (['mask'] if 'mask' in table else [])
     columns = {c: c for c in needed} | (columns or {})
+    table = _renamed(table, columns, file)
+    base = file.parent if root is None else existing(root)
+    for c in {'path', 'mask'} & set(table):
+        table[c] = pd.Series([str(base / p) if p else None for p in table[c]], dtype=object)
+    for c in ('pid', 'camid'): table[c] = _numbered(table[c])
+    catalog = make_catalog(table)
+    return catalog if masks is None and catalog['mask'].notna().any() else find_masks(catalog, masks)
+
+
+def _renamed(table, columns, file):
+    "The table with the catalog's names for its columns, all of which are there and filled"
     lacking = [f'{theirs!r} (for {ours})' for ours, theirs in columns.items() if theirs not in table]
     if lacking:
         raise ValueError(f'{file} has no column {", ".join(lacking)}: it has {", ".join(table)}; name them with '
                          'columns=')
     others = [c for c in table if c not in columns and c not in columns.values()]
     table = pd.DataFrame({ours: table[theirs] for ours, theirs in columns.items()}).join(table[others])
-    base = file.parent if root is None else existing(root)
+    _check_filled(table, file)
+    return table
+
+
+def _check_filled(table, file):
     for i, row in enumerate(table[['path', 'pid', 'camid']].itertuples(index=False), 2):
         empty = [name for name, value in zip(row._fields, row) if value.strip().lower() in MISSING]
         if empty: raise ValueError(f'{file}, line {i}: {empty[0]} is empty')
-    for c in {'path', 'mask'} & set(table):
-        table[c] = pd.Series([str(base / p) if p else None for p in table[c]], dtype=object)
-    for c in ('pid', 'camid'): table[c] = _numbered(table[c])
-    catalog = make_catalog(table)
-    return catalog if masks is None and catalog['mask'].notna().any() else find_masks(catalog, masks)
 
 
 def read_table(
@@ -114,13 +124,7 @@ def read_table(
     """A CSV file; a ValueError names the file, and the line where it is no table, and FileNotFoundError a file
     that is not there"""
     if not Path(file).is_file(): raise FileNotFoundError(f'{file}: no such file')
-    try:
-        with open(file, encoding='utf-8-sig', newline='') as text:
-            lines = csv.reader(text)
-            rows = [(lines.line_num, row) for row in lines if row]
-    except UnicodeDecodeError as e:
-        raise ValueError(f'{file} is not in UTF-8 ({e.reason} at byte {e.start}): save it as CSV in UTF-8') from e
-    except csv.Error as e: raise ValueError(f'{file}, line {lines.line_num}: {e}; a CSV table is wanted') from e
+    rows = _numbered_rows(file)
     if not rows: raise ValueError(f'{file} is empty: a CSV table with a header is wanted')
     (_, header), *rows = rows
     twice = [c for i, c in enumerate(header) if c in header[:i]]
@@ -129,6 +133,17 @@ def read_table(
         if len(row) != len(header):
             raise ValueError(f'{file}, line {number}: {len(row)} fields, and the header has {len(header)}')
     return pd.DataFrame([row for _, row in rows], columns=header, dtype=object)
+
+
+def _numbered_rows(file):
+    "(number of its line, fields) for each row that is not empty"
+    try:
+        with open(file, encoding='utf-8-sig', newline='') as text:
+            lines = csv.reader(text)
+            return [(lines.line_num, row) for row in lines if row]
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{file} is not in UTF-8 ({e.reason} at byte {e.start}): save it as CSV in UTF-8') from e
+    except csv.Error as e: raise ValueError(f'{file}, line {lines.line_num}: {e}; a CSV table is wanted') from e
 
 
 def _notice_layouts(root, below):

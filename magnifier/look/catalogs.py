@@ -102,11 +102,15 @@ def _draw_masks(catalog, n, seed, *, both, cols, width, save):
                          bottom=room, gap=.1 if both else .05)
     for i, (row, image, mask) in enumerate(zip(rows, images, masks)):
         place = axes[i//cols*lines:, i % cols]
-        if both: put_image(place[0], image, title=f'id {row["pid"]} cam {row["camid"]}' if 'pid' in row else None)
+        if both: put_image(place[0], image, title=_who(row))
         _put_mask(place[lines - 1], image, mask)
-    known = [mask for mask in masks if mask is not None]
-    region_legend(figure, stripes=bool(known) and all(map(are_stripes, known)))
+    region_legend(figure, stripes=_all_stripes(masks))
     return finish(figure, save)
+
+
+def _all_stripes(masks):
+    known = [mask for mask in masks if mask is not None]
+    return bool(known) and all(map(are_stripes, known))
 
 
 def _chosen_rows(catalog, n, seed):
@@ -115,6 +119,9 @@ def _chosen_rows(catalog, n, seed):
     if 'mask' not in catalog or not catalog['mask'].notna().any(): raise ValueError(NO_MASKS)
     chosen = np.arange(len(catalog)) if seed is None else np.random.default_rng(seed).permutation(len(catalog))
     return catalog.iloc[chosen[:n]].to_dict('records')
+
+
+def _who(row): return f'id {row["pid"]} cam {row["camid"]}' if 'pid' in row else None
 
 
 def _put_mask(ax, image, mask):

@@ -80,15 +80,13 @@ class RankedSet:
         """Queries by name, or by their average precision; a ValueError for a name that is not there, or that
         several have"""
         if n < 1: raise ValueError(f'n={n}: show at least one query')
-        if queries is None or isinstance(queries, str) and queries in CHOICES:
-            return self._by_success(queries or 'random', n, seed)
+        if queries is None: queries = 'random'
+        if isinstance(queries, str) and queries in CHOICES: return self._by_success(queries, n, seed)
         wanted = [queries] if isinstance(queries, (str, Path, int, np.integer)) else list(queries)
         if not wanted:
             raise ValueError(f'no queries named: give identities, file names, or one of {", ".join(CHOICES)}')
         found = [self._by_name(q) for q in wanted]
-        # the first of each, then the second of each
-        turns = dict.fromkeys(rows[i] for i in range(n) for rows in found if i < len(rows))
-        return np.array(list(turns))[:max(n, len(wanted))]
+        return np.array(list(dict.fromkeys(_in_turns(found, n))))[:max(n, len(wanted))]
 
     def _by_success(self, how, n, seed):
         found = np.flatnonzero(self.ranking.n_matches > 0)
@@ -123,6 +121,11 @@ class RankedSet:
     ) -> pd.DataFrame:  # Catalog rows: the query's, then its hits'
         "What to load to show a query and its hits"
         return self.items.iloc[[self.query_rows[query], *self.gallery_rows[hits['item'].to_numpy()]]]
+
+
+def _in_turns(found, n):
+    "The first of each, then the second of each, up to n of each"
+    return (rows[i] for i in range(n) for rows in found if i < len(rows))
 
 
 def _unknown(query, known):

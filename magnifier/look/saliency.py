@@ -267,18 +267,25 @@ def saliency_maps(
       are excited, whether the embedding makes use of it or not.
 
     `saliency_inside` measures which of them lies on the person."""
-    if kind not in KINDS: raise ValueError(f'kind={kind!r}: use one of {", ".join(KINDS)}')
-    model = getattr(learn.model, 'module', learn.model)
-    known = [*model.branches, *(STAGES if kind == 'energy' else ())]
-    names = list(model.branches) if branches is None else tuplify(branches)
-    unknown = [b for b in names if b not in known]
-    if unknown: raise ValueError(f'no map {unknown[0]!r} of kind {kind!r} in this model: it has {", ".join(known)}')
+    names = _names(learn, branches, kind)
     if not names: return {}
     if kind == 'energy': return {b: activation_map(sight.maps[b]).cpu().numpy() for b in names}
     with learn.evaluating() as (model, _):
         if kind == 'pixels': shares = {b: smoothed(o) for b, o in pixel_shares(model, sight.inputs).items()}
         else: shares = {b: o.sum(1) for b, o in contributions(model, sight.maps, sight.maps).parts.items()}
     return {b: positive(shares[b].cpu().numpy()) for b in names}
+
+
+def _names(learn, branches, kind):
+    "Maps that are asked for, all of which the model has"
+    if kind not in KINDS: raise ValueError(f'kind={kind!r}: use one of {", ".join(KINDS)}')
+    own = list(getattr(learn.model, 'module', learn.model).branches)
+    if branches is None: return own
+    known = [*own, *(STAGES if kind == 'energy' else ())]
+    for name in tuplify(branches):
+        if name not in known:
+            raise ValueError(f'no map {name!r} of kind {kind!r} in this model: it has {", ".join(known)}')
+    return tuplify(branches)
 
 
 @patch
@@ -311,8 +318,7 @@ def saliency_inside(
     chance = []
     for start in range(0, len(catalog), bs):
         sight = Sight.of(learn, catalog.iloc[start:start + bs])
-        inside = {i: np.isin(labels, wanted) for i, labels in enumerate(sight.true) if labels is not None}
-        inside = {i: mask for i, mask in inside.items() if mask.any()}
+        inside = _inside(sight.true, wanted)
         chance += [mask.mean() for mask in inside.values()]
         for kind in kinds:
             for branch, maps in saliency_maps(learn, sight, kind=kind).items():
@@ -322,6 +328,12 @@ def saliency_inside(
     means = pd.Series({key: np.mean(shares) for key, shares in found.items()})
     table = pd.DataFrame({'inside': means, 'chance': np.mean(chance)})
     return table.assign(ratio=table['inside']/table['chance']).rename_axis(['kind', 'branch'])
+
+
+def _inside(labels, wanted):
+    "Place -> booleans of the wanted regions, for images that show a part of them"
+    masks = {i: np.isin(of_one, wanted) for i, of_one in enumerate(labels) if of_one is not None}
+    return {i: mask for i, mask in masks.items() if mask.any()}
 
 
 def _share_inside(heat, mask):

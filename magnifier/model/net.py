@@ -198,12 +198,19 @@ class MagnifierNet(nn.Module):
         embedding = join_branches([s.normed for s in said], self.branch_weights, self.normalise_branches)
         return MagnifierOutput.build(
             embedding,
-            features={view: f for s in said for view, f in s.features.items()},
-            logits={view: f for s in said for view, f in s.logits.items()},
+            features=_merged(s.features for s in said),
+            logits=_merged(s.logits for s in said),
             region_features=regions and regions.region_features,
             region_logits=regions and regions.region_logits,
             mask_logits=maps.get('mask_logits'),
-            kept_share=None if kept is None else kept.to(embedding.dtype).mean().expand(len(embedding), 1))
+            kept_share=_share_of(kept, embedding))
+
+
+def _share_of(kept, embedding):  # n x 1
+    return None if kept is None else kept.to(embedding.dtype).mean().expand(len(embedding), 1)
+
+
+def _merged(dicts): return {key: value for one in dicts for key, value in one.items()}
 
 
 def _plain(x):
@@ -288,7 +295,7 @@ def _defaults(function):
 
 
 def _check_arguments(given):
-    n_classes, weights = given['n_classes'], given['branch_weights']
+    n_classes = given['n_classes']
     if not isinstance(n_classes, int) or n_classes < 1:
         raise ValueError(f'n_classes={n_classes!r}: the number of training identities is wanted')
     for name in ('hidden', 'n_regions'):
@@ -298,7 +305,10 @@ def _check_arguments(given):
                          'or sab=False and sfb=False too')
     if given['mask_resize'] not in MASK_RESIZES:
         raise ValueError(f'mask_resize={given["mask_resize"]!r}: use one of {", ".join(MASK_RESIZES)}')
-    weights = weights or {}
+    _check_weights(given['branch_weights'] or {})
+
+
+def _check_weights(weights):
     numbers = all(isinstance(weight, (int, float)) and weight >= 0 for weight in weights.values())
     if not numbers or set(weights) - set(BRANCHES):
         raise ValueError(f'branch_weights={weights!r}: zero or positive weights by branch are wanted, '

@@ -87,7 +87,8 @@ def embed_parts(
     given_masks: bool = False,  # Areas by the part masks that the images come with; the model's own parsing still pools
 ) -> Parts:  # Of all of them; no image is held
     "Regions of a whole set. A ValueError for a model that knows no regions, and for images without the masks asked for"
-    if learn.model.segmentation is None and not given_masks: raise ValueError(NO_OWN_REGIONS)
+    own = learn.model.segmentation is not None
+    if not own and not given_masks: raise ValueError(NO_OWN_REGIONS)
     wanted = region_indices(regions)
     if not wanted: raise ValueError('regions=[]: name one or more regions')
     share = Share(learn, learn.loader(images))
@@ -97,16 +98,16 @@ def embed_parts(
             x, *targets = tuplify(to_device(batch, device))
             labels = _given_labels(targets) if given_masks else None
             maps = {name: o.float() for name, o in model.feature_maps(x).items()}
-            own = model.segmentation is not None
             masks = region_masks(maps) if own else labels_to_masks(labels, maps['global'].shape[-2:])
             embeddings.append(region_embeddings(model, maps, masks)[:, wanted].cpu())
             areas.append((_areas(labels) if given_masks else region_areas(maps))[:, wanted])
             if targets: identities.append(targets[-1].cpu().as_subclass(Tensor))
+    names = tuple(REGIONS[r] for r in wanted)
     return Parts(
         share.whole(torch.cat(embeddings)),
         share.whole(torch.from_numpy(np.concatenate(areas))).numpy(),
         share.whole(torch.cat(identities)) if identities else None,
-        None if regions is None else tuple(REGIONS[r] for r in wanted))
+        None if regions is None else names)
 
 
 def _given_labels(targets):

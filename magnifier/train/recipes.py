@@ -97,11 +97,11 @@ class Recipe(NamedTuple):
         second = _given(lr=second_lr, schedule=second_schedule)
         if second and len(self.stages) == 1:
             raise ValueError('second_lr and second_schedule: this recipe has a single stage')
-        if second and len(stages) > 1: stages[1] = stages[1]._replace(**second)
+        stages[1:2] = [stage._replace(**second) for stage in stages[1:2]]
+        changes = _given(gamma=gamma, rank_every=rank_every)
+        if not (self.diversity if diversity is None else diversity): changes['diversity_from'] = 1.
         for i, stage in enumerate(stages):
-            changes = _given(gamma=gamma, rank_every=rank_every)
-            if not stage.lr: changes['lr'] = stages[i - 1].last_rate
-            if not (self.diversity if diversity is None else diversity): changes['diversity_from'] = 1.
+            if not stage.lr: stage = stage._replace(lr=stages[i - 1].last_rate)
             stages[i] = stage._replace(**changes)
             _check(stages[i])
         return stages

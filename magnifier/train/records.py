@@ -99,11 +99,19 @@ def as_json(
     it by: a lambda, or an object that tells its address alone"""
     if isinstance(value, dict): return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [as_json(v) for v in value]
-    if isinstance(value, partial):
-        given = [*map(repr, map(as_json, value.args)), *(f'{k}={as_json(v)!r}' for k, v in value.keywords.items())]
-        return f'{as_json(value.func)}({", ".join(given)})'
+    if isinstance(value, partial): return _call(value)
     if hasattr(value, 'item') and not isinstance(value, torch.Tensor): value = value.item()
     if value is None or isinstance(value, (bool, int, float)): return value
+    return _name(value)
+
+
+def _call(value):
+    "A partial as it would be called"
+    given = [*map(repr, map(as_json, value.args)), *(f'{k}={as_json(v)!r}' for k, v in value.keywords.items())]
+    return f'{as_json(value.func)}({", ".join(given)})'
+
+
+def _name(value):
     name = value.__name__ if hasattr(value, '__name__') else str(value)
     if name == '<lambda>' or ' at 0x' in name:
         raise ValueError(

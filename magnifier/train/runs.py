@@ -122,18 +122,20 @@ def _found(out, asked, resume, say):
     "(state to go on from or None, record of a finished run or None)"
     record, checkpoints = read_json(out/'run.json'), out/'checkpoints'
     finished = record is not None and record['finished']
-    if resume and finished:
+    if not resume:
+        if not finished and checkpoint_files(checkpoints):
+            raise ValueError(
+                f'{out} holds a run that was not finished: go on with it (--resume, resume=True), name another folder, '
+                f'or remove {checkpoints}'
+            )
+        return None, None
+    if finished:
         _check_same(out, record['arguments'], asked)
         shutil.rmtree(checkpoints, ignore_errors=True)  # where it was killed while it removed them
         return None, record
-    if not resume and not finished and checkpoint_files(checkpoints):
-        raise ValueError(
-            f'{out} holds a run that was not finished: go on with it (--resume, resume=True), name another folder, '
-            f'or remove {checkpoints}'
-        )
-    state = read_checkpoint(checkpoints) if resume else None
-    if state is not None: _check_same(out, state['note']['arguments'], asked)
-    if resume and state is None: say(f'{out}: no finished epoch to resume from, starting from the beginning')
+    state = read_checkpoint(checkpoints)
+    if state is None: say(f'{out}: no finished epoch to resume from, starting from the beginning')
+    else: _check_same(out, state['note']['arguments'], asked)
     return state, None
 
 

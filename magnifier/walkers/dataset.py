@@ -45,10 +45,15 @@ def holds(
         had, wanted = (f'{m.get("arguments")} (version {m.get("version")})' for m in (found, marker))
         raise ValueError(
             f'{folder} holds walkers drawn with {had}, wanted are {wanted}: choose another path, or remove that set')
-    seen = {sub: sum(1 for _ in (folder/sub).glob('*')) for sub in marker['files']}
-    short = [f'{sub} has {seen[sub]} of {n} files' for sub, n in marker['files'].items() if seen[sub] < n]
+    short = list(_short(folder, marker['files']))
     if short: raise ValueError(f'{folder} has lost files ({", ".join(short)}): remove it, and draw it again')
     return True
+
+
+def _short(folder, files):
+    for sub, n in files.items():
+        seen = len(list((folder/sub).glob('*')))
+        if seen < n: yield f'{sub} has {seen} of {n} files'
 
 
 def cached(

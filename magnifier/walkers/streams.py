@@ -107,7 +107,7 @@ def _draw(root, args):
     "All streams and tables into a new folder"
     seed, cameras = args['seed'], range(1, args['cameras'] + 1)
     view = View(*args['size'])
-    looks = {n: random_appearance(stream(seed, 'somebody', n)) for n in range(1, args['people'] + 1)}
+    looks = _looks(seed, args['people'])
     things = [things_of(view, c, seed) for c in cameras]
     delays = {c: _delay(seed, c) for c in cameras}
     seconds = args['minutes'] * 60 + max(delays.values())
@@ -124,6 +124,11 @@ def _draw(root, args):
     _table(root/TRUTH, sorted(truth, key=lambda row: (row['person'], row['from'])))
     appearances = {n: asdict(look) for n, look in looks.items()}
     (root/PEOPLE).write_text(json.dumps(appearances, indent=1), 'utf-8')
+
+
+def _looks(seed, people):
+    "Person -> what they look like"
+    return {n: random_appearance(stream(seed, 'somebody', n)) for n in range(1, people + 1)}
 
 
 def _delay(seed, camera):
