@@ -55,7 +55,7 @@ def draw(learn, folder):
     from magnifier.look.ranked import RankedSet
     learn.dls.show_batch(max_n=8, save=folder/'show_batch.png')
     learn.show_results(max_n=4, save=folder/'show_results.png')
-    learn.show_ranking(n=4, save=folder/'show_ranking.png')
+    learn.show_ranking('spread', n=4, save=folder/'show_ranking.png')
     ranked = RankedSet.of(learn)
     query = int(ranked.choose('best', 1)[0])
     hits = ranked.ranking.hits(query, 20)

@@ -22,7 +22,7 @@ from magnifier.train.parts import embed_parts, rank_parts
 
 __all__ = ['RankedSet', 'CHOICES', 'RankedRow', 'ranked_row', 'draw_rows', 'draw_rankings']
 
-CHOICES = ('random', 'worst', 'best')
+CHOICES = ('random', 'worst', 'best', 'spread')
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class RankedSet:
         return self.identity[rows, 1], self.identity[rows, 2]
 
     def choose(self,
-        queries=None,  # None or 'random', 'worst', 'best'; or identities and file names, one or several
+        queries=None,  # None or 'random', 'worst', 'best', 'spread'; or identities and file names, one or several
         n: int = 4,  # Queries; where several are named, at least one of each
         seed: int = 0,  # Seed of the random choice
     ) -> np.ndarray:  # Indices of queries, as the ranking counts them
@@ -93,6 +93,9 @@ class RankedSet:
         if not len(found): found = np.arange(len(self.query_rows))  # no query has a match: show any
         if how == 'random': return np.random.default_rng(seed).permutation(found)[:n]
         ap = np.nan_to_num(self.ranking.ap[found])
+        if how == 'spread':  # from the best to the worst, one of each n-th of the queries
+            best_first = np.argsort(-ap, kind='stable')
+            return found[best_first[(2*np.arange(n) + 1)*len(found) // (2*n)]]
         return found[np.argsort(ap if how == 'worst' else -ap, kind='stable')[:n]]
 
     def _by_name(self, name):
@@ -264,7 +267,7 @@ def draw_rankings(
 
 @patch
 def show_ranking(self: ReIDLearner,
-    queries=None,  # None or 'random', 'worst', 'best'; or identities (ints) and file names, one or several
+    queries=None,  # None or 'random', 'worst', 'best', 'spread'; or identities (ints) and file names, one or several
     *,
     k: int = 8,  # Hits of each query
     n: int = 4,  # Queries

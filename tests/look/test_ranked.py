@@ -39,6 +39,13 @@ def test_frames_differ_by_line_and_mark_too():
     assert len({mark for *_, mark in FRAMES.values()}) == 4
 
 
+def test_queries_spread_from_the_best_to_the_worst(ranked):
+    ap = ranked.ranking.ap[ranked.choose('spread', 3)]
+    every = np.sort(ranked.ranking.ap[ranked.ranking.n_matches > 0])[::-1]
+    n = len(every)
+    assert ap.tolist() == [every[n//6], every[n//2], every[5*n//6]]
+
+
 @pytest.mark.parametrize('how', ['worst', 'best'])
 def test_worst_and_best_queries(ranked, how):
     every = np.sort(ranked.ranking.ap[ranked.ranking.n_matches > 0])
