@@ -65,6 +65,19 @@ def draw(learn, folder):
         learn.explain(query_row, hit_rows[place], save=folder/f'{name}.png')
 
 
+def follow(learn, folder):
+    "Who was where in the streams of three cameras, as a timeline"
+    import pandas as pd
+    from magnifier.all import Gallery, show_timeline, walkers_streams
+    root = walkers_streams(people=10, cameras=3, minutes=.5, seed=7)
+    with Gallery(folder/'.town') as town:
+        for camera in pd.read_csv(root/'cameras.csv').itertuples():
+            boxes = root/f'cam{camera.camera}.txt'
+            town.add_video(learn, root/camera.file, boxes, camera=camera.camera, start=camera.start, progress=False)
+        show_timeline(town.people(), save=folder/'people.png')
+    shutil.rmtree(folder/'.town')
+
+
 def photograph(learn, folder):
     "The page at a desk and on a phone, one hit explained"
     from magnifier.all import Gallery, serve_page
@@ -125,6 +138,7 @@ def main(
         (folder/'figures.json').write_text(json.dumps(found, indent=1) + '\n')
         print(json.dumps(found['retrieval'], indent=1))
         draw(learn, folder/'images')
+        follow(learn, folder/'images')
         photograph(learn, folder/'images')
         shrink(folder/'images')
         if not models.QUICK: check(found)

@@ -102,8 +102,9 @@ def show_timeline(
     figure = Figure(figsize=(9, lanes + faces + .3))
     left_out = f', {len(seen) - len(shown)} more not shown' if len(seen) > len(shown) else ''
     figure.suptitle(f'{len(shown)} people in front of {len(cameras)} cameras{left_out}', fontsize=TEXT + 3)
-    grid = figure.add_gridspec(2, 1, height_ratios=[lanes, faces], left=.09, right=.98,
-                               top=1 - .35/(lanes + faces + .3), bottom=.02, hspace=.22)
+    height = lanes + faces + .3
+    grid = figure.add_gridspec(2, 1, height_ratios=[lanes, faces], left=.09, right=.98, top=1 - .35/height, bottom=.02,
+                               hspace=.5/((lanes + faces)/2))  # half an inch for the times and the date
     _draw_lanes(figure.add_subplot(grid[0]), table, cameras, colour)
     _draw_faces(figure, grid[1], table, shown, colour, rows)
     return finish(figure, save)
