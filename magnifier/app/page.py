@@ -1,4 +1,4 @@
-"The page's pieces as FastHTML components. Images are inside the text: no address of an image is ever asked for"
+"The parts of the page as FastHTML components. Images are embedded in the page's text, so no image has an address"
 import base64
 from io import BytesIO
 
@@ -100,13 +100,13 @@ def where(finder):
 # What several pieces are made of
 
 def boxes(name, choices, legend, note):
-    "A box to tick for each (value, text)"
+    "A checkbox for each (value, text)"
     ticks = [Label(Input(type='checkbox', name=name, value=value), text, cls='check') for value, text in choices]
     return Fieldset(Legend(legend), P(note, cls='small'), *ticks, id=name)
 
 
 def choice(label, name, choices, chosen):
-    "One of several (value, text)"
+    "A choice of one from several (value, text)"
     options = [Option(text, value=value, selected=value == chosen) for value, text in choices]
     return Label(label, ' ', Select(*options, name=name))
 
@@ -115,7 +115,7 @@ def alert(text): return P(text, role='alert', cls='alert')
 
 
 def who(row):
-    "Words on who, where and when"
+    "A hit's identity, camera and time in words"
     words = ['unknown' if pd.isna(row['pid']) else f'identity {row["pid"]}']
     if not pd.isna(row['camid']): words.append(f'camera {row["camid"]}')
     if not pd.isna(row['time']): words.append(f'{row["time"]:%Y-%m-%d\n%H:%M:%S}')  # a narrow card breaks it there
@@ -132,7 +132,7 @@ def card(image, name, value, words, *, does, first='', same=None, labels=None):
 
 
 def picture(image, labels=None, *, alt=''):
-    "An image as text, painted with part labels; words where there is no image"
+    "An image inside the page, with its part mask; a text where there is no image"
     if image is None: return Span('no image: its file is gone or was changed', cls='none')
     if labels is not None: image = paint_mask(as_array(image), labels)
     return Img(src=data_url(image), alt=alt)
@@ -166,7 +166,7 @@ def chosen(
     query=None,  # A `Query`; None for nobody
     wrong: str = '',  # Why the last image was refused
 ) -> Div:
-    "Who is searched"
+    "The person who is searched"
     key = Input(type='hidden', name='query', value='' if query is None else query.key)
     if query is None: return Div(key, alert(wrong) if wrong else '', id='chosen')
     what = 'your image' if query.row is None else ', '.join(who(query.row))
@@ -205,7 +205,7 @@ def rates_said(
     threshold: float,  # Similarity
     images: int,  # In the gallery
 ) -> P:
-    "What the threshold stands for"
+    "How many other people a threshold accepts, and how many images of the same person it misses"
     if rates is None: return P(NO_RATES, id='rates', cls='small')
     if threshold <= 0: return P(NO_THRESHOLD, id='rates', cls='small')
     n, accepts = len(rates.impostor), float(np.mean(rates.impostor >= threshold))
@@ -232,7 +232,7 @@ def hits_list(
     threshold: float = 0.,  # Least similarity
     labels=None,  # (h, w) part labels of each hit, to be painted over it
 ) -> Div:
-    "The hits as buttons, most similar first; marked where their identity is known to be the query's, or another"
+    "The hits as buttons, most similar first; a mark says whether a hit is known to be the query's identity, or another"
     if found is None: return Div(id='hits')
     cards = []
     for i, row in enumerate(found.hits.table.head(found.above(threshold)).to_dict('records')):
@@ -266,7 +266,7 @@ def why(
 
 
 def judged(match):
-    "Whether the hit is the person who was searched, as far as the gallery knows"
+    "Whether the hit is the query's person, by the gallery's labels"
     pids = match.query.pid, known_identity(match.row)
     words = verdict(*pids) or 'Nobody has said whether these two are the same person.'
     if None in pids or pids[0] == pids[1]: return P(words, cls='small')
@@ -274,7 +274,7 @@ def judged(match):
 
 
 def evidence(match):
-    "Where the two are alike: the compared regions alone, or else both similarity maps on one scale"
+    "Where the two images are alike: the compared regions, or else both similarity maps on one scale"
     images = [as_array(image) for image in match.images]
     if match.regions:
         regions = region_indices(match.regions)
@@ -310,7 +310,7 @@ def unseen(row):
 
 
 def bar(value, most, form):
-    "A bar as long as the number beside it; what takes away is drawn otherwise"
+    "A bar as long as the number beside it; a negative number has another style"
     length = Rect(width=f'{min(100., 100*abs(value)/most):.0f}', height=10, cls='minus' if value < 0 else 'plus')
     drawn = Svg(length, viewBox='0 0 100 10', preserveAspectRatio='none', aria_hidden='true', cls='bar')
     return drawn, Span(f'{value:{form}}', cls='number')
@@ -351,7 +351,7 @@ def grouped(images, by):
 
 
 def group(finder, name, rows, size, by):
-    "A heading and its images; under them what the heading does not say"
+    "A heading and its images, each with the labels that the heading does not give"
     cards = []
     for _, row in rows.iterrows():
         words = [word for word in who(row) if not word.startswith(by) and word != 'unknown']

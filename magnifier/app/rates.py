@@ -1,4 +1,5 @@
-"What a similarity threshold stands for in one gallery: how many others look this alike, and who is missed"
+"""What a similarity threshold means in one gallery: how many pairs of two people it accepts, and how many pairs of one
+person it misses"""
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ def pair_rates(
     *,
     seed: int = 0,  # Of the sample
 ) -> PairRates | None:  # None where no two people have names
-    "Similarities of pairs in a sample of the labelled images. Identity 0, nobody in Market-like sets, is left out"
+    "Similarities of pairs in a sample of the labelled images, without identity 0 (distractors in Market-like sets)"
     keys = sample_keys(gallery.images(), seed)
     vectors = ('regions', 'visible') if regions else ('vector',)
     rows = gallery.store.read(Where(keys=tuple(keys)), ('pid', 'camid', *vectors))
@@ -45,7 +46,7 @@ def sample_keys(
     images,  # `Gallery.images()`
     seed: int = 0,  # Of the choice
 ) -> list:  # Keys, at most `SAMPLE` of them
-    "A sample of the images of people with names, all images of one person together"
+    "A sample of the labelled people, with all images of each"
     named = images[images['pid'].notna() & (images['pid'] != 0)]
     people = named.sample(frac=1, random_state=seed).groupby('pid', sort=False)
     order = np.argsort(people.ngroup()[people.head(PER_IDENTITY).index], kind='stable')

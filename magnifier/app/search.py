@@ -1,4 +1,4 @@
-"What the page asks of a gallery and its model: images and filters in; hits, explanations and part masks out"
+"The page's access to a gallery and its model: images and filters in; hits, explanations and part masks out"
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import RLock
@@ -26,7 +26,7 @@ NO_PARTS = 'this model knows no parts: it was built with mask=False'
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    "Who is searched"
+    "The person who is searched"
     key: str  # of an image of the gallery, or of an upload
     image: Image.Image  # mode RGB
     row: pd.Series | None = None  # of `Gallery.images()`; None for an upload
@@ -44,7 +44,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Asked:
-    "One search, as the page's form states it"
+    "One search, as the page's form asks for it"
     query: str  # `Query.key`
     own_camera: bool = True  # Leaves out the camera that took the query
     cameras: tuple = ()  # To search in; none for all
@@ -66,13 +66,13 @@ class Found:
     def above(self,
         threshold: float,  # Least similarity; 0 for all
     ) -> int:  # How many, from the first
-        "Hits at a threshold"
+        "Hits with a similarity of at least a threshold"
         return len(self.hits) if threshold <= 0 else int((self.hits.table['similarity'] >= threshold).sum())
 
     def place(self,
         key: str,  # Of an image
     ) -> int | None:  # From 1; None where it is no hit
-        "Where an image stands among the hits"
+        "An image's place among the hits"
         places = np.flatnonzero(self.hits.table['key'] == key)
         return int(places[0]) + 1 if len(places) else None
 
@@ -94,7 +94,7 @@ class Match:
 
 class Finder:
     """A gallery and the model that made it, for one page; its methods may be called from several threads. Images are
-    read from the paths that the gallery keeps, and shown only while they are what was added. The errors of
+    read from the paths that the gallery keeps, and shown only if their content is still what was added. The errors of
     `Gallery.search`: a ValueError for a gallery without images or of another model"""
 
     def __init__(self,
@@ -114,7 +114,7 @@ class Finder:
         self.refresh()
 
     def refresh(self):
-        "Reads the gallery's table again: who was deleted by another process is shown no more"
+        "Reads the gallery's table again, so that images deleted by another process are no longer shown"
         with self._lock:
             self.images = self.gallery.images()
             self._rows = self.images.set_index('key', drop=False)
@@ -133,10 +133,10 @@ class Finder:
     def query(self,
         key: str,  # Of an image of the gallery, or of an upload
     ) -> Query:
-        "Who is searched; a ValueError where the image is not there any more"
+        "The query; a ValueError if the image is no longer there"
         if key.startswith('upload-'):
             image, row = self.uploads.get(key), None
-            if image is None: raise ValueError('your image is not kept any more: choose it again')
+            if image is None: raise ValueError('your image is no longer kept: choose it again')
         else:
             image, row = self.image(key), self._rows.loc[key] if key in self._rows.index else None
             if image is None:
@@ -144,7 +144,7 @@ class Finder:
         return Query(key, image, row)
 
     def _find(self, asked: Asked) -> Found:
-        "Hits, the most similar first, the query itself left out; a ValueError for filters that mean nothing"
+        "Hits without the query itself, most similar first; a ValueError for invalid filters"
         query = self.query(asked.query)
         unknown = {*asked.cameras, *asked.not_cameras}.difference(self.cameras)
         if unknown: raise ValueError(f'this gallery has no camera {min(unknown)}: open the page again')
@@ -185,7 +185,7 @@ class Finder:
     def rates(self,
         regions: tuple = (),  # Regions that are compared
     ) -> PairRates | None:  # None where no two people have names
-        "What thresholds stand for (`pair_rates`), worked out once for each choice of regions"
+        "`pair_rates`, computed once for each choice of regions"
         regions = tuple(sorted(regions))
         with self._lock:
             if regions not in self._rates: self._rates[regions] = pair_rates(self.gallery, regions)
@@ -198,7 +198,8 @@ class Finder:
     def some(self,
         n: int = 8,  # How many
     ) -> pd.DataFrame:  # Rows of `Gallery.images()`
-        "People to begin with: one image each of identities (or else images) evenly spaced over the gallery"
+        """Images to begin with: one of each of some identities (without labels, any images), evenly spaced over the
+        gallery"""
         one = self.images.drop_duplicates('pid') if self.images['pid'].nunique() >= n else self.images
         return one.iloc[np.unique(np.linspace(0, len(one) - 1, n).astype(int))]
 
@@ -206,7 +207,7 @@ class Finder:
 def known_identity(
     row,  # Of a table of images or hits
 ) -> int | None:  # None where nobody named it, and for identity 0, which is nobody in Market-like sets
-    "Who an image shows"
+    "The identity of an image"
     return None if pd.isna(row['pid']) or row['pid'] == 0 else int(row['pid'])
 
 

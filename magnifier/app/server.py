@@ -36,8 +36,8 @@ HEAD = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width
 
 
 class Guard:
-    """Refuses requests under another name than the page's own (DNS rebinding), requests of another site's page, and
-    those that are too large, do not say how large they are, or would be written to a temporary file"""
+    """Refuses requests for another host name than the page's own (DNS rebinding), requests from another site's page,
+    and requests that are too large, do not state their size, or would be written to a temporary file"""
 
     def __init__(self,
         names=LOCAL,  # Names and addresses under which the page may be asked for
@@ -75,7 +75,7 @@ class Guard:
 
 
 def _netloc(text):
-    "Name and port of 'name:port'; None for the name where it is no such thing"
+    "Name and port of 'name:port'; None for the name if the text has another form"
     try:
         parts = urlsplit('//' + text)
         return parts.hostname, parts.port
@@ -126,7 +126,7 @@ def _add_choosing(app, finder):
     def pick(query: str = ''): return choose(lambda: query)
 
     def choose(key_of):
-        "Who is searched from now on, or why nobody is; the last explanation goes"
+        "Sets the query, or says why it cannot be used, and removes the last explanation"
         try:
             key = key_of()
             return chosen(finder.query(key) if key else None), why()
@@ -134,7 +134,7 @@ def _add_choosing(app, finder):
 
 
 def _add_search(app, finder):
-    "Hits and explanations. The form says all that an answer needs: the server keeps nothing of a visitor but uploads"
+    "Hits and explanations. The form contains everything that an answer needs; the server keeps only uploads"
 
     @app.post('/search')
     def search(query: str = '', hit: str = '', leave_out: str = '', cameras: list[int] = None, since: str = '',
@@ -182,10 +182,10 @@ def serve_page(
     port: int | None = None,  # Port; None for the first free one from 7860 on
     public_host: str = '',  # NAME or NAME:PORT that visitors type: a proxy's, or this machine's in the network
 ):  # The address, while the `with` lasts
-    """The page, answering in a thread of its own. The errors of `make_page`; ValueError for a host that stands for all
-    addresses without a public name, OSError for a port that is taken"""
+    """Serves the page in its own thread. The errors of `make_page`; ValueError for a host that means all addresses of
+    the machine without a public name, OSError for a port in use"""
     if _is_every(host) and not public_host:
-        raise ValueError(f'host={host!r} stands for every address of this machine, and the page answers under one '
+        raise ValueError(f'host={host!r} means every address of this machine, but the page answers to one '
                          'name: give it as public_host')
     app = make_page(learn, gallery, Guard({*LOCAL, host}, public_host))
     with _listening(host, port) as listening:

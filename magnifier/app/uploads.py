@@ -1,4 +1,4 @@
-"Uploaded images: decoded in memory within limits, shrunk, and kept for a while; they are written nowhere"
+"Uploaded images: decoded in memory within limits, shrunk, and kept for a while in memory only"
 import secrets
 from collections import OrderedDict
 from io import BytesIO
@@ -24,7 +24,7 @@ def read_upload(
     data: bytes,  # Of a file, from anybody
     size: int = 0,  # Bytes of the file, where it was too large to be sent
 ) -> Image.Image:  # Mode RGB, upright, no side over `MAX_SIDE`; nothing else of the file (EXIF, profiles, comments)
-    "Decodes an image without trusting it. A ValueError says in one sentence why not, and quotes nothing of the file"
+    "Decodes an untrusted image. A ValueError says in one sentence what is wrong, and quotes nothing from the file"
     size = max(size, len(data))
     if size > MAX_BYTES:
         raise ValueError(f'this file has {size/1e6:.1f} MB, and at most {MAX_BYTES/1e6:.0f} MB are read: '
@@ -41,13 +41,13 @@ def read_upload(
 
 
 def _check_header(image):
-    "Refuses by what the header says, before any pixel is decoded"
+    "Refuses images by their header, before any pixel is decoded"
     w, h = image.size
     if w*h > MAX_PIXELS: raise _too_many(f'{w} x {h} pixels')
     if min(w, h) < MIN_SIDE:
         raise ValueError(f'this image has {w} x {h} pixels, too few to show a person: at least {MIN_SIDE} a side')
     if getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO':  # MPO: a phone's JPEG with a second view
-        raise ValueError(f'this image moves: {WANTED} that stands still')
+        raise ValueError(f'this is an animation: {WANTED} without animation')
 
 
 def _shrunk(image):
@@ -63,8 +63,8 @@ def _too_many(what):
 
 
 class Uploads:
-    """Uploaded images by an id that nobody can guess. The bytes of all together are bounded: the image that was not
-    used for longest goes first"""
+    """Uploaded images by an id that nobody can guess. Their total size is limited: the least recently used image is
+    dropped first"""
 
     def __init__(self,
         limit: int = KEPT_BYTES,  # Bytes of all images together

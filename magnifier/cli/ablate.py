@@ -28,12 +28,12 @@ def magnifier_ablate(
     keep_learners: bool = False,  # Keeps each run's learner too
     debug: bool = False,  # Shows the traceback of an error
 ):
-    """Trains the rows of the paper's Table 2, of its Figures 4 and 5, and three choices more, over seeds, and writes
-    ablation.csv (a row a run), summary.csv (means and spreads) and ablation.png. Runs that are there are not repeated:
-    a stopped ablation goes on after the last epoch that it finished.
+    """Trains the rows of the paper's Table 2, of its Figures 4 and 5, and three more choices, over several seeds, and
+    writes ablation.csv (a row a run), summary.csv (means and spreads) and ablation.png. Finished runs are not repeated:
+    a stopped ablation continues after the last epoch that it finished.
 
-    Examples: `magnifier_ablate --studies "Table 2" --seeds 0` ·
-    `magnifier_ablate market1501 /data/Market-1501 --recipe paper --out runs/market-ablation --size 256x128`"""
+    Examples: `magnifier_ablate --studies "Table 2" --seeds 0` · `magnifier_ablate market1501 /data/Market-1501 --recipe
+    paper --out runs/market-ablation --size 256x128`"""
     loading, model, settings = loading_of(size, bs, cache), model_of(arch, weights), check_settings(set)
     from pathlib import Path
     from magnifier.train.recipes import recipe as named
@@ -80,4 +80,4 @@ def _seeds(text):
     try:
         return [int(part) for part in str(text).split(',') if part.strip()]
     except ValueError:
-        raise ValueError(f'seeds {text!r}: whole numbers with commas between are wanted, as 0,1,2') from None
+        raise ValueError(f'seeds {text!r}: whole numbers separated by commas are wanted, as 0,1,2') from None

@@ -35,8 +35,8 @@ KINDS = {
 def command(
     *positional,  # Names of the arguments that may be given without their names
 ):
-    """A command of `call_parse` whose user's mistakes are one line and exit code 1, and Ctrl-C 130; `--debug`
-    shows where mistakes arose"""
+    """A command of `call_parse`: a user's mistake gives one line and exit code 1, Ctrl-C exit code 130; `--debug` shows
+    the traceback"""
     def decorate(func):
         @wraps(func)
         def guarded(*args, **kwargs):
@@ -66,12 +66,12 @@ def _plain_warnings():
 def say(
     text,  # A line for whoever typed the command
 ):
-    "Prints at once, so that a pipe sees it too"
+    "Prints and flushes, so that a pipe gets the text at once"
     print(text, flush=True)
 
 
 def say_imports():
-    "Tells that the libraries are being imported, which takes some seconds, where they are not there yet"
+    "Says that the libraries are being imported, which takes some seconds, if they are not imported yet"
     if 'fastai' not in sys.modules: print('importing torch and fastai ...', file=sys.stderr, flush=True)
 
 
@@ -106,7 +106,7 @@ def read_catalog(
     reader = market1501 if data == EMBEDDED else READERS[data]
     foreign = sorted(set(given) - set(signature(reader).parameters))
     if foreign:
-        raise ValueError(f'--{foreign[0]} is no argument of {data}: it is for folders of your own (identity_folders)')
+        raise ValueError(f'--{foreign[0]} is not an argument of {data}: it is for your own folders (identity_folders)')
     if data == EMBEDDED:
         drawn = path is not None and (Path(path)/'walkers.json').exists()  # taken as it is, whatever its size
         path = Path(path) if drawn else walkers(path)
@@ -127,7 +127,7 @@ def quietly(
     *args,  # Its arguments
     **kwargs,  # The same, by name
 ):  # What it returns
-    "Calls `func` with what it prints on standard error, so that standard output pipes"
+    "Calls `func` with its prints sent to standard error, so that standard output holds the result alone"
     from contextlib import redirect_stdout
     with redirect_stdout(sys.stderr): return func(*args, **kwargs)
 
@@ -135,7 +135,7 @@ def quietly(
 def check_gallery(
     gallery: str,  # A local gallery, or a server's address
 ):
-    "A gallery that is only read is not made by looking at it: FileNotFoundError says how to make one"
+    "Checks that a gallery exists, since reading must not create one; a FileNotFoundError says how to make one"
     from pathlib import Path
 
     if '://' not in gallery and not Path(gallery).exists():
@@ -146,28 +146,28 @@ def check_gallery(
 def check_learner(
     learner: str,  # As `open_learner` takes it
 ):
-    "FileNotFoundError says how to make a learner, ValueError that this is none; nothing heavy is imported"
+    "FileNotFoundError says how to make a learner, ValueError that the file is not one; nothing slow is imported"
     from pathlib import Path
 
     if not Path(learner).exists():
         raise FileNotFoundError(f'{learner}: no such learner; train one with '
                                 '`magnifier_train`, which writes learner.pkl')
     if learner.endswith('.onnx'):
-        raise ValueError(f'{learner} is an .onnx file, which embeds and does no more: {LEARNERS}')
+        raise ValueError(f'{learner} is an .onnx file, which can only embed: {LEARNERS}')
 
 
 def open_learner(
     learner: str,  # A learner's file (a pickle: load only what you trust), or a folder of `learn.save_pretrained`
     bar: bool = True,  # Whether it shows its progress, on standard output
 ):  # The ReIDLearner, able to do what the other modules add to it
-    "A trained learner; FileNotFoundError says how to make one, ValueError that this is none"
+    "A trained learner; FileNotFoundError says how to make one, ValueError that the file is not one"
     from pathlib import Path
     check_learner(learner)
     say_imports()
     from magnifier.train.learner import ReIDLearner
     learn = ReIDLearner.from_pretrained(learner) if Path(learner).is_dir() else _unpickled(learner)
     if not isinstance(learn, ReIDLearner):
-        raise ValueError(f'{learner} holds a {type(learn).__name__}, which is no learner of people: {LEARNERS}')
+        raise ValueError(f'{learner} holds a {type(learn).__name__}, not a learner of magnifier: {LEARNERS}')
     if not bar and hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
     return learn
 

@@ -33,10 +33,10 @@ def magnifier_masks(
     bs: int = 8,  # make: images a batch
     debug: bool = False,  # Shows the traceback of an error
 ):
-    """Writes part masks. Files that are there already stay, so that a run that was stopped goes on where it was.
+    """Writes part masks. Existing files stay, so a run that was stopped continues where it was.
 
-    Examples: `magnifier_masks convert lip_labels market_ps_label --labels lip` ·
-    `magnifier_masks make /data/Market-1501 --weights keypointrcnn.pth` · `magnifier_masks stripes /data/own`"""
+    Examples: `magnifier_masks convert lip_labels market_ps_label --labels lip` · `magnifier_masks make
+    /data/Market-1501 --weights keypointrcnn.pth` · `magnifier_masks stripes /data/own`"""
     from pathlib import Path
     if action not in ACTIONS: raise ValueError(f'unknown action {action!r}: use {", ".join(ACTIONS)}')
     src = Path(src).expanduser().absolute()
@@ -57,7 +57,7 @@ def _convert(src, dst, *, labels, images, **others):
 
 
 def _make(src, dst, *, weights, bs, **others):
-    "Masks, and beside their folder the report and the contact sheet"
+    "Makes masks, and writes a report and a contact sheet beside their folder"
     import matplotlib
     matplotlib.use('Agg')
     from pathlib import Path
@@ -69,7 +69,7 @@ def _make(src, dst, *, weights, bs, **others):
     sheet = folder.with_name(folder.name + '_sheet.png')
     if report['mask'].notna().any():
         contact_sheet(report, save=sheet)
-        say(f'how good they are is seen in {sheet}')
+        say(f'{sheet} shows how good they are')
     _report(report, folder)
     say(_found_by_loaders(src, dst))
 
@@ -77,7 +77,7 @@ def _make(src, dst, *, weights, bs, **others):
 def _stripes(src, dst, **others):
     from magnifier.data.masks import make_stripe_masks
     files = make_stripe_masks(src, dst)
-    say(f'{len(files)} files of horizontal stripes, which are no body parts, for the images of {src}. '
+    say(f'{len(files)} files of horizontal stripes (they are not body parts) for the images of {src}. '
         f'{_found_by_loaders(src, dst)}')
 
 
@@ -92,7 +92,7 @@ def _found_by_loaders(src, dst):
 
 
 def _report(report, dst):
-    "What became of the files, in one line; the table is written beside the masks"
+    "The number of files by result, in one line; the table is written beside the masks"
     from pathlib import Path
     table = Path(dst).with_name(Path(dst).name + '_report.csv')
     report.to_csv(table, index=False)

@@ -43,9 +43,9 @@ def magnifier_eval(
 ):
     """Evaluates exported learners: R1, R5, R10, mAP and mINP, queries against gallery.
 
-    Examples: `magnifier_eval runs/quick/learner.pkl market1501 /data/Market-1501 --rerank` ·
-    `magnifier_eval m.pkl,d.pkl market1501,dukemtmc /data/Market-1501,/data/DukeMTMC-reID --rerank --save table1.md` ·
-    `torchrun --nproc_per_node 4 --no-python magnifier_eval ...` (embedding shared by four GPUs, or processes)"""
+    Examples: `magnifier_eval runs/quick/learner.pkl market1501 /data/Market-1501 --rerank` · `magnifier_eval
+    m.pkl,d.pkl market1501,dukemtmc /data/Market-1501,/data/DukeMTMC-reID --rerank --save table1.md` · `torchrun
+    --nproc_per_node 4 --no-python magnifier_eval ...` (four GPUs or processes share the embedding)"""
     jobs = _jobs(learner, data, path)
     if save and not save.endswith(('.csv', '.md')):
         raise ValueError(f'--save {save}: a name that ends in .csv or .md is wanted')
@@ -79,7 +79,7 @@ def _jobs(learner, data, path):
 
 
 def _trained_on_walkers(learner):
-    "The embedded set, where the run beside the learner was trained on it"
+    "The embedded set, if the run beside the learner was trained on it"
     from json import loads
     from pathlib import Path
     record = Path(learner).parent/'run.json'
@@ -109,7 +109,7 @@ def _say_table(table, name):
     queries, left_out = table.attrs['queries'], table.attrs['left_out']
     say(
         f'{name}, in %, {queries - left_out} queries'
-        + (f' ({left_out} of {queries} left out: the gallery has nobody for them)' if left_out else '')
+        + (f' ({left_out} of {queries} left out, which have no match in the gallery)' if left_out else '')
         + f':\n{percent([table])}'
     )
 

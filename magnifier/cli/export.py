@@ -1,4 +1,4 @@
-"Export from a shell: a trained learner as an ONNX file, or as a folder that runs nothing when it is loaded"
+"Export from a shell: a trained learner as an ONNX file, or as a folder that runs no code when it is loaded"
 from magnifier.cli.common import command, open_learner, say
 
 __all__ = ['magnifier_export']
@@ -20,7 +20,8 @@ def magnifier_export(
     Examples: `magnifier_export runs/quick/learner.pkl people.onnx` · `magnifier_export runs/quick/learner.pkl
     --format pretrained people` · `magnifier_export runs/quick/learner.pkl --json | jq -r .fingerprint`"""
     if format not in FORMATS: raise ValueError(f'unknown format {format!r}: use {" or ".join(FORMATS)}')
-    if masks and format != 'onnx': raise ValueError('--masks is of --format onnx: a saved folder has the whole model')
+    if masks and format != 'onnx':
+        raise ValueError('--masks goes with --format onnx: a saved folder has the whole model')
     from json import dumps
     from pathlib import Path
     from magnifier.model.embedder import Embedder

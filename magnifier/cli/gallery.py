@@ -29,13 +29,13 @@ def magnifier_index(
     json: bool = False,  # Prints JSON
     debug: bool = False,  # Shows the traceback of an error
 ):
-    """Adds images of people to a gallery. Run again after it was stopped, it goes on where it was: an image
-    is known by its content.
+    """Adds images of people to a gallery. If it was stopped, run it again: images that are already in the gallery, by
+    their content, are skipped.
 
     Examples: `magnifier_index crops --gallery people` · `magnifier_index crops.csv --learner model.onnx` ·
-    `magnifier_index crops --pattern 'cam(?P<camid>\\d+)/t(?P<time>\\d+)'` ·
-    `magnifier_index --from OLD.db --gallery people` ·
-    `magnifier_index --video cam1.mp4 --boxes cam1.txt --camera 1 --start 2026-01-31T08:00 --gallery people`"""
+    `magnifier_index crops --pattern 'cam(?P<camid>\\d+)/t(?P<time>\\d+)'` · `magnifier_index --from OLD.db --gallery
+    people` · `magnifier_index --video cam1.mp4 --boxes cam1.txt --camera 1 --start 2026-01-31T08:00 --gallery
+    people`"""
     if sum(x is not None for x in (src, from_old, video)) != 1:
         raise ValueError('name one of a folder of crops or a CSV table, a video with --video, '
                          'or an old gallery with --from')
@@ -67,7 +67,7 @@ def _indexed(src, gallery, learner, pattern, regions, bs, bar):
 def _followed(video, boxes, gallery, learner, regions, bs, bar, tracker, weights, followed):
     from magnifier.gallery.gallery import Gallery, GalleryWarning
     from magnifier.gallery.video import Video
-    if followed['camera'] is None: raise ValueError(f'{video}: say which camera took it, as --camera 1')
+    if followed['camera'] is None: raise ValueError(f'{video}: name the camera that took it, as --camera 1')
     frames = Video(video, fps=followed['fps'])
     if boxes is None:
         from magnifier.gallery.detect import person_network, track_people
@@ -148,16 +148,15 @@ def magnifier_delete(
     older_than: str = None,  # Everything older than this: 30d, 12h or 90m
     debug: bool = False,  # Shows the traceback of an error
 ):
-    """Deletes people from a gallery, and rewrites what held them, so that nothing of them is left in its
-    files. The images themselves stay. Run again after it was stopped, it ends what it began. Exit code 1
-    where no image is of the people or files that were named.
+    """Deletes people from a gallery, and rewrites its files, so that nothing of them is left there. The image files
+    themselves stay. If it was stopped, run it again to finish. Exit code 1 if no image matches.
 
-    Examples: `magnifier_delete people --pids 7` · `magnifier_delete people --until 2026-01-01` ·
-    `magnifier_delete people --older-than 30d`"""
+    Examples: `magnifier_delete people --pids 7` · `magnifier_delete people --until 2026-01-01` · `magnifier_delete
+    people --older-than 30d`"""
     from magnifier.gallery.gallery import Gallery
     check_gallery(gallery)
     if until is not None and older_than is not None:
-        raise ValueError('--until and --older-than say the same: give one of them')
+        raise ValueError('--until and --older-than both limit the time: give one of them')
     with Gallery(gallery) as g:
         n = g.delete(
             pids=_numbers(pids, 'pids'),
@@ -166,8 +165,8 @@ def magnifier_delete(
         )
         g.compact()  # always: an earlier call may have been stopped between the two
         if not n and (pids, paths) != (None, None):
-            raise ValueError(f'no image of {gallery} is of what was named, or none any more; '
-                             f'what earlier calls deleted is gone from its files too. It holds {len(g)}')
+            raise ValueError(f'no image of {gallery} matches, or no longer; '
+                             f'what earlier calls deleted has left its files too. It holds {len(g)}')
         timeless = int(g.images()['time'].isna().sum())
         aged = until is not None or older_than is not None
         kept = f', {timeless} of them without a time, which no age applies to' if timeless and aged else ''
@@ -178,8 +177,8 @@ def _names(text): return [t.strip() for t in text.split(',') if t.strip()]
 
 
 def _paths(text, gallery):
-    """One file, whatever its name, if the gallery has it; else those between the commas. As typed, and as
-    `magnifier_index` adds them"""
+    """One path, even with commas, if the gallery has it; else several paths separated by commas. Each as typed, and as
+    `magnifier_index` adds it"""
     from pathlib import Path
     from magnifier.gallery.store import where
     def both(name): return [name, str(Path(name).expanduser().absolute())]
@@ -188,7 +187,7 @@ def _paths(text, gallery):
 
 
 def _before(age):
-    "Seconds since 1970 of so long ago"
+    "The time that long ago, in seconds since 1970"
     import re
     import time
     wanted = re.fullmatch(r'(\d+(?:\.\d+)?)([dhm])', age.strip())

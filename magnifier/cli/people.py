@@ -18,11 +18,11 @@ def magnifier_people(
     save: str = None,  # Writes the timeline as a figure, as people.png
     debug: bool = False,  # Shows the traceback of an error
 ):
-    """Joins what trackers followed in all cameras to people, and says who was where, when. The images are
-    labelled with their person.
+    """Joins the tracklets of all cameras to people, and says who was where, when. The images are labelled with their
+    person.
 
-    Examples: `magnifier_people people --csv people.csv --save people.png` ·
-    `magnifier_people people --threshold 0.6 --travel 1-2:30`"""
+    Examples: `magnifier_people people --csv people.csv --save people.png` · `magnifier_people people --threshold 0.6
+    --travel 1-2:30`"""
     from magnifier.gallery.gallery import Gallery
     check_gallery(gallery)
     with Gallery(gallery) as g:

@@ -1,4 +1,4 @@
-"Train from a shell: a recipe over a data set, evaluated before and after, and taken up again where it was ended"
+"Train from a shell: a recipe over a data set, evaluated before and after; `--resume` continues a run"
 from typing import Annotated
 
 from magnifier.cli.common import EMBEDDED, check_data, command, percent, read_catalog, say, say_imports
@@ -128,7 +128,7 @@ def model_of(
 def check_settings(
     set,  # name=value, or a list of such
 ) -> list[str]:
-    "Each as name=value; a ValueError for what is no such thing"
+    "Settings of the form name=value; a ValueError for any other form"
     settings = [set] if isinstance(set, str) else set or []
     for text in settings:
         if '=' not in text: raise ValueError(f'--set {text}: give name=value, as --set keep=6')
@@ -136,7 +136,7 @@ def check_settings(
 
 
 def _again(given):
-    "The command that goes on"
+    "The command that continues the run"
     import shlex
     words = ['magnifier_train', given['data'], *([given['path']] if given['path'] else [])]
     defaults = dict(recipe='quick', seed=0, rerank=False, fast=False)
@@ -149,7 +149,7 @@ def _again(given):
 
 
 def _figures(learn, out, seed):
-    "What the data, the results and the rankings look like"
+    "Figures of the data, the results and the rankings"
     import matplotlib
     matplotlib.use('Agg')  # a command draws to files, with or without a screen
     learn.dls.show_batch(max_n=8, save=out/'show_batch.png')

@@ -1,4 +1,4 @@
-"P identities x M images a batch, from a generator of the loader's own"
+"Batches of P identities x M images, drawn by the loader's own generator"
 import random
 from collections import defaultdict
 
@@ -14,8 +14,7 @@ def identity_groups(
 ) -> dict:  # pid -> list of groups, each M indices into `pids`
     """Every identity's images shuffled and cut into groups of M.
 
-    Of an identity with fewer than M images some are drawn again; a remainder waits for another epoch.
-    """
+    If an identity has fewer than M images, some are drawn twice; a remainder is left out in this epoch."""
     by_pid = defaultdict(list)
     for i, pid in enumerate(pids): by_pid[pid].append(i)
     groups = {}
@@ -30,7 +29,7 @@ def n_full_batches(
     n_groups: list,  # Groups of each identity
     n_ids: int,  # P: different identities in a batch
 ) -> int:  # The most batches that hold P different identities each
-    "Largest b for which the identities fill b batches when none gives more than b groups"
+    "Largest number b of batches that the identities can fill if each gives at most b groups"
     n_groups = list(n_groups)
     fills, too_many = 0, sum(n_groups)//n_ids + 1
     while too_many - fills > 1:  # what is given grows ever slower with b, so that all b up to the largest can be filled
@@ -46,12 +45,11 @@ def identity_batches(
     n_batches: int,  # At most `n_full_batches`
     rng: random.Random,  # The caller's generator
 ) -> list:  # Batches, each a list of P x M indices
-    """P identities that still have groups, at random, until fewer than P do (reid-strong-baseline's sampler).
+    """Draws P identities that still have groups, at random, until fewer than P have any (reid-strong-baseline's
+    sampler).
 
-    An identity with as many groups as batches are left is urgent and goes into every one of them: otherwise it
-    could not be used up, and the length of an epoch, which a schedule must know beforehand, would change with
-    the draw.
-    """
+    An identity with as many groups as there are batches left goes into each of them. Otherwise its groups could not all
+    be used, and the length of an epoch, which a schedule must know in advance, would depend on the draw."""
     left = {pid: list(g) for pid, g in groups.items() if g}
     waiting, urgent, batches = _Pool(left), [], []
     due = defaultdict(list)  # batches left -> identities that become urgent then, unless they are drawn before
@@ -69,7 +67,7 @@ def identity_batches(
 
 
 class _Pool:
-    "A list to draw from, whose members leave at once: the last takes the place of the one that leaves"
+    "A list to draw from, with removal in constant time: the last member takes the place of the removed one"
     def __init__(self, members):
         self.members = list(members)
         self.place = {m: i for i, m in enumerate(self.members)}
@@ -77,7 +75,7 @@ class _Pool:
     def __contains__(self, member): return member in self.place
 
     def remove(self, member):
-        "The member, which is gone"
+        "Removes a member and returns it"
         last = self.members.pop()
         i = self.place.pop(member)
         if last != member:
@@ -90,11 +88,10 @@ class _Pool:
 class IdentityBatches(TfmdDL):
     """Loader whose shuffled batches are P identities x M images, the same stream for the same seed.
 
-    Epoch e of the stream depends on `seed` and e alone, so a run resumes by setting `epoch`. Where it does not
-    shuffle (validation, test, `get_preds`) it goes through its data in order. With several processes the
-    batches are those of one, none lost, and every rank takes whole ones: where their number is no multiple of
-    the processes, the epoch's first few come once more at its end.
-    """
+    Epoch e of the stream depends on `seed` and e alone, so a run resumes by setting `epoch`. Without shuffling
+    (validation, test, `get_preds`) it goes through its data in order. Several processes share the batches that a single
+    process would have, and each takes whole batches: if their number is not a multiple of the number of processes, the
+    first few are repeated at the end of the epoch."""
     def __init__(self,
         dataset=None,  # A fastai Datasets over a catalog
         n_per_id: int | None = 4,  # M; P is `bs // M`. None shuffles as fastai does
@@ -109,7 +106,7 @@ class IdentityBatches(TfmdDL):
     def _by_identity(self): return self.shuffle and self.n_per_id is not None and self.n  # an exported loader is empty
 
     def _check(self):
-        "Number of batches an epoch; refuses what cannot make a single one"
+        "Number of batches an epoch; a ValueError if there cannot be a single one"
         m, pids = self.n_per_id, [int(p) for p in self.dataset.items['pid']]
         if m < 2 or self.bs % m or self.bs < 2*m:
             raise ValueError(f'bs={self.bs}, n_per_id={m}: a batch is at least 2 identities x 2 images, so bs must '
@@ -117,7 +114,7 @@ class IdentityBatches(TfmdDL):
         self.n_ids = self.bs // m
         counts = [len(g) for g in identity_groups(pids, m, random.Random(0)).values()]
         if len(counts) < 2:
-            raise ValueError('1 training identity: at least 2 are needed, since a person is learnt beside others')
+            raise ValueError('1 training identity: at least 2 are needed, since training distinguishes identities')
         if len(counts) < self.n_ids:
             raise ValueError(f'{len(counts)} training identities, but bs={self.bs} with n_per_id={m} needs '
                              f'{self.n_ids} different ones in a batch: take bs={m*len(counts)} or less')
@@ -128,7 +125,7 @@ class IdentityBatches(TfmdDL):
         return n
 
     def get_idxs(self):
-        "Indices of this epoch, batch after batch; made in the main process"
+        "Indices of this epoch, batch after batch; computed in the main process"
         if not self._by_identity: return super().get_idxs()
         rng = random.Random(f'{self.seed} {self.epoch}')
         self.epoch += 1
@@ -142,5 +139,5 @@ class IdentityBatches(TfmdDL):
     def __len__(self): return self._n_batches + self._n_repeated if self._by_identity else super().__len__()
 
     def new(self, dataset=None, cls=None, **kwargs):
-        "A loader like this one; its stream starts anew"
+        "A loader like this one, with its stream at the start"
         return super().new(dataset, cls, **{'n_per_id': self.n_per_id, 'seed': self.seed, **kwargs})

@@ -1,4 +1,4 @@
-"What a batch is made of: image, part mask and identity as fastai blocks"
+"The parts of a batch: image, part mask and identity as fastai blocks"
 import numpy as np
 from fastai.vision.all import (AddMaskCodes, CategoryMap, ColReader, DataBlock, DisplayedTransform, IndexSplitter,
                                IntToFloatTensor, ItemTransform, PILImage, PILMask, ShowTitle, Tensor, TensorBase,
@@ -18,7 +18,7 @@ class PILPerson(PILImage):
     "An image of a person"
     @classmethod
     def create(cls, source, **kwargs):
-        "From whatever `read_image` takes, or a tensor (h,w,3)"
+        "From anything that `read_image` takes, or a tensor (h,w,3)"
         if isinstance(source, Tensor): source = source.cpu().numpy()
         return cls(read_image(source))
 
@@ -28,7 +28,7 @@ class TensorPartMask(TensorMask):
 
 
 class PILPartMask(PILMask):
-    "A part mask before it is a tensor; subclass of PILMask so that every resize is nearest"
+    "A part mask as an image; a subclass of PILMask, so that every resize is nearest neighbour"
     @classmethod
     def create(cls, source, **kwargs):  # PILMask's own is bound to PILMask: inherited, it would build the wrong class
         "Mask from a path or labels (h,w); None gives one pixel of `NO_MASK`, which any resize keeps"
@@ -46,7 +46,7 @@ PILPartMask._tensor_cls = TensorPartMask
 
 
 class TensorIdentity(TensorBase):
-    "Who, where and what for, n x 4: class (-1 if not in training), pid, camid, role (index into `ROLES`)"
+    "Person, camera and role of n images, n x 4: class (-1 if not in training), pid, camid, role (index into `ROLES`)"
     label = property(lambda self: self[..., 0].as_subclass(Tensor))
     pid = property(lambda self: self[..., 1].as_subclass(Tensor))
     camid = property(lambda self: self[..., 2].as_subclass(Tensor))
@@ -98,7 +98,7 @@ class _IdentityColumns(DisplayedTransform):
 
 
 class SameSize(ItemTransform):
-    "Refuses a mask that is not as large as its image"
+    "Refuses a mask of another size than its image"
     order = -10
     def encodes(self, item):
         if len(item) < 2 or not isinstance(item[1], PILPartMask): return item

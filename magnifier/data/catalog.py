@@ -1,4 +1,4 @@
-"The catalog: one table, one row an image, between the files of a data set and everything else"
+"The catalog: the table that describes a data set, with one row for each image"
 
 import logging
 import os
@@ -21,13 +21,14 @@ log = logging.getLogger(__name__)
 
 
 class CatalogWarning(UserWarning):
-    "Something about a data set that training survives and a reader of its figures should know"
+    "A property of a data set that does not stop a training, but changes the meaning of its results"
 
 
 def make_catalog(
     rows: Iterable[dict] | pd.DataFrame,  # One row an image: `path, pid, camid, split`, optional `mask` and more
 ) -> pd.DataFrame:  # Columns `path, mask, pid, camid, split, ...`, rows by split, identity and path, index 0..n-1
-    "The table every reader returns, in one form and one order on every machine; a ValueError says what a row lacks"
+    """A catalog in the form and order that every reader returns, the same on every machine; a ValueError says what a
+    row lacks"""
     rows = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
     if len(rows) == 0: raise ValueError('no images: a catalog needs at least one row')
     if 'mask' not in rows: rows = rows.assign(mask=None)
@@ -50,13 +51,11 @@ def validate_catalog(
     catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
     splits: Iterable[str] = (),  # Splits that must be there, such as `('train',)`; none by default
 ) -> pd.DataFrame:  # The same catalog, untouched
-    """The quick check at the door: columns, types, splits, identities, duplicates, files that exist, matches
-    for every query.
+    """The quick check: columns, types, splits, identities, duplicates, existing files, a match for every query.
 
-    Wrong rows are a ValueError (a FileNotFoundError where files are gone) that names the first one. Identities
-    in both training and test, and queries without a match under the camera rule, are a `CatalogWarning`; a
-    ValueError where no query has a match. `check_catalog` opens the files too.
-    """
+    Wrong rows are a ValueError (for missing files a FileNotFoundError) that names the first one. Identities in both
+    training and test, and queries without a match under the camera rule, are a `CatalogWarning`; if no query has a
+    match, a ValueError. `check_catalog` opens the files too."""
     if not isinstance(catalog, pd.DataFrame):
         raise TypeError(f'a catalog is a pandas DataFrame, not a {type(catalog).__name__}')
     check_columns(catalog)
@@ -91,7 +90,7 @@ def lost_queries(
 def lost_queries_message(
     catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
 ) -> str:  # How many queries lose their matches, why, and the two ways out; empty where none does
-    "One message for whoever meets queries that cannot be scored (`validate_catalog` says it at the door)"
+    "The message about queries without a match (`validate_catalog` gives it)"
     lost, test = lost_queries(catalog), catalog[catalog['split'] != 'train']
     if len(lost) == 0: return ''
     if test['camid'].nunique() == 1: why = f'every query and gallery image has the one camera {test["camid"].iat[0]}'
@@ -109,11 +108,9 @@ def find_masks(
 ) -> pd.DataFrame:  # The catalog with `mask` filled where a file was found, None elsewhere
     """Part masks of a catalog's images: files, looked for by name, not opened.
 
-    Default: the nearest folder above the image that has a `<folder>_ps_label` beside it, then the same sub-path
-    as `.png`. In a folder of the caller's: below the longest end of the image's folder that exists there
-    (`where/query/x.png`, else `where/x.png`). A folder or function that gives not one mask is a ValueError; so
-    are two images with the same mask.
-    """
+    Default: the nearest folder above the image that has a `<folder>_ps_label` beside it, then the same sub-path as
+    `.png`. In a given folder: below the longest end of the image's path that exists there (`where/query/x.png`, else
+    `where/x.png`). A ValueError if the folder or function gives no mask at all, or the same mask for two images."""
     if where is False: masks = [None] * len(catalog)
     elif callable(where):
         masks = [None if is_missing(m) or not os.path.exists(m) else os.fspath(m) for m in map(where, catalog['path'])]
@@ -139,8 +136,8 @@ def join_catalogs(
     *catalogs: pd.DataFrame,  # Two or more, each complete in itself
     test: int | None = None,  # Position of the one whose query and gallery stay; default: those of all
 ) -> pd.DataFrame:  # One catalog; the first keeps its numbers, those of the others are moved up past it
-    """Several sets as one, identities and cameras kept apart: train on several, test on one
-    (`join_catalogs(market, duke, test=0)`)"""
+    """Several sets as one, with separate identities and cameras: train on several, test on one (`join_catalogs(market,
+    duke, test=0)`)"""
     if not catalogs: raise ValueError('join_catalogs needs at least one catalog')
     if test is not None and not 0 <= test < len(catalogs):
         raise ValueError(f'test={test}: the position of one of the {len(catalogs)} catalogs, 0 to {len(catalogs)-1}, '
@@ -161,7 +158,7 @@ def join_catalogs(
 def describe(
     catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
 ) -> pd.DataFrame:  # A row a split, and one for all: images, identities, cameras, images_per_identity, masks
-    "What a catalog holds, by split"
+    "Images, identities, cameras and masks of a catalog, by split"
     check_columns(catalog)
     parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
     rows = {s: dict(images=len(c), identities=c['pid'].nunique(), cameras=c['camid'].nunique(),
@@ -190,7 +187,7 @@ def _check_splits(catalog):
 
 
 def whole_numbers(catalog, column):
-    "`column` as int64, to the last digit; a ValueError names the first row that is not a whole number"
+    "`column` as int64, exactly; a ValueError names the first row that is not a whole number"
     values = [_whole_number(v) for v in catalog[column].tolist()]
     if None in values:
         row = values.index(None)
@@ -210,7 +207,7 @@ def _moved(catalog, column, by):
 
 
 def _whole_number(value):
-    "An int, or None for what is none, or does not fit; floats count as far as they are exact"
+    "An int, or None for values that are not whole numbers of 64 bits; a float counts if it is exact"
     if isinstance(value, (float, np.floating)):
         return int(value) if float(value).is_integer() and abs(value) <= EXACT else None
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
@@ -221,8 +218,8 @@ def _whole_number(value):
 def _check_pids(catalog):
     junk = catalog[catalog['pid'] < 0]
     if len(junk):
-        raise ValueError(f'{len(junk)} images have a negative identity (first: {junk["path"].iat[0]}): junk is not '
-                         'part of a catalog; use catalog[catalog.pid >= 0]')
+        raise ValueError(f'{len(junk)} images have a negative identity (first: {junk["path"].iat[0]}): junk does not '
+                         'belong in a catalog; use catalog[catalog.pid >= 0]')
 
 
 def _check_duplicates(catalog):
@@ -234,7 +231,7 @@ def _check_duplicates(catalog):
 
 
 def _check_paths(catalog):
-    "Every path a string, once, and there"
+    "Every path is a string, occurs once, and exists"
     for column in ('path', 'mask'):
         given = catalog[column] if column == 'path' else catalog[column].dropna()
         _check_are_paths(given, column)
@@ -267,7 +264,8 @@ def _check_matches(catalog):
 
 
 def _missing_files(paths) -> list:
-    "Those of `paths` that are not there: one listing a folder, since asking for each file is slow on network disks"
+    """Those of `paths` that do not exist. Each folder is listed once, since a request for each file is slow on network
+    disks"""
     listed = {}
     def there(p):
         folder, name = os.path.split(p)
@@ -313,7 +311,7 @@ def _below(folder, where):
 
 
 def _nothing_found(image, where):
-    "What to say about a mask folder, or function, in which no image has its mask"
+    "The message about a mask folder or function that gives no mask"
     if callable(where): return f'the function gives no existing mask for any image (first: {image})'
     names = sorted(str(p.relative_to(where)) for p in Path(where).expanduser().rglob('*.png'))
     seen = f'it holds {len(names)} PNG files such as {names[0]}' if names else 'it holds no PNG file'

@@ -1,4 +1,4 @@
-"Every problem of a data set in one table: the thorough check, which opens the files"
+"The thorough check: every problem of a data set in one table, files opened"
 
 import hashlib
 import os
@@ -24,13 +24,12 @@ def check_catalog(
     *,
     workers: int | None = None,  # Threads; default: as many as there are cores
 ) -> pd.DataFrame:  # Columns `path`, `problem`, `advice`; no rows where all is well
-    """All problems of a catalog and its files in one go, in parallel, where `validate_catalog` stops at the first.
+    """All problems of a catalog and its files, found in parallel; `validate_catalog` stops at the first one.
 
-    Files: missing, empty, truncated, no image, CMYK, 16 bits, EXIF rotation; masks: missing, unreadable, of
-    another size, with labels beyond 7, all background; rows: duplicate paths, negative identities, unknown
-    splits, identities in training and test, the same image of two identities or in two splits, training
-    identities with one image, queries without a match. ValueError where columns are missing.
-    """
+    Files: missing, empty, truncated, no image, CMYK, 16 bits, EXIF rotation; masks: missing, unreadable, of another
+    size, with labels beyond 7, all background; rows: duplicate paths, negative identities, unknown splits, identities
+    in training and test, the same image of two identities or in two splits, training identities with one image, queries
+    without a match. ValueError where columns are missing."""
     check_columns(catalog)
     for c in ('pid', 'camid'): whole_numbers(catalog, c)
     problems = [*_row_problems(catalog)]
@@ -71,7 +70,7 @@ def _each(rows, problem, advice): return [(str(row.path), problem(row), advice) 
 
 
 def _file_problems(path, mask, decode):
-    "Problems of an image and its mask, and the digest of the image's bytes (None unread)"
+    "Problems of an image and its mask, and the digest of the image's bytes (None if it cannot be read)"
     found, digest, size = [], None, None
     if not os.path.exists(path):
         found.append((str(path), 'the file does not exist', 'correct the path, or drop the row'))
@@ -89,7 +88,7 @@ def _file_problems(path, mask, decode):
 
 
 def _image_problems(data):
-    "[(problem, advice)] and the (w, h) of an image file, given its bytes; no size where it does not decode"
+    "[(problem, advice)] and the (w, h) of an image file, given its bytes; no size if it does not decode"
     if not data: return [('the file is empty (0 bytes)', 'copy it again, or drop the row')], None
     found = []
     try:
@@ -107,7 +106,7 @@ def _image_problems(data):
 
 
 def _mask_problems(mask, size):
-    "[(problem, advice)] of a mask file, given the (w, h) of its image where that is known"
+    "[(problem, advice)] of a mask file, given the (w, h) of its image if that is known"
     try: labels = read_mask(mask)
     except (OSError, ValueError, SyntaxError) as e:
         return [(str(e).removeprefix(f'{mask}: '), 'convert it with convert_masks, or set the mask to None')]
@@ -121,8 +120,8 @@ def _mask_problems(mask, size):
 
 
 def _same_image(catalog, digests):
-    """Files whose bytes are those of another identity's, or of another split: a query's answer, or a test image
-    trained on"""
+    """Files with the same bytes as a file of another identity or another split: a wrong label, or a test image in
+    training"""
     seen = defaultdict(list)  # digest -> rows with these bytes
     for row, digest in zip(catalog.itertuples(), digests):
         if digest is None: continue

@@ -1,4 +1,4 @@
-"CUHK03's raw .mat, written once as the PNG folders of the new protocol"
+"CUHK03's raw .mat file, written once as the PNG folders of the new protocol"
 
 import logging
 import os
@@ -23,11 +23,10 @@ def unpack_cuhk03(
     out: Path,  # Root of the PNGs, which come into a folder named by the kind
     folders: dict,  # Split -> folder of its images
 ):
-    """Every image of the protocol as PNG, in `<kind>.partial` until the last is there.
+    """Writes every image of the protocol as PNG, into `<kind>.partial` until all are there.
 
-    A killed run is taken up again. ImportError without h5py; FileNotFoundError or ValueError where a file is
-    not what it should be.
-    """
+    After a kill, the next call continues. ImportError without h5py; FileNotFoundError or ValueError for missing or
+    wrong files."""
     mat = _find(root, 'cuhk-03.mat')
     config = _find(root, f'cuhk03_new_protocol_config_{kind}.mat')
     entries, partial, written = _protocol(config, folders), out / f'{kind}.partial', 0
@@ -58,7 +57,7 @@ def _h5py():
 
 @contextmanager
 def _reading(mat):
-    "What the library of HDF5 raises on damaged bytes becomes a ValueError that names the file"
+    "Turns the errors of the HDF5 library for damaged bytes into a ValueError that names the file"
     try: yield
     except (OSError, KeyError, RuntimeError, TypeError, AttributeError) as e: raise _damaged(mat, e) from e
 

@@ -1,4 +1,4 @@
-"Folders of images: the root of a data set, and the images in it"
+"Folders of images: finding a data set's root, and the images in it"
 
 import logging
 import os
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def existing(
     path: str | Path,  # A folder
 ) -> Path:  # Absolute, so that a catalog survives a change of the working directory
-    "The folder; a FileNotFoundError where it is none"
+    "The folder; a FileNotFoundError if it does not exist"
     path = Path(path).expanduser().absolute()
     if not path.is_dir(): raise FileNotFoundError(f'{path} is not a folder')
     return path
@@ -33,7 +33,7 @@ def find_root(
     names: list,  # Usual names of the root, compared by letters and digits alone
     title: str,  # Of the data set, for the messages
 ) -> Path:
-    "The root of a data set; a FileNotFoundError where none holds all the folders, a ValueError where several do"
+    "The root of a data set; a FileNotFoundError if no folder holds all of the given ones, a ValueError if several do"
     path = existing(path)
     folders = list(folders)
     found = [r for r in _roots(path, {plain(n) for n in names}) if all((r / f).is_dir() for f in folders)]
@@ -51,10 +51,9 @@ def image_files(
     include: str | None = None,  # Regex, searched in the path below the folder: only these images
     exclude: str | None = None,  # The same: but not these
 ) -> list[Path]:  # Sorted
-    """Image files of a folder, by their endings, without hidden ones, part masks and copies with a second ending.
+    """Image files of a folder, by their endings, without hidden files, part masks and copies with a second ending.
 
-    What is left out is counted in one warning of the log. A ValueError where no image is left.
-    """
+    One warning in the log counts what is left out. A ValueError if no image is left."""
     left_out = Counter()
     found = list(_without_copies(_folders(str(folder), recursive, (), left_out), left_out))
     for pattern, wanted in ((include, True), (exclude, False)):
@@ -80,7 +79,7 @@ def _without_copies(folders, left_out):
 def mask_folder(
     folder: str | Path,  # A folder of images
 ) -> Path:  # `<folder>_ps_label`, beside it
-    "Where part masks are written when nobody says otherwise, and where readers look for them"
+    "The default folder of part masks, where readers look for them"
     return Path(folder).with_name(Path(folder).name + '_ps_label')
 
 
@@ -88,7 +87,7 @@ def save_png(
     image,  # A PIL image or an array
     path: str | Path,  # Where to
 ):
-    "Writes a PNG that is there whole or not at all"
+    "Writes a PNG; a kill leaves no partial file"
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     with aside(path, synced=False) as part: image.save(part, format='PNG')
 
@@ -128,7 +127,7 @@ def _folders(folder, recursive, above, left_out):
 
 
 def _no_image(entry):
-    "Why a file is left out, where that is worth a word"
+    "Why a file is left out; None if that need not be reported"
     ending = os.path.splitext(entry.name)[1].lower()
     if ending in HARMLESS: return None
     if ending not in IMAGE_ENDINGS: return f'{ending or "files without an ending"} (no image)'

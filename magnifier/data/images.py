@@ -1,4 +1,4 @@
-"Whatever holds an image, read in one way everywhere: RGB, upright, 8 bits, or an error that names it"
+"Reading images from files, bytes, arrays and PIL images: RGB, upright, 8 bits, or an error that names the image"
 
 import os
 import stat
@@ -18,7 +18,7 @@ DEPTHS = (8, 12, 16)  # Bits that scanners and cameras write into 16- and 32-bit
 
 
 class UnreadableImage(ValueError):
-    "Something that should be an image and cannot be read as one; the message names it"
+    "An image cannot be read; the message names it"
 
 
 def read_image(
@@ -28,9 +28,8 @@ def read_image(
 ) -> Image.Image:  # Mode RGB, turned upright where EXIF says how the camera was held
     """The image as RGB.
 
-    UnreadableImage, a ValueError, names what does not decode, has no area, is no regular file or has too many pixels;
-    FileNotFoundError names a file that is not there; TypeError says what else may be given.
-    """
+    UnreadableImage, a ValueError, names an image that does not decode, has no area, is not a regular file or has too
+    many pixels; FileNotFoundError names a missing file; TypeError says which types are allowed."""
     if isinstance(source, np.ndarray): return _from_array(source, bgr)
     with opened_image(source) as image: return _as_rgb(image)
 
@@ -40,7 +39,7 @@ def opened_image(
     source,  # As `read_image` takes it, but for arrays
     what: str = 'image',  # What it should be, for the message
 ):  # A PIL image, not decoded yet
-    "Opens an image; whatever goes wrong until it is closed again is an UnreadableImage that names it"
+    "Opens an image; every error until it is closed becomes an UnreadableImage that names it"
     name = image_name(source)
     file = None if isinstance(source, Image.Image) else _opened(source, name)
     with file or nullcontext():
@@ -58,7 +57,7 @@ def opened_image(
 def as_images(
     images,  # One image as `read_image` takes it, a list, array or generator of them, or a catalog
 ) -> Iterable:  # Images, one by one
-    "One image or many, as many; a TypeError for what is neither"
+    "One image or many, as a list; a TypeError for other types"
     if hasattr(images, 'columns'):
         if 'path' not in images:
             raise ValueError(f'the table has no column path, only {", ".join(map(str, images.columns))}')
@@ -71,7 +70,7 @@ def as_images(
 def image_name(
     source,  # As `read_image` takes it
 ) -> str:  # Its path, or what it is; always printable
-    "What to call an image in a message: bytes of a name that are no UTF-8 are escaped"
+    "An image's name for messages; bytes of a file name that are not UTF-8 are escaped"
     if isinstance(source, np.ndarray): return f'array of shape {source.shape} and type {source.dtype}'
     if isinstance(source, Image.Image): return f'image of {source.width} x {source.height} pixels'
     if _is_path(source): return os.fspath(source).encode(errors='backslashreplace').decode()
@@ -94,7 +93,7 @@ def _from_array(array, bgr):
 
 
 def _opened(source, name):
-    "A binary file of our own; other than regular files are never opened, for a pipe or a device may have no end"
+    "An open binary file; only regular files are opened, because a pipe or a device may have no end"
     if isinstance(source, (bytes, bytearray)): return BytesIO(source)
     if _is_path(source):
         try:
@@ -109,7 +108,7 @@ def _opened(source, name):
 
 
 def _check_pixels(image):
-    "What the header says, before anything is decoded"
+    "Checks the size in the header before anything is decoded"
     w, h = image.size
     if not w*h: raise ValueError('an image with an area is wanted')
     if Image.MAX_IMAGE_PIXELS and w*h > Image.MAX_IMAGE_PIXELS:

@@ -1,4 +1,4 @@
-"Part masks without a parser: drawn around body joints, from fields of confidence, or plain stripes"
+"Part masks without a parser: drawn around body joints, from confidence fields, or as stripes"
 
 import math
 
@@ -42,12 +42,11 @@ def regions_from_joints(
     *,
     threshold: float = 0.,  # Joints score above this
 ) -> np.ndarray:  # (h, w) uint8 regions, background where no limb is
-    """Draw the seven body regions around 17 joints, with widths from the skeleton's own lengths.
+    """Draws the seven body regions around 17 joints, with widths from the skeleton's own lengths.
 
-    What lies in front of what follows from where the person faces: left and right shoulder, nose and ears.
-    Parts that miss a joint are left out; without a limb or a trunk to take the measure from, everything is
-    background. Raises ValueError for other shapes.
-    """
+    The direction in which the person faces (from shoulders, nose and ears) decides which parts are in front. Parts
+    without a joint are left out; without a limb or a trunk to measure, everything is background. Raises ValueError for
+    other shapes."""
     joints = _checked(joints, threshold)
     if len(size) != 2 or min(size) < 1: raise ValueError(f'size={size}: use (height, width), in pixels')
     mask, body = np.zeros(size, np.uint8), _stature(joints)
@@ -62,8 +61,7 @@ def regions_from_fields(
     fields: np.ndarray,  # (36, h', w') confidence in 0..1 of OpenPifPaf: joints, then connections
     size: tuple[int, int],  # Height and width of the mask
 ) -> np.ndarray:  # (h, w) uint8 regions, background where no field is confident
-    """Every pixel is of the region whose joints and connections are the most confident there. A ValueError for
-    other shapes"""
+    "Gives every pixel the region with the most confident joints and connections there. A ValueError for other shapes"
     fields = np.asarray(fields)
     if fields.ndim != 3 or len(fields) != 36 or not fields.size or fields.dtype.kind != 'f':
         raise ValueError(f'fields of shape {fields.shape} and type {fields.dtype}: (36, h, w) floats are wanted, of '
@@ -83,12 +81,10 @@ def stripe_masks(
     size,  # Height and width of the mask
     edges=(0., .17, .34, .42, .5, .7, .88),  # Where each stripe from head to foot begins, shares of the height
 ) -> np.ndarray:  # (h, w) uint8, region 1 on top to region 7 at the bottom
-    """Seven horizontal stripes under the names of the seven regions. They are NO body parts: no pixel has been
-    looked at.
+    """Seven horizontal stripes with the names of the seven regions, for a first run on data without masks.
 
-    For a first run on data without masks. Nothing is background, and an arm has the stripe of whatever is
-    beside it. Raises ValueError for edges that do not rise.
-    """
+    They are NOT body parts: they do not depend on the image. Nothing is background, and an arm has the region of the
+    stripe that it lies in. Raises ValueError for edges that do not rise."""
     if len(size) != 2 or min(size) < 1: raise ValueError(f'size={size}: use (height, width), in pixels')
     if len(edges) != 7 or any(b <= a for a, b in zip(edges, edges[1:])) or edges[0] != 0 or edges[-1] >= 1:
         raise ValueError(f'edges={tuple(edges)}: use seven rising shares of the height, the first 0, all below 1')
@@ -117,8 +113,8 @@ def _length(a, b): return math.sqrt(((a - b) ** 2).sum())
 
 
 def _stature(joints):
-    """Body height in pixels: foreshortening only shrinks, so the second longest answer, safe from one stray
-    joint; None without any"""
+    """Body height in pixels: the second longest estimate, since foreshortening only shortens and one joint may be
+    wrong; None without any"""
     answers = [_length(joints[p[i]], joints[q[i]]) / part for p, q, part in LENGTHS for i in (0, 1)]
     answers.append(_length(_middle(joints, SHOULDERS), _middle(joints, HIPS)) / TRUNK)
     answers = sorted(a for a in answers if math.isfinite(a) and a > 0)
@@ -126,7 +122,7 @@ def _stature(joints):
 
 
 def _facing(joints, body):
-    "Where the person faces: (to the picture's right, to the viewer), each -1 to 1; the viewer's if it cannot be told"
+    "Direction in which the person faces: (to the image's right, to the viewer), each -1 to 1; to the viewer if unknown"
     left, right = joints[SHOULDERS[0]], joints[SHOULDERS[1]]
     front = np.clip((left[0] - right[0]) / (.2 * body), -1, 1)
     side = np.clip((joints[NOSE][0] - _middle(joints, EARS)[0]) / (.05 * body), -1, 1)
@@ -154,7 +150,7 @@ def _foot(ankle, side, body):
 
 
 def _trunk(joints, body):
-    "Neck to hem: as wide as shoulders and hips are apart, never narrower than a body is deep"
+    "Neck to hem: as wide as the distance of shoulders and hips, and at least as wide as a body is deep"
     top, bottom = _middle(joints, SHOULDERS), _middle(joints, HIPS)
     apart = [_length(joints[p[0]], joints[p[1]]) / body for p in (SHOULDERS, HIPS)]
     shoulder, hip = (a if math.isfinite(a) else 0. for a in apart)

@@ -1,4 +1,4 @@
-"Part masks without labels: a pretrained network finds 17 joints, and the limbs drawn around them are the regions"
+"Part masks without labels: a pretrained network finds 17 joints, and the regions are drawn around them"
 
 import os
 import warnings
@@ -32,12 +32,11 @@ def make_masks(
     device: str | torch.device | None = None,  # Default: the GPU where there is one
     progress: bool = True,  # Show a bar
 ) -> pd.DataFrame:  # A row an image: path, mask, result (made, already there, no person, failed), problem
-    """Write a part mask for every image in which a person is found: the largest one. Resumable: files that are
-    there are left.
+    """Writes a part mask of the largest person for every image in which one is found.
 
-    An image without a person gets no file, so that it counts as unlabelled and never as all background; a
-    warning says how many. OSError, with what to do, where the weights are neither given nor to be had.
-    """
+    Existing files stay, so a stopped run continues. An image without a person gets no file, so it counts as an image
+    without a mask; a warning says how many there are. OSError, with what to do, if the weights are not given and cannot
+    be downloaded."""
     targets = mask_targets(images, dst)
     rows = {p: (p, str(mask), 'already there', None) for p, mask in targets if mask.exists()}
     todo = [t for t in targets if t[0] not in rows]
@@ -102,7 +101,7 @@ def largest_person(
     min_score: float = 0.7,  # Of the person
     min_joint_score: float = 2.0,  # Of a joint
 ) -> np.ndarray | None:  # (17, 3) COCO joints: x, y in pixels, 1 seen or 0 not; None where nobody is found
-    "Joints of the largest person that is sure enough: in a re-identification crop that is the one meant"
+    "Joints of the largest person with a sufficient score: in a re-identification crop, the person of the image"
     sure = torch.nonzero(found['scores'] >= min_score)[:, 0]
     if len(sure) == 0: return None
     x0, y0, x1, y1 = found['boxes'][sure].unbind(1)

@@ -48,12 +48,11 @@ class ReIDDataLoaders(DataLoaders):
         num_workers: int | None = None,  # Loader processes; None for fastai's choice, with a cache 0
         device=None,  # Where batches go; None for the GPU, where there is one
     ):  # Loaders: `train` and `valid`; `c` is the number of training identities, `vocab` their pids
-        """Loaders over any catalog; a ValueError says what is wrong with one that cannot be trained or evaluated on.
+        """Loaders over any catalog; a ValueError says why a catalog cannot be used.
 
-        Without a cache every image is decoded and moved by itself (Pillow); with one the batches are the same
-        to within rounding, several times faster, and 4 bytes are held for each pixel of the originals
-        (`cache_pixels` says when a file is used again).
-        """
+        Without a cache, Pillow decodes and augments each image separately. With a cache, the batches are the same up to
+        rounding and several times faster to load; it needs 4 bytes for each pixel of the originals (`cache_pixels` says
+        when its file is used again)."""
         catalog = validate_catalog(catalog, ('train',)).reset_index(drop=True)
         if not (catalog.split != 'train').any():
             raise ValueError('the catalog has no query and gallery: nothing to evaluate on; give some identities '
@@ -119,7 +118,7 @@ class ReIDDataLoaders(DataLoaders):
         preprocessing: Preprocessing,  # What is done to the images that come later
         classes: list,  # Training identities in class order
     ):  # Empty loaders, as fastai's `load_learner` has them, whose `test_dl` prepares images
-        "Loaders of a model whose data are elsewhere"
+        "Loaders without images, for a model that only embeds"
         blank = np.zeros((16, 16, 3), np.uint8)  # fastai looks at one item to know what a batch is
         catalog = pd.DataFrame(dict(path=[blank, blank], pid=classes[0], camid=0, split=['train', 'query']))
         items, batches = item_transforms(preprocessing, pad=0, flip=0), batch_transforms(preprocessing, erase=0)
@@ -139,12 +138,12 @@ class ReIDDataLoaders(DataLoaders):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        "What is done to an image in validation; see `preprocessing_of`"
+        "How images are prepared in validation; see `preprocessing_of`"
         return preprocessing_of(self)
 
     @property
     def masks_found(self) -> float:
-        "Share of the training images that have a part mask, 0 to 1; 1 where there are no images"
+        "Share of the training images that have a part mask, 0 to 1; 1 if there are no images"
         items = self.train_ds.items
         if not len(items): return 1.
         return float(items['mask'].notna().mean()) if 'mask' in items else 0.
@@ -159,15 +158,15 @@ class ReIDDataLoaders(DataLoaders):
 def preprocessing_of(
     dls,  # Loaders, of this package's class or fastai's
 ) -> Preprocessing:
-    "What loaders do to an image in validation; a ValueError names a step of one's own, which no file can describe"
+    "How loaders prepare an image in validation; a ValueError names a custom transform, which no file can describe"
     fit = normalise = None
     for tfm in [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]:
         if tfm.split_idx == 0 or isinstance(tfm, NEUTRAL): continue  # 0: in training alone
         if isinstance(tfm, (FitImage, FitBatch)): fit = tfm.preprocessing
         elif isinstance(tfm, NormalizeInPlace): normalise = tfm.preprocessing
         else:
-            raise ValueError(f'{type(tfm).__name__} is no step that another program could repeat: build the loaders '
-                             'without item_tfms and batch_tfms of your own')
+            raise ValueError(f'{type(tfm).__name__} is a custom transform, which another program cannot repeat: '
+                             'build the loaders without your own item_tfms and batch_tfms')
     if not fit or not normalise:
         raise ValueError('the loaders do not resize and normalise: build them by ReIDDataLoaders')
     return replace(fit, mean=normalise.mean, std=normalise.std)
@@ -186,7 +185,7 @@ def _checked_size(size):
 
 
 def _from_pixels(catalog, cache, vocab, batch_tfms, each, **kwargs):
-    "Loaders over decoded originals; the datasets are those of the loaders without a cache"
+    "Loaders over decoded originals, with the same datasets as the loaders without a cache"
     block = ReIDDataBlock(vocab=vocab)
     dsets, pixels = block.datasets(catalog), cache_pixels(catalog, cache)
     each = [{**kw, 'pixels': [pixels[i] for i in split]} for kw, split in zip(each, dsets.splits)]

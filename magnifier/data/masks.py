@@ -28,14 +28,13 @@ log = logging.getLogger(__name__)
 def read_mask(
     path: str | Path,  # A grey or palette PNG, the labels 0..7 as its values
 ) -> np.ndarray:  # (h, w) uint8
-    """Labels of a part-mask file; of a palette PNG the indices, never the colours.
+    """Labels of a part-mask file; for a palette PNG the indices, not the colours.
 
-    A ValueError names the file where it has colour channels, labels beyond 7, or does not decode;
-    FileNotFoundError where it is missing.
-    """
+    A ValueError names a file that has colour channels or labels above 7, or does not decode; a FileNotFoundError a
+    missing one."""
     labels = read_labels(path)
     if labels.max() >= N_REGIONS or labels.min() < 0:
-        raise ValueError(f'{path}: labels {_few(np.unique(labels))}, and a part mask holds 0 to {N_REGIONS-1}; if '
+        raise ValueError(f'{path}: labels {_few(np.unique(labels))}, but a part mask has labels 0 to {N_REGIONS-1}; if '
                          'they are another parser\'s, convert them with convert_masks')
     return labels.astype(np.uint8)
 
@@ -45,7 +44,7 @@ def check_same_size(
     image: tuple,  # Width and height of its image
     name='a mask',  # The mask's file
 ):
-    "Refuses a mask that is not as large as its image: stretched over it, it would label the wrong pixels"
+    "Refuses a mask of another size than its image: stretched over it, it would label the wrong pixels"
     if mask != image:
         raise ValueError(f'{name}: mask of {mask[0]} x {mask[1]} pixels for an image of {image[0]} x {image[1]}; '
                          'write the mask at the size of its image')
@@ -55,8 +54,7 @@ def write_mask(
     path: str | Path,  # Where to; missing folders are made
     labels: np.ndarray,  # (h, w) integers 0..7
 ) -> Path:  # The file
-    """Write a part mask as a grey PNG, aside and renamed, so that a killed run leaves no half file; ValueError
-    for other labels"""
+    "Writes a part mask as a grey PNG; a kill leaves no partial file. ValueError for other labels"
     labels, path = np.asarray(labels), Path(path)
     if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in 'iub':
         raise ValueError(f'{path}: a part mask is (h, w) integers, not {labels.shape} {labels.dtype}')
@@ -67,11 +65,11 @@ def write_mask(
 
 
 def read_labels(path) -> np.ndarray:
-    """Values of a one-channel image of any labelling: (h, w); a ValueError names a file with colours, or that
-    does not decode"""
+    """Values of a one-channel image with any labels: (h, w); a ValueError names a file with colours, or that does not
+    decode"""
     with opened_image(path, 'part mask') as image: labels, mode = np.asarray(image), image.mode
     if labels.ndim != 2 or labels.dtype.kind not in 'iub':
-        raise ValueError(f'{path} is {mode}, and a label file is grey or palette')
+        raise ValueError(f'{path} is {mode}, but a label file is grey or has a palette')
     return labels
 
 
@@ -79,15 +77,14 @@ def convert_mask(
     labels: np.ndarray,  # (h, w) integers in a parser's own numbering
     table='lip',  # A name of LABEL_TABLES, a LabelTable, or the region of each label 0, 1, ...
 ) -> np.ndarray:  # (h, w) uint8, regions 0..7
-    """A parser's labels as regions; limbs that the parser does not divide are cut as LimbSplit says.
+    """A parser's labels as regions; limbs that the parser does not divide are divided as LimbSplit says.
 
-    ValueError for labels that the table does not have.
-    """
+    ValueError for labels that the table does not have."""
     labels, table = np.asarray(labels), label_table(table)
     if labels.ndim != 2 or labels.dtype.kind not in 'iub':
         raise ValueError(f'labels are (h, w) integers, not {labels.shape} {labels.dtype}')
     if labels.size and (labels.min() < 0 or labels.max() >= len(table.regions)):
-        raise ValueError(f'labels {_few(np.unique(labels))}, and the table has 0 to {len(table.regions)-1} '
+        raise ValueError(f'labels {_few(np.unique(labels))}, but the table has 0 to {len(table.regions)-1} '
                          f'({table.source})')
     regions = np.asarray(table.regions, np.uint8)[labels]
     rows, head = np.flatnonzero(regions.any(1)), np.argwhere(regions == REGIONS.index('head'))
@@ -100,8 +97,7 @@ def convert_mask(
 
 
 def _divide(regions, labels, split, *, anchor, height):
-    """Give the far end of a limb its lower region, in place; `anchor` (y, x): the limb's near end is the one
-    nearer to it"""
+    "Gives the far end of a limb the lower region, in place; the near end is the one nearer to `anchor` (y, x)"
     limb, divided = np.argwhere(np.isin(labels, split.limb)), np.argwhere(np.isin(labels, split.labels))
     if len(divided) == 0: return
     axis, centre = np.array([1., 0.]), limb.mean(0)
@@ -124,11 +120,10 @@ def convert_masks(
     workers: int | None = None,  # Threads; default: as many as there are cores
     progress: bool = True,  # Show a bar
 ) -> pd.DataFrame:  # One row a file: `path`, `mask`, `result` ('converted', 'already there', 'failed'), `problem`
-    """A folder of label files as part masks; resumable, and a file that fails does not stop the others (a
-    warning says how many did).
+    """Converts a folder of label files to part masks.
 
-    DensePose's three-channel IUV files are read by their I.
-    """
+    A stopped run continues, and a file that fails does not stop the others (a warning says how many failed). Of
+    DensePose's three-channel IUV files, I is read."""
     src, dst = existing(src), Path(dst)
     ending, convert = _converter(labels, src, images)
     files = sorted(p for p in src.rglob('*') if p.suffix.lower() == ending and not p.name.startswith('.'))
@@ -148,14 +143,15 @@ def convert_masks(
 def read_label_table(
     file: str | Path,  # A CSV file with columns `label` (0, 1, ...) and `region` (a name or 0 to 7)
 ) -> LabelTable:  # Labels that the file does not name are background
-    "A table of one's own parser; a ValueError names the file and what is wrong in it"
+    "The label table of another parser; a ValueError names the file and what is wrong in it"
     table = read_table(file)
     if not {'label', 'region'} <= set(table):
         raise ValueError(f'{file}: columns label and region are wanted, not {", ".join(table)}')
     region_of = {}
     for label, region in zip(table['label'].str.strip(), table['region'].str.strip()):
-        if not re.fullmatch(r'\d{1,5}', label): raise ValueError(f'{file}: label {label!r} is no whole number from 0')
-        if int(label) in region_of: raise ValueError(f'{file}: label {label} is there twice')
+        if not re.fullmatch(r'\d{1,5}', label):
+            raise ValueError(f'{file}: label {label!r} is not a whole number of 0 or more')
+        if int(label) in region_of: raise ValueError(f'{file}: label {label} is listed twice')
         try: region_of[int(label)], = region_indices([int(region) if region.isdigit() else region])
         except ValueError as e: raise ValueError(f'{file}: label {label}: {e}') from e
     if not region_of: raise ValueError(f'{file} names no label')
@@ -237,8 +233,7 @@ def make_stripe_masks(
     images: str | Path | pd.DataFrame | Iterable,  # A folder, a catalog, or paths
     dst: str | Path | None = None,  # Folder of the masks; default: `<folder>_ps_label`, where `find_masks` looks
 ) -> list[Path]:  # The files, in the order of the images
-    """Write `stripe_masks` for every image that has no file yet: no part masks, but horizontal bands to try
-    things out with"""
+    "Writes `stripe_masks` for every image that has no file yet: horizontal bands for a first run, not body parts"
     targets = mask_targets(images, dst)
     for p, mask in targets:
         if not mask.exists(): write_mask(mask, stripe_masks(read_image(p).size[::-1]))
@@ -248,11 +243,9 @@ def make_stripe_masks(
 def mask_report(
     catalog: pd.DataFrame,  # One row an image, `mask` filled by `find_masks`
 ) -> pd.DataFrame:  # A row a split, and one for all: images, masks, coverage, regions, area of each region
-    """How good a set's masks look in figures: coverage (share of images with a mask), body regions an image
-    shows on average, area.
+    """Statistics of a set's masks: coverage (share of images with a mask), body regions per image on average, area.
 
-    Areas are shares of the image, averaged over the masks; they add up to 1.
-    """
+    Areas are shares of the image, averaged over the masks; they add up to 1."""
     with ThreadPoolExecutor() as pool: areas = list(pool.map(_areas, catalog['mask'].dropna()))
     masked = catalog.index[catalog['mask'].notna()]
     areas = pd.DataFrame(np.reshape(areas, (-1, N_REGIONS)), index=masked, columns=REGIONS)
@@ -275,18 +268,17 @@ def mask_agreement(
     a: str | Path,  # Folder of part masks
     b: str | Path,  # Another, with the same sub-paths
 ) -> pd.DataFrame:  # One row a region: iou (NaN where neither has it), pixels in a, in b and in both
-    """How far two folders of masks agree: intersection over union by region, pixels summed over all files that
-    both have.
+    """Agreement of two folders of masks: intersection over union by region, with pixels summed over all files that both
+    have.
 
-    Files in one folder alone are counted in a warning. ValueError for none in common or a pair of two sizes.
-    """
+    A warning counts the files in only one folder. ValueError if they have no file in common, or a pair of two sizes."""
     a, b = existing(a), existing(b)
     names = [{p.relative_to(root) for p in root.rglob('*.png') if not p.name.startswith('.')} for root in (a, b)]
     common = sorted(names[0] & names[1])
     if not common:
         raise ValueError(f'{a} ({len(names[0])} PNG files) and {b} ({len(names[1])}) have no file name in common')
     alone = len(names[0] ^ names[1])
-    if alone: warnings.warn(f'{alone} masks are in one of {a} and {b} alone; {len(common)} are compared',
+    if alone: warnings.warn(f'{alone} masks are in only one of {a} and {b}; {len(common)} are compared',
                             CatalogWarning, stacklevel=2)
     with ThreadPoolExecutor() as pool: confusion = sum(pool.map(lambda n: _confusion(a / n, b / n), common))
     both, in_a, in_b = confusion.diagonal(), confusion.sum(1), confusion.sum(0)

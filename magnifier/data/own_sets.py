@@ -1,4 +1,4 @@
-"One's own data: a folder an identity, or a table, and the split into training, queries and gallery"
+"Your own data: one folder for each identity, or a table; and the split into training, queries and gallery"
 
 import csv
 import logging
@@ -33,18 +33,16 @@ def identity_folders(
     seed: int = 0,  # Of both draws; the same on every machine
     masks: str | Path | Callable | bool | None = None,  # As `find_masks` takes it; default: `<path>_ps_label`
 ) -> pd.DataFrame:  # Catalog, with the folder's name in a column `identity`
-    r"""A folder an identity: `identity_folders('people', camera=r'cam(\d+)_')` reads `people/ann/cam2_0001.jpg`.
+    r"""A folder for each identity: `identity_folders('people', camera=r'cam(\d+)_')` reads `people/ann/cam2_0001.jpg`.
 
-    Identities whose names are all numbers keep them, others are numbered in sorted order; cameras likewise.
-    Where cameras are not known, an image is compared with all others of its person: queries are camera 0 and
-    the gallery is camera 1 (training 0), as in test sets without cameras. Rows that are dropped later take
-    their queries with them: draw again by `split_queries`. ValueError for a pattern that does not match, naming
-    the file.
-    """
+    If all identities are named by numbers, these are their pids; otherwise they are numbered in sorted order. The same
+    holds for cameras. If cameras are not known, an image is compared with all others of its person: queries get camera
+    0 and the gallery camera 1 (training 0), as in test sets without cameras. If you drop rows later, draw the queries
+    again with `split_queries`. ValueError for a pattern that does not match, naming the file."""
     root = existing(path)
     files = image_files(root, recursive=True, include=include, exclude=exclude)
     loose = [p for p in files if p.parent == root]
-    if loose: raise ValueError(f'{loose[0]} lies in no identity\'s folder')
+    if loose: raise ValueError(f'{loose[0]} does not lie in an identity\'s folder')
     below = [p.relative_to(root).as_posix() for p in files]
     if split is None: _notice_layouts(root, below)
     table = pd.DataFrame(dict(path=[str(p) for p in files], identity=[p.parent.name for p in files]))
@@ -64,11 +62,10 @@ def split_queries(
     cameras: bool = True,  # Whether cameras are known; False: queries become camera 0, the gallery 1
     seed: int = 0,  # Of both draws; the same on every machine
 ) -> pd.DataFrame:  # The catalog with its splits drawn anew
-    """Draws training identities and queries again, after rows were left out or added.
+    """Draws training identities and queries again, after rows were dropped or added.
 
-    As in Market-1501, `n_query` images of each test identity and camera are queries. Who could not be matched
-    stays in the gallery: a lone image, and a person seen by one camera where there are several.
-    """
+    As in Market-1501, `n_query` images of each test identity and camera are queries. Images that cannot have a match
+    stay in the gallery: a person's only image, and a person seen by one camera if there are several cameras."""
     table = make_catalog(catalog)
     if train is None: table['split'] = table['split'].where(table['split'] == 'train', 'test')
     return make_catalog(_split(table, train, n_query, seed, cameras=cameras))
@@ -81,12 +78,10 @@ def catalog_csv(
     *,
     root: str | Path | None = None,  # Folder that relative paths start from; default: the file's own
 ) -> pd.DataFrame:  # Catalog, with the file's further columns
-    """A table of one's own: `path, pid, camid, split`, optional `mask`; identities and cameras that are names
-    are numbered, sorted.
+    """Your own table:
 
-    ValueError for columns that are not there, naming those that are. A catalog written with
-    `to_csv(index=False)` reads back the same.
-    """
+    `path, pid, camid, split`, optional `mask`; names of identities and cameras are numbered in sorted order. ValueError
+    for missing columns, with the existing ones. A catalog written with `to_csv(index=False)` reads back the same."""
     file = Path(file).expanduser().absolute()
     table = read_table(file)
     needed = ['path', 'pid', 'camid', 'split'] + (['mask'] if 'mask' in table else [])
@@ -147,7 +142,7 @@ def _numbered_rows(file):
 
 
 def _notice_layouts(root, below):
-    "Warns where folders of splits are read as one set"
+    "Warns if the folders of several splits are read as one set"
     places = sorted({b.rsplit('/', 2)[0] if b.count('/') > 1 else '.' for b in below})
     if len(places) < 2 or not any(SPLIT_FOLDER.match(part) for place in places for part in place.split('/')): return
     warnings.warn(f'{root}: identities lie in {", ".join(places[:6])}{", ..." if len(places) > 6 else ""}, and all '
@@ -158,8 +153,8 @@ def _notice_layouts(root, below):
 
 
 def _numbered(names, apart=False) -> list[int]:
-    """The numbers where all names are whole numbers of 64 bits, else places in sorted order; `apart`: 1 and 001
-    are two names"""
+    """The names as numbers if all are whole numbers of 64 bits, else their positions in sorted order; `apart`: 1 and
+    001 are two names"""
     distinct = sorted(set(map(str, names)))
     numbers = [int(n.split('.')[0]) for n in distinct if re.fullmatch(r'-?\d+(\.0+)?', n)]
     exact = len(numbers) == len(distinct) and all(abs(n) <= LARGEST for n in numbers)
@@ -169,7 +164,7 @@ def _numbered(names, apart=False) -> list[int]:
 
 
 def _ask(how, below, what) -> str:
-    "What a function, or a regex's group, says of the path below the root"
+    "The result of a function, or of a regular expression's group, for the path below the root"
     if callable(how): return str(how(below))
     found = re.search(how, below)
     if not found or not found.groups() or found[1] is None:
@@ -216,7 +211,7 @@ def _draw_queries(table, n_query, rng) -> list[str]:
 
 
 def _asking(groups, n_query, several, rng):
-    "Of a person's images, by camera, those from which queries are drawn"
+    "A person's images that queries are drawn from, by camera"
     large = [g for g in groups if len(g) > n_query]
     if len(groups) == 1:
         if several: return []  # no other camera has an answer

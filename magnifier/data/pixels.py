@@ -1,4 +1,4 @@
-"Decoded originals, in memory or mapped from a file, and loaders that resize, shift and mirror them by the batch"
+"Decoded originals, in memory or mapped from a file, and loaders that resize, shift and mirror whole batches"
 import hashlib
 import json
 import logging
@@ -62,13 +62,13 @@ def decode_pixels(
 
 
 class MappedPixels(Sequence):
-    """The arrays of a cache file, mapped: opening is instant, the system keeps in memory what is used, and
+    """The arrays of a memory-mapped cache file: opening takes no time, the system keeps in memory what is used, and
     processes share it"""
     def __init__(self,
         file: str | Path,  # Written by `cache_pixels`
         stamp: str | None = None,  # What the originals are like now; None opens whatever is there
     ):
-        "ValueError for a file that is not whole, or made from other originals than `stamp` says"
+        "ValueError for an incomplete file, or one made from other originals than `stamp` says"
         self.file = Path(file)
         size = os.path.getsize(file)
         index = _read_index(self.file, size)
@@ -94,10 +94,9 @@ def cache_pixels(
 ) -> Sequence:  # (4,h,w) uint8 arrays in the catalog's order; 4 bytes a pixel (Market-1501's training set: 404 MiB)
     """All originals of a catalog, decoded.
 
-    On disk they are one file for each list of paths, there whole or not at all, and used again as long as every
-    image and mask has the size and time it had; else it is written anew. ValueError as `read_pixels`; OSError
-    where nothing can be written.
-    """
+    On disk, each list of paths has one file, which a kill never leaves incomplete. It is used again while every image
+    and mask has the same size and time; otherwise it is written again. ValueError as in `read_pixels`; OSError if
+    nothing can be written."""
     rows = list(zip(catalog['path'], [m if isinstance(m, str) else None for m in catalog['mask']]))
     if where == 'ram': return list(decode_pixels(rows, workers))
     if where != 'disk' and not isinstance(where, Path):
@@ -128,7 +127,7 @@ def _write(part, stamp, arrays):
 
 
 def _read_index(file, size):
-    "The JSON before the last bytes, with its `length`; a ValueError for anything else"
+    "The JSON before the last bytes and its `length`; a ValueError for other files"
     with open(file, 'rb') as f:
         f.seek(max(0, size - TAIL))
         length = int.from_bytes(f.read(TAIL), 'little')
@@ -175,7 +174,7 @@ class FitBatch(OwnGenerator, DisplayedTransform):
         return image, TensorPartMask(resample_labels(pixels[:, 3], rows, columns)), TensorIdentity(identity[0])
 
     def _draw(self, n, training):
-        "Positions of rows and columns; the same draws on every device"
+        "Positions of rows and columns, with the same random numbers on every device"
         height, width = self.preprocessing.size
         if not training:
             still = torch.zeros(n, dtype=torch.long)
@@ -194,9 +193,8 @@ class FitBatch(OwnGenerator, DisplayedTransform):
 class PixelBatches(IdentityBatches):
     """`IdentityBatches` that takes decoded originals instead of one item after the other.
 
-    Same batches of identities for the same seed, same types; `FitBatch` has to be among its `after_batch`.
-    Images that are not in `pixels`, as those of `test_dl`, are decoded as they are needed and go the same way.
-    """
+    Same batches of identities for the same seed, same types; `FitBatch` has to be among its `after_batch`. Images that
+    are not in `pixels`, such as those of `test_dl`, are decoded when they are needed."""
     def __init__(self,
         dataset=None,  # A fastai Datasets over a catalog, or over images alone
         pixels=None,  # (4,h,w) uint8 arrays, one an item; None decodes the files as they are needed
@@ -206,7 +204,7 @@ class PixelBatches(IdentityBatches):
         super().__init__(dataset, **kwargs)
 
     def before_iter(self):
-        "Identities are made here, before there are workers"
+        "Computes the identities before the workers start"
         super().before_iter()
         if self.n and self._labelled: self._all_identities()
 
@@ -230,7 +228,7 @@ class PixelBatches(IdentityBatches):
         return items['path'].iat[i], mask if isinstance(mask, str) else None
 
     def _all_identities(self):
-        "(n,4) of the whole dataset, made once"
+        "(n,4) identities of the whole dataset, computed once"
         if self._identities is None:
             items = self.dataset.items
             categorize = first(t for t in self.dataset.tls[-1].tfms.fs if isinstance(t, IdentityCategorize))
@@ -239,7 +237,7 @@ class PixelBatches(IdentityBatches):
         return self._identities
 
     def new(self, dataset=None, cls=None, **kwargs):
-        "A loader like this one; over another dataset it decodes as it goes"
+        "A loader like this one; it decodes the images of another dataset when they are needed"
         same = dataset is None or dataset is self.dataset
         return super().new(dataset, cls, **{'pixels': self.pixels if same else None, **kwargs})
 

@@ -1,4 +1,4 @@
-"How an image is prepared for a model, said once: for loaders, for cached batches, and for programs without torch"
+"How an image is prepared for a model: for loaders, for cached batches, and for programs without torch"
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Preprocessing:
         height,  # Heights of images: a NumPy integer, an integer array or tensor
         width,  # Their widths
     ) -> tuple:  # Heights and widths that the images are resized to, of the same kind
-        "The room that an image takes in the middle of the input: all of it, or as much as its aspect ratio leaves"
+        "The size that an image takes in the middle of the input: all of it, or as much as its aspect ratio allows"
         rows, columns = self.size
         if self.fit == 'squish': return height*0 + rows, width*0 + columns
         # Half a pixel is rounded up; the side that limits the image comes out as the input's own
@@ -83,16 +83,16 @@ class Preprocessing:
         return frame
 
     def to_json(self) -> dict:  # Values that JSON takes
-        "What happens to an image, in words for a file"
+        "The preparation as JSON values, for a file"
         return dict(size=list(self.size), resize=self.fit, mean=list(self.mean), std=list(self.std), **FIXED)
 
     @classmethod
     def from_json(cls,
         found: dict,  # What a file says, as `to_json` wrote it
     ) -> 'Preprocessing':
-        "What a file says; a ValueError for steps that this version does not know"
+        "The preparation that a file describes; a ValueError for steps that this version does not know"
         if not isinstance(found, dict) or set(found) != KEYS:
-            raise ValueError(f'preprocessing {found!r}: {", ".join(sorted(KEYS))} are wanted, and no more')
+            raise ValueError(f'preprocessing {found!r}: {", ".join(sorted(KEYS))} are needed, and nothing else')
         other = {k: v for k, v in FIXED.items() if found[k] != v}
         if other: raise ValueError(f'preprocessing {({k: found[k] for k in other})}: this version knows {other}')
         return cls(found['size'], found['resize'], found['mean'], found['std'])

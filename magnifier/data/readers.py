@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class PublishedSet(NamedTuple):
-    "What a data set is called, and how much of it was published"
+    "A data set's title, and its published numbers of images and identities"
     title: str
     names: tuple[str, ...]  # Usual names of its root
     counts: dict[str, tuple[int, int]]  # Split -> images, identities
@@ -66,10 +66,9 @@ def market1501(
 ) -> pd.DataFrame:  # Catalog
     """Market-1501 (Zheng et al. 2015), or any set with its layout and names, `0002_c1s1_000451_03.jpg`.
 
-    Junk (-1) is left out and counted in the log; distractors (0000) stay in the gallery. Cameras keep the
-    numbers of the names. FileNotFoundError where the folders are not there; ValueError for an empty one or an
-    image whose name does not parse.
-    """
+    Junk (-1) is left out and counted in the log; distractors (0000) stay in the gallery. Cameras keep the numbers of
+    the names. FileNotFoundError for missing folders; ValueError for an empty folder or an image name of another
+    form."""
     return _market_style('market1501', path, masks, expected)
 
 
@@ -115,9 +114,8 @@ def cuhk03(
     """CUHK03 (Li et al. 2014) from its raw .mat, with the new protocol's split (Zhong et al. 2017).
 
     The first call writes the images as PNGs in CUHK03-NP's layout, into a folder that gets its name when it is
-    complete, so that a killed run is taken up again; later calls read those. ImportError without h5py;
-    ValueError where a file is not what it should be.
-    """
+    complete, so a killed call is continued by the next; later calls read the PNGs. ImportError without h5py; ValueError
+    for a wrong file."""
     _check_kind(kind)
     root = existing(path)
     out = root / 'cuhk03-np' if out is None else Path(out).expanduser().absolute()
@@ -132,13 +130,12 @@ def msmt17(
     *,
     val_in_train: bool = True,  # `list_val.txt` is trained on, as in most published figures; False: left out
 ) -> pd.DataFrame:  # Catalog
-    """MSMT17 (Wei et al. 2018), V1 or V2, by its lists of "path identity"; the camera is the third field of a
-    file's name.
+    """MSMT17 (Wei et al. 2018), V1 or V2, by its lists of "path identity"; the camera is the third field of a file's
+    name.
 
-    Training and test identities are numbered from 0 each and are other people: test identities are moved up
-    past the training's. FileNotFoundError where a list, or an image in it, is not there; ValueError, with the
-    line, where one does not parse.
-    """
+    Both training and test identities are numbered from 0 but are different people, so test identities are numbered
+    after the training's. FileNotFoundError for a missing list or image; ValueError, with the line, for a line of
+    another form."""
     root, (train, test) = _msmt17_root(path)
     lists = {name: _read_list(root / f'list_{name}.txt', root / (train if name in ('train', 'val') else test))
              for name in ('train', 'val', 'query', 'gallery')}
@@ -176,7 +173,8 @@ def occluded_reid(
 
 
 def _market_style(key, path, masks=None, expected='auto', named=None):
-    "Catalog of a set with Market-1501's three folders; `named`: the folder whose name says whether it is the real set"
+    """Catalog of a set with Market-1501's three folders; `named`: the folder with the name that says whether this is
+    the real set"""
     published = PUBLISHED[key]
     root = find_root(path, MARKET_FOLDERS.values(), published.names if named is None else (), published.title)
     rows = [row for split, folder in MARKET_FOLDERS.items() for row in _market_rows(root / folder, split)]
@@ -210,13 +208,13 @@ def _finished(rows, published, root, masks, expected):
 
 
 def _expects(expected, root, names) -> bool:
-    "Whether to compare counts: 'auto' where the root has one of the real set's names"
+    "Whether to compare counts: with 'auto', if the root has one of the real set's names"
     if expected not in (True, False, 'auto'): raise ValueError(f"expected={expected!r}: use True, False or 'auto'")
     return plain(root.name) in {plain(n) for n in names} if expected == 'auto' else expected
 
 
 def _check_counts(catalog, published):
-    "One warning for the splits whose images or identities are not those of the published set"
+    "One warning for the splits with other numbers of images or identities than the published set"
     wrong = []
     for split in SPLITS:
         c = catalog[catalog['split'] == split]
@@ -225,8 +223,8 @@ def _check_counts(catalog, published):
             images, people = published.counts[split]
             wrong.append(f'{split} has {seen[0]:,} images of {seen[1]:,} identities, expected {images:,} of {people:,}')
     if wrong:
-        warnings.warn(f'{published.title}: {"; ".join(wrong)}. The copy may be incomplete; expected=False if it is '
-                      'meant so',
+        warnings.warn(f'{published.title}: {"; ".join(wrong)}. The copy may be incomplete; pass '
+                      'expected=False if this is intended',
                             CatalogWarning, stacklevel=2)
 
 

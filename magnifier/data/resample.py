@@ -37,9 +37,8 @@ def bilinear_weights(
 ) -> torch.Tensor:  # (m, size, longest) float32; each of the first `fitted` rows adds up to 1
     """Weights of the original's pixels in each resized one: Pillow's bilinear filter.
 
-    A triangle between pixel centres; where an image shrinks it widens with the factor (antialiasing), so that
-    no pixel is skipped.
-    """
+    A triangle between pixel centres. If an image shrinks, the triangle widens by the same factor (antialiasing), so no
+    pixel is skipped."""
     lengths = lengths[:, None, None].float()  # (m, 1, 1)
     factor = lengths/fitted[:, None, None]
     centre = (torch.arange(size, device=lengths.device)[:, None] + .5)*factor
@@ -53,11 +52,10 @@ def resample_images(
     rows: Axis,  # Of H output pixels
     columns: Axis,  # Of W output pixels
 ) -> torch.Tensor:  # (n,c,H,W) float32 in [0,1]; black outside of the image
-    """Bilinear resize with antialiasing, padding, shift and mirror at once, in float32: within rounding what
-    Pillow gives.
+    """Bilinear resize with antialiasing, padding, shift and mirror at once, in float32: within rounding what Pillow
+    gives.
 
-    Resampling is linear along each axis, so an image is A_rows X A_columns^T.
-    """
+    Resampling is linear along each axis: A_rows X A_columns^T."""
     n, c, h, w = pixels.shape
     with torch.autocast(pixels.device.type, enabled=False):
         down = _axis_matrices(rows, h)/255                           # (n,H,h)
@@ -72,7 +70,7 @@ def resample_labels(
     rows: Axis,  # Of H output pixels
     columns: Axis,  # Of W output pixels
 ) -> torch.Tensor:  # (n,H,W) int64; background outside of the image, but `NO_MASK` everywhere where there is no mask
-    "Nearest resize by pixel centres, as Pillow's, with padding, shift and mirror: no label is ever mixed"
+    "Nearest-neighbour resize by pixel centres as in Pillow, with padding, shift and mirror: labels are never mixed"
     n, h, w = labels.shape
     missing = labels[:, 0, 0] == NO_MASK
     labels = pad_with_zeros(labels, (0, 1, 0, 1))  # a column and a row of background, for what lies outside
@@ -85,7 +83,7 @@ def resample_labels(
 
 
 def _axis_matrices(axis, longest):
-    "(n, size, longest): the weights of `bilinear_weights` at the positions asked for, nothing outside"
+    "(n, size, longest): the weights of `bilinear_weights` at the given positions, 0 outside"
     lengths, fitted, which = _distinct(axis)
     size = axis.positions.shape[1]
     weights = bilinear_weights(lengths, fitted, longest, size).flatten(0, 1)
@@ -113,8 +111,7 @@ def _within(axis):
 
 
 def _distinct(axis):
-    """(m,) lengths and what they are resized to, each pair once, and (n,) which pair an image has: most sets
-    have one size"""
+    "(m,) pairs of a length and its resized length, each once, and (n,) the pair of each image: most sets have one size"
     base = axis.positions.shape[1] + 1  # above any of `fitted`
     pairs, which = (axis.lengths*base + axis.fitted).unique(return_inverse=True)
     return pairs//base, pairs % base, which

@@ -1,4 +1,4 @@
-"Image and mask moved together; erasing of the image alone, drawn per image"
+"Transforms that move image and mask together, and random erasing of the image alone"
 import math
 import random
 
@@ -13,8 +13,8 @@ __all__ = ['RandomPadCrop', 'EraseBoxes', 'item_transforms', 'batch_transforms']
 
 
 class OwnGenerator:
-    """Mixin of a transform that draws: a generator of its own, whose state travels with it into exported
-    learners and workers"""
+    """Mixin of a random transform: it has its own generator, and the generator's state is copied to exported learners
+    and workers"""
     def seed_generator(self,
         seed: int,  # The same seed gives the same draws on every machine
     ):
@@ -46,7 +46,7 @@ class FitImage(Transform):
 
 
 def _outside(image):
-    "What lies around an image: black; around a mask background, but a missing mask stays missing to its last pixel"
+    "The padding: black for an image, background for a mask; a missing mask stays missing everywhere"
     return NO_MASK if isinstance(image, PILMask) and image.getpixel((0, 0)) == NO_MASK else 0
 
 
@@ -98,8 +98,7 @@ def erase_boxes(
 
 
 class NormalizeInPlace(Normalize):
-    """fastai's Normalize without two copies of a batch that nobody else holds; on a CPU those take as long as
-    resizing does"""
+    "fastai's Normalize without its two copies of a batch, which on a CPU take as long as resizing"
     def __init__(self,
         preprocessing: Preprocessing,  # Mean and standard deviation
     ):
@@ -110,7 +109,7 @@ class NormalizeInPlace(Normalize):
 
 
 class EraseBoxes(OwnGenerator, RandTransform):
-    "Erases one box per image; the mask stays, for the body part is still there"
+    "Erases one box per image, but not in the mask, since the body part is still there"
     order, split_idx = 100, 0  # after Normalize (99): zero is then the ImageNet mean
     def __init__(self,
         p: float = 0.5,  # Probability per image
@@ -129,13 +128,13 @@ class EraseBoxes(OwnGenerator, RandTransform):
 
 
 def _erase_one_by_one(x, boxes):
-    "Zero in the boxes, in place, touching nothing else: what suits a CPU"
+    "Sets the boxes to zero in place, which is fastest on a CPU"
     for image, (top, bottom, left, right) in zip(x, boxes.tolist()): image[:, top:bottom, left:right] = 0
     return x
 
 
 def _erase_at_once(x, boxes):
-    "The same without a wait for the device"
+    "The same without waiting for the device"
     top, bottom, left, right = (boxes[:, i, None, None] for i in range(4))  # each (n,1,1)
     rows, columns = torch.arange(x.shape[2], device=x.device)[:, None], torch.arange(x.shape[3], device=x.device)
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)  # (n,h,w)

@@ -53,7 +53,7 @@ def test_who_was_where(gallery, streams, tmp_path, capsys):
 @pytest.mark.parametrize('kwargs, said', [
     (dict(video='cam1.mp4', camera=1), 'cam1.mp4: no such video'),
     (dict(video='cam1.mp4', src='crops'), 'name one of'),
-    (dict(video='cam1.mp4'), 'say which camera took it, as --camera 1'),
+    (dict(video='cam1.mp4'), 'name the camera that took it, as --camera 1'),
 ])
 def test_a_mistake_is_one_line(kwargs, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -139,7 +139,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path):
     (tmp_path/'endless.jpg').symlink_to('/dev/zero')
     (tmp_path/'folder.jpg').mkdir()
     for name in ('pipe.jpg', 'endless.jpg', 'folder.jpg'):
-        with pytest.raises(UnreadableImage, match=f'{name}: no regular file'): read_image(tmp_path/name)
+        with pytest.raises(UnreadableImage, match=f'{name}: not a regular file'): read_image(tmp_path/name)
     with pytest.raises(UnreadableImage, match='null'): read_image('a\0b.jpg')
 
 

@@ -60,7 +60,7 @@ def test_one_or_many():
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(gamma=2), 'gamma.*are wanted, and no more'),
+    (dict(gamma=2), 'gamma.*are needed, and nothing else'),
     (dict(channels='BGR'), "channels': 'BGR'.*this version knows.*RGB"), (dict(size=[32]), 'height and width'),
     (dict(size=[32, 16.]), 'height and width'), (dict(size=[32, 10**6]), 'height and width'),
     (dict(mean=[1]), 'three numbers'), (dict(std=[0, 1, 1]), 'above 0')])
