@@ -1,4 +1,4 @@
-"Files and folders that are there whole or not at all, and folders that one process keeps for itself while it works"
+"Files and folders that appear only when they are complete, and locks that reserve a folder for one process"
 
 import errno
 import glob
@@ -27,8 +27,8 @@ def aside(
     *,
     synced: bool = True,  # Wait for the disk, as a power cut asks for; False for thousands of small files
 ):  # Path to write to, hidden, in the same folder and of this call alone
-    """A file beside `file` that takes its place once it is written; where writing fails or is killed, `file` stays
-    as it was. An OSError that names `file` where it cannot be written"""
+    """A temporary file beside `file` that replaces it when the block ends; if writing fails or is killed, `file` stays
+    as it was. An OSError names a `file` that cannot be written"""
     file = Path(file)
     part = _part_of(file)
     with _named(file, part):
@@ -50,9 +50,9 @@ def aside_folder(
     *,
     exist_ok: bool = False,  # The files join a folder that is there, and replace those of their names one by one
 ):  # Path to an empty hidden folder, beside `folder` and of this call alone
-    """A folder that takes the place of `folder` once it is filled; where filling it fails or is killed, nothing
-    changes. What killed processes left beside `folder` is removed. A FileExistsError where `folder` holds anything
-    (an empty one is replaced), and an OSError that names `folder` where it cannot be written"""
+    """A temporary folder that replaces `folder` when the block ends; if the block fails or is killed, nothing changes.
+    What killed processes left beside `folder` is removed. A FileExistsError if `folder` is not empty; an OSError names
+    a `folder` that cannot be written"""
     folder = Path(folder)
     part = _part_of(folder)
     whole = part/'whole'
@@ -72,7 +72,7 @@ def clear_leftovers(
     folder,  # Where to look; it need not be there
     name: str = None,  # Of the file or folder that was written; None for all
 ):
-    "Removes what `aside` and `aside_folder` left when their process was killed; what a living process is writing stays"
+    "Removes what killed processes left of `aside` and `aside_folder`; what a running process is writing stays"
     for part in Path(folder).glob(f'.{"*" if name is None else glob.escape(name)}-*.part'):
         lock_file = part/'lock' if part.is_dir() else part
         with suppress(FileNotFoundError):  # another process clears as well
@@ -84,14 +84,15 @@ def clear_leftovers(
 def locked(
     folder,  # Made where it is not there
 ):
-    """Keeps `folder` for this process until the block or the process ends, however it ends. A BlockingIOError where
-    another process, or another thread of this one, keeps it"""
+    """Reserves `folder` for this process until the block or the process ends. A BlockingIOError if another process, or
+    another thread of this one, has reserved it"""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder/'.lock'
     lock = _take_lock(file, without=True)
     if not lock:
-        raise BlockingIOError(f'{folder}: another process is at work in this folder. Wait for its end, or name another')
+        raise BlockingIOError(f'{folder}: another process is using this folder. Wait until it ends, or name another '
+                              'folder')
     try: yield
     finally: _drop(lock, file)
 
@@ -101,11 +102,11 @@ def _part_of(path): return path.with_name(f'.{path.name}-{secrets.randbelow(10**
 
 def _refuse_filled(folder):
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f'{folder} is there and not empty: name another folder, or remove it')
+        raise FileExistsError(f'{folder} exists and is not empty: name another folder, or remove it')
 
 
 def _settle(whole, folder, exist_ok):
-    "Puts a filled folder in its place, or its files into the folder that is there"
+    "Moves a filled folder to its place, or its files into the existing folder"
     if exist_ok and folder.is_dir():
         for file in sorted(whole.iterdir()): os.replace(file, folder/file.name)
         return
@@ -120,7 +121,7 @@ def _settle(whole, folder, exist_ok):
 
 @contextmanager
 def _named(path, part):
-    "Errors of writing `part` become an OSError that names `path`; errors about other files pass"
+    "Errors of writing `part` become an OSError that names `path`; errors about other files are not changed"
     try: yield
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else _refusal(part)
@@ -129,7 +130,7 @@ def _named(path, part):
 
 
 def _refusal(part):
-    "What the disk says to one more megabyte, or None: torch has no error of its own for a full disk"
+    "The disk's error on writing one more megabyte, or None: torch raises no specific error for a full disk"
     if not part.is_file(): return None
     try:
         with open(part, 'ab') as f: f.write(bytes(1 << 20))
@@ -137,7 +138,7 @@ def _refusal(part):
 
 
 def _concerns(error, part):
-    "Whether the system raised this error for `part`, for something in it, or for a folder on the way to it"
+    "Whether this system error is about `part`, something in it, or a folder above it"
     if error.strerror is None: return False
     if not isinstance(error.filename, (str, os.PathLike)): return True
     there, here = Path(os.path.abspath(error.filename)), Path(os.path.abspath(part))
@@ -145,15 +146,15 @@ def _concerns(error, part):
 
 
 def _new_lock(file):
-    "The lock of a file that nobody else knows; a process that clears leftovers may still be quicker"
+    "The lock of a new file; tries again if another process removes the file as a leftover before it is locked"
     lock = None
     while not lock: lock = _take_lock(file, without=True)
     return lock
 
 
 def _take_lock(file, without):
-    """An open file that holds the lock of `file`, or None where another does; `without` is the answer where there
-    are no locks"""
+    """An open file that holds the lock of `file`, or None if another process holds it; `without` is returned on systems
+    without locks"""
     handle = open(file, 'ab', buffering=0)
     if _lock(handle, without) and _is_at(file, handle):
         _held.add(handle)
@@ -176,7 +177,7 @@ def _lock(handle, without):
 
 
 def _is_at(file, handle):
-    "Whether `file` is still what was opened: its last holder may have removed it in between"
+    "Whether `file` is still the opened file: its last owner may have removed it in between"
     try: return os.path.samestat(os.stat(file), os.fstat(handle.fileno()))
     except FileNotFoundError: return False
 
@@ -187,8 +188,8 @@ def _release(lock):
 
 
 def _drop(lock, path):
-    """Removes `path`, file or folder, and gives up its lock: in this order, so that nobody takes a lock that is
-    about to go"""
+    """Removes `path`, file or folder, and then releases its lock: in this order, so that nobody takes the lock of a
+    removed file"""
     if WINDOWS: _release(lock)  # it removes no open file
     if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
     else:

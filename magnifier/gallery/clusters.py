@@ -1,4 +1,4 @@
-"Who might be the same person: clusters of unlabelled pictures, as a starting point for labels"
+"Clusters of unlabelled images that may show the same person, as a starting point for labels"
 import warnings
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ def jaccard_neighbours(
     k1: int = 10,  # Neighbours that must be mutual; at most a quarter of the pictures
     k2: int = 2,  # Neighbours whose encodings are averaged; more make people larger, and strangers join them
 ) -> csr_array:  # (n, n) 1 - Jaccard distance of the k-reciprocal encodings, stored where pictures share a neighbour
-    """How much two pictures' neighbourhoods overlap (Zhong et al., CVPR 2017, without the plain distance),
-    for all pairs of one set"""
+    """Overlap of two images' neighbourhoods (Zhong et al., CVPR 2017, without the original distance), for all pairs of
+    one set"""
     check_settings(k1, k2, 0)
     k1 = min(k1, max(1, len(features)//4))  # or all of a few images would be each other's neighbours
     k2 = min(k2, max(1, len(features)//12))
@@ -36,8 +36,8 @@ def identity_clusters(
     k1: int = 10,  # Neighbours that must be mutual: fewer than a person has images, or strangers join
     k2: int = 2,  # Neighbours whose encodings are averaged; more make people larger, and strangers join them
 ) -> np.ndarray:  # (n,) cluster numbers from 0, the largest first; -1 for pictures in none
-    """DBSCAN on k-reciprocal distances. They are proposals: people who look alike share a cluster, and one
-    person may have several. ValueError for settings that mean nothing, ImportError without scikit-learn"""
+    """DBSCAN on k-reciprocal distances. They are proposals: people who look alike can share a cluster, and one person
+    can have several. ValueError for invalid settings, ImportError without scikit-learn"""
     try: from sklearn.cluster import DBSCAN
     except ImportError as e:
         raise ImportError("clusters need scikit-learn: pip install 'magnifier-reid[gallery]'") from e
@@ -53,7 +53,7 @@ def identity_clusters(
 
 
 def _by_size(labels):
-    "Clusters renumbered, the largest first"
+    "Clusters renumbered by size, the largest first"
     found, counts = np.unique(labels[labels >= 0], return_counts=True)
     number = {old: new for new, old in enumerate(found[np.argsort(-counts, kind='stable')])}
     return np.array([number.get(label, -1) for label in labels], dtype=int)

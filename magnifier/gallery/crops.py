@@ -1,4 +1,4 @@
-"Crops for a gallery: a folder as a tracker leaves it, or a table; cameras and times from file names"
+"Crops for a gallery, from a folder or a table, with cameras and times from the file names"
 import re
 from pathlib import Path
 
@@ -21,8 +21,8 @@ def crops_folder(
     path: str | Path,  # Folder of images, with folders in it or without
     pattern: str | tuple = CROP_PATTERN,  # Regular expressions with groups pid, camid, time
 ) -> pd.DataFrame:  # Columns path, pid, camid, time (seconds since 1970 in UTC); None where a name does not say
-    """A folder as a table for `Gallery.add`. ValueError for a pattern without groups, a time that is none, a
-    folder without images"""
+    """A folder as a table for `Gallery.add`. ValueError for a pattern without groups, an invalid time, a folder without
+    images"""
     root, patterns = existing(path), [pattern] if isinstance(pattern, str) else list(pattern)
     for p in patterns: _check_pattern(p)
     return pd.DataFrame([_row(file, root, patterns) for file in image_files(root, recursive=True)], dtype=object)
@@ -50,7 +50,7 @@ def _known(text): return None if text.strip().lower() in MISSING else text.strip
 
 
 def _row(file, root, patterns):
-    "What a file's name says"
+    "Identity, camera and time from a file's name"
     name, said = file.relative_to(root).as_posix(), {}
     for pattern in patterns:
         found = re.search(pattern, name, re.I)
@@ -65,7 +65,7 @@ def _row(file, root, patterns):
 
 def _check_pattern(pattern):
     try: groups = set(re.compile(pattern).groupindex)
-    except re.error as e: raise ValueError(f'pattern {pattern!r} is no regular expression: {e}') from e
+    except re.error as e: raise ValueError(f'pattern {pattern!r} is not a regular expression: {e}') from e
     if not groups or not groups <= {'pid', 'camid', 'time'}:
         raise ValueError(f'pattern {pattern!r}: named groups pid, camid, time wanted, as in c(?P<camid>\\d+); it has '
                          f'{sorted(groups) or "none"}')

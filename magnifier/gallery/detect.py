@@ -24,9 +24,8 @@ def track_people(
     device=None,  # None takes the GPU where there is one
     bs: int = 4,  # Frames at once
 ) -> pd.DataFrame:  # Boxes of tracks, as `read_mot` gives them
-    """Who walks where through a video, as one camera can tell. Boxes that no track takes up are left out.
-    ValueError for an unknown tracker and for a video in which nobody is found; OSError as of
-    `person_network`."""
+    """Tracks of the people in one camera's video. Boxes that belong to no track are left out. ValueError for an unknown
+    tracker and for a video in which nobody is found; OSError as of `person_network`."""
     import torch
     if tracker not in TRACKERS: raise ValueError(f'unknown tracker {tracker!r}: use one of {", ".join(TRACKERS)}')
     link = _linker(tracker, video.fps, min_score)

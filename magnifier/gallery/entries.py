@@ -1,4 +1,4 @@
-"What goes into a gallery: images and their labels in one table, keys from content, times in one form"
+"The input of a gallery: images and their labels in one table, keys computed from the content, times in one form"
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ SPAN = 9.2e9  # Seconds before and after 1970 that pandas' times hold, which hit
 
 
 class ReadImage(NamedTuple):
-    "An image that was read, or why it could not be"
+    "An image that was read, or the reason why it could not be read"
 
     key: str  # Of its content: the same bytes are the same image, whatever the file is called
     image: Image.Image | None  # Decoded, mode RGB; None where that failed
@@ -34,8 +34,7 @@ def entries(
     images,  # Catalog; or one image as `read_image` takes it, or several
     **labels,  # pids, camids, times, paths, tracklets: one an image, or None
 ) -> pd.DataFrame:  # Columns item, path, pid, camid, time, tracklet; None where unknown
-    """Images and labels in one table; a ValueError where their numbers differ, a TypeError for labels that
-    are no numbers"""
+    "Images and labels in one table; a ValueError if their numbers differ, a TypeError for labels that are not numbers"
     table = _of_catalog(images, labels) if isinstance(images, pd.DataFrame) else _of_items(images, labels)
     if not len(table): raise ValueError('no images: give at least one path, image or catalog row')
     forms = dict(pid=identity, camid=lambda c: number(c, 'camids'), time=timestamp, tracklet=_name)
@@ -84,7 +83,7 @@ def number(
     x,  # An id
     name: str,  # What to call it in an error
 ) -> int | None:  # None where it is missing
-    "A whole number, or a TypeError that says what to do; a ValueError for one of more than 63 bits"
+    "A whole number; a TypeError for other types, a ValueError for more than 63 bits"
     if _missing(x): return None
     whole = isinstance(x, (int, np.integer)) and not isinstance(x, (bool, np.bool_))
     if not whole and not (isinstance(x, (float, np.floating)) and float(x).is_integer()):
@@ -100,7 +99,7 @@ def number(
 def identity(
     pid,  # An identity, or -1 for junk: a person that nobody named
 ) -> int | None:  # None where it is junk or missing
-    "An identity as a gallery keeps it; a TypeError for what is no whole number"
+    "An identity as a gallery keeps it; a TypeError if it is not a whole number"
     pid = number(pid, 'pids')
     return None if pid == -1 else pid
 
@@ -138,8 +137,8 @@ def _seconds(t):
 def content_key(
     item,  # An image as `read_image` takes it
 ) -> str:  # 32 hexadecimal digits
-    """Of the bytes of a file, or of the pixels of an image in memory: the same content has the same key.
-    Errors as of `read_image`"""
+    """The key of a file's bytes, or of the pixels of an image in memory: the same content has the same key. Errors as
+    in `read_image`"""
     if isinstance(item, (bytes, bytearray)): return _hashed([item])
     if isinstance(item, (str, os.PathLike)):
         if not os.path.isfile(item): read_image(item)  # says what it is instead
@@ -171,7 +170,7 @@ def problem(
     error,  # Raised by `content_key` or `read_image`
     item,  # For this image
 ) -> str:
-    "What is wrong with an image, without its name, which is told beside it"
+    "What is wrong with an image, without its name"
     if isinstance(error, UnicodeEncodeError): return 'its name is no UTF-8: rename it'
     return str(error).removeprefix(f'{image_name(item)}: ') or type(error).__name__
 
@@ -180,7 +179,7 @@ def stored_image(
     path: str | None,  # As a gallery has it
     key: str,  # The key that it has for that path
 ) -> Image.Image | None:  # Mode RGB; None where the file is gone, or is another by now
-    "The image that was added under a path, as long as its content is what it was"
+    "The image that was added under a path, if its content has not changed"
     if not path: return None
     if is_address(path): return _cut_again(path, key)
     read = read_entry(path)
@@ -199,9 +198,9 @@ def _cut_again(address, key):
 def fingerprint_of(
     embedder,  # A learner, an Embedder, or whatever has their two names
 ) -> str:  # Its fingerprint
-    "Which model an embedder is; a TypeError for what is none"
+    "The fingerprint of an embedder's model; a TypeError if it has none"
     if not hasattr(embedder, 'fingerprint') or not hasattr(embedder, 'embed'):
-        raise TypeError(f'{type(embedder).__name__} is no embedder: a learner or an Embedder is wanted, with '
+        raise TypeError(f'{type(embedder).__name__} is not an embedder: a learner or an Embedder is wanted, with '
                         '`.embed` and `.fingerprint`')
     return str(embedder.fingerprint)
 
@@ -209,7 +208,7 @@ def fingerprint_of(
 def as_array(
     x,  # Array or tensor, of any device and precision
 ) -> np.ndarray:  # float32
-    "Numbers as NumPy has them, without importing torch for those that are no tensors"
+    "Numbers as a NumPy array, without importing torch if they are not a tensor"
     return np.asarray(x.detach().cpu().float() if hasattr(x, 'detach') else x, np.float32)
 
 
@@ -217,7 +216,7 @@ def unit_rows(
     embeddings,  # What an embedder gave
     n: int,  # How many rows there must be
 ) -> np.ndarray:  # (n, d) float32, rows of length 1
-    "Embeddings as a gallery takes them; a ValueError for those that have no direction"
+    "Embeddings of length 1; a ValueError for those that are zero, NaN or infinite"
     x = as_array(embeddings)
     if x.ndim != 2 or len(x) != n: raise ValueError(f'{n} images gave embeddings of shape {x.shape}: ({n}, d) wanted')
     norms = np.linalg.norm(x, axis=1, keepdims=True)

@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 
 
 class GalleryWarning(UserWarning):
-    "Images that did not come into a gallery"
+    "Images that could not be added to a gallery"
 
 
 class Added(NamedTuple):
-    "What became of images that were added"
+    "The result of adding images"
 
     added: int  # New in the gallery
     known: int  # There already, or twice in the call: left as they were
@@ -52,11 +52,11 @@ class Gallery:
     """Images of people that can be searched: `g.add(learn, catalog)`, then `g.search(learn, image, k=10,
     not_camera=3)`.
 
-    A local gallery is a folder (a LanceDB table), and so is one on object storage; a server's address gives
-    the same gallery in a Milvus cluster. Several processes may add, search and delete at once. What is kept
-    of an image is its path, identity, camera, time (UTC) and embedding, never its pixels. ValueError for a
-    folder that holds something else, ImportError where the engine is missing, OSError for damaged files and
-    for an address where no server answers."""
+    A local gallery is a folder (a LanceDB table), and so is one on object storage; a server's address gives the same
+    gallery in a Milvus cluster. Several processes may add, search and delete at the same time. A gallery keeps an
+    image's path, identity, camera, time (UTC) and embedding, never its pixels. ValueError for a folder that holds
+    something else, ImportError without the database library, OSError for damaged files and an address where no server
+    answers."""
 
     def __init__(self,
         uri: str = 'people',  # A folder, one on object storage (s3://bucket/people), or a server (http://host:19530)
@@ -77,14 +77,14 @@ class Gallery:
 
     @property
     def regions(self) -> bool:
-        """Whether each region's embedding is kept: as the gallery was made, or as it was asked for where it
-        is still empty"""
+        """Whether the embedding of each region is kept: as when the gallery was made, or for an empty gallery as
+        requested"""
         about = self.store.about
         return about['regions'] > 0 if about else self._regions_asked
 
     def _check_regions(self):
         if self._regions_asked and not self.regions:
-            raise ValueError(f'{self.uri} keeps no regions: regions=True is for a new gallery; make it anew, or '
+            raise ValueError(f'{self.uri} keeps no regions: regions=True is for a new gallery; make a new one, or '
                              'leave it out')
 
     def __enter__(self): return self
@@ -96,7 +96,7 @@ class Gallery:
     def __repr__(self): return f'Gallery({self.uri!r}): {len(self)} images'
 
     def close(self):
-        "Lets go of memory, files or the connection"
+        "Releases memory, files or the connection"
         self.store.close()
 
     def add(self,
@@ -111,11 +111,11 @@ class Gallery:
         bs: int = 64,  # Images embedded at once
         progress: bool = True,  # Shows a bar
     ) -> Added:  # How many are new, how many were known, and what could not be read
-        """Embeds what the gallery does not have yet, while the images after are decoded and those before are
-        written. An image is known by its content: run again after a crash, which may lose the last seconds,
-        nothing is added twice; what is known keeps its labels (see `label`), and remembers the other path.
-        Files that are no images are left out, with a `GalleryWarning` that names the first. ValueError where
-        all are, and where another model made the gallery"""
+        """Embeds the images that the gallery does not have yet; decoding, embedding and writing run at the same time.
+        An image is recognised by its content, so if the call is repeated after a crash, nothing is added twice. An
+        image that is already there keeps its labels (see `label`), and its new path is stored beside the old one. Files
+        that are not images are left out, with a `GalleryWarning` that names the first. ValueError if no file is an
+        image, or if another model made the gallery"""
         if not is_count(bs): raise ValueError(f'bs={bs}: at least one image at once')
         table = entries(images, pids=pids, camids=camids, times=times, tracklets=tracklets, paths=paths)
         return self._add(embedder, Reading(self.store, table, bs), len(table), bs, progress)
@@ -158,7 +158,7 @@ class Gallery:
                              'each video of a camera a name of its own, and the same start when it is added again')
 
     def _add(self, embedder, reading, n, bs, progress):
-        "Embeds what `reading` gives, writes it, and says what became of the `n` images that it reads"
+        "Embeds and writes the images of `reading`, and counts the results of all `n` images"
         self._check_regions()  # another may have made the gallery since
         self._check_model(embedder)
         with Writing(self.store) as writing:
@@ -171,14 +171,14 @@ class Gallery:
         return _reported(writing.added, n - writing.added - len(reading.skipped), reading.skipped)
 
     def _check_model(self, embedder):
-        "An embedder whose embeddings can be compared with what is there"
+        "Checks that the embedder's embeddings can be compared with those of the gallery"
         made_by, own = self.store.about.get('fingerprint'), fingerprint_of(embedder)
         if made_by not in (None, own):
             raise ValueError(f'{self.uri} was made by the model {made_by}, and this one is {own}: their embeddings '
                              'cannot be compared. Use that model, or make another gallery with this one')
 
     def _embedded(self, embedder, part):
-        "Columns to write of new images"
+        "The columns of new images, to be written"
         images = list(part['image'])
         rows = dict(key=list(part['key']), path=[path or '' for path in part['path']])
         rows['also'] = list(part['also']) if 'also' in part else [[] for _ in images]
@@ -193,7 +193,7 @@ class Gallery:
         return rows
 
     def _embed(self, embedder, images, tracked):
-        "Embeddings, and how much of each person is seen where a tracklet will ask and the embedder can tell"
+        "Embeddings, and for images of tracklets the visible share of each person, if the embedder can measure it"
         if not tracked or not hasattr(embedder, 'embed_visible'): return embedder.embed(images), [None] * len(images)
         vectors, visibility = embedder.embed_visible(images)
         return vectors, as_array(visibility).tolist()
@@ -210,7 +210,7 @@ class Gallery:
             raise ValueError(f'embeddings of {vectors.shape[1]} dimensions; those of {self.uri} have {d}')
 
     def _remember_names(self, names):
-        "Other paths of content that is there: whoever is deleted by one of them is deleted"
+        "Stores other paths of images that are already there, so that deleting by any of their paths finds them"
         known = self.store.known([key for key, _ in names])
         changed = {}
         for key, path in names:
@@ -233,9 +233,8 @@ class Gallery:
         rerank: bool = False,  # Re-orders the first hundred by k-reciprocal encoding
         threshold: float | None = None,  # Least similarity of a hit, -1 to 1; None for all
     ) -> Hits:  # Most similar first; fewer than k where there are no more
-        """Who is this, and where else were they seen? An image that is in the gallery is its own first hit.
-        ValueError for an empty gallery, another model's embedder, regions that the gallery does not keep, a
-        file that is no image"""
+        """Who is this, and where else were they seen? An image of the gallery is its own first hit. ValueError for an
+        empty gallery, another model's embedder, regions that the gallery does not keep, a file that is not an image"""
         _check_search(k, threshold, rerank, regions)
         self._check_filled()
         self._check_model(embedder)
@@ -250,7 +249,7 @@ class Gallery:
 
     def _query(self, embedder, image):
         "(d,) embedding of an image that is searched"
-        if embedder is None: raise ValueError('an image is searched by the model that made the gallery: pass embedder=')
+        if embedder is None: raise ValueError('a search by image needs the model that made the gallery: pass embedder=')
         self._check_model(embedder)
         vectors = unit_rows(embedder.embed([_read_query(image)]), 1)
         self._check_width(vectors)
@@ -269,7 +268,7 @@ class Gallery:
         return {name: [values[i] for i in order] for name, values in rows.items()}
 
     def _searched(self, vector, k, where):
-        "The nearest rows; exactly where an index finds too few that fit the conditions"
+        "The nearest rows; by an exact search if the index finds too few that meet the conditions"
         rows = self.store.search(vector, k, where)
         if len(rows['key']) == k or self.store.kind == 'exact': return rows
         return self.store.search(vector, k, where, exact=True)
@@ -281,7 +280,7 @@ class Gallery:
 
     def _nearest_by_regions(self, embedder, image, k, where, wanted):
         if not self.regions:
-            raise ValueError(f'{self.uri} keeps no regions: make it anew with Gallery(..., regions=True)')
+            raise ValueError(f'{self.uri} keeps no regions: make a new gallery with Gallery(..., regions=True)')
         vectors, visible = described(embedder, [image])
         return nearest_by_regions(self.store, vectors[0], int(visible[0]), wanted, k, where)
 
@@ -292,22 +291,22 @@ class Gallery:
         keys=None,  # Keys, as tables of hits and images have them
         until=None,  # Everything up to this time
     ) -> int:  # Images deleted
-        """Takes images out of every search: those that fit all that is named. What was written stays in a
-        local gallery's files until `compact`. A ValueError where nothing is named"""
+        """Removes the images that meet all given conditions from every search. Their data stay in a local gallery's
+        files until `compact`. A ValueError without conditions"""
         meant = where(pids=pids, paths=paths, keys=keys, until=until)
         if not meant: raise ValueError('name what to delete: pids, paths, keys or until')
         return self.store.delete(meant) if self.store.about else 0
 
     def compact(self):
-        """Writes anew what holds deleted images, so that nothing of them is left on disk. A server is told to
-        do so and does it in its own time"""
+        """Rewrites the files that hold deleted images, so that nothing of them is left on disk. A server is asked to do
+        so and does it later"""
         self.store.compact()
 
     def label(self,
         keys,  # Keys, as tables of hits, images and clusters have them
         pids,  # Identities, one a key; None takes one away, and so does -1, which is nobody
     ) -> int:  # Images labelled
-        "Names people: after `cluster` and a look. A ValueError for keys that the gallery does not have"
+        "Gives images an identity, for example after `cluster`. A ValueError for keys that the gallery does not have"
         keys, pids = list(keys), [identity(p) for p in pids]
         if len(keys) != len(pids): raise ValueError(f'{len(pids)} identities for {len(keys)} keys; one a key is needed')
         missing = set(keys) - set(self.store.known(keys))
@@ -322,8 +321,8 @@ class Gallery:
         min_images: int = 2,  # Images that make a cluster
         **kwargs,  # Passed to `identity_clusters`: k1, k2
     ) -> pd.DataFrame:  # As `images()`, and cluster: numbers from 0, the largest first; missing for images in none
-        """Proposes identities for all images by DBSCAN on k-reciprocal distances: a starting point for
-        labels, to be looked at before `g.label(t['key'], t['cluster'])`"""
+        """Proposes identities for all images by DBSCAN on k-reciprocal distances. Look at the proposals before
+        `g.label(t['key'], t['cluster'])`"""
         self._check_filled()
         from magnifier.gallery.clusters import identity_clusters  # needs torch, which a search does without
         table = self.images()
@@ -338,8 +337,8 @@ class Gallery:
         until=None,  # Latest time of an image
         weighted: bool = True,  # Embeddings are weighted by how much of the person each image shows
     ) -> Tracklets:  # Their table and their embeddings
-        """What trackers followed, one row a tracklet: camera, times, best image, and the mean embedding
-        weighted by what can be seen"""
+        """The tracklets, one row each: camera, times, best image, and the mean embedding weighted by the visible share
+        of the person"""
         meant = replace(where(pids=pids, cameras=cameras, since=since, until=until), tracklets=())
         return summarise(self.store.read(meant, (*COLUMNS, 'vector')), weighted)
 
@@ -353,8 +352,8 @@ class Gallery:
         since=None,  # Earliest time
         until=None,  # Latest time
     ) -> Hits:  # Most similar first; the columns of `tracklets`, and similarity
-        """Where else was this person followed? A tracklet is not its own hit. A name that no tracklet has is
-        taken for an image's path"""
+        """Where else was this person seen? The tracklet itself is not among its hits. A name that no tracklet has is
+        taken as an image's path"""
         if not is_count(k): raise ValueError(f'k={k}: a whole number from 1 wanted')
         everything = self.tracklets()
         named = isinstance(query, str) and query in set(everything.table['tracklet'])
@@ -376,9 +375,10 @@ class Gallery:
         anew: bool = False,  # Forgets who is who; else new tracklets join the people that exist
         save: bool = True,  # Labels the images with their person
     ) -> pd.DataFrame:  # person, camid, start, end, tracklet, certainty, images, path, key; by person, time
-        """Who was where: tracklets of all cameras joined to people by how alike they look (average linkage)
-        and by what is possible: nobody is twice in one camera at one time, or walks faster than `travel`. A
-        ValueError without tracklets, or where too few people were seen together to find a threshold"""
+        """Who was where: joins the tracklets of all cameras to people by their similarity (average linkage). Tracklets
+        that cannot be one person are never joined: two at one time in one camera, or two cameras within less than the
+        `travel` time. A ValueError without tracklets, or without a threshold if too few people were seen together to
+        estimate one"""
         found = self.tracklets()
         if not len(found):
             raise ValueError(f'{self.uri} has no tracklets: add some with `add_video`, or with `add(..., '
@@ -409,8 +409,8 @@ class Gallery:
     def index(self,
         kind: str,  # 'exact', or the approximate 'ivf'
     ):
-        """Changes how vectors are searched; regions are always searched exactly. A ValueError for an unknown
-        kind or an empty gallery"""
+        """Sets how vectors are searched, exactly or by an index; regions are always searched exactly. A ValueError for
+        an unknown kind or an empty gallery"""
         if kind not in ('exact', 'ivf'): raise ValueError(f'unknown index {kind!r}: use exact or ivf')
         self._check_filled()
         self.store.index(kind)
@@ -426,7 +426,7 @@ class Gallery:
         since=None,  # Earliest time
         until=None,  # Latest time
     ) -> pd.DataFrame:  # path, pid, camid, time, key; by identity, camera, time and path
-        "What is in the gallery, without embeddings"
+        "The images of the gallery, without embeddings"
         meant, version = where(pids=pids, cameras=cameras, since=since, until=until), self.store.version
         if not meant and self._table is not None and self._table[0] == version: return self._table[1].copy()
         table = as_table(self.store.read(meant, ('key', 'path', 'pid', 'camid', 'time')))
@@ -435,8 +435,8 @@ class Gallery:
         return table
 
     def info(self) -> dict:  # Names and figures
-        """The gallery in figures; recall is the share of the exact first ten hits that an approximate index
-        finds, for some images of it"""
+        """Numbers about the gallery; recall is the share of the exact first ten hits that an approximate index finds,
+        for a sample of images"""
         about, t, kind = self.store.about, self.images(), self.store.kind
         return dict(
             uri=self.uri,
@@ -463,8 +463,7 @@ class Gallery:
 
 
 class Reading:
-    """Images of a table that a gallery does not have yet, in batches: decoded by threads, while the caller
-    works on the batch before"""
+    "Images of a table that a gallery does not have yet, in batches that threads decode in advance"
 
     def __init__(self,
         store,  # Of the gallery
@@ -508,7 +507,7 @@ class Reading:
 
 
 class Writing:
-    "Writes columns to a store in a thread of its own, many images at once, while the caller embeds the next"
+    "Writes columns to a store in its own thread, many images at once, while the caller embeds the next"
 
     def __init__(self,
         store,  # Of the gallery
@@ -520,7 +519,7 @@ class Writing:
     def put(self,
         rows: dict,  # Columns of new images
     ):
-        "Takes rows; they are written once there are enough of them"
+        "Adds rows; they are written when there are enough of them"
         self._waiting.append(rows)
         many = len(self._waiting) * rows['vector'].nbytes >= WRITTEN
         if many or time.monotonic() - self._since > SECONDS: self._write()
@@ -538,7 +537,7 @@ class Writing:
     def __enter__(self): return self
 
     def __exit__(self, *error):
-        "What was embedded is written, whatever ended the block"
+        "Writes what was embedded, even if the block ended with an error"
         try:
             self._write()
             self._wait()
@@ -556,7 +555,7 @@ def _check_search(k, threshold, rerank, regions):
     if threshold is not None and not -1 <= threshold <= 1:
         raise ValueError(f'threshold={threshold}: a cosine similarity from -1 to 1 wanted')
     if rerank and regions is not None:
-        raise ValueError('re-ranking compares whole persons: leave out rerank or regions')
+        raise ValueError('re-ranking compares whole embeddings: leave out rerank or regions')
 
 
 def _key_or_error(item, path):
@@ -567,7 +566,7 @@ def _key_or_error(item, path):
 
 
 def _bar(batches, n, bs, progress):
-    "Batches with a bar that says how quickly they come and how many images are left"
+    "Batches with a progress bar"
     if not progress or n <= bs: return batches
     from fastprogress.fastprogress import progress_bar
     bar, start = progress_bar(batches, total=-(-n // bs), leave=False), time.monotonic()

@@ -1,4 +1,4 @@
-"What a search in a gallery found: a table of hits, by image or by identity"
+"The hits of a search in a gallery as a table, by image or by identity"
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ FIELDS = ('path', 'pid', 'camid', 'time')
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    "Hits of one search, best first, and what was asked"
+    "Hits of one search, best first, and the query"
 
     table: pd.DataFrame  # path, pid, camid, time (UTC), similarity, where asked for `reranked` or `shared`, key
     query: object = None  # The image that was searched, as it was given
@@ -35,8 +35,8 @@ class Hits:
     def __repr__(self): return self.table.drop(columns='key').to_string() if len(self) else 'no hits'
 
     def by_identity(self) -> pd.DataFrame:  # pid, similarity, images, cameras, first, last, path, key; best first
-        """One row an identity: its best similarity and image, how many of its images were hit, by which
-        cameras, and from when to when. Hits without an identity stay one row each"""
+        """One row an identity: its best similarity and image, how many of its images were hit, by which cameras, and
+        from when to when. Each hit without an identity keeps its own row"""
         identities = self.table['pid'].astype(object).where(self.table['pid'].notna(), self.table['key'])
         rows = [_of_identity(images) for _, images in self.table.groupby(identities, sort=False)]
         columns = ['pid', 'similarity', 'images', 'cameras', 'first', 'last', 'path', 'key']

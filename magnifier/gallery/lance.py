@@ -1,4 +1,4 @@
-"A gallery in a local folder or on object storage: a LanceDB table, columnar files that are versioned and never changed"
+"A gallery in a local folder or on object storage: a LanceDB table of versioned columnar files that are never changed"
 
 import json
 import os
@@ -34,7 +34,7 @@ NOW = timedelta(0)
 
 
 class Held:
-    "Vectors of one version in memory, and their products with the last query"
+    "The vectors of one version in memory, and their inner products with the last query"
 
     def __init__(self,
         version: int,  # Of the table
@@ -47,7 +47,7 @@ class Held:
     def products(self,
         query: np.ndarray,  # (d,) float32
     ) -> np.ndarray:  # (n,)
-        "Inner products of all; a search by regions asks for the same ones several times"
+        "Inner products with all vectors, kept because a search by regions uses the same ones several times"
         last = self._last
         if last is None or not np.array_equal(last[0], query): self._last = last = query.copy(), self.vectors @ query
         return last[1]
@@ -56,9 +56,9 @@ class Held:
 class LanceStore(Store):
     """A gallery as a table of Lance files: `lancedb.connect(uri).open_table(name)` opens the same.
 
-    Writers of a local gallery take turns by a lock that ends with its process; on object storage the engine
-    tells commits apart and tries again. Readers need no lock: each sees one whole version. Files of a local
-    gallery are checked by `Sums`."""
+    Writers of a local gallery take turns by a lock that ends with its process; on object storage the database detects
+    conflicting commits and tries again. Readers need no lock: each sees one complete version. Files of a local gallery
+    are checked by `Sums`."""
 
     def __init__(self,
         uri: str,  # A folder, or the address of one on object storage (s3://bucket/people)
@@ -78,7 +78,7 @@ class LanceStore(Store):
         table = self._newest()
         text = None if table is None else (table.schema.metadata or {}).get(ABOUT, b'')
         if text == b'':
-            raise ValueError(f'{self.uri} holds a table that is no gallery of magnifier: give another `name`')
+            raise ValueError(f'{self.uri} holds a table that is not a gallery of magnifier: give another `name`')
         return {} if text is None else json.loads(text)
 
     @property
@@ -143,7 +143,7 @@ class LanceStore(Store):
         return self._ask(nearest, joined([], (*COLUMNS, 'similarity')))
 
     def _in_memory(self, table, field):
-        "All vectors for who searches a second time, if they fit; else None"
+        "All vectors from the second search on, if they fit into memory; else None"
         held = self._held.get(field)
         if held is not None and held.version == table.version: return held
         first, fits = self._asked.get(field) != table.version, table.count_rows() * _bytes(table, field) <= IN_MEMORY
@@ -174,7 +174,7 @@ class LanceStore(Store):
             self._clean(table)
 
     def _clean(self, table):
-        "Removes old versions, and where nobody else can be writing also what killed writers left"
+        "Removes old versions and, if no other process can be writing, what killed writers left"
         table.cleanup_old_versions(older_than=NOW, delete_unverified=self.local, error_if_tagged_old_versions=False)
         if self.local: self.sums.forget_removed()
 
@@ -182,7 +182,7 @@ class LanceStore(Store):
         self._opened, self._held = None, {}
 
     def _newest(self):
-        "The table as it is now, or None where nothing was added yet"
+        "The newest version of the table, or None if nothing was added yet"
         if self.local: self.sums.check()
         with self._told():
             if self._opened is not None and self._opened.latest_version == self._opened.version: return self._opened
@@ -197,8 +197,7 @@ class LanceStore(Store):
             return None
 
     def _ask(self, read, otherwise):
-        """What `read` gives of the newest version. Another process may have removed that meanwhile: then of
-        the one after"""
+        "The result of `read` on the newest version; if another process removes that version meanwhile, on the next one"
         while True:
             table = self._newest()
             if table is None: return otherwise
@@ -209,7 +208,7 @@ class LanceStore(Store):
 
     @contextmanager
     def _writing(self):
-        "The table, for its only writer where it is local; None where nothing was added yet"
+        "The table, locked for writing if it is local; None if nothing was added yet"
         if not self.local:
             with self._told(): yield self._open()
             return
@@ -220,7 +219,7 @@ class LanceStore(Store):
 
     @contextmanager
     def _told(self):
-        "What goes wrong in the engine as one sentence"
+        "Turns errors of the database into one sentence"
         try: yield
         except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
             said = re.sub(r', \S+\.rs:\d+:\d+', '', str(error)).splitlines()[0]
@@ -238,18 +237,18 @@ def _engine():
 def _check_folder(folder, uri):
     if folder.is_file(): raise ValueError(f'{uri} is a file; a local gallery is a folder: give another name')
     if is_old(folder):
-        raise ValueError(f'{uri} is a gallery of an earlier version: bring it over with '
+        raise ValueError(f'{uri} is a gallery of an earlier version: copy it with '
                          f'`magnifier_index --from {uri} --gallery NEW`, or add its images again')
     if not folder.is_dir() or any(folder.glob('*.lance')): return
     there = sorted(f.name for f in folder.iterdir() if f.name != '.lock')
     if there:
-        raise ValueError(f'{uri} is a folder of other things ({there[0]} among them), and no gallery: give another '
+        raise ValueError(f'{uri} is a folder of other files ({there[0]} among them), not a gallery: give another '
                          'name')
 
 
 @contextmanager
 def _alone(folder, uri):
-    "Waits for its turn to write"
+    "Waits for the lock for writing"
     until = time.monotonic() + PATIENCE
     while True:
         turn = locked(folder)
@@ -282,7 +281,7 @@ def _schema(about):
 
 
 def _arrow(rows, schema):
-    "Columns as the engine takes them"
+    "Columns as an Arrow table"
     import pyarrow as pa
     def column(name):
         field = schema.field(name)
@@ -321,7 +320,7 @@ def _bytes(table, field): return 4 * table.schema.field(field).type.list_size
 
 
 def _scanned(table, columns):
-    "Rows that are read at once"
+    "Number of rows to read at once"
     width = sum(_bytes(table, name) for name in columns if name in VECTORS)
     return max(64, SCANNED // max(width, 1024))
 
@@ -348,7 +347,7 @@ def _by_product(table, held, vector, k, condition):
 
 
 def _largest(ids, similarity, k):
-    "The k most similar, the most similar first"
+    "The k most similar rows, most similar first"
     if len(ids) > k:
         best = np.argpartition(-similarity, k - 1)[:k]
         ids, similarity = ids[best], similarity[best]
@@ -357,8 +356,8 @@ def _largest(ids, similarity, k):
 
 
 def _by_engine(table, vector, k, condition, field, indexed):
-    """Nearest rows as the engine finds them: by a few bits a dimension of every row, and then by the whole
-    vectors of the best; or without an index by the vectors of all"""
+    """Nearest rows as the database finds them. With an index: by a few bits per dimension of every row, then by the
+    whole vectors of the best. Without one: by the vectors of all rows"""
     nearest = dict(column=field, q=vector, k=k, metric='dot', use_index=indexed)
     if indexed: nearest |= dict(nprobes=2*_partitions(table.count_rows()), refine_factor=REFINED)
     found = table.to_table(columns=[*COLUMNS, '_distance'], nearest=nearest, filter=condition, prefilter=True)
@@ -398,7 +397,7 @@ def _merge(table): return table.merge_insert('key')
 
 
 def _sql(where):
-    "Conditions as the engine reads them, or None"
+    "Conditions as an SQL expression, or None"
     named = dict(key=where.keys, pid=where.pids, camid=where.cameras, visible=where.visible)
     parts = [_sql_in(name, values) for name, values in named.items() if values is not None]
     if where.paths is not None:

@@ -25,8 +25,8 @@ INDEXES = {
 
 
 class MilvusStore(Store):
-    """A gallery as a collection of a Milvus server. What the gallery remembers of itself are properties of
-    the collection. OSError for an address where no server answers, ImportError without pymilvus"""
+    """A gallery as a collection of a Milvus server. What the gallery stores about itself are properties of the
+    collection. OSError for an address where no server answers, ImportError without pymilvus"""
 
     version = None  # Others write too, and the server counts nothing
 
@@ -52,8 +52,8 @@ class MilvusStore(Store):
                 there = self.client.has_collection(self.name)
                 properties = self.client.describe_collection(self.name).get('properties') or {} if there else {}
             if there and 'magnifier' not in properties:
-                raise ValueError(f'{self.uri} holds a collection {self.name!r} that is no gallery of magnifier: give '
-                                 'another `name`')
+                raise ValueError(f'{self.uri} holds a collection {self.name!r} that is not a gallery of magnifier: '
+                                 'give another `name`')
             self._about = json.loads(properties.get('magnifier', '{}'))
         return self._about
 
@@ -149,7 +149,7 @@ class MilvusStore(Store):
 
     @contextmanager
     def _told(self):
-        "What goes wrong on the server or on the way there as one sentence"
+        "Turns errors of the server or the connection into one sentence"
         try: yield
         except self._milvus_error as error:
             said = (error.message or str(error)).splitlines()[0]
@@ -181,13 +181,13 @@ def as_columns(
     rows: list,  # Dicts, as the client gives them
     names,  # Of the columns
 ) -> dict:  # Columns
-    "Rows as a store gives them"
+    "Rows as columns, the form that a store returns"
     columns = {name: [row[name] for row in rows] for name in names}
     return {name: np.array(values, np.float32) if name in VECTORS else values for name, values in columns.items()}
 
 
 def _parts(where):
-    "The same conditions with so few keys at once that they fit into a message"
+    "The same conditions in parts, each with few enough keys for one message"
     from dataclasses import replace
     if where.keys is None: return [where]
     keys = list(where.keys)
@@ -195,7 +195,7 @@ def _parts(where):
 
 
 def _expression(where):
-    "Conditions as the server reads them; empty for none"
+    "Conditions as an expression for the server; empty for none"
     named = dict(key=where.keys, pid=where.pids, camid=where.cameras, visible=where.visible)
     parts = [f'{name} in {_list(values)}' for name, values in named.items() if values is not None]
     if where.paths is not None:

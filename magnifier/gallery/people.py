@@ -1,7 +1,7 @@
-"""People across cameras: tracklets joined by what they look like and by what is possible.
+"""People across cameras: tracklets joined by similarity, under constraints of time and place.
 
-A tracklet is one person as one camera followed them, from one time to another. Two tracklets can be one person
-if they look alike and nobody would have to be at two places at once."""
+A tracklet is one person as one camera followed them, from one time to another. Two tracklets can be one person if they
+look alike and nobody would have to be at two places at once."""
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,7 +25,7 @@ def impossible_pairs(
     *,
     travel: Mapping | None = None,  # (camera, camera) -> least seconds from the one to the other, either way
 ) -> np.ndarray:  # (t, t) booleans, symmetric, False on the diagonal
-    "Pairs of tracklets that are two people: at one time in one camera, or too far apart for the time between"
+    "Pairs of tracklets that must be two people: at one time in one camera, or too far apart for the time between them"
     camids, starts, ends = np.asarray(camids), np.asarray(starts, float), np.asarray(ends, float)
     if (ends < starts).any(): raise ValueError(f'tracklet {int((ends < starts).argmax())} ends before it begins')
     gap = np.maximum(starts[:, None] - ends, starts - ends[:, None])  # (t, t) seconds; 0 or less: they overlap
@@ -86,8 +86,8 @@ def join_tracklets(
     *,
     known=None,  # (t,) people that are known already, -1 where a tracklet is new: they stay as they are, and stay apart
 ) -> np.ndarray:  # (t,) people from 0; known ones keep their numbers, new ones follow
-    """Average-linkage clustering (Sokal and Michener 1958) that never joins pairs of `never`. Tracklets of one
-    `known` person are joined first; new tracklets join known people or become new ones."""
+    """Average-linkage clustering (Sokal and Michener 1958) that never joins the pairs in `never`. Tracklets of one
+    `known` person are joined first; new tracklets join known people or become new people."""
     distances = np.array(distances, dtype=float)
     t = len(distances)
     known = np.full(t, -1) if known is None else np.asarray(known)
@@ -129,8 +129,8 @@ def unlabelled_threshold(
     strangers = np.asarray(distances)[np.triu(np.asarray(never, bool), 1)]
     if len(strangers) < FEWEST_PAIRS:
         raise ValueError(f'{len(strangers)} pairs of tracklets are at one time in one camera, and {FEWEST_PAIRS} are '
-                         'needed to tell how alike strangers look: give a threshold, as `learn.threshold` finds it '
-                         'on labelled images')
+                         'needed to choose a threshold: give one, for example by `learn.threshold` on labelled '
+                         'images')
     if not 0 < far < 1: raise ValueError(f'far={far}: a share above 0 and below 1 is wanted')
     alike = float(np.quantile(strangers, far))
     if not len(same): return alike
@@ -141,8 +141,8 @@ def certainty(
     distances,  # (t, t) distances between tracklets
     people,  # (t,) person of each
 ) -> np.ndarray:  # (t,) from -1 to 1: 1 is sure, below 0 looks more like somebody else; NaN without anybody else
-    """How much nearer a tracklet is to its own person than to the nearest other: the silhouette (Rousseeuw 1987).
-    A person of one tracklet is as certain as the next person is far, which is taken as 0 as there"""
+    """How much nearer a tracklet is to its own person than to the nearest other person: the silhouette (Rousseeuw
+    1987), -1 to 1; 0 for a person with one tracklet"""
     distances, people = np.asarray(distances, float), np.asarray(people)
     numbers, group = np.unique(people, return_inverse=True)
     if len(numbers) < 2: return np.full(len(people), np.nan)

@@ -1,4 +1,4 @@
-"Search by region: the same shoes, whatever the coat"
+"Search by some regions only, for example by the shoes"
 
 from dataclasses import replace
 
@@ -15,9 +15,9 @@ def described(
     embedder,  # Has `.embed_regions(images) -> ((n,k,c), (n,k) booleans)`, as a learner with a mask module
     images: list,  # n images
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, k*c) float32, visible regions of length 1 and the others 0; (n,) visible bits
-    "Regions of images as a gallery keeps them; a ValueError for an embedder that knows none"
+    "Region embeddings as a gallery keeps them; a ValueError for an embedder without regions"
     if not hasattr(embedder, 'embed_regions'):
-        raise ValueError(f'this {type(embedder).__name__} knows no regions: '
+        raise ValueError(f'this {type(embedder).__name__} has no regions: '
                          'use a learner that was built with mask=True, or a gallery without regions=True')
     embeddings, visible = embedder.embed_regions(images)
     x, visible = as_array(embeddings), as_array(visible) > 0
@@ -36,8 +36,8 @@ def nearest_by_regions(
     k: int,  # Hits at most
     where: Where = EVERYTHING,  # Which rows
 ) -> dict:  # Columns with 'similarity', and 'shared': the number of regions it is the mean of
-    """Nearest rows by the mean cosine of the wanted regions that both images show, as `region_distance` has
-    it; rows that share none are no hits. A ValueError where the query shows none of them"""
+    """Nearest rows by the mean cosine of the given regions that both images show, as in `region_distance`; rows that
+    share none are not hits. A ValueError if the query shows none of them"""
     shown = [r for r in wanted if visible >> r & 1]
     if not shown:
         raise ValueError(f'this image shows no {" or ".join(REGIONS[r] for r in wanted)}: search by other regions')

@@ -1,4 +1,4 @@
-"What a gallery asks of the place where it lies: rows of images with their vectors, and which of them are meant"
+"The interface of a gallery's storage: rows of images with their vectors, and conditions on them"
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,8 @@ VECTORS = ('vector', 'regions')  # Columns that are (n, d) arrays; all others ar
 
 @dataclass(frozen=True)
 class Where:
-    "Which images are meant: those that fit all that is named. None stands for any; made by `where`, which checks"
+    """Conditions on images: those that meet all of them are selected. None means no condition; `where` makes and checks
+    it"""
 
     keys: tuple | None = None  # Keys of their content
     paths: tuple | None = None  # Paths, as they were added
@@ -49,8 +50,8 @@ def where(
     paths=None,  # Path or paths
     keys=None,  # Key or keys
 ) -> Where:
-    """Conditions as a user gives them. ValueError for an empty list or a time span that ends before it
-    begins, TypeError for no number"""
+    """Conditions from a user's arguments. ValueError for an empty list or a time span that ends before it begins,
+    TypeError for other types than numbers"""
     since, until = timestamp(since), timestamp(until)
     if since is not None and until is not None and since > until:
         raise ValueError(f'since={since} lies after until={until}: no time is both')
@@ -79,12 +80,12 @@ def _numbers(x, name):
 
 
 class Store(ABC):
-    """Rows of one gallery: `COLUMNS`, a unit 'vector', and where regions are kept also 'regions', the vectors
-    of all regions side by side, and 'visible', the bits of those that can be seen. Rows go in and come out as
-    columns: name -> list, or (n, d) float32 array.
+    """Rows of one gallery: `COLUMNS`, a unit 'vector', and where regions are kept also 'regions', the vectors of all
+    regions side by side, and 'visible', the bits of those that can be seen. Rows go in and come out as columns: name ->
+    list, or (n, d) float32 array.
 
-    What the gallery remembers of itself (`about`: 'fingerprint' of its model, 'd' of a vector, 'regions': d
-    of all regions' vectors or 0) appears together with its first rows."""
+    What the gallery stores about itself (`about`: 'fingerprint' of its model, 'd' of a vector, 'regions': d of all
+    regions' vectors or 0) is written together with its first rows."""
 
     about: dict  # Empty where nothing was added yet
     kind: str | None  # How vectors are searched: 'exact' or 'ivf'; None where nothing was added yet
@@ -94,13 +95,13 @@ class Store(ABC):
     def create(self,
         about: dict,  # What to remember
     ):
-        "Makes the gallery, unless another was first"
+        "Makes the gallery, unless another process has made it"
 
     @abstractmethod
     def add(self,
         rows: dict,  # Columns; keys are not twice among them
     ) -> int:  # Rows written
-        "Writes the rows whose keys are not there yet. When this returns they outlive the process"
+        "Writes the rows with new keys. When this returns, they are on disk"
 
     @abstractmethod
     def update(self,
@@ -112,7 +113,7 @@ class Store(ABC):
     def delete(self,
         where: Where,  # Which rows; not everything
     ) -> int:  # Rows deleted
-        "Takes rows out of every answer; from the disk with `compact`"
+        "Removes rows from every answer; `compact` removes them from the disk"
 
     @abstractmethod
     def count(self) -> int:
@@ -144,7 +145,7 @@ class Store(ABC):
 
     @abstractmethod
     def settle(self):
-        "Tidies up after additions, so that searches stay quick"
+        "Merges files after additions, so that searches stay fast"
 
     @abstractmethod
     def compact(self):
@@ -152,19 +153,19 @@ class Store(ABC):
 
     @abstractmethod
     def close(self):
-        "Lets go of files or connection"
+        "Closes files or the connection"
 
     def read(self,
         where: Where = EVERYTHING,  # Which rows
         columns=COLUMNS,  # Names
     ) -> dict:  # Columns
-        "All rows of a scan at once"
+        "All rows of `scan` as one batch"
         return joined(list(self.scan(where, columns)), columns)
 
     def known(self,
         keys: list,  # Keys
     ) -> dict:  # key -> [path, *other paths] of those that are there
-        "Which of some keys the gallery has"
+        "Those of the given keys that the gallery has"
         if not keys: return {}
         rows = self.read(Where(keys=tuple(keys)), ('key', 'path', 'also'))
         return {key: [path, *also] for key, path, also in zip(rows['key'], rows['path'], rows['also'])}
@@ -174,7 +175,7 @@ def joined(
     parts: list,  # Columns
     names,  # Of the columns
 ) -> dict:  # Columns
-    "Several batches as one"
+    "Several batches joined"
     return {name: _joined([part[name] for part in parts], name) for name in names}
 
 

@@ -1,4 +1,4 @@
-"Damage to a gallery's files, noticed before they answer"
+"Checksums that find damage to a gallery's files before a search uses them"
 
 import os
 import re
@@ -17,12 +17,12 @@ PASSING = ('_transactions', 'latest_version_hint.json')  # What no answer depend
 
 
 class Sums:
-    """Sums of the files of a Lance table, in a text file beside it. The files of such a table never change
-    once they are written, so each process checks each of them once, before its first answer.
+    """Checksums of the files of a Lance table, in a text file beside it. The files of such a table never change once
+    they are written, so each process checks each of them once, before its first answer.
 
-    Noticed: files that were shortened, of which bytes or blocks changed, and a missing newest version. (A
-    missing data file is noticed by the engine.) Not noticed: words of eight bytes that changed places within
-    one megabyte, damage to a file between its writing and its summing, and the loss of the sums themselves."""
+    This finds shortened files, changed bytes or blocks, and a missing newest version. (The database finds a missing
+    data file.) It does not find words of eight bytes that changed places within one megabyte, damage to a file before
+    its checksum was computed, or the loss of the checksums themselves."""
 
     def __init__(self,
         table: str | Path,  # Folder of the table
@@ -40,11 +40,11 @@ class Sums:
             try: seen = file_sum(self.table/name)
             except FileNotFoundError: continue  # of an old version; the engine says if it is needed
             if seen != told:
-                raise OSError(f'{self.table/name} is damaged: restore it from a copy, or make the gallery anew')
+                raise OSError(f'{self.table/name} is damaged: restore it from a copy, or make the gallery again')
             self._checked[name] = told
 
     def record(self):
-        "Sums what was written since the last time; for the only writer"
+        "Adds the checksums of new files; only the process with the lock for writing calls this"
         known = self._read()
         new = {name: file_sum(self.table/name) for name in self._files() if name not in known}
         self._checked |= new
@@ -52,14 +52,14 @@ class Sums:
         with open(self.file, 'a', encoding='utf-8') as f: f.write('\n' + lines)  # whatever a kill cut short ends here
 
     def forget_removed(self):
-        "Leaves out files that are gone; for the only writer"
+        "Drops the checksums of removed files; only the process with the lock for writing calls this"
         there, known = set(self._files()), self._read()
         with aside(self.file) as part:
             lines = [_line(name, told) for name, told in known.items() if name in there]
             part.write_text(''.join(lines), encoding='utf-8')
 
     def _read(self):
-        "name -> (sum, size); a line that a kill cut short is left out"
+        "name -> (sum, size); an incomplete last line, after a kill, is skipped"
         try: text = self.file.read_text(encoding='utf-8', errors='replace')
         except FileNotFoundError: return {}
         lines = [line.split(' ', 2) for line in text.split('\n')[:-1]]
@@ -72,12 +72,12 @@ class Sums:
                 if file not in PASSING: yield (Path(folder)/file).relative_to(self.table).as_posix()
 
     def _check_newest(self, sums):
-        "Versions are numbered downwards, so that the newest is the least"
+        "Versions are numbered downwards, so the newest has the smallest number"
         told = _newest(sums)
         if told is None: return
         there = _newest(self._files())
         if there is None or there > told:
-            raise OSError(f'{self.table} lacks its newest version: restore it from a copy, or make the gallery anew')
+            raise OSError(f'{self.table} lacks its newest version: restore it from a copy, or make the gallery again')
 
 
 def file_sum(

@@ -1,7 +1,7 @@
-"""Tracklets: what a tracker followed as one person in one camera, from its boxes in a video to one embedding each.
+"""Tracklets: one person as a tracker followed them in one camera, from boxes in a video to one embedding each.
 
-A tracklet has no row of its own: it is the images that carry its name. So deleting, labelling and adding images
-can never contradict it."""
+A tracklet has no row of its own: it consists of the images with its name. So deleting, labelling and adding images
+always keep it consistent."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +42,7 @@ def video_entries(
     fps: float | None,  # Frames a second; None takes a video file's own
     every: int = 1,  # Takes each track's first box and every so-many-th after it
 ) -> pd.DataFrame:  # The boxes, with path, camid, tracklet, and frame number
-    "What a tracker followed, as rows for a gallery"
+    "The boxes of a tracker as rows for a gallery"
     table = boxes if isinstance(boxes, pd.DataFrame) else read_mot(boxes)
     if not len(table): raise ValueError(f'no boxes for {video}: run the tracker first, or leave this camera out')
     table = table[table.groupby('track').cumcount() % every == 0].reset_index(drop=True)
@@ -57,8 +57,7 @@ def video_entries(
 
 
 class VideoReading:
-    """People of a video that a gallery lacks, in batches: a thread cuts them out while the caller works on the
-    batch before"""
+    "People of a video that a gallery does not have yet, in batches that a thread cuts out in advance"
 
     def __init__(self,
         store,  # Of the gallery
@@ -98,7 +97,7 @@ class VideoReading:
         return {crop.row for crop in crops}, part
 
     def _keep(self, row):
-        "Writes a person's image, and says where"
+        "Writes a person's image and returns its path"
         file = self.crops/f'{row.tracklet}/{row.frame:06d}.png'
         with aside(file, synced=False) as part: row.image.save(part, format='png')
         return str(file)
@@ -146,7 +145,7 @@ def _as_times(seconds): return pd.to_datetime(seconds, unit='s', utc=True).dt.ro
 def people_boxes(
     store,  # Of a gallery
 ) -> dict[str, pd.DataFrame]:  # cam1_NAME -> boxes as `write_mot` takes them, with the person as track
-    "Where every known person is in every frame that was embedded, for other tools; by camera and the video's name"
+    "Boxes of all people in all embedded frames, for other tools; by camera and the video's name"
     rows = store.read(Where(tracklets=()), ('path', 'also', 'pid', 'camid'))
     found = []
     for path, also, pid, camid in zip(*rows.values()):

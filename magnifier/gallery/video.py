@@ -101,8 +101,8 @@ class Crop(NamedTuple):
 class Video:
     """A video file (PyAV decodes it), or a folder of frames whose names end in their number, as 000001.jpg.
 
-    FileNotFoundError where neither is there; ValueError for a folder without numbered frames and a file that is
-    no video; ImportError where a file needs PyAV and it is missing."""
+    FileNotFoundError if neither exists; ValueError for a folder without numbered frames and a file that is not a video;
+    ImportError if a file needs PyAV and it is missing."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Video:
         if not self.source.exists(): raise FileNotFoundError(f'{source}: no such video, and no such folder of frames')
         self.files = _numbered(self.source) if self.source.is_dir() else None
         if self.files is not None and fps is None:
-            raise ValueError(f'{source} is a folder, which does not say how many frames there are a second: give fps')
+            raise ValueError(f'{source} is a folder, which has no frame rate: give fps')
         self.fps = float(fps) if fps is not None else _video_fps(self.source)
         if not 0 < self.fps <= 1000:
             raise ValueError(f'fps={self.fps:g}: above 0 and up to 1000 frames a second are wanted')
@@ -123,7 +123,7 @@ class Video:
         self,
         wanted: Iterable[int] | None = None,  # Frame numbers to give, from 1; None gives all
     ) -> Iterator[tuple[int, np.ndarray]]:  # (number, H x W x 3 uint8 RGB), by rising number
-        "Frames in order. A number that the video does not have is passed over: what ends early gives fewer"
+        "Frames in order. Numbers that the video does not have are skipped"
         wanted = None if wanted is None else set(wanted)
         last = None if wanted is None else max(wanted, default=0)
         for number, decode in self._sources():
@@ -131,7 +131,7 @@ class Video:
             if wanted is None or number in wanted: yield number, decode()
 
     def _sources(self):
-        "Numbers, each with what decodes it"
+        "Frame numbers, each with a function that decodes it"
         if self.files is not None:
             for number, file in self.files.items():
                 yield number, lambda file=file: np.asarray(read_image(file))
@@ -166,12 +166,12 @@ def _opened(file):
 
 def _video_fps(file):
     with _opened(file) as container: rate = container.streams.video[0].average_rate
-    if not rate: raise ValueError(f'{file} does not say how many frames it has a second: give fps')
+    if not rate: raise ValueError(f'{file} has no frame rate: give fps')
     return float(rate)
 
 
 def _decoded(file):
-    "Decodes in order; damage in the middle ends the video there"
+    "Decodes in order; a damaged frame ends the video"
     av = _av()
     with _opened(file) as container:
         stream = container.streams.video[0]
@@ -188,7 +188,7 @@ def cut_boxes(
     video: Video,  # Where the frames come from
     boxes: pd.DataFrame,  # Columns frame, left, top, width, height (pixels from 0), as `read_mot` gives them
 ) -> Iterator[Crop]:  # By frame; boxes whose frame is missing, or that lie outside it, are left out
-    "The people in the boxes, each frame being decoded once"
+    "The people in the boxes; each frame is decoded once"
     by_frame = boxes.groupby('frame').indices  # frame -> positions
     corners = _corners(boxes)
     for number, frame in video.frames(by_frame):
@@ -203,7 +203,7 @@ def _corners(boxes):  # (n, 4): left, top, right, bottom
 
 
 def _cut(frame, corners):
-    "The part of a box inside its frame, or None where too little of it is inside"
+    "The part of a box inside its frame, or None if too little of it is inside"
     height, width = frame.shape[:2]
     left, right = np.clip(corners[[0, 2]], 0, width).round().astype(int)
     top, bottom = np.clip(corners[[1, 3]], 0, height).round().astype(int)
@@ -217,7 +217,7 @@ def read_frame(
     source: str | Path,  # Video file or folder of frames
     number: int,  # Frame, from 1
 ) -> Image.Image:  # RGB
-    "One frame; a ValueError where the video does not have it"
+    "One frame; a ValueError if the video does not have it"
     for _, frame in Video(source, fps=1).frames([number]): return Image.fromarray(frame)
     raise ValueError(f'{source} has no frame {number}')
 
@@ -227,21 +227,21 @@ def crop_address(
     frame: int,  # From 1
     box,  # Left, top, width, height in pixels
 ) -> str:  # As cam1.mp4#frame=12&xywh=100,40,60,150
-    "What a person in a frame is called where no file of their own is kept (the box as in W3C's media fragments)"
+    "The address of a person in a frame, used if no crop is kept (the box as in W3C's media fragments)"
     return f'{video}#frame={int(frame)}&xywh=' + ','.join(f'{value:g}' for value in box)
 
 
 def is_address(
     path: str,  # Of an image, or an address
 ) -> bool:
-    "Whether this names a person in a frame instead of a file"
+    "Whether a path is an address of a person in a frame"
     return ADDRESS.fullmatch(path) is not None
 
 
 def box_of(
     address: str,  # As `crop_address` writes it
 ) -> tuple[str, int, list[float]] | None:  # Video, frame, (left, top, width, height); None for another text
-    "Where in which video an address points"
+    "The video, frame and box of an address"
     found = ADDRESS.fullmatch(address)
     if found is None: return None
     return found['video'], int(found['frame']), [float(value) for value in found['box'].split(',')]
@@ -250,7 +250,7 @@ def box_of(
 def read_crop(
     address: str,  # As `crop_address` writes it
 ) -> Image.Image:  # RGB
-    "The person at an address, cut out of the video again; a ValueError where the video has no such frame"
+    "The person at an address, cut out of the video again; a ValueError if the video has no such frame"
     video, frame, (left, top, width, height) = box_of(address)
     image = _cut(np.asarray(read_frame(video, frame)), np.array([left, top, left + width, top + height]))
     if image is None: raise ValueError(f'{address}: the box lies outside the frame')
