@@ -39,7 +39,7 @@ class Browser:
     def step(self,
         by: int = 1,  # How far, either way; past the end it starts anew
     ) -> int:  # The query that is shown now, as the ranking counts them
-        "On to another query"
+        "Goes to another query"
         self.at = (self.at + by) % len(self.order)
         return int(self.order[self.at])
 
@@ -85,7 +85,7 @@ def browse(self: ReIDLearner,
     heat: bool = False,  # As in `show_ranking`
     save=None,  # Where to write the first query's figure; it is then drawn without buttons
 ):  # An ipywidgets box in Jupyter, where ipywidgets is installed; else the Figure of the first query
-    "Steps through queries and their hits, with regions to tick that the search goes by"
+    "Steps through queries and their hits, with checkboxes for the regions to search by"
     browser = Browser(self, catalog, order=order, k=k, heat=heat)
     return browser.widget() if save is None and _has_widgets() else browser.figure(save=save)
 

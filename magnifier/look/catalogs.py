@@ -1,4 +1,4 @@
-"Figures of a data set before anything is trained: what its table holds, and whether its masks fit"
+"Figures of a data set before training: its images, identities and cameras, and its masks"
 import numpy as np
 import pandas as pd
 from magnifier.data.catalog import SPLITS, describe
@@ -56,8 +56,7 @@ def _draw_cameras(ax, catalog, splits):
 
 
 def _draw_identities(ax, catalog, splits):
-    """How many identities have so many images; the last bin takes all beyond the 99th percentile, as
-    distractors"""
+    "Identities by their number of images; the last bin has all above the 99th percentile, such as distractors"
     people = catalog[catalog['pid'] > 0]
     counts = {s: people['pid'][people['split'] == s].value_counts().to_numpy() for s in splits}
     every = np.concatenate(list(counts.values()))
@@ -86,7 +85,7 @@ def contact_sheet(
     seed: int | None = 0,  # Seed of the choice; None takes the first rows
     save=None,  # Where to write the figure
 ) -> Figure:
-    "Many masks over their images, small and close: whether made masks are any good is seen at a glance"
+    "Many small images with their masks, to judge the masks at a glance"
     return _draw_masks(catalog, n, seed, both=False, cols=12, width=.7, save=save)
 
 

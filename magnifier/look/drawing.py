@@ -1,4 +1,4 @@
-"""Images, part masks, heat, frames and legends from plain arrays.
+"""Drawing of images, part masks, heat maps, frames and legends from plain arrays.
 
 Functions named `paint_*`, `blank_regions`, `spotlight` and `stack` return arrays and know no axis, so that
 a web page can use them; `as_png` makes bytes of an array; the others draw on an axis or a figure."""
@@ -76,8 +76,7 @@ def resized_heat(
 def are_stripes(
     labels: np.ndarray,  # (h,w) part labels
 ) -> bool:  # True where the body is three or more bands, each of one label over its whole width
-    """Whether a mask is the horizontal stripes of `stripe_masks`: they are no body parts and must not be
-    called so"""
+    "Whether a mask has the horizontal stripes of `stripe_masks`, which must not be called body parts"
     body = labels > 0
     body = labels[body.any(1)][:, body.any(0)]  # without a border of background, which a shift leaves
     return len(np.unique(body)) > 2 and bool((body == body[:, :1]).all())
@@ -99,7 +98,7 @@ def paint_heat(
     heat: np.ndarray,  # (h',w') in [0,1], any size
     alpha: float = .9,  # Opacity where the heat is 1
 ) -> np.ndarray:  # (h,w,3): pale and almost grey, and the darker violet the hotter
-    "A map over an image, which stays readable where the map is low"
+    "A map over an image; where the map is low, the image stays visible"
     heat = resized_heat(heat, image.shape[:2]).clip(0, 1)[..., None]
     pale = .42 + .40*_grey(image) + .18*image
     share = alpha*heat**.75
@@ -114,7 +113,7 @@ def blank_regions(
     labels: np.ndarray,  # (h',w') part labels
     dropped,  # Indices of regions that are taken away
 ) -> np.ndarray:  # (h,w,3) hatched in white and grey where they were
-    "What a branch sees when regions are dropped"
+    "An image with the dropped regions blanked"
     h, w = image.shape[:2]
     rows, cols = np.arange(h)[:, None], np.arange(w)
     hatch = np.where((rows + cols)//max(2, h//32) % 2, .93, .72)[..., None]
@@ -126,7 +125,7 @@ def spotlight(
     labels: np.ndarray,  # (h',w') part labels
     regions,  # Indices of regions to keep
 ) -> np.ndarray:  # (h,w,3): those regions as they are, all else pale and grey
-    "What a search by region looks at"
+    "An image with everything but some regions darkened"
     kept = np.isin(resized_labels(labels, image.shape[:2]), list(regions))[..., None]
     return np.where(kept, image, .72 + .22*_grey(image))
 
@@ -155,7 +154,7 @@ def outline(
     regions=range(1, N_REGIONS),  # Regions to draw
     width: float = 1.3,  # Line width in points
 ):
-    "Edges of regions, in their colours, on a dark line that keeps them visible on anything"
+    "Edges of regions in their colours, on a dark line so that they are visible on any image"
     y, x = np.arange(-1, labels.shape[0] + 1), np.arange(-1, labels.shape[1] + 1)
     for k in regions:
         inside = np.pad((labels == k).astype(float), 1)
@@ -182,7 +181,7 @@ def put_image(
 
 
 def _beside(ax, text, at, offset, **kwargs):
-    "Text at a place of the tile (shares of its size), moved by an offset in points"
+    "Text at a position of the tile (in shares of its size), moved by an offset in points"
     kwargs = dict(ha='center', fontsize=TEXT) | kwargs
     ax.annotate(text, at, xycoords='axes fraction', xytext=offset, textcoords='offset points', **kwargs)
 
@@ -191,7 +190,7 @@ def frame(
     ax,  # Tile
     kind: str,  # 'true' (solid, tick), 'false' (dashed, cross), 'removed' (dotted, dash) or 'query'
 ):
-    "Frame around a tile, with a mark in its corner: readable without telling green from red"
+    "Frame around a tile, with a mark in its corner, so that it does not depend on colour alone"
     colour, style, mark = FRAMES[kind]
     border = dict(transform=ax.transAxes, fill=False, clip_on=False)
     ax.add_patch(Rectangle((0, 0), 1, 1, edgecolor='white', linewidth=4.5, zorder=4, **border))
@@ -206,7 +205,7 @@ def put_note(
     ax,  # An empty tile
     text: str,  # What is not there, and why
 ):
-    "Words in the place of an image"
+    "A text instead of an image"
     ax.text(.5, .5, text, transform=ax.transAxes, ha='center', va='center', fontsize=TEXT, color='#555555', wrap=False)
 
 
@@ -214,7 +213,7 @@ def legend_room(
     figure_width: float,  # Inches
     entries: int,  # Of the legend
 ) -> float:  # Inches that a legend of so many entries needs
-    "Height of the legend, before its figure exists"
+    "Height of the legend, needed before its figure exists"
     return .12 + .22*math.ceil(entries/_legend_columns(figure_width))
 
 

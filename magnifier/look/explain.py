@@ -1,4 +1,4 @@
-"Why two images matched: by region, in numbers that add up to the score, in words, and as a figure"
+"Why two images matched: numbers by region that add up to the score, sentences, and a figure"
 import textwrap
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,7 +22,7 @@ REST = 'average person'
 
 
 class Comparison(NamedTuple):
-    "What two images have in common"
+    "Similarity and shares of two images by region"
     score: float  # Cosine similarity, as the ranking has it
     table: pd.DataFrame  # See `Explanation`
     heats: list  # (h,w) of the query and of the hit: where the score comes from, by feature or by pixel
@@ -51,10 +51,10 @@ def explain_pair(
 ) -> Comparison:  # `seen_query` and `seen_hit` are not in its table
     """Similarity and share of the score for each region.
 
-    `similarity` is the cosine of the two region embeddings (`region_embeddings`), NaN where one image does
-    not show the region. `share` is what a region adds to the score, the mean over the two sides of
-    `contributions`: shares add up to the score of the ranking. A region may add something without being
-    seen: that neither image shows feet is something they have in common."""
+    `similarity` is the cosine of the two region embeddings (`region_embeddings`), NaN where one image does not show the
+    region. `share` is what a region adds to the score, the mean over the two sides of `contributions`: shares add up to
+    the score of the ranking. A region can have a share without being visible: that neither image shows feet makes them
+    similar."""
     masks = masks or (None, None)
     sides = contributions(model, query, hit, masks[0]), contributions(model, hit, query, masks[1])
     shares = {b: sum(_by_region(side.parts[b]) for side in sides)/2 for b in sides[0].parts}
@@ -89,13 +89,13 @@ def explain_images(
 
 
 def _pair(query, hit):
-    "Both as the learner's loader takes them; rows keep their masks only where both are rows"
+    "Both images as the learner's loader takes them; catalog rows keep their masks only if both images are rows"
     if all(isinstance(o, pd.Series) for o in (query, hit)): return pd.DataFrame([query, hit]).reset_index(drop=True)
     return [o['path'] if isinstance(o, pd.Series) else o for o in (query, hit)]
 
 
 def _given_masks(sight):
-    "Region masks of the data for a model that makes none; None where the model has its own"
+    "The data's region masks for a model without a mask module, else None"
     if region_masks(sight.maps) is not None: return None
     if any(m is None for m in sight.true): raise ValueError(NO_REGIONS)
     feature_map = sight.maps['global']

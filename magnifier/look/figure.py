@@ -1,5 +1,4 @@
-"""The figures that everything is drawn on: tiles of a fixed size in inches, or plots; saved, and shown once in
-a notebook"""
+"Figures with tiles of a fixed size or with plots; they can be saved, and a notebook shows them once"
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -17,9 +16,9 @@ DPI = 110
 class Figure(matplotlib.figure.Figure):
     """A matplotlib figure on opaque white. `figure.save(path)` writes it.
 
-    pyplot does not hold it, so `plt.savefig` does not see it, and hundreds of figures cost nothing once
-    they are dropped. In a notebook the call that draws a figure shows it at once. As the last value of the
-    same cell it is not shown again."""
+    It is not registered in pyplot, so `plt.savefig` does not save it, and its memory is freed when it is no longer
+    used. In a notebook, the call that draws a figure shows it. As the last value of the same cell it is not shown
+    again."""
     shown_in = None  # Number of the notebook cell in which it was shown
 
     def __init__(self, *args, **kwargs):
@@ -85,8 +84,7 @@ def tiles(
     split: int = 0,  # Columns before a wider gap, which sets the query apart from its hits
     min_width: float = 3.4,  # Least width of the figure: a legend needs this much
 ) -> tuple:  # Figure, and (rows, cols) axes without ticks
-    """Figure of tiles whose places are computed from these sizes, so that nothing overlaps and no layout has
-    to be searched for"""
+    "Figure of tiles. Their places are computed from these sizes, so nothing overlaps"
     top = (.38 if title else .06) + head
     edge = .08
     wide = .16 if split else 0.

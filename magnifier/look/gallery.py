@@ -88,10 +88,10 @@ def show_timeline(
 ) -> Figure:  # Lanes above, thumbnails below
     """When each person was in front of which camera.
 
-    Two people who are in front of one camera at the same time are drawn one above the other. Thumbnails
-    come from the files or videos that were added; a person whose file is gone or was changed has an empty
-    one. A ValueError for a table without rows"""
-    if not len(people): raise ValueError('nobody to show: the table has no rows')
+    Two people who are in front of one camera at the same time are drawn one above the other. Thumbnails come from the
+    files or videos that were added; if a person's file is missing or was changed, the thumbnail is empty. A ValueError
+    for a table without rows"""
+    if not len(people): raise ValueError('nothing to show: the table has no rows')
     seen = (people['end'] - people['start']).groupby(people['person']).sum()
     shown = sorted(seen.nlargest(most, keep='first').index)
     table = people[people['person'].isin(shown)]
@@ -134,7 +134,7 @@ def _draw_lanes(ax, table, cameras, colour):
 
 
 def _levels(starts, ends):
-    "For times by start: the lowest level on which nobody is at that time"
+    "For visits sorted by start: the lowest level that is free at that time"
     free, levels = [], []
     for start, end in zip(starts, ends):
         level = next((i for i, until in enumerate(free) if until < start), len(free))

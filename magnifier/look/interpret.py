@@ -1,4 +1,4 @@
-"ReIDInterpretation: where a model fails, and what its failures have in common"
+"ReIDInterpretation: which queries of a model fail, and what they have in common"
 import warnings
 
 import numpy as np
@@ -28,10 +28,10 @@ INSTEAD = ('who is searched for is of no class that training knew: use ReIDInter
 
 
 class ReIDInterpretation:
-    """A set ranked once, and figures of what was found.
+    """A set that is ranked once, and figures of the result.
 
-    Every method draws, keeps the figure in `.figure` (`save=` writes it), and returns its numbers as a
-    DataFrame. Embeddings are held, images are loaded when they are shown."""
+    Every method draws, keeps the figure in `.figure` (`save=` writes it), and returns its numbers as a DataFrame.
+    Embeddings are held, images are loaded when they are shown."""
 
     def __init__(self,
         learn: ReIDLearner,  # The model that ranked
@@ -77,7 +77,7 @@ class ReIDInterpretation:
         *,
         save=None,  # Where to write the figure
     ) -> pd.DataFrame:  # pid, taken_for, times, of (its queries), query and item (an example); most often first
-        "Who is taken for whom: wrong first hits, counted by pair of identities"
+        "Confused identities: wrong first hits, counted by pair of identities"
         if n < 1: raise ValueError(f'n={n}: draw at least one pair')
         wrong = np.flatnonzero((self.ranking.first_match > 1) & (self.ranking.n_matches > 0))
         items = np.array([self.ranking.hits(int(q), 1)['item'].iat[0] for q in wrong], dtype=int)
@@ -124,7 +124,7 @@ class ReIDInterpretation:
         *,
         save=None,  # Where to write the figure
     ) -> pd.DataFrame:  # One row a query that counts: pid, camid, path, ap, first_match
-        "Histogram of the queries' average precision"
+        "Histogram of the average precision of the queries"
         self._need_matches()
         table = self._queries.loc[self.ranking.counted, ['path', 'pid', 'camid', 'ap', 'first_match']]
         self.figure = finish(draw_histogram(table['ap'].to_numpy(), np.linspace(0, 1, bins + 1)), save)
@@ -148,8 +148,7 @@ class ReIDInterpretation:
         return table
 
     def _sides(self, query_rows, gallery_rows):
-        """Embeddings of both sides, pids of both, camids of both: the arguments of `rank` and
-        `verification_pairs`"""
+        "Embeddings, pids and camids of queries and gallery: the arguments of `rank` and `verification_pairs`"
         (q_pids, q_camids), (g_pids, g_camids) = self.ranked.ids(query_rows), self.ranked.ids(gallery_rows)
         embeddings = self.ranked.embeddings
         return embeddings[query_rows], embeddings[gallery_rows], q_pids, g_pids, q_camids, g_camids
@@ -157,7 +156,7 @@ class ReIDInterpretation:
     def plot_camera_pairs(self, *,
         save=None,  # Where to write the figure
     ) -> pd.DataFrame:  # One row a pair: query_cam, gallery_cam, queries (that have a match there), R1, mAP
-        "R1 and mAP with the gallery cut down to one camera, for each camera of the queries"
+        "R1 and mAP for each pair of a query camera and a gallery camera"
         queries, gallery, rows = self.ranked.query_rows, self.ranked.gallery_rows, []
         (_, q_cams), (_, g_cams) = self.ranked.ids(queries), self.ranked.ids(gallery)
         for qc in np.unique(q_cams):
@@ -189,7 +188,7 @@ class ReIDInterpretation:
         label: str = '',  # What the values are, for the figure
         save=None,  # Where to write the figure
     ) -> pd.DataFrame:  # Index the values, columns queries, R1, mAP
-        "R1 and mAP of the queries by any property they have"
+        "R1 and mAP of groups of queries"
         self._need_matches()
         queries = self._queries
         if isinstance(values, str):
@@ -213,9 +212,9 @@ class ReIDInterpretation:
     ) -> pd.DataFrame:  # Index the share hidden, columns queries, R1, mAP
         """R1 and mAP by the share of the query's body that is hidden.
 
-        The catalog's column `occluded` says it, if there is one. Else it is estimated: how much less body
-        the part mask holds than that of the query at the 90th percentile; people who are small in their
-        image then count as hidden too"""
+        It is the catalog's column `occluded`, if there is one. Otherwise it is estimated: how much smaller the body in
+        the part mask is than that of the query at the 90th percentile. People who are small in their image then count
+        as hidden too"""
         known = 'occluded' in self.ranked.items
         if known: hidden = pd.to_numeric(self._queries['occluded']).to_numpy()
         else:
@@ -255,7 +254,7 @@ class ReIDInterpretation:
         pids = np.unique(pids)
         chosen = np.random.default_rng(seed).permutation(pids)[:n_ids]
         rows = np.concatenate([np.flatnonzero(self.ranked.identity[:, 1] == pid)[:n_images] for pid in chosen])
-        if len(rows) < 3: raise ValueError(f'{len(rows)} images make no map: choose more identities or images')
+        if len(rows) < 3: raise ValueError(f'{len(rows)} images are too few: choose more identities or images')
         points = FLATTEN[method](self.ranked.embeddings[rows].numpy(), seed)
         items = self.ranked.items.iloc[rows]
         table = items[['path', 'pid', 'camid']].assign(x=points[:, 0], y=points[:, 1])
@@ -267,7 +266,7 @@ class ReIDInterpretation:
     def plot_segmentation(self, *,
         save=None,  # Where to write the figure
     ) -> pd.DataFrame:  # Index the true region: iou, pixels, and the share of its pixels seen as each region
-        "How well the model parses: intersection over union by region, and which region is taken for which"
+        "Quality of the model's part masks: intersection over union by region, and the confused regions"
         if self.learn.model.segmentation is None:
             raise ValueError('this model has no mask module: build the learner with mask=True')
         counts = _confusion(self.learn, self.ranked.items)

@@ -183,7 +183,7 @@ def ranked_row(
 
 
 def _painted(learn, sight, heat, masks, regions):
-    "The images with their overlay; None where none is asked for"
+    "The images with their overlay; None if no overlay is asked for"
     if masks:
         return [image if labels is None else paint_mask(image, labels)
                 for image, labels in zip(sight.images, sight.seen)]
@@ -209,7 +209,7 @@ def draw_rows(
     save=None,  # Where to write the figure
     show: bool = True,  # Whether a notebook shows it at once
 ) -> Figure:
-    "Rows of a query and its hits; frames tell right from wrong by colour, line and mark"
+    "Rows of a query and its hits; frames mark right and wrong hits by colour, line style and sign"
     k = max(1, max(len(row.hits) for row in rows))
     height, breadth = rows[0].images[0].shape[:2]
     removed = any(row.hits['removed'].any() for row in rows)
@@ -283,7 +283,7 @@ def show_ranking(self: ReIDLearner,
 ) -> Figure:
     "Queries and their first hits, right and wrong framed apart, with identity, camera and cosine similarity"
     if k < 1: raise ValueError(f'k={k}: show at least one hit')
-    if heat and masks: raise ValueError('heat=True and masks=True: there is room for one of them below each image')
+    if heat and masks: raise ValueError('heat=True and masks=True: choose one, each image has room for one below it')
     mine = RankedSet.of(self, catalog, regions)
     models = [(self, mine)]
     if versus is not None: models.append((versus, RankedSet.of(versus, mine.items, regions)))

@@ -104,11 +104,10 @@ STEPS = 8  # Of the integration in `pixel_shares`
 def activation_map(
     feature_map: Tensor,  # n x c x h x w: a stage's map, or a branch's own
 ) -> Tensor:  # n x h x w in [0,1]
-    """Channel energy: the root mean square over the channels at each position, stretched to 0..1 for each
-    image.
+    """Channel energy: the root mean square over the channels at each position, stretched to 0..1 for each image.
 
-    This is the activation map of the re-identification literature (Zagoruyko and Komodakis 2017, attention
-    transfer), and how we read the paper's Figure 2. A map of one value is 0 everywhere."""
+    This is the activation map of the re-identification literature (Zagoruyko and Komodakis 2017, attention transfer),
+    and how we read the paper's Figure 2. A constant map becomes 0 everywhere."""
     energy = feature_map.float().square().mean(1).sqrt()  # n x h x w
     low, high = energy.amin((1, 2), keepdim=True), energy.amax((1, 2), keepdim=True)
     return (energy - low)/(high - low).clamp(min=1e-12)
@@ -117,7 +116,7 @@ def activation_map(
 def positive(
     heat: np.ndarray,  # (h,w) or (n,h,w) shares of a score
 ) -> np.ndarray:  # The same shape, in [0,1]
-    "What spoke for the match, 1 where it is highest in the image; what spoke against it is 0"
+    "The positive part of a map, scaled to 1 at its maximum in each image"
     heat = heat.clip(min=0)
     return heat/heat.max((-2, -1), keepdims=True).clip(min=1e-12)
 
@@ -126,7 +125,7 @@ def decode_images(
     images: Tensor,  # n x 3 x H x W as the model takes them
     dl,  # The loader they come from: its normalisation is undone
 ) -> np.ndarray:  # (n,H,W,3) in [0,1]
-    "Batch of images as people see them"
+    "Batch of images without normalisation, to be shown"
     decoded = dl.after_batch.decode(TensorImage(images))
     return decoded.as_subclass(Tensor).float().div(255).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -135,13 +134,13 @@ def images_of(
     learn: ReIDLearner,  # For its loaders
     images,  # Whatever `learn.loader` takes
 ) -> np.ndarray:  # (n,H,W,3) in [0,1]
-    "Images as the model gets them; the model is not asked"
+    "Images as the model gets them, without running the model"
     dl = learn.loader(images)
     return np.concatenate([decode_images(tuplify(batch)[0], dl) for batch in dl])
 
 
 class Sight(NamedTuple):
-    "A few images as people and the model see them, in the order given"
+    "A few images, with the data set's and the model's part masks, in the order given"
     images: np.ndarray  # (n,H,W,3) in [0,1]
     inputs: Tensor  # n x 3 x H x W, the same as the model takes them, on its device
     maps: dict  # `MagnifierNet.feature_maps`: n x c x h x w each, on the model's device, without gradient
@@ -153,7 +152,7 @@ class Sight(NamedTuple):
         learn: ReIDLearner,  # Whose model looks
         images,  # Whatever `learn.loader` takes; few, since all their maps are held
     ) -> 'Sight':
-        "Looks at images once, in evaluation mode"
+        "Runs the model on images once, in evaluation mode"
         dl, batches = learn.loader(images), []
         with learn.evaluating() as (model, device):
             for batch in dl:
@@ -168,7 +167,7 @@ class Sight(NamedTuple):
 
     @property
     def parsed(self) -> np.ndarray | None:  # (n,H,W) part labels; None where the model has no mask module
-        "Part masks as the model sees them, its logits enlarged to the image"
+        "The model's own part masks, from its logits enlarged to the image"
         logits = self.maps.get('mask_logits')
         if logits is None: return None
         return interpolate(logits, self.images.shape[1:3], mode='bilinear', align_corners=False).argmax(1).cpu().numpy()
@@ -181,12 +180,12 @@ class Sight(NamedTuple):
 
     @property
     def seen(self) -> list:  # (H,W) part labels, or None, for each image
-        "Part masks that stand for each image: the model's, where it has a mask module, else the data set's"
+        "Part masks of each image: the model's own if it has a mask module, else the data set's"
         return self.true if 'mask_logits' not in self.maps else list(self.parsed)
 
     @property
     def stripes(self) -> bool:  # False where no image has a mask
-        "Whether the data set's masks of these images are horizontal stripes, which are no body parts"
+        "Whether the data set's masks of these images are horizontal stripes instead of body parts"
         known = [labels for labels in self.true if labels is not None]
         return bool(known) and all(map(are_stripes, known))
 
@@ -200,8 +199,7 @@ class Sight(NamedTuple):
 def learnt_stripes(
     learn: ReIDLearner,  # Its training data say it
 ) -> bool:  # False where the learner carries no training data
-    """Whether a model was trained with horizontal stripes for part masks: what it predicts are then no body
-    parts either"""
+    "Whether a model was trained with horizontal stripes as part masks: its own masks are then not body parts either"
     items = learn.dls.train_ds.items
     masks = items['mask'].dropna() if 'mask' in items else []
     return len(masks) > 0 and are_stripes(read_mask(masks.iloc[0]))
@@ -217,10 +215,10 @@ def pixel_shares(
 ) -> dict:  # branch -> n x H x W
     """Shares of the similarity of two images by branch and pixel of the FIRST.
 
-    These are integrated gradients (Sundararajan et al. 2017) on the way from a grey image, the mean colour
-    of the normalisation, to the image. Up to the error of the integration they add up to the similarity,
-    less what the grey image gives (its features in the lengths of the image's own). `contributions` is the
-    same split at the size of the feature maps."""
+    These are integrated gradients (Sundararajan et al. 2017) along the way from a grey image, the mean colour of the
+    normalisation, to the image. Up to the error of the integration they add up to the similarity minus its value for
+    the grey image (with the lengths of the image's own features). `contributions` is the same split at the size of the
+    feature maps."""
     inputs = inputs.detach()
     with torch.no_grad():
         own = branch_embeddings(model, model.feature_maps(inputs))  # branch -> n x c
@@ -243,7 +241,7 @@ def pixel_shares(
 def smoothed(
     shares: Tensor,  # n x H x W, of `pixel_shares`
 ) -> Tensor:  # n x H x W
-    "The mean over about a seventh of the height around each pixel, twice: single pixels are noise"
+    "The mean over about a seventh of the height around each pixel, applied twice, because single pixels are noisy"
     side = 2*(shares.shape[1]//28) + 1
     pool = partial(avg_pool2d, kernel_size=side, stride=1, padding=side//2, count_include_pad=False)
     return pool(pool(shares[:, None]))[:, 0]
@@ -256,15 +254,13 @@ def saliency_maps(
     *,
     kind: str = 'pixels',  # One of `KINDS`
 ) -> dict:  # name -> (n,h,w) in [0,1]
-    """Maps by name, 1 where each is highest; a ValueError for a name that this model does not have lists those
-    it has.
+    """Maps by name, each scaled to a maximum of 1; a ValueError for an unknown name lists those of this model.
 
-    - 'pixels': which pixels the embedding is made of (`pixel_shares`, smoothed), at the image's size. It
-      takes some seconds.
-    - 'share': where on the branches' feature maps the embedding comes from: the split of `learn.explain`,
-      of the image with itself.
-    - 'energy': channel energy (`activation_map`), how we read the paper's Figure 2. It shows where channels
-      are excited, whether the embedding makes use of it or not.
+    - 'pixels': which pixels the embedding is made of (`pixel_shares`, smoothed), at the image's size. It takes some
+      seconds.
+    - 'share': the split of `learn.explain` over the branches' feature maps, for the image with itself.
+    - 'energy': channel energy (`activation_map`), how we read the paper's Figure 2. It shows where channels are active,
+      whether or not the embedding uses them.
 
     `saliency_inside` measures which of them lies on the person."""
     names = _names(learn, branches, kind)
@@ -307,12 +303,11 @@ def saliency_inside(
     kinds=KINDS,  # Kinds of `saliency_maps`
     bs: int = 64,  # Images at a time
 ) -> pd.DataFrame:  # Index kind and branch; columns `inside`, `chance`, `ratio`
-    """How much of the maps lies on the true person, or on some regions, beside chance.
+    """The share of the maps that lies on the true person or on some regions, compared with chance.
 
-    `inside` is the share of a map's sum that lies inside, the map being enlarged as it is drawn; `chance`
-    is the share of the image that these regions cover, which a map of one value would score; `ratio` is
-    inside over chance. All are means over the images that show a part of the regions. A ValueError where no
-    image has a mask that does."""
+    `inside` is the share of the enlarged map's sum that lies inside; `chance` is the share of the image that these
+    regions cover, which is also the `inside` of a constant map; `ratio` is inside over chance. All are means over the
+    images that show any of the regions. A ValueError if no image has a mask that does."""
     wanted = region_indices(regions)
     found = {(kind, branch): [] for kind in kinds for branch in learn.model.branches}
     chance = []
@@ -337,6 +332,6 @@ def _inside(labels, wanted):
 
 
 def _share_inside(heat, mask):
-    "Share of a map's sum that lies inside a mask; of a map of zeros, the mask's area"
+    "Share of a map's sum that lies inside a mask; for a map of zeros, the mask's area"
     heat = resized_heat(heat, mask.shape).clip(min=0).astype(float)
     return heat[mask].sum()/heat.sum() if heat.any() else mask.mean()

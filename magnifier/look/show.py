@@ -1,4 +1,4 @@
-"show_batch, show_results and show_occlusion: the figures that loaders and learners show of themselves"
+"show_batch, show_results and show_occlusion: figures of a loader's batches and a learner's results"
 from copy import deepcopy
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def show_batch(self: IdentityBatches,
     title: str | None = None,  # Heading
     save=None,  # Where to write the figure
 ) -> Figure:  # The figure; with show=False (images, targets, samples)
-    """Images, part masks, identities and cameras of a batch. No generator of the training moves.
+    """Images, part masks, identities and cameras of a batch. The random generators of the training do not change.
 
     `dls.show_batch()` shows the training batches, `dls.valid.show_batch()` queries and gallery"""
     if max_n < 1: raise ValueError(f'max_n={max_n}: show at least one image')
@@ -103,7 +103,7 @@ def batch_to_show(
     seed: int = 0,  # Seed of the batch
     unique: bool = False,  # One item again and again
 ) -> tuple:  # (image, mask, identity), as training has them
-    "A batch from a copy of the loader; every generator is put back, the global ones too"
+    "A batch from a copy of the loader; the state of every generator is restored, the global ones too"
     with no_random(seed):
         copy = dl.new(after_batch=deepcopy(dl.after_batch), after_item=deepcopy(dl.after_item), num_workers=0,
                       seed=seed)
@@ -124,8 +124,7 @@ def draw_results(
     stripes: bool = False,  # Whether the model learnt horizontal stripes for part masks
     save=None,  # Where to write the figure
 ) -> Figure:
-    """Rows of image, true mask, mask as the model sees it, and maps; what the data or the model lacks has no
-    column"""
+    "Rows of image, true mask, the model's own mask, and maps; without masks or maps there is no such column"
     if not len(images): raise ValueError(NOTHING)
     stripes = stripes or _has(true) and _all_stripes(true)
     names = ('stripes', 'predicted stripes') if stripes else ('true mask', 'predicted')
@@ -154,8 +153,7 @@ def _painted(images, masks, heats):
 @dispatch
 def show_results(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], samples, outs, ctxs=None, max_n=6,
                  save=None, **kwargs):
-    """Image, true and predicted mask: what fastai's own Interpretation shows. `learn.show_results` adds
-    saliency"""
+    "Image, true and predicted mask, as fastai's own Interpretation shows them. `learn.show_results` adds saliency"
     pairs = list(zip(samples, outs))[:max_n]
     return draw_results([_as_image(s[0]) for s, _ in pairs], [str(s[2]) for s, _ in pairs],
                         true=[_known(_as_labels(s[1])) for s, _ in pairs],
@@ -174,8 +172,7 @@ def show_results(self: ReIDLearner,
     seed: int = 0,  # Seed of the draw
     save=None,  # Where to write the figure
 ) -> Figure:
-    """Rows of image, true part mask, the mask as the model sees it, and where each branch looks
-    (`saliency_maps`)"""
+    "Rows of image, true part mask, the model's own part mask, and where each branch looks (`saliency_maps`)"
     if max_n < 1: raise ValueError(f'max_n={max_n}: show at least one image')
     items = _rows(self, ds_idx, dl)
     order = np.random.default_rng(seed).permutation(len(items)) if shuffle else np.arange(len(items))
@@ -213,8 +210,7 @@ def show_occlusion(self: ReIDDataLoaders,
     seed: int = 0,  # Seed of the batch
     save=None,  # Where to write the figure
 ) -> Figure:
-    """What the adversarial branch may see in training: images with the dropped regions blanked (paper, section
-    3.2)"""
+    "Occlusions of the adversarial branch in training: images with the dropped regions blanked (paper, section 3.2)"
     if n < 1 or images < 1: raise ValueError(f'n={n}, images={images}: draw at least one of each')
     shown, labels = _masked(self.train, seed, images)
     if occlusion is None: occlusion = RegionOcclusion(seed=seed)

@@ -1,5 +1,4 @@
-"""Figures of trainings: losses by part and metrics by epoch, and the ablations (paper, Table 2, Figures 4 and
-5)"""
+"Figures of training: losses by part and metrics by epoch, and of ablations (paper, Table 2, Figures 4 and 5)"
 import pandas as pd
 from fastai.vision.all import patch
 from magnifier.look.figure import TEXT, Figure, finish, plot
@@ -21,7 +20,7 @@ def plot_history(
     unit: str = 'epoch',  # What a row is
     save=None,  # Where to write the figure
 ) -> Figure:
-    "Parts of the loss, and metrics where there are any, over epochs"
+    "Parts of the loss, and metrics if there are any, over epochs"
     tables = {'training loss by part': losses, 'validation': metrics}
     tables = {title: table for title, table in tables.items() if table is not None and table.size}
     if not tables: raise ValueError('no epoch was trained yet: call fit first')
@@ -42,7 +41,7 @@ def _spans_magnitudes(table):
 
 
 def _draw_lines(ax, table):
-    "A line a column, told apart by colour and by style"
+    "One line for each column, with its own colour and style"
     mark = 'o' if len(table) < 30 else None
     for i, name in enumerate(table):
         known = table[name].notna().to_numpy()
@@ -86,7 +85,7 @@ def plot_studies(
     known = list(table.index.unique('study'))
     studies = known if studies is None else list(studies)
     unknown = [s for s in studies if s not in known]
-    if unknown: raise ValueError(f'no run of study {unknown[0]!r} is there: there are runs of {", ".join(known)}')
+    if unknown: raise ValueError(f'there is no run of study {unknown[0]!r}, but of {", ".join(known)}')
     columns = min(3, len(studies))
     figure, axes = plot(-(-len(studies)//columns), columns, size=(3.9, 2.9))
     panels = list(axes.flat)
@@ -105,7 +104,7 @@ def _study_title(table, study):
 
 
 def _draw_dots(ax, table, study):
-    "A line of the study a row, R1 and mAP a mark each"
+    "One row for each line of the study, with a mark for R1 and one for mAP"
     rows = range(len(table))[::-1]
     for (name, (colour, mark)), shift in zip(SERIES.items(), (.12, -.12)):
         ax.errorbar(table[name], [row + shift for row in rows], xerr=table[f'± {name}'].fillna(0), color=colour,
