@@ -33,6 +33,6 @@ def test_pickle_to_folder_to_file(pickled, catalog, capsys):
 @pytest.mark.parametrize('args, kwargs, message', [
     (['l.pkl'], dict(format='tflite'), "unknown format 'tflite': use onnx or pretrained"),
     (['/no/l.pkl'], {}, 'no/l.pkl'),
-    (['l.pkl'], dict(format='pretrained', masks=True), '--masks is of --format onnx')])
+    (['l.pkl'], dict(format='pretrained', masks=True), '--masks goes with --format onnx')])
 def test_mistakes_are_one_line(args, kwargs, message):
     with pytest.raises(SystemExit, match=message): magnifier_export(*args, **kwargs)

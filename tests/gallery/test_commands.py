@@ -45,7 +45,7 @@ def test_a_copy_is_deleted_by_the_name_of_either(place, capsys):
     (crops/'copy.png').write_bytes((crops/'0002.png').read_bytes())
     assert '5 images added, 1 known' in told(capsys, commands.magnifier_index, str(crops), gallery=gallery)
     assert '1 images deleted; it holds 4' in told(capsys, commands.magnifier_delete, gallery, paths='crops/copy.png')
-    with pytest.raises(SystemExit, match='no image of .* is of what was named'):
+    with pytest.raises(SystemExit, match='no image of .* matches'):
         commands.magnifier_delete(gallery, paths='crops/0002.png')
 
 

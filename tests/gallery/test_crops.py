@@ -30,7 +30,7 @@ def test_a_pattern_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize('pattern, message', [
-    ('(', 'no regular expression'),
+    ('(', 'not a regular expression'),
     (r'\d+', 'named groups pid, camid, time wanted'),
     ('(?P<cam>x)', r"it has \['cam'\]"),
                                               (r'(?P<camid>[a-z]+)\.png', "camid 'x' is no whole number"),

@@ -65,7 +65,7 @@ def test_regions_have_to_be_kept(tmp_path):
         n, pixels = 0, Colours.pixels
     with Gallery(tmp_path/'plain') as g:
         g.add(Whole(), people(2))
-        with pytest.raises(ValueError, match='keeps no regions: make it anew with'):
+        with pytest.raises(ValueError, match='keeps no regions: make a new gallery with'):
             g.search(Whole(), person(0), regions='foot')
     with Gallery(tmp_path/'regions', regions=True) as g:
         with pytest.raises(ValueError, match='this Whole knows no regions'): g.add(Whole(), people(2))

@@ -89,7 +89,7 @@ def test_a_table_of_others(tmp_path):
     import lance
     import pyarrow as pa
     lance.write_dataset(pa.table(dict(key=['a'])), str(tmp_path/'strange'/'people.lance'))
-    with pytest.raises(ValueError, match='holds a table that is no gallery of magnifier'):
+    with pytest.raises(ValueError, match='holds a table that is not a gallery of magnifier'):
         Gallery(tmp_path/'strange').info()
 
 
@@ -97,4 +97,4 @@ def test_a_table_of_others(tmp_path):
 def test_a_collection_of_others(server):
     from pymilvus import MilvusClient
     MilvusClient(server).create_collection('strange', dimension=4)
-    with pytest.raises(ValueError, match="'strange' that is no gallery of magnifier"): Gallery(server, name='strange')
+    with pytest.raises(ValueError, match="'strange' that is not a gallery of magnifier"): Gallery(server, name='strange')

@@ -138,7 +138,7 @@ def test_embedding_map(interp, method):
 
 def test_embedding_map_refusals(interp):
     with pytest.raises(ValueError, match="'pca' or 't-sne'"): interp.plot_embeddings('umap')
-    with pytest.raises(ValueError, match='make no map'): interp.plot_embeddings(n_ids=1, n_images=2)
+    with pytest.raises(ValueError, match='are too few'): interp.plot_embeddings(n_ids=1, n_images=2)
 
 
 def test_segmentation_against_a_loop(interp, seer, blind_interp):

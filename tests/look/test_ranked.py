@@ -79,7 +79,7 @@ def test_a_name_of_several_queries_says_which(seer, few):
 
 
 def test_refused_choices(ranked):
-    with pytest.raises(ValueError, match='no queries named'): ranked.choose([])
+    with pytest.raises(ValueError, match='no queries given'): ranked.choose([])
     with pytest.raises(ValueError, match='at least one query'): ranked.choose(None, 0)
 
 
@@ -170,7 +170,7 @@ def test_search_by_region_drawn_and_refused(seer, blind, tmp_path):
 
 
 @pytest.mark.parametrize('kwargs, says', [(dict(k=0), 'at least one hit'), (dict(n=0), 'at least one query'),
-                                          (dict(heat=True, masks=True), 'room for one')])
+                                          (dict(heat=True, masks=True), 'room for one below')])
 def test_bad_arguments_of_show_ranking(seer, kwargs, says):
     with pytest.raises(ValueError, match=says): seer.show_ranking(**kwargs)
 

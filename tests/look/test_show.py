@@ -170,8 +170,8 @@ def test_an_exported_learner_asks_for_data(seer, catalog, tmp_path):
         warnings.simplefilter('ignore')
         loaded = load_learner(tmp_path/'l.pkl')
     with loaded.no_bar():
-        with pytest.raises(ValueError, match='carries no'): loaded.show_ranking()
-        with pytest.raises(ValueError, match='carries no'): loaded.show_results()
+        with pytest.raises(ValueError, match='has no'): loaded.show_ranking()
+        with pytest.raises(ValueError, match='has no'): loaded.show_results()
         assert loaded.show_ranking(catalog=catalog[catalog.split != 'train'], n=1, k=2)
 
 

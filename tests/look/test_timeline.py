@@ -55,4 +55,4 @@ def test_who_is_left_out_is_said(people):
 
 
 def test_nobody(people):
-    with pytest.raises(ValueError, match='nobody to show'): show_timeline(people.iloc[:0])
+    with pytest.raises(ValueError, match='nothing to show'): show_timeline(people.iloc[:0])

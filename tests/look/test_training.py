@@ -30,7 +30,7 @@ def test_one_seed_says_so_and_missing_runs_are_left_out(runs):
     assert [ax.get_title() for ax in figure.axes] == ['Table 2 (one seed)', 'Figure 5 (one seed)']
     uneven = plot_studies(runs[(runs.seed == 0) | (runs.setting == 'lstm')], ['cell'])
     assert uneven.axes[0].get_title() == 'cell (1 to 2 seeds)'
-    with pytest.raises(ValueError, match="no run of study 'cell' is there: there are runs of Table 2"):
+    with pytest.raises(ValueError, match="there is no run of study 'cell', but of Table 2"):
         plot_studies(runs[runs.setting == 'G'], ['cell'])
 
 

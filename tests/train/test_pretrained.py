@@ -39,7 +39,7 @@ def test_what_acts_in_training_alone_is_left_out(catalog):
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(item_tfms=Resize((64, 32))), 'Resize is no step that another program could repeat'),
+    (dict(item_tfms=Resize((64, 32))), 'Resize is another program cannot repeat'),
     (dict(batch_tfms=[]), 'do not resize'),
     (dict(batch_tfms=[*batch_transforms(Preprocessing((64, 32))), Grey()]), 'Grey is no step')])
 def test_preprocessing_without_words(catalog, kwargs, message):
@@ -126,7 +126,7 @@ def test_loaders_of_others_are_refused(silent, catalog, tmp_path):
 
 def test_what_no_folder_can_hold_is_refused(catalog, tmp_path):
     learn = build(ReIDDataLoaders.from_df(catalog, item_tfms=Resize((64, 32)), **SMALL))
-    with pytest.raises(ValueError, match='no step that another program could repeat'):
+    with pytest.raises(ValueError, match='another program cannot repeat'):
         learn.save_pretrained(tmp_path/'people')
     assert not (tmp_path/'people').exists()
 

@@ -143,7 +143,7 @@ def test_what_a_kill_left_of_the_checkpoints_is_removed(small, how, tmp_path):
 
 
 def test_a_folder_is_one_runs_at_a_time(small, how, tmp_path):
-    with locked(tmp_path/'run'), pytest.raises(BlockingIOError, match='another process is at work in this folder'):
+    with locked(tmp_path/'run'), pytest.raises(BlockingIOError, match='another process is using this folder'):
         train_run(small, 'paper', tmp_path/'run', epochs=1, **how)
 
 
