@@ -1,5 +1,4 @@
-"""The eight regions of a part mask: their names, indices and torso groups, and the labels of other parsers that
-stand for them"""
+"The eight regions of a part mask: their names, indices and torso groups, and tables from other parsers' labels"
 
 import operator
 from collections.abc import Iterable
@@ -44,12 +43,11 @@ def _region_index(region, n):
 
 
 class LimbSplit(NamedTuple):
-    """A limb that a parser labels as one, divided by length: its far end is the lower part.
+    """How to divide a limb that a parser labels as one: its far end is the lower part.
 
     The lower part is a quarter of the person's height (shank 0.246, forearm and hand 0.254 of the stature in Drillis &
-    Contini's body proportions, 1966), or half the limb where that is more. So a whole leg is cut at the knee, a bare
-    arm below a short sleeve at the elbow, and the hand that a long sleeve leaves is lower arm.
-    """
+    Contini's body proportions, 1966), or half the limb where that is more. So a whole leg is divided at the knee, a
+    bare arm below a short sleeve at the elbow, and the hand below a long sleeve is lower arm."""
     labels: tuple[int, ...]  # Labels that are divided; the table gives them their upper region
     limb: tuple[int, ...]  # Labels that together are the limb, and measure its length
     lower: int  # Region of the far end
@@ -57,14 +55,14 @@ class LimbSplit(NamedTuple):
 
 
 class LabelTable(NamedTuple):
-    "How a parser's labels become regions"
+    "The region of each label of a parser"
     regions: tuple[int, ...]  # Region of each label 0, 1, ...
     splits: tuple[LimbSplit, ...]  # Limbs to divide, if any
     source: str  # Who numbers them so
 
 
 def _table(n, source, *splits, **labels_of):
-    "Table of `n` labels: region name -> labels; whatever is not named is background"
+    "Table of `n` labels from region name -> labels; labels that are not named are background"
     regions = [0] * n
     for region, labels in labels_of.items():
         for label in labels: regions[label] = REGIONS.index(region)
@@ -120,8 +118,7 @@ LABEL_TABLES = {
 def label_table(
     labels,  # A name of LABEL_TABLES, a LabelTable, or a sequence: the region of each label 0, 1, ...
 ) -> LabelTable:  # The table
-    """The table for a parser's labels; a ValueError for an unknown name lists the known ones, and for a region says
-    what is allowed"""
+    "The table for a parser's labels; a ValueError for an unknown name or region lists the known ones"
     if isinstance(labels, LabelTable): return labels
     if isinstance(labels, str):
         if labels not in LABEL_TABLES:

@@ -17,7 +17,7 @@ OWN = {'resnet10_narrow': resnet10_narrow}
 
 
 def backbone_names() -> list[str]:  # Names that `arch` takes without timm, sorted
-    "torchvision's residual networks, those whose stages are `layer1` to `layer4`, OSNets, and a small one for a CPU"
+    "torchvision's residual networks with stages `layer1` to `layer4`, OSNets, and a small network for a CPU"
     return sorted([*_residual_names(), *OSNETS, *OWN])
 
 
@@ -45,7 +45,7 @@ class Backbone(nn.Module):
         last_stride: int = 1,  # Stride of stage 4: 1 keeps stage 3's size, 2 is the network as published
         stage3_stride: int = 2,  # Stride of stage 3: 2 is the network as published, 1 keeps stage 2's size
     ):
-        """As published but for its strides: with stage 4 at stride 1, as in reid-strong-baseline, both maps are 1/16
+        """As published except for the strides: with stride 1 in stage 4, as in reid-strong-baseline, both maps are 1/16
         of the image"""
         super().__init__()
         for name in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'):
@@ -60,7 +60,7 @@ class Backbone(nn.Module):
         self,
         images: Tensor,  # n x 3 x H x W, normalised as the pretrained weights ask for
     ) -> tuple[Tensor, Tensor]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 of its size (half with `last_stride=2`)
-        "Both stages' maps, after ReLU and so non-negative"
+        "The maps of both stages, after ReLU and so non-negative"
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         stage3 = self.layer3(self.layer2(self.layer1(x)))
         return stage3, self.layer4(stage3)
@@ -110,7 +110,7 @@ class TimmBackbone(nn.Module):
         self,
         images: Tensor,  # n x 3 x H x W
     ) -> tuple[Tensor, ...]:  # Stage 3 n x c3 x H/16 x W/16; stage 4, and 5, of its size (half with `last_stride=2`)
-        "The maps; not all of timm's networks end a stage in a ReLU, which the part branches' own bottlenecks do"
+        "The maps. Not all of timm's networks end a stage in a ReLU; the bottlenecks of the part branches do"
         stage3, stage4 = self.net(images)
         if 5 not in self.widths: return stage3, stage4
         return stage3, stage4, self.bn2(self.conv_head(stage4))
@@ -142,8 +142,9 @@ def create_backbone(
     last_stride: int = 1,  # Stride of stage 4: 1, or 2 as ResNets are published
     stage3_stride: int = 2,  # Stride of stage 3: 2 as published, or 1 for maps of twice the size
 ) -> nn.Module:  # Images -> a map for each stage of its `.widths`: channels of stages 3 and 4, and 5 where it has one
-    """A network cut after its last map. torchvision's comes first where both have a name ('timm/resnet50' is timm's).
-    An OSError where weights cannot be had, a ValueError for an unknown `arch` or stride"""
+    """A network cut after its last map. If torchvision and timm have the same name, it is torchvision's
+    ('timm/resnet50' is timm's). An OSError if weights cannot be downloaded, a ValueError for an unknown `arch` or
+    stride"""
     for what, stride in dict(last_stride=last_stride, stage3_stride=stage3_stride).items():
         if stride not in (1, 2): raise ValueError(f'{what}={stride!r}: it is 1 or 2')
     name = arch if isinstance(arch, str) else getattr(arch, '__name__', repr(arch))

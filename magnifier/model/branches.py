@@ -1,8 +1,8 @@
 """The branches: global, semantic adversarial (SAB), semantic fusion (SFB) and its ablation twin (AB).
 
-A branch owns its map, its feature, what it says of one region, what it contributes to a similarity, and its form for
-inference. Everything else goes through `MagnifierNet.branches` and asks. To add one: a class here, its place in
-`BRANCHES`, and its switch in `create_branches`"""
+A branch defines its map, its feature, its description of one region, its contribution to a similarity, and its form for
+inference. All other code iterates over `MagnifierNet.branches`. To add a branch, write a class here, add it to
+`BRANCHES`, and add an argument to `create_branches`"""
 
 from copy import deepcopy
 from typing import NamedTuple
@@ -27,7 +27,7 @@ def branch_map(
     width: int,  # c, channels of the shared map
     bottleneck: bool = True,  # c -> c/4 -> c with a residual, as the authors' code has; False shares the map as it is
 ) -> nn.Module:  # n x c x h x w -> the same shape, non-negative
-    "What a part branch does to the shared map before it pools"
+    "The layers between the shared map and the pooling of a part branch"
     if not bottleneck: return nn.Identity()
     block = Bottleneck(width, width // 4)
     for m in block.modules():
@@ -36,7 +36,7 @@ def branch_map(
 
 
 class BranchOutput(NamedTuple):
-    "What a branch gives to the embedding and to the losses"
+    "The outputs of a branch, for the embedding and the losses"
     normed: Tensor  # n x width: f_bn, for the embedding
     features: dict[str, Tensor]  # By view, n x width: f, before its batch norm
     logits: dict[str, Tensor]  # By view, n x n_classes
@@ -45,10 +45,10 @@ class BranchOutput(NamedTuple):
 
 
 class Branch(nn.Module):
-    """What every branch is: a map of its own, a feature f pooled from it, and a BNNeck.
+    """The base class of all branches: its own map, a feature f pooled from it, and a BNNeck.
 
-    A subclass says `pool`, `describe_regions` and `contribution`. It pools through `self.region_pool`, for which the
-    folded form has a faster one without gradients"""
+    A subclass defines `pool`, `describe_regions` and `contribution`. It pools with `self.region_pool`, which the folded
+    form replaces by a faster function without gradients"""
 
     name: str  # In outputs, tables of losses and saved weights
     title: str  # In figures
@@ -66,7 +66,7 @@ class Branch(nn.Module):
         stage: int,  # The stage of the backbone that it hangs on
         upsample: bool = False,  # Its map at twice the size, where the segmentation head's labels are
     ):
-        "The parts that all branches have"
+        "Builds the parts that all branches have"
         super().__init__()
         self.map = own_map
         self.width = width
@@ -107,7 +107,7 @@ class Branch(nn.Module):
         feature_map: Tensor,  # n x c x h x w, this branch's own
         region_masks: Tensor,  # n x k x h x w
     ) -> Tensor:  # n x k x c
-        "What the branch says of each region alone, after a batch norm that takes away what all people share"
+        "The branch's description of each region, after a batch norm that removes what all people have in common"
         raise NotImplementedError
 
     def contribution(
@@ -116,7 +116,7 @@ class Branch(nn.Module):
         region_masks: Tensor,  # n x k x h x w
         weight: Tensor,  # n x width: what f_bn is multiplied with
     ) -> Tensor:  # n x k x h x w
-        """What each region and place adds to <f_bn, weight>, beyond what an average person's features would: the
+        """The part of each region and position in <f_bn, weight>, minus its value for an average person's features: the
         Aumann-Shapley value (integrated gradients; Sundararajan et al. 2017) along the way from the running means of
         the batch norms to this image"""
         raise NotImplementedError
@@ -125,12 +125,12 @@ class Branch(nn.Module):
         self,
         weight: Tensor,  # n x width
     ) -> Tensor:  # n x width
-        "How <f_bn, weight> changes with f: evaluation's batch norm is linear"
+        "The gradient of <f_bn, weight> with respect to f: in evaluation, batch norm is linear"
         return weight * affine_of(self.neck.bn)[0]
 
 
 class GlobalBranch(Branch):
-    "Global average pooling of the last stage, then a BNNeck: reid-strong-baseline's only branch"
+    "Global average pooling of the last stage, then a BNNeck, as in reid-strong-baseline"
 
     name, title, views, needs_masks = 'global', 'global', ('global',), False
 
@@ -141,7 +141,7 @@ class GlobalBranch(Branch):
         *,
         stage: int = 4,  # The stage that it hangs on
     ):
-        "Its map is the stage's"
+        "Uses the map of the stage unchanged"
         super().__init__(nn.Identity(), width, n_classes, stage=stage)
 
     def pool(self, feature_map, region_masks=None, kept_regions=None):
@@ -155,14 +155,14 @@ class GlobalBranch(Branch):
         return self.neck.bn(means.flatten(0, 1)).view_as(means)
 
     def contribution(self, feature_map, region_masks, weight):
-        "Exact: a place's own product with the weight, minus an equal part of the average's"
+        "Exact: the product of each position with the weight, minus an equal part of the average person's value"
         slope = self.slope(weight)
         earned = torch.einsum('nchw,nc->nhw', feature_map, slope) - (slope @ self.neck.bn.running_mean)[:, None, None]
         return region_masks * earned[:, None] / feature_map[0, 0].numel()
 
 
 class AdversarialBranch(Branch):
-    "SAB (Eq. 2): max pooling over the regions that an occlusion left, a linear layer, a BNNeck"
+    "SAB (Eq. 2): max pooling over the kept regions, a linear layer, a BNNeck"
 
     name, title, views = 'sab', 'SAB', ('sab', 'sab_original')
 
@@ -186,7 +186,7 @@ class AdversarialBranch(Branch):
         self.original = original
 
     def forward(self, feature_map, region_masks=None, kept_regions=None):
-        "With `original`, in training: a second view of the same images, all their regions kept"
+        "With `original`, in training, also the features of the same images with all regions kept"
         occluded = super().forward(feature_map, region_masks, kept_regions)
         if not self.original or not self.training or kept_regions is None: return occluded
         original = super().forward(feature_map, region_masks)
@@ -201,12 +201,13 @@ class AdversarialBranch(Branch):
         return self.reduce(at_least_float32(pooled))
 
     def describe_regions(self, feature_map, region_masks):
-        "The branch's feature of the region by itself"
+        "The branch's feature of the region alone"
         alone = self.reduce(region_max_pool(feature_map, region_masks))
         return self.neck.bn(alone.flatten(0, 1)).view_as(alone)
 
     def contribution(self, feature_map, region_masks, weight):
-        "Exact: a channel counts where its maximum lies, minus the average's part in proportion to the maxima"
+        """Exact: each channel counts at the position of its maximum, minus the average person's value in proportion to
+        the maxima"""
         if not self.keep_background: region_masks = F.pad(region_masks[:, 1:], (0, 0, 0, 0, 1, 0))
         pooled = region_masks.sum(1, keepdim=True)  # n x 1 x h x w
         slope = self.slope(weight)
@@ -218,7 +219,8 @@ class AdversarialBranch(Branch):
 
 
 class FusionBranch(Branch):
-    "SFB, or AB by its `fuse`: region max pooling (Eq. 1), a fusion of the k features, a BNNeck, a neck for each region"
+    """SFB, or AB, depending on `fuse`: region max pooling (Eq. 1), a fusion of the k features, a BNNeck, and a neck for
+    each region"""
 
     name, title, views = 'sfb', 'SFB', ('sfb',)
     training_only = ('neck', 'region_necks')
@@ -235,7 +237,7 @@ class FusionBranch(Branch):
         bottleneck: bool = True,  # See `branch_map`
         upsample: bool = False,  # See `Branch`
     ):
-        "Logits of the region necks serve training alone; their norms also describe regions one by one"
+        "The logits of the region necks are used in training only; their batch norms also describe single regions"
         super().__init__(branch_map(width, bottleneck), hidden, n_classes, stage=stage, upsample=upsample)
         self.fuse = fuse
         self.region_necks = RegionNecks(width, n_classes, n_regions)
@@ -253,7 +255,7 @@ class FusionBranch(Branch):
         feature_map: Tensor,  # n x c x h x w, this branch's own
         region_masks: Tensor,  # n x k x h x w
     ) -> Tensor:  # n x k x c
-        "p(x_k), what f_sfb is fused from"
+        "p(x_k), the inputs of the fusion"
         return at_least_float32(self.region_pool(feature_map, region_masks))
 
     def pool(self, feature_map, region_masks=None, kept_regions=None):
@@ -261,13 +263,13 @@ class FusionBranch(Branch):
         return self.fuse(self.region_features(feature_map, region_masks))
 
     def describe_regions(self, feature_map, region_masks):
-        "p(x_k) through its region's own BNNeck, which was trained to tell identities by that region"
+        "p(x_k) after the BNNeck of its region, which was trained to classify identities by that region"
         pooled = region_max_pool(feature_map, region_masks)
         return self.region_necks.bn(pooled.flatten(1)).view_as(pooled)
 
     def contribution(self, feature_map, region_masks, weight):
-        """The pooled p(x_k) move together from the average regions to the image's, and the gradient along that way is
-        integrated by Gauss-Legendre quadrature; a channel counts where its maximum lies"""
+        """The gradient is integrated by Gauss-Legendre quadrature as the pooled p(x_k) go from the average person's to
+        the image's; each channel counts at the position of its maximum"""
         products = [(feature_map * region_masks[:, i:i+1]).flatten(2).max(-1) for i in range(region_masks.shape[1])]
         pooled = torch.stack([p.values for p in products], 1)  # n x k x c
         places = torch.stack([p.indices for p in products], 1)
@@ -314,7 +316,7 @@ class RecurrentFusion(nn.Module):
 
 
 class ConcatFusion(nn.Module):
-    "AB, the twin of Figure 4: a linear layer per region to hidden/k channels, concatenated"
+    "AB, the ablation twin of Figure 4: a linear layer per region to hidden/k channels, concatenated"
 
     def __init__(
         self,
@@ -322,7 +324,7 @@ class ConcatFusion(nn.Module):
         hidden: int = 1024,  # Channels of the concatenation, a multiple of k
         n_regions: int = N_REGIONS,  # k
     ):
-        "The same width as SFB, without its gates"
+        "Has the same output width as SFB"
         super().__init__()
         if hidden % n_regions:
             raise ValueError(f'hidden={hidden}: the ablation twin needs a multiple of {n_regions} regions')
@@ -333,7 +335,7 @@ class ConcatFusion(nn.Module):
         self,
         region_features: Tensor,  # n x k x c
     ) -> Tensor:  # n x hidden
-        "Regions reduced one by one, side by side"
+        "The reduced regions, concatenated"
         return torch.einsum('nkc,kcd->nkd', region_features, self.weight).flatten(1)  # (n, k*d)
 
 
@@ -391,7 +393,7 @@ def create_branches(
     hidden: int = 1024,  # Channels of f_sab and f_sfb
     n_regions: int = N_REGIONS,  # k, the number of part labels
 ) -> dict[str, Branch]:  # By name
-    "The branches asked for. A ValueError for an unknown `sfb`, `cell` or `region_stage`"
+    "Builds the branches. A ValueError for an unknown `sfb`, `cell` or `region_stage`"
     if sfb not in (True, False, 'ab'): raise ValueError(f"sfb={sfb!r}: it is True, False or 'ab' (the ablation twin)")
     if region_stage not in (3, 4): raise ValueError(f'region_stage={region_stage!r}: it is 3 or 4')
     width = widths[region_stage]
@@ -412,7 +414,7 @@ def branch_scales(
     weights: list[float],  # Of each branch, 0 or more
     normalise: bool = True,  # Whether each has length 1 before its weight; False leaves it its batch norm's scale
 ) -> Tensor:  # n x b: what each f_bn is multiplied with in an embedding of length 1
-    "How much each branch counts in the embedding of each image"
+    "The factor of each branch in the embedding of each image"
     lengths = torch.stack([f.norm(dim=1) for f in normed], 1)  # n x b
     scales = lengths.new_tensor(weights).expand_as(lengths)
     if normalise: scales = scales / lengths.clamp(min=1e-12)
@@ -424,6 +426,6 @@ def join_branches(
     weights: list[float],  # See `branch_scales`
     normalise: bool = True,  # See `branch_scales`
 ) -> Tensor:  # n x d, L2-normalised
-    "The embedding: what the branches say, side by side"
+    "The embedding: the branches' features, scaled and concatenated"
     scales = branch_scales(normed, weights, normalise)
     return torch.cat([f * scales[:, i:i+1] for i, f in enumerate(normed)], 1)

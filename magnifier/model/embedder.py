@@ -1,4 +1,4 @@
-"Crops in, embeddings out, by an exported file or a saved folder, without fastai: what a tracker needs"
+"Crops in, embeddings out, from an exported file or a saved folder, without fastai"
 
 import json
 from itertools import islice
@@ -26,7 +26,7 @@ class Embedder:
         device: str = 'cpu',  # 'cpu' or 'cuda'; an .onnx file on a GPU needs onnxruntime-gpu
         threads: int | None = None,  # Of an .onnx file on a CPU; None for one a core
     ):
-        "A ValueError for files that are not of this package, a FileNotFoundError where there are none"
+        "A ValueError for files that this package has not written, a FileNotFoundError for missing ones"
         if bs < 1: raise ValueError(f'bs={bs}: 1 or more')
         self.source, self.bs = str(source), bs
         open_it = _open_onnx if str(source).endswith('.onnx') else _open_folder
@@ -37,7 +37,7 @@ class Embedder:
         crops,  # A path, PIL image or (h,w,3) uint8 array; a list, array or generator of these, of any sizes; a catalog
         bgr: bool = False,  # Arrays are BGR, as OpenCV reads them; files and PIL images know their own order
     ) -> np.ndarray:  # n x d float32, L2-normalised; 0 x d for an empty list
-        "Embeddings, in the order given. A ValueError for what is no picture"
+        "Embeddings, in the order given. A ValueError for files that are not images"
         parts, crops = [], iter(as_images(crops))
         while batch := list(islice(crops, self.bs)): parts.append(self._run(self.preprocessing(batch, bgr=bgr)))
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
@@ -46,7 +46,7 @@ class Embedder:
 
     @property
     def size(self) -> tuple[int, int]:  # Height and width in pixels
-        "What crops are resized to"
+        "The size that crops are resized to"
         return self.preprocessing.size
 
     def __repr__(self):
@@ -65,11 +65,11 @@ def _open_onnx(source, device, threads):
     if provider not in available: raise ValueError(f'device={device!r}: this onnxruntime has {", ".join(available)}')
     try: session = ort.InferenceSession(str(source), options, providers=[provider])
     except Exception as e:  # onnxruntime's own classes, one a kind of damage
-        raise ValueError(f'{source} is no ONNX file that onnxruntime {ort.__version__} can run '
+        raise ValueError(f'{source} is not an ONNX file that onnxruntime {ort.__version__} can run '
                          f'({str(e).splitlines()[0]})') from e
     about = session.get_modelmeta().custom_metadata_map.get(ONNX_KEY)
     if about is None:
-        raise ValueError(f'{source} says nothing of its preprocessing: a file of learn.export_onnx is wanted')
+        raise ValueError(f'{source} does not describe its preprocessing: a file of learn.export_onnx is wanted')
     about = json.loads(about)
     run = lambda images: session.run(['embedding'], {'images': images})[0]
     return run, about['fingerprint'], Preprocessing.from_json(about['preprocessing']), session.get_outputs()[0].shape[1]

@@ -1,4 +1,4 @@
-"The network that an embedding needs, and no more: as `MagnifierNet` evaluates, faster, and simple enough to export"
+"The part of the network that embeds: same result as `MagnifierNet` in evaluation, faster, and simple enough to export"
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ __all__ = ['EmbeddingNet']
 
 
 class EmbeddingNet(nn.Module):
-    """Images to embeddings, and part labels where asked for. A copy of a `MagnifierNet` for evaluation alone, equal to
-    it to rounding: without classifiers and region necks, batch norms folded into the convolutions before them,
-    channels last"""
+    """Images to embeddings and, if asked for, part labels. A copy of a `MagnifierNet` for evaluation only, with the
+    same result up to rounding: without classifiers and region necks, with batch norms folded into the convolutions
+    before them, channels last"""
 
     def __init__(
         self,
@@ -21,7 +21,7 @@ class EmbeddingNet(nn.Module):
         *,
         masks: bool = False,  # Returns the part labels beside the embedding
     ):
-        "A ValueError where part labels are wanted of a model without a segmentation head"
+        "A ValueError if part labels are asked for and the model has no segmentation head"
         super().__init__()
         if masks and model.segmentation is None:
             raise ValueError('this model has no segmentation head: pass masks=False')
@@ -41,7 +41,7 @@ class EmbeddingNet(nn.Module):
         self,
         images: Tensor,  # n x 3 x H x W, sides multiples of 16, normalised
     ) -> Tensor | tuple[Tensor, Tensor]:  # n x d float32, L2-normalised; with masks also n x 2h x 2w uint8 part labels
-        "What the branches say, side by side, of length 1; regions by the model's own parsing"
+        "The embedding; regions come from the model's own part masks"
         stages = dict(zip(self.stages, self.backbone(images.contiguous(memory_format=torch.channels_last))))
         maps = [branch.own_map(stages[branch.stage]) for branch in self.branches]
         logits = None if self.segmentation is None else at_least_float32(self.segmentation(stages[4]))

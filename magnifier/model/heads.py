@@ -16,14 +16,14 @@ __all__ = ['BNNeck', 'RegionNecks', 'SegmentationHead', 'FoldedHead', 'at_least_
 def at_least_float32(
     x: Tensor,  # Any floating tensor
 ) -> Tensor:  # float32 in place of half precision, anything wider as it is
-    "Heads, losses and distances are computed in float32 whatever autocast made of their input"
+    "Casts half-precision tensors to float32, in which heads, losses and distances are computed"
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def neck_bn(
     width: int,  # Channels
 ) -> nn.BatchNorm1d:  # Its bias is 0 and takes no gradient
-    "BNNeck's batch norm: without a shift, so that cosine distances around 0 mean what the classifier trained"
+    "BNNeck's batch norm: without a shift, so that the cosine compares the features as the classifier does"
     bn = nn.BatchNorm1d(width)
     bn.bias.requires_grad_(False)
     return bn
@@ -52,7 +52,7 @@ class BNNeck(nn.Module):
 
 
 class RegionNecks(nn.Module):
-    "A BNNeck of its own for each of the k regions, computed together"
+    "A separate BNNeck for each of the k regions, computed together"
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ def transposed_convolution(
     bias: Tensor,  # d
 ) -> Tensor:  # n x d x 2h x 2w, channels last
     """`F.conv_transpose2d(feature_map, weight, bias, stride=2, padding=1, output_padding=1)` as one matrix product for
-    the nine taps, and sums of shifted taps: on a CPU in two thirds of its time"""
+    the nine taps and sums of shifted taps. On a CPU this takes two thirds of the time"""
     n, c, h, w = feature_map.shape
     d = weight.shape[1]
     rows = feature_map.permute(0, 2, 3, 1).reshape(n * h * w, c)

@@ -22,8 +22,8 @@ ALONE = ('region_features', 'region_logits', 'mask_logits', 'kept_share')  # wha
 
 
 class MagnifierOutput(tuple):
-    """A tuple of tensors of n rows each, which is what fastai can gather, reorder, detach and cast: the embedding,
-    features and logits of every view of `BRANCHES`, and what there is once. What a model or a mode does not give is of
+    """A tuple of tensors of n rows each, which fastai can gather, reorder, detach and cast: the embedding, the features
+    and logits of every view of `BRANCHES`, and the other outputs. An output that a model or a mode does not have is of
     shape (n, 0), and the properties leave it out"""
 
     @classmethod
@@ -42,7 +42,7 @@ class MagnifierOutput(tuple):
 
     @property
     def embedding(self) -> Tensor:  # n x d float32, L2-normalised: what is compared by cosine in retrieval
-        "What the branches present say, side by side"
+        "The embedding"
         return self[0]
 
     @property
@@ -91,7 +91,7 @@ STRIDE = 16
 
 
 class MagnifierNet(nn.Module):
-    "Branches over one backbone, with a segmentation head that parses where no mask is given"
+    "Branches over one backbone, with a segmentation head that predicts part masks where none are given"
 
     arguments: dict | None = None  # What `create_magnifier` was given, values that JSON takes; None if built by hand
 
@@ -106,7 +106,7 @@ class MagnifierNet(nn.Module):
         normalise_branches: bool = True,  # Whether each branch has length 1 in the embedding, before its weight
         branch_weights: dict[str, float] | None = None,  # By branch, 0 or more; 1 where not named
     ):
-        "Takes built parts; `create_magnifier` knows the numbers"
+        "Takes built parts; `create_magnifier` builds them"
         super().__init__()
         self.backbone = backbone
         self.segmentation = segmentation
@@ -123,7 +123,7 @@ class MagnifierNet(nn.Module):
 
     @property
     def branch_slices(self) -> dict[str, slice]:  # By branch
-        "Where in an embedding each branch is"
+        "The position of each branch in the embedding"
         slices, start = {}, 0
         for name, branch in self.branches.items():
             slices[name] = slice(start, start + branch.width)
@@ -132,7 +132,7 @@ class MagnifierNet(nn.Module):
 
     @property
     def masked_branch(self) -> str | None:  # Its name; None where there is none
-        "A branch that pools by region masks: the maps of all that do are of one size"
+        "A branch that pools by region masks (all such branches have maps of one size)"
         return next((name for name, branch in self.branches.items() if branch.needs_masks), None)
 
     @property
@@ -151,7 +151,7 @@ class MagnifierNet(nn.Module):
         region_masks: Tensor | None = None,  # See `feature_maps`
         kept_regions: Sequence[bool] | Tensor | None = None,  # k booleans for SAB, of the whole batch; None keeps all
     ) -> MagnifierOutput:  # All float32; region logits in training alone, which is where they mean something
-        """Images -> embedding, and what the losses and figures need. A ValueError for sides that are no multiples of
+        """Images -> embedding, and the outputs for losses and figures. A ValueError for sides that are not multiples of
         16, masks that do not fit, or a single image in training mode"""
         if self.training and len(images) < 2:
             raise ValueError('a batch of one image in training mode: batch norm needs two or more, so use a batch size '
@@ -164,9 +164,8 @@ class MagnifierNet(nn.Module):
         images: Tensor,  # n x 3 x H x W
         region_masks: Tensor | None = None,  # n x H' x W' integer labels, or n x k x H' x W' floats; None parses
     ) -> dict[str, Tensor]:  # n x c x h x w by 'stage3', 'stage4' and branch; 'mask_logits', 'masks' n x k x h x w
-        """The shared maps, each branch's own map, and the region masks at the size of the part branches' maps: what
-        there is to look at. An image whose labels are `NO_MASK`, and every image without `region_masks`, is pooled by
-        the model's own parsing"""
+        """The shared maps, each branch's own map, and the region masks at the size of the part branches' maps. Images
+        with the label `NO_MASK`, and all images without `region_masks`, use the model's own part masks"""
         images = _plain(images)
         _check_sides(images)
         stages = dict(zip(self.backbone.widths, self.backbone(images)))
@@ -271,9 +270,9 @@ def create_magnifier(
     weights: str | Path | None = None,  # A file in place of ImageNet's (`load_weights`); see `.weights_report`
     **kwargs,  # Passed to `create_branches`
 ) -> MagnifierNet:  # In training mode
-    """The paper's network, or a row of its Table 2: `sab=False, sfb=False` is G + M, `mask=False` besides is G.
-    The arguments are kept in `.arguments`, so that the network can be built again.
-    A ValueError for a combination that makes no sense"""
+    """The paper's network, or a row of its Table 2: `sab=False, sfb=False` is G + M, and with `mask=False` too it is G.
+    The arguments are kept in `.arguments`, so that the network can be built again. A ValueError for arguments that do
+    not go together"""
     of_branches = _defaults(create_branches) | kwargs
     of_net = dict(soft_masks=soft_masks, mask_resize=mask_resize, normalise_branches=normalise_branches,
                   branch_weights=branch_weights)
@@ -318,8 +317,8 @@ def _check_weights(weights):
 def model_splitter(
     model: MagnifierNet,  # The model to train in two groups
 ) -> list[list[nn.Parameter]]:  # Parameters of the backbone, and of all the rest
-    """fastai's `splitter`: `freeze` trains the heads alone. BNNecks' biases belong to no group: fastai's `unfreeze`
-    would otherwise let them train"""
+    """fastai's `splitter`: `freeze` leaves only the heads to train. The biases of BNNecks are in no group, because
+    fastai's `unfreeze` would make them trainable"""
     frozen = {id(m.bn.bias) for m in model.modules() if isinstance(m, (BNNeck, RegionNecks))}
     backbone = list(model.backbone.parameters())
     known = {id(p) for p in backbone} | frozen

@@ -11,7 +11,7 @@ OSNETS = {'osnet_x1_0': (64, 256, 384, 512), 'osnet_x0_75': (48, 192, 288, 384),
 
 
 class ConvNorm(nn.Module):
-    "Convolution, batch norm, and a ReLU where wanted"
+    "Convolution, batch norm, and optionally a ReLU"
 
     norm_pairs = (('conv', 'bn'),)  # See `fold_norms`
 
@@ -42,7 +42,7 @@ class LightConv(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    "Weighs each channel by what the whole map says"
+    "Multiplies each channel by a weight computed from the whole map"
 
     def __init__(self, c, reduction=16):
         super().__init__()
@@ -101,7 +101,7 @@ class OSNet(nn.Module):
         self,
         images: Tensor,  # n x 3 x H x W
     ) -> tuple[Tensor, Tensor]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 x H/16 x W/16
-        "Both stages' maps, after ReLU and so non-negative; as published, stage 4 keeps stage 3's size"
+        "The maps of both stages, after ReLU and so non-negative; as published, stage 4 keeps stage 3's size"
         stage3 = self.conv3(self.conv2(self.maxpool(self.conv1(images))))
         return stage3, self.conv5(self.conv4(stage3))
 
@@ -118,8 +118,8 @@ WIDTHS = (32, 64, 128, 256)  # Channels of the four stages, half of ResNet-18's
 def resnet10_narrow(
     weights: str | None = None,  # As torchvision's builders take it; nobody has trained this network on ImageNet
 ) -> nn.Module:  # With torchvision's names: conv1, bn1, relu, maxpool, layer1 to layer4
-    """ResNet of one basic block a stage, ten layers in all, and half of ResNet-18's channels. A ValueError
-    where weights are asked for"""
+    """ResNet of one basic block a stage, ten layers in all, and half of ResNet-18's channels. A ValueError if
+    pretrained weights are asked for"""
     if weights:
         raise ValueError('resnet10_narrow has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
     net, channels = nn.Module(), WIDTHS[0]

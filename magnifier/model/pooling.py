@@ -18,8 +18,9 @@ def region_max_pool(
     region_masks: Tensor,  # n x k x h x w, any real weights (0 or 1 where one-hot); used in the map's dtype
 ) -> Tensor:  # n x k x c, the map's dtype
     """Eq. 1: the maximum over h x w of `feature_map * region_masks[:, k]`, for every k, without the n x k x c x h x w
-    product. The gradient goes to the first maximum of each, in row-major order; `region_masks` are constants and get
-    none. With a non-negative map, a region that is absent pools to 0. A ValueError where the shapes do not agree"""
+    product. The gradient goes to the first maximum of each region and channel, in row-major order; `region_masks` are
+    constants and get none. With a non-negative map, an absent region pools to 0. A ValueError if the shapes do not
+    agree"""
     _check_shapes(feature_map, region_masks)
     return _RegionMax.apply(feature_map, region_masks.detach().to(feature_map.dtype))
 
@@ -28,7 +29,7 @@ def region_max(
     feature_map: Tensor,  # n x c x h x w
     region_masks: Tensor,  # n x k x h x w
 ) -> Tensor:  # n x k x c, at least float32
-    "`region_max_pool` for inference and export: region by region, without the positions that a gradient would ask for"
+    "`region_max_pool` for inference and export: region by region, without the positions that a gradient needs"
     feature_map = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
     return torch.stack([(feature_map * region_masks[:, k, None]).amax((2, 3)) for k in range(region_masks.shape[1])], 1)
 
@@ -40,7 +41,7 @@ def kept_region_pool(
     *,
     pool: Callable = region_max_pool,  # Or `region_max`
 ) -> Tensor:  # n x c
-    "Eq. 2: GMP of the sum of the kept regions' maps; the sum over k is of masks alone, so that it is one pooling"
+    "Eq. 2: GMP of the sum of the kept regions' maps, as one pooling with the sum of their masks"
     if kept_regions is not None: region_masks = region_masks * kept_regions.to(region_masks)[:, None, None]
     return pool(feature_map, region_masks.sum(1, keepdim=True))[:, 0]
 
@@ -55,7 +56,7 @@ def _check_shapes(feature_map, region_masks):
 
 
 class _RegionMax(torch.autograd.Function):
-    "Keeps the positions of the maxima and the weights there: n x k x c each, whatever h x w"
+    "Keeps only the positions of the maxima and the mask values there, n x k x c each, for the gradient"
 
     @staticmethod
     def forward(ctx, feature_map, region_masks):

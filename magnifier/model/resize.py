@@ -1,4 +1,4 @@
-"Part labels and predicted logits made region masks of a feature map's size"
+"Part labels and predicted logits turned into region masks of a feature map's size"
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ MASK_RESIZES = ('bilinear', 'nearest')
 def has_mask(
     labels: Tensor,  # n x H x W part labels; an image without a mask holds `NO_MASK` everywhere
 ) -> Tensor:  # n booleans
-    "Which images have a part mask: those in which no pixel is `NO_MASK`"
+    "Whether each image has a part mask, that is, no pixel with `NO_MASK`"
     return (labels != NO_MASK).flatten(1).all(1)
 
 
@@ -34,7 +34,7 @@ def resize_labels(
     labels: Tensor,  # n x H x W integer labels, of any range
     size: tuple[int, int],  # Rows and columns wanted
 ) -> Tensor:  # n x rows x columns, the same dtype
-    "Nearest neighbour by pixel centres: labels are names, and a mean of two names is a third one's"
+    "Nearest neighbour by pixel centres, because a mean of two labels would be a third, wrong label"
     if tuple(labels.shape[-2:]) == tuple(size): return labels
     rows, cols = (_nearest(o, i, labels.device) for o, i in zip(size, labels.shape[-2:]))
     return labels[:, rows[:, None], cols]
@@ -51,7 +51,7 @@ def labels_to_masks(
     n_regions: int = N_REGIONS,  # k
 ) -> Tensor:  # n x k x rows x columns float32 in [0, 1]; they sum to 1 at each position of a labelled image
     """One-hot masks of `labels`, resized: `F.interpolate(one_hot(labels), size, mode)` without its n x k x H x W
-    tensor, since a bilinear value rests on four labels alone"""
+    tensor, since a bilinear value depends on only four labels"""
     if mode == 'nearest' or tuple(labels.shape[-2:]) == tuple(size):
         return _one_hot(resize_labels(labels, size), n_regions).float()
     (y0, y1, dy), (x0, x1, dx) = (_bilinear(o, i, labels.device) for o, i in zip(size, labels.shape[-2:]))
@@ -80,7 +80,7 @@ def predicted_masks(
     *,
     soft: bool = False,  # The softmax instead of the one-hot argmax
 ) -> Tensor:  # n x k x rows x columns floats in [0, 1], without gradient
-    "R_seg of inference (paper, section 3.1): the model's own parsing, as constants"
+    "R_seg at inference (paper, section 3.1): the model's own part masks, without gradient"
     mask_logits = mask_logits.detach()
     if soft: return resize_masks(mask_logits.float().softmax(1), size, mode)
     return labels_to_masks(mask_logits.argmax(1), size, mode, mask_logits.shape[1])

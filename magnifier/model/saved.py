@@ -1,4 +1,4 @@
-"A model in a folder of two files: weights as safetensors, all else as JSON. Reading it runs no code of the folder"
+"A model in a folder of two files: weights as safetensors, everything else as JSON. Reading it runs no code"
 
 import hashlib
 import json
@@ -29,9 +29,8 @@ def write_model(
     preprocessing: dict,  # Of `Preprocessing.to_json`
     classes: list,  # Training identities in class order, numbers or words
 ) -> Path:  # The folder
-    """Weights and arguments, written aside and then renamed: a new folder is there whole or not at all, and one whose
-    weights were replaced and whose arguments were not yet is refused on reading. A ValueError for a model that its
-    arguments cannot build again"""
+    """Writes weights and arguments. A new folder appears only when it is complete; if a kill leaves new weights beside
+    old arguments, reading refuses the folder. A ValueError for a model that cannot be built again from its arguments"""
     from safetensors.torch import save_file
     if not model.arguments or model.arguments['arch'] is None:
         raise ValueError('only a network that can be built again by its arguments can be saved so: use '
@@ -53,15 +52,15 @@ def model_folder(
     source: str | Path,  # A folder here, or 'user/name' of a repository on the Hugging Face hub
     **hub,  # Passed to `huggingface_hub.snapshot_download`: revision, token, cache_dir, ...
 ) -> Path:  # A folder here
-    "The folder itself, or its copy of a repository's two files. A FileNotFoundError where there is neither"
+    "The folder itself, or a downloaded copy of a repository's two files. A FileNotFoundError if there is neither"
     if Path(source).is_dir(): return Path(source)
     if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', str(source)): raise FileNotFoundError(f'{source}: no such folder')
     try: from huggingface_hub import snapshot_download
     except ImportError as e:
-        raise ImportError(f"{source} is no folder here; to look on the hub: pip install 'magnifier-reid[hub]'") from e
+        raise ImportError(f"{source} is not a folder here; to use the hub: pip install 'magnifier-reid[hub]'") from e
     try: return Path(snapshot_download(str(source), allow_patterns=list(MODEL_FILES), **hub))
     except (OSError, ValueError) as e:
-        raise FileNotFoundError(f'{source}: no such folder here, and from the hub it could not be had '
+        raise FileNotFoundError(f'{source}: no such folder here, and it could not be downloaded from the hub '
                                 f'({str(e).strip().splitlines()[0]})') from e
 
 
@@ -69,8 +68,8 @@ def read_model(
     source: str | Path,  # See `model_folder`
     **hub,  # See `model_folder`
 ) -> tuple[MagnifierNet, dict]:  # The model, in training mode as `create_magnifier` gives it; what config.json holds
-    """A saved model. A ValueError names the file that is damaged, of another format, has unknown keys, or describes no
-    network or another one than the weights are of; and files that do not belong together"""
+    """Reads a saved model. A ValueError names a file that is damaged, of another format or has unknown keys, arguments
+    that build no network or another one than the weights are for, and files that do not belong together"""
     folder = model_folder(source, **hub)
     for name in MODEL_FILES:
         if not (folder/name).is_file():
@@ -86,9 +85,9 @@ def read_model(
 
 def _read_config(file):
     try: config = json.loads(file.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e: raise ValueError(f'{file} is no JSON ({e})') from e
+    except (ValueError, RecursionError) as e: raise ValueError(f'{file} is not JSON ({e})') from e
     if not isinstance(config, dict) or 'format' not in config:
-        raise ValueError(f'{file} is not of this package: it has no "format"')
+        raise ValueError(f'{file} was not written by this package: it has no "format"')
     if config['format'] != FORMAT:
         raise ValueError(f'{file} is of format {config["format"]}, by magnifier {config.get("version")}; '
                          f'this is magnifier {magnifier.__version__}, which reads format {FORMAT}: '
@@ -148,7 +147,7 @@ def _check_tensors(model, tensors, folder):
             raise ValueError(f'{folder}: {name} is {there} in {WEIGHTS} and {wanted} by {CONFIG}: files of two models; '
                              'save the model again')
     broken = next((name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
-    if broken: raise ValueError(f'{folder/WEIGHTS}: {broken} holds values that are no finite numbers')
+    if broken: raise ValueError(f'{folder/WEIGHTS}: {broken} holds NaN or infinite values')
 
 
 # What trains and evaluates but never reaches an embedding: another number of identities makes no other model of it
@@ -160,9 +159,9 @@ def fingerprint(
     model: nn.Module,  # A MagnifierNet
     preprocessing: dict | str,  # What happens to a picture before the model: values that JSON takes
 ) -> str:  # 16 hexadecimal digits
-    """Hash of the weights that an embedding rests on, of the options that no weight shows, and of the preprocessing.
-    Two models of one fingerprint give the same embeddings of the same images, on whatever device; an optimiser's step
-    gives another fingerprint"""
+    """Hash of the weights that an embedding depends on, of the options that no weight shows, and of the preprocessing.
+    Two models with the same fingerprint give the same embeddings on any device; each training step changes the
+    fingerprint"""
     arguments = {k: v for k, v in (model.arguments or {}).items() if k not in TRAINING_ONLY}
     digest = hashlib.sha256(json.dumps([arguments, preprocessing], sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,4 +1,4 @@
-"Weights from a file: which of its tensors belong where, and a report of it"
+"Weights from a file: which of its tensors are used where, and a report about it"
 
 import logging
 import re
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WeightsReport:
-    "What `load_weights` did, by tensor names"
+    "The result of `load_weights`, by tensor names"
     file: str  # Where the weights came from
     loaded: list[str]  # The model's tensors that were filled
     reshaped: list[str]  # The model's tensors for which the file holds another shape, left as they were
@@ -39,8 +39,8 @@ class WeightsReport:
 def read_weights(
     file: str | Path,  # A `.safetensors` file, or a state dict by `torch.save`, bare or under 'state_dict' or 'model'
 ) -> dict[str, Tensor]:  # Tensors by name, on the CPU
-    """The tensors of a file; no code of it is run. A ValueError where it holds none that can be read so, an
-    ImportError for `.safetensors` without that library"""
+    """The tensors of a file, read without running code. A ValueError if it holds none, an ImportError for
+    `.safetensors` without that library"""
     file = Path(file)
     tensors = read_safetensors(file) if file.suffix == '.safetensors' else _unpickled(file)
     for lead in LEADING: tensors = {name.removeprefix(lead): tensor for name, tensor in tensors.items()}
@@ -56,14 +56,14 @@ def read_safetensors(
         from safetensors.torch import load_file
     except ImportError as e: raise ImportError(f"{file}: pip install 'magnifier-reid[safetensors]' to read it") from e
     try: return load_file(file)
-    except SafetensorError as e: raise ValueError(f'{file} is cut short or no safetensors file ({e})') from e
+    except SafetensorError as e: raise ValueError(f'{file} is cut off or not a safetensors file ({e})') from e
 
 
 def _unpickled(file):
     try: found = torch.load(file, map_location='cpu', weights_only=True)
     except OSError: raise
     except Exception as e:  # whatever a file of another kind makes the unpickler say
-        raise ValueError(f'{file} is no file of plain tensors: save a state dict, as torch.save(model.state_dict(), '
+        raise ValueError(f'{file} is not a file of plain tensors: save a state dict, as torch.save(model.state_dict(), '
                          'file) does, or learn.save(file, with_opt=False)') from e
     tensors = _named_tensors(found)
     if not tensors: raise ValueError(f'{file} holds no named tensors: a state dict is wanted')
@@ -81,9 +81,9 @@ def load_weights(
     model: nn.Module,  # A MagnifierNet
     file: str | Path,  # See `read_weights`: of a MagnifierNet, of a plain backbone, or of reid-strong-baseline
 ) -> WeightsReport:  # Also logged
-    """Fills in what fits by name and shape, whatever prefix the backbone has in the file, and leaves the rest as it
-    is. A ValueError where nothing fits, or where the file's backbone is of another arch: other shapes, fewer blocks or
-    more"""
+    """Loads the tensors that fit by name and shape, with any prefix of the backbone's names, and leaves the rest of the
+    model unchanged. A ValueError if nothing fits, or if the file's backbone has another arch: other shapes, fewer or
+    more blocks"""
     tensors, own = read_weights(file), model.state_dict()
     sources = _sources(model, own, tensors)
     _resample_patches(tensors, own, sources)

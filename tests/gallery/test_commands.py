@@ -148,7 +148,7 @@ def test_an_old_gallery_is_brought_over(place, tmp_path):
     first = brought(old, gallery)
     assert first.stdout == f'{gallery}: 300 images added, 0 known; it holds 300\n', first.stderr
     assert brought(old, gallery).stdout == f'{gallery}: 0 images added, 0 known; it holds 300\n'
-    assert 'narrowed to 384 dimensions, which galleries do no more' in brought(narrow, gallery + '2').stderr
+    assert 'reduced to 384 dimensions, which galleries no longer' in brought(narrow, gallery + '2').stderr
     assert 'no gallery of an earlier version' in brought(str(tmp_path/'no.db'), gallery).stderr
     with Gallery(gallery) as g:
         assert g.search(embedder, person(7))[0].pid == 7

@@ -97,4 +97,4 @@ def test_a_table_of_others(tmp_path):
 def test_a_collection_of_others(server):
     from pymilvus import MilvusClient
     MilvusClient(server).create_collection('strange', dimension=4)
-    with pytest.raises(ValueError, match="'strange' that is not a gallery of magnifier"): Gallery(server, name='strange')
+    with pytest.raises(ValueError, match="'strange' that is not a gallery"): Gallery(server, name='strange')

@@ -121,9 +121,9 @@ def test_damaged_files_are_refused(folder):
     with pytest.raises(ValueError, match='is torch.float16 in model.safetensors and torch.float32 by'):
         read_model(folder)
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match='cut short or no safetensors file'): read_model(folder)
+    with pytest.raises(ValueError, match='cut off or not a safetensors file'): read_model(folder)
     weights.write_bytes(pickle.dumps({'a': 1}))
-    with pytest.raises(ValueError, match='no safetensors'): read_model(folder)
+    with pytest.raises(ValueError, match='not a safetensors'): read_model(folder)
     (folder/'config.json').write_text('{"format": 1,')
     save_file(tensors, weights)
     with pytest.raises(ValueError, match='is no JSON'): read_model(folder)
@@ -172,7 +172,7 @@ def test_weights_that_are_no_numbers_are_refused_whatever_the_fingerprint(folder
     model.load_state_dict(tensors)
     change(folder, fingerprint=fingerprint(model, config['preprocessing']))
     with pytest.raises(ValueError,
-                       match='model.safetensors: branches.sab.reduce.weight holds values that are no finite numbers'):
+                       match='model.safetensors: branches.sab.reduce.weight holds NaN or infinite values'):
         read_model(folder)
 
 
@@ -212,7 +212,7 @@ def test_folders_here_and_repositories_there(folder, monkeypatch):
     assert read_model('some/body', revision='v1')[1]['classes'] == [7, 2, 11]
     assert asked == [('some/body', dict(allow_patterns=['model.safetensors', 'config.json'], revision='v1'))]
     with pytest.raises(FileNotFoundError,
-                       match=r'no/body: no such folder here, and from the hub it could not be had '
+                       match=r'no/body: no such folder here, and it could not be downloaded from the hub '
                              r'\(404 Client Error\)'):
         read_model('no/body')
     for name in ('nowhere', '/no/such/folder', '../x', 'a/b/c'):

@@ -91,9 +91,9 @@ def test_files_without_plain_tensors(tmp_path):
     torch.save(nn.Linear(2, 2), file)
     with pytest.raises(ValueError, match='save a state dict'): read_weights(file)
     file.write_bytes(b'')
-    with pytest.raises(ValueError, match='no file of plain tensors'): read_weights(file)
+    with pytest.raises(ValueError, match='not a file of plain tensors'): read_weights(file)
     file.write_bytes(b'hello, world')
-    with pytest.raises(ValueError, match='no file of plain tensors'): read_weights(file)
+    with pytest.raises(ValueError, match='not a file of plain tensors'): read_weights(file)
     for empty in ({}, [torch.ones(1)], {'epoch': 3}):
         torch.save(empty, file)
         with pytest.raises(ValueError, match='holds no named tensors'): read_weights(file)
@@ -162,7 +162,7 @@ def test_a_file_of_patches_of_14(tmp_path):
 def test_a_pickled_model_says_what_to_save(tmp_path):
     # as reid-strong-baseline writes: the module, not its tensors
     torch.save(torchvision.models.resnet18(), tmp_path/'resnet50_model_120.pth')
-    with pytest.raises(ValueError, match='no file of plain tensors: save a state dict'):
+    with pytest.raises(ValueError, match='not a file of plain tensors: save a state dict'):
         build(weights=tmp_path/'resnet50_model_120.pth')
 
 
@@ -231,4 +231,4 @@ def test_damaged_safetensors(tmp_path, imagenet):
     file = tmp_path/'w.safetensors'
     safetensors.save_file(imagenet, file)
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match='w.safetensors is cut short or no safetensors file'): build(weights=file)
+    with pytest.raises(ValueError, match='w.safetensors is cut off or not a safetensors file'): build(weights=file)

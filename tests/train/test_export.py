@@ -121,12 +121,12 @@ def test_without_the_libraries(learn, monkeypatch, tmp_path, file):
 def test_files_that_are_not_ours(file, tmp_path):
     with pytest.raises(FileNotFoundError, match='gone.onnx: no such file'): Embedder(tmp_path/'gone.onnx')
     (tmp_path/'bad.onnx').write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ValueError, match='is no ONNX file that onnxruntime'): Embedder(tmp_path/'bad.onnx')
+    with pytest.raises(ValueError, match='is not an ONNX file that onnxruntime'): Embedder(tmp_path/'bad.onnx')
     model = onnx.load(file)
     about = json.loads(model.metadata_props[0].value)
     del model.metadata_props[:]
     onnx.save(model, tmp_path/'bare.onnx')
-    with pytest.raises(ValueError, match='says nothing of its preprocessing: a file of learn.export_onnx'):
+    with pytest.raises(ValueError, match='does not describe its preprocessing: a file of learn.export_onnx'):
         Embedder(tmp_path/'bare.onnx')
     about['preprocessing']['channels'] = 'BGR'
     model.metadata_props.add(key='magnifier', value=json.dumps(about))
