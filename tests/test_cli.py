@@ -87,7 +87,7 @@ def test_ctrl_c_says_how_to_go_on(people, tmp_path, monkeypatch, capsys, narrow)
     assert f"magnifier_train market1501 {people} --recipe baseline --out '{out}' --epochs 2 --arch resnet18" in again
     assert again.endswith('--resume')
     cli.magnifier_train('market1501', str(people), resume=True, **call)
-    assert 'going on after epoch 1 of 2' in capsys.readouterr().out and not (out/'checkpoints').exists()
+    assert 'continuing after epoch 1 of 2' in capsys.readouterr().out and not (out/'checkpoints').exists()
     parts = {c for c in pd.read_csv(out/'losses.csv').columns if c.endswith(('_cls', '_tri')) or c in ('sd', 'mask')}
     assert parts == {'global_cls', 'global_tri'}
 

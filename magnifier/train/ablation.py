@@ -1,5 +1,5 @@
-"""The paper's ablations: Table 2, Figures 4 and 5, and three choices its text and code disagree on; run by run,
-over seeds"""
+"""The paper's ablations: Table 2, Figures 4 and 5, and three choices in which its text and code differ; each with
+several seeds"""
 import gc
 import logging
 import shutil
@@ -22,7 +22,7 @@ FIGURES = ['R1', 'R5', 'R10', 'mAP', 'mINP']
 
 
 class Setting(NamedTuple):
-    "What one line of an ablation trains"
+    "The training of one line of an ablation"
     model: dict  # Arguments of `magnifier_learner`: which parts there are, and what else differs
     diversity: bool = False  # Whether the second phase has the semantic diversity loss
 
@@ -98,7 +98,7 @@ TABLE_1 = pd.DataFrame(
 def settings_of(
     studies=None,  # Names of `STUDIES`; None for all
 ) -> list:  # The settings that they show, each once
-    "Which settings to train; a ValueError for an unknown study lists the known"
+    "The settings to train; a ValueError for an unknown study lists the known ones"
     studies = list(STUDIES) if studies is None else list(studies)
     unknown = [s for s in studies if s not in STUDIES]
     if unknown: raise ValueError(f'unknown study {unknown[0]!r}: use one of {", ".join(STUDIES)}')
@@ -122,8 +122,8 @@ def ablate(
     fast: bool = False,  # As for `train_run`
     learners: bool = False,  # Whether each run's learner is kept, for `setting_learner`
 ) -> pd.DataFrame:  # `read_runs`
-    """Trains and evaluates every setting with every seed. A run that is there already is not repeated, and one
-    that was stopped goes on after its last epoch; one made otherwise (other recipe, epochs, data) is refused"""
+    """Trains and evaluates every setting with every seed. Finished runs are not repeated, and a stopped run continues
+    after its last epoch; a run with another recipe, epochs or data is refused"""
     named(recipe).plan(epochs, **(fitting or {}))  # a mistake is said before anything is trained
     wanted = [(seed, _known(name)) for seed in seeds for name in (settings or settings_of(studies))]
     for i, (seed, name) in enumerate(wanted):
@@ -177,8 +177,7 @@ def setting_learner(
     *,
     workers: int | None = None,  # Loader processes; None for fastai's choice
 ) -> ReIDLearner:  # The learner of one run, with its images
-    """One run's learner, to look into what a setting learnt. A ValueError for an unknown setting, or where its
-    learner was not kept"""
+    "The learner of one run. A ValueError for an unknown setting, or if its learner was not kept"
     folder = _folder(out, _known(name), seed)
     if not (folder/'learner.pkl').exists():
         raise ValueError(
@@ -196,16 +195,16 @@ def setting_learner(
 def read_runs(
     out,  # Folder that `ablate` wrote
 ) -> pd.DataFrame:  # A row a run: setting, seed, how it was made, `FIGURES` in [0,1], seconds, commit
-    "Runs that are finished, in the order of `SETTINGS` and of the seeds"
+    "The finished runs, in the order of `SETTINGS` and of the seeds"
     folders = sorted(file.parent for file in (Path(out)/'runs').glob('*/run.json'))
     rows = [_row(folder) for folder in folders if _is_finished(folder)]
-    if not rows: raise ValueError(f'{out}: no finished run there; `magnifier_ablate --out {out}` makes them')
+    if not rows: raise ValueError(f'{out}: no finished run; `magnifier_ablate --out {out}` makes them')
     order = {name: i for i, name in enumerate(SETTINGS)}
     return pd.DataFrame(sorted(rows, key=lambda row: (order[row['setting']], row['seed'])))
 
 
 def _row(folder):
-    "What one run's record says, in one row"
+    "One run's record as one row"
     record = read_json(folder/'run.json')
     asked, data = record['arguments'], record['data']
     setting = next(name for name in SETTINGS if _folder('', name, asked['seed']).name == folder.name)
@@ -227,7 +226,7 @@ def _row(folder):
 def summary(
     runs: pd.DataFrame,  # Of `ablate` or `read_runs`, or its CSV
 ) -> pd.DataFrame:  # Index study and line; setting, runs, R1 mAP mINP in % (means), '± ' of each (standard deviation)
-    "Means and spreads, study by study; of one seed alone the spread is unknown (NaN)"
+    "Means and standard deviations by study; with one seed the deviation is NaN"
     rows = []
     for study, lines in STUDIES.items():
         for line, setting in lines.items():

@@ -1,4 +1,4 @@
-"Arguments of a training by their names, as a shell gives them: checked against the signatures of what takes them"
+"Arguments of a training by name, as text from a shell, checked against the signatures of the functions that take them"
 import ast
 from inspect import Parameter, signature
 from types import NoneType
@@ -40,14 +40,14 @@ SAID = dict(true=True, yes=True, false=False, no=False, none=None)
 
 
 class Argument(NamedTuple):
-    "One argument that a word can give"
+    "One argument that can be given as text"
 
     group: str  # Which argument of `train_run` it belongs to: fitting, loss, model or loading
     types: tuple  # Types that it takes
 
 
 def known_arguments() -> dict[str, Argument]:
-    "Every argument of the fit, the loss, the learner and the loaders that takes numbers or words, by name"
+    "Every argument of the fit, the loss, the learner and the loaders that takes numbers or text, by name"
     known = {}
     for group, taker in TAKERS.items():
         for name, parameter in signature(taker).parameters.items():
@@ -66,7 +66,7 @@ def _types(parameter):
 def parse_arguments(
     texts,  # Each as 'name=value': 'keep=6', 'milestones=40,70', 'sfb=ab'
 ) -> dict[str, dict]:  # Arguments of `train_run`: fitting, loss, model, loading
-    "Values of their types. A ValueError lists the known names, or says which type is wanted"
+    "The values, converted to their types. A ValueError lists the known names, or says which type is wanted"
     known, found = known_arguments(), {group: {} for group in TAKERS}
     for text in texts:
         name, equals, word = text.partition('=')

@@ -51,7 +51,7 @@ def _check_keep(strategy, keep, keep_background):
 
 
 class TeacherMasks(Callback):
-    "Gives the model the data set's part masks while it trains; in evaluation it uses its own"
+    "Gives the data set's part masks to the model in training; in evaluation the model uses its own"
 
     order, run_valid = 7, False  # before CastToTensor (9), MixedPrecision (10), DistributedTrainer (11)
 
@@ -113,7 +113,7 @@ class SemanticDiversityPhase(Callback):
         self.gamma, self.start_epoch = gamma, start_epoch
 
     def before_fit(self):
-        "Remembers the weight; a model without region features has nothing to make diverse"
+        "Stores the former weight; a ValueError for a model without region features"
         if self.learn.net.sfb is None:
             raise ValueError(
                 'the semantic diversity loss compares the fusion branch\'s region features: build the learner with '
@@ -133,7 +133,7 @@ class SemanticDiversityPhase(Callback):
 
 
 class ValidateEvery(Callback):
-    "Ranks every n-th epoch and the last: a gallery costs more than an epoch of a short training"
+    "Validates every n-th epoch and the last, because ranking a gallery can take longer than a training epoch"
 
     def __init__(
         self,

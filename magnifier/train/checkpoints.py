@@ -245,7 +245,7 @@ def write_checkpoint(
     done: int,  # Epochs done in all, its number
     state: dict,  # What to store: tensors and plain values
 ) -> Path:  # The file
-    "Writes a checkpoint aside and renames it: at every moment the last whole one is there, and never more than two"
+    "Writes a checkpoint. At every moment the last complete one exists, and never more than two"
     for old in checkpoint_files(folder)[1:]: old.unlink()
     file = Path(folder)/f'{done:05d}.pth'
     with aside(file) as part: torch.save({'version': VERSION, **state}, part)
@@ -255,20 +255,20 @@ def write_checkpoint(
 def read_checkpoint(
     folder,  # Of the checkpoints
 ):  # The newest whole state, its tensors on the CPU; None where there is none
-    "Reads the newest checkpoint; one that is damaged is set aside with a warning, and the one before it taken"
+    "Reads the newest checkpoint; a damaged one is renamed with a warning, and the one before it is read"
     for file in checkpoint_files(folder):
         try:
             with open(file, 'rb') as f: state = _whole(f)
         except FileNotFoundError: continue  # the first process set it aside
         except _Damaged as e:
             warnings.warn(
-                f'{file} is damaged ({e}) and was set aside as {file.name}.damaged: going on from the checkpoint '
+                f'{file} is damaged ({e}) and was renamed to {file.name}.damaged: continuing from the checkpoint '
                 'before it, if there is one'
             )
             if not rank_distrib(): os.replace(file, file.with_name(file.name + '.damaged'))
             continue
         if state.get('version') != VERSION:
-            raise ValueError(f'{file} was written by another version of magnifier: train anew, in another folder')
+            raise ValueError(f'{file} was written by another version of magnifier: train again, in another folder')
         return state
     return None
 
@@ -277,8 +277,8 @@ class _Damaged(Exception): pass
 
 
 def _whole(f):
-    """The state in a file that torch wrote. torch itself would read wrong bytes without a word; a wrong byte in
-    its index may raise anything"""
+    """The state in a file that torch wrote. torch itself does not notice wrong bytes, and a wrong byte in the file's
+    index can raise any error"""
     try:
         with zipfile.ZipFile(f) as z: bad = z.testzip()
         if bad: raise _Damaged(f'wrong bytes in {bad}')
@@ -292,11 +292,10 @@ def _whole(f):
 
 
 class Checkpoints(Callback):
-    """Stores a training after each of its epochs, and puts it back where it was.
+    """Stores the state of a training after each epoch, and restores it.
 
-    It counts the epochs of all fits that it is part of: `done` of them are over. From a state it puts the
-    learner back in the first fit; that fit, and those before it, are told by their `start_epoch` where to go
-    on. With several processes the first one writes"""
+    `done` is the number of finished epochs over all fits with this callback. A given state is restored in the first
+    fit; the `start_epoch` of the fits says where they continue. With several processes, the first one writes"""
 
     order = SkipToEpoch.order + 30  # not for epochs that are passed over; after all others
 
@@ -316,11 +315,11 @@ class Checkpoints(Callback):
 
     @property
     def seconds(self) -> float:
-        "Time spent in all, over all resumptions"
+        "Total time, over all resumptions"
         return time.monotonic() - self.began
 
     def before_fit(self):
-        "Another stage; the learner is put back where there is a state to put it back from"
+        "Starts a stage, and restores the learner if there is a state"
         if self.state is not None:
             restore_training(self.learn, self.state['training'])
             self.stage = self.state['stage']
@@ -328,11 +327,11 @@ class Checkpoints(Callback):
         else: self.stage += 1
 
     def before_epoch(self):
-        "This epoch trains: one that is passed over does not come here"
+        "Notes that this epoch trains; skipped epochs do not get here"
         self.trained = True
 
     def after_epoch(self):
-        "Row and state of an epoch that trained"
+        "Stores the row and the state of an epoch that trained"
         if not self.trained: return
         self.trained, self.done = False, self.done + 1
         self.rows.append(self._row())

@@ -1,4 +1,4 @@
-"Several processes as one training: who has which images, and how what they found comes together again"
+"Training in several processes: how images are divided among them, and how results are gathered"
 import os
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,7 +28,7 @@ NEEDS_ACCELERATE = (
 
 
 def n_ranks() -> int:  # 1 where there is one process, or several that have not met
-    "Processes that train together"
+    "Number of processes that train together"
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -37,11 +37,10 @@ def join_ranks(
     *,
     cpu: bool | None = None,  # Whether tensors stay on the CPU (gloo); None: where there is no GPU (else NCCL)
 ):
-    """The processes that `torchrun` started meet, for as long as they live; nothing happens in a single one, or
-    where they have met already.
+    """Connects the processes that `torchrun` started; does nothing in a single process or if they are connected.
 
-    A rank that dies closes its connections, and the others end with an error at once; one that hangs is given
-    up after `timeout`."""
+    If a rank dies, its connections close and the others end with an error at once; if it hangs, they end after
+    `timeout`."""
     if num_distrib() <= 1 or dist.is_initialized(): return
     cpu = not torch.cuda.is_available() if cpu is None else cpu
     if not cpu: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
@@ -52,8 +51,7 @@ def join_ranks(
 def rank0_first(
     timeout: float = 3600.,  # Seconds that the others wait
 ):
-    """Rank 0 goes through the block first, the others then find what it made (a data set drawn, a cache); nothing
-    in a single process"""
+    "Rank 0 runs the block first, so the others find what it made (a data set, a cache); no effect in a single process"
     if n_ranks() == 1:
         yield
         return
@@ -73,7 +71,7 @@ def _device():
 def gather_rows(
     x: torch.Tensor,  # Rows of this rank, any number; the other dimensions are every rank's
 ) -> torch.Tensor:  # Rows of all ranks, those of rank 0 first, on the device of `x`; no gradient
-    "The same rows on every rank; in a single process `x` itself"
+    "The rows of all ranks, on every rank; in a single process `x` itself"
     if n_ranks() == 1: return x
     mine = x.detach().to(_device()).contiguous()
     counts = [torch.zeros(1, dtype=torch.long, device=mine.device) for _ in range(n_ranks())]
@@ -89,7 +87,7 @@ def gather_rows(
 def gather_own(
     x: torch.Tensor,  # (n,...) of this rank; n is every rank's
 ) -> torch.Tensor:  # (n_ranks x n, ...), rank after rank; gradient flows to this rank's rows alone
-    "Rows of all ranks for a loss over pairs; in a single process `x` itself. Nothing waits for the device"
+    "The rows of all ranks for a loss over pairs; in a single process `x` itself. It does not wait for the device"
     if n_ranks() == 1: return x
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(n_ranks())]
     dist.all_gather(parts, x.detach().contiguous())
@@ -100,7 +98,7 @@ def gather_own(
 def mean_over_ranks(
     x: torch.Tensor,  # Floats, alike in shape on every rank
 ) -> torch.Tensor:  # Their mean, on the device of `x`
-    "The same figure on every rank; in a single process `x` itself"
+    "The mean over all ranks, on every rank; in a single process `x` itself"
     if n_ranks() == 1: return x
     total = x.detach().to(_device(), torch.float32, copy=True)
     dist.all_reduce(total)
@@ -110,8 +108,8 @@ def mean_over_ranks(
 def same_state(
     model: torch.nn.Module,  # Alike in its shapes on every rank; changed in place
 ):
-    """Rank 0's weights and statistics on every rank: without a synchronised batch norm each rank's running
-    statistics are its own"""
+    """Copies rank 0's weights and statistics to every rank, since without a synchronised batch norm each rank has its
+    own running statistics"""
     if n_ranks() == 1: return
     for t in model.state_dict().values():
         sent = t.detach().to(_device(), copy=True)
@@ -120,11 +118,11 @@ def same_state(
 
 
 class Share:
-    """This rank's part of what a loader gives, in the loader's order, and how the parts come together again.
+    """This rank's part of a loader's batches, and how the parts are gathered.
 
-    A part is whole batches, the very ones that a single process would make, so that figures do not depend on
-    the number of ranks. Only inside `distrib_ctx` (there every rank comes here) and where each rank has a batch
-    at all; otherwise the part is everything."""
+    A part has whole batches, the same as in a single process, so results do not depend on the number of ranks. The data
+    are shared only inside `distrib_ctx` (where every rank gets here) and if each rank has at least one batch; otherwise
+    the part is everything."""
     def __init__(self,
         learn,  # A ReIDLearner
         dl,  # Its loader
@@ -144,7 +142,7 @@ class Share:
     def whole(self,
         x: torch.Tensor,  # (n,...) of this rank's part
     ) -> torch.Tensor:  # Of all parts, in the loader's order
-        "What all ranks found, on every rank"
+        "The results of all ranks, on every rank"
         return gather_rows(x) if self.shared else x
 
 
@@ -156,8 +154,8 @@ def distributed(
     timeout: float = 60.,  # Seconds that a rank waits for the others in one exchange; the first call's holds
     **kwargs,  # Passed to fastai's DistributedTrainer, as cpu
 ):
-    """What fastai's `distrib_ctx` does, also without a GPU, and with rank 0's weights for all; batches are
-    augmented otherwise on other ranks; the learner is as it was afterwards"""
+    """fastai's `distrib_ctx`, also without a GPU, and with rank 0's weights on all ranks. Each rank augments its
+    batches with its own random numbers. Afterwards the learner is as before"""
     if num_distrib() <= 1:
         yield learn
         return
@@ -181,8 +179,8 @@ def _norms(model): return {name: m for name, m in model.named_modules() if isins
 
 
 def _with_norms(model, norms):
-    """The model with its own batch norms again, trained, in place of synchronised ones, which only processes on
-    GPUs can train and nothing folds"""
+    """The trained model with its original batch norms in place of synchronised ones, which work only on GPUs and cannot
+    be folded"""
     for name, norm in norms.items():
         now = model.get_submodule(name)
         if now is norm: continue
@@ -197,14 +195,14 @@ def on_all_ranks(
     timeout: float = 60.,  # As in `distributed`
     **kwargs,  # Passed to `distributed`
 ):
-    """`learn.distrib_ctx` where `torchrun` started several processes, on the device of its loaders; nothing in a
-    single process"""
+    """`learn.distrib_ctx` on the device of its loaders, if `torchrun` started several processes; no effect in a single
+    process"""
     with distributed(learn, timeout=timeout, cpu=learn.dls.device.type == 'cpu', **kwargs): yield learn
 
 
 def _trainer_class():
-    """fastai's trainer over several processes, whose loaders send an epoch's indices through the device that the
-    backend needs: fastai's own send them through a GPU, whatever the backend is"""
+    """fastai's trainer over several processes, with loaders that send an epoch's indices through the device that the
+    backend needs; fastai's own loaders always use a GPU"""
     try: import accelerate  # noqa: F401, without it fastai's module does not load
     except ImportError as e: raise ImportError(NEEDS_ACCELERATE) from e
     from fastai.distributed import DistributedDL, DistributedTrainer
@@ -225,7 +223,7 @@ def _trainer_class():
 
 
 def _draw_apart(dl):
-    """Other erasing and cropping on other ranks, where the transform owns its generator; rank 0 draws as a single
+    """Different erasing and cropping on other ranks, for transforms with their own generator; rank 0 draws as a single
     process does"""
     if not rank_distrib(): return
     transforms = [t for pipeline in (dl.after_item, dl.after_batch) for t in getattr(pipeline, 'fs', L())]

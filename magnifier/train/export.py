@@ -1,4 +1,4 @@
-"The embedding model as an ONNX file, checked before it is there"
+"The embedding model as an ONNX file, checked before it is saved"
 import json
 import warnings
 from pathlib import Path
@@ -28,8 +28,8 @@ def write_onnx(
     *,
     masks: bool = False,  # A second output, `masks`: n x 2h x 2w uint8 part labels
 ) -> Path:  # The file
-    """Writes the network, compares it with torch (cosine above 0.9999), and only then gives it its name: a
-    RuntimeError where they differ, an ImportError without the libraries, a ValueError for another suffix"""
+    """Writes the network, compares it with torch (cosine above 0.9999), and only then gives the file its name. A
+    RuntimeError if they differ, an ImportError without the libraries, a ValueError for another suffix"""
     file = Path(file)
     if file.suffix != '.onnx': raise ValueError(f'{file}: a name that ends in .onnx is wanted')
     try: import onnx, onnxruntime, onnxscript  # noqa: E401, F401

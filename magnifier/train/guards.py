@@ -1,4 +1,4 @@
-"What may end or mislead a training: a loss that is no number, the keyboard, trackers of figures that are not there"
+"Guards of a training: a loss that is NaN or infinite, Ctrl-C, and trackers of metrics that are missing in some epochs"
 import logging
 import math
 import signal
@@ -20,7 +20,7 @@ _MOST_WAITING = 16  # Batches a GPU may be ahead of the check; each is held in m
 
 
 class NonFiniteLoss(ValueError):
-    "A training's loss is infinite or no number"
+    "The loss of a training is NaN or infinite"
     def __init__(self,
         message: str,  # Where, which parts, and what to try
     ):
@@ -31,12 +31,12 @@ class NonFiniteLoss(ValueError):
 
 
 class StopAtNonFinite(Callback):
-    """Stops a training at the first batch whose loss is infinite or no number, with that batch in a file.
+    """Stops a training at the first batch with a NaN or infinite loss, and saves that batch in a file.
 
-    On a CPU the loss is looked at before the step, so the weights are still those that made it. On a GPU a look
-    would make every step wait for the device: there the answer is copied while the device goes on, and looked
-    at once the copy is done, a batch or two later; until then the batch is held, and an epoch ends only when
-    all of its answers are in."""
+    On a CPU the loss is checked before the step, so the weights are still those that gave it. On a GPU, this check
+    would make every step wait for the device. There, the result is copied while the device continues and checked when
+    the copy is done, one or two batches later. The batch is kept until then, and an epoch ends only when all results
+    are checked."""
     order, run_valid = LossParts.order + 1, False
     def __init__(self,
         file='nonfinite.pth',  # Where the batch goes; `torch.load(file)` reads it
@@ -44,11 +44,11 @@ class StopAtNonFinite(Callback):
         self.file = Path(file)
 
     def before_fit(self):
-        "Nothing waits"
+        "Starts without waiting results"
         self.waiting = deque()
 
     def after_loss(self):
-        "Asks about this batch, and looks at the answers that have come"
+        "Starts the check of this batch, and reads the results that have arrived"
         parts = getattr(self.learn.loss_func, 'last', {})
         seen = dict(
             epoch=self.learn.epoch,
@@ -62,7 +62,7 @@ class StopAtNonFinite(Callback):
         while self.waiting and (self.waiting[0][1].query() or len(self.waiting) > _MOST_WAITING): self._look()
 
     def after_train(self):
-        "All answers of the epoch"
+        "Waits for all results of the epoch"
         while self.waiting: self._look()
 
     def _look(self):
@@ -95,13 +95,13 @@ class StopAtNonFinite(Callback):
 
 
 class _Here:
-    "A CPU's answer is there at once"
+    "An event for the CPU, where the result is there at once"
     def query(self): return True
     def synchronize(self): pass
 
 
 def _asked(answer):
-    "(answer on the CPU, event that tells when it is there), without a wait"
+    "(result on the CPU, event that tells when it is there), without waiting"
     if answer.device.type != 'cuda': return answer, _Here()
     copied, done = answer.to('cpu', non_blocking=True), torch.cuda.Event()
     done.record()
@@ -109,11 +109,11 @@ def _asked(answer):
 
 
 class StopByKeyboard(Callback):
-    """While it is open, Ctrl-C ends a training after the batch at hand (`KeyboardInterrupt`); a second Ctrl-C ends
+    """Within this context, Ctrl-C ends a training after the current batch (`KeyboardInterrupt`); a second Ctrl-C ends
     it at once.
 
-    A state that is being written is written whole. Outside the main thread, where Python hears no signals, it
-    does nothing."""
+    A checkpoint that is being written is completed. Outside the main thread, where Python gets no signals, it does
+    nothing."""
     order = 200  # last: the batch is done
     def __init__(self,
         say=log.warning,  # Is told that the batch at hand will be the last
@@ -136,41 +136,40 @@ class StopByKeyboard(Callback):
         self.say('stopping after this batch; Ctrl-C once more stops at once')
 
     def after_batch(self):
-        "The batch is done: stops where that was asked for"
+        "Stops if Ctrl-C was pressed"
         if self.asked: raise KeyboardInterrupt
 
 
 def check_callbacks(
     cbs,  # Callbacks of a fit, or their classes
 ):
-    "A ValueError for those that would mislead a training of identities"
+    "A ValueError for callbacks that do not work for a training of identities"
     for cb in cbs:
         kind = cb if isinstance(cb, type) else type(cb)
         if issubclass(kind, MixHandler):
             raise ValueError(
-                f'{kind.__name__} mixes images and the labels of classes, and the triplet loss needs one identity '
-                'an image: use the loaders\' erase=0.5, which erases a part of each image'
+                f'{kind.__name__} mixes images and class labels, but the triplet loss needs one identity '
+                'per image: use the loaders\' erase=0.5, which erases a part of each image'
             )
         if issubclass(kind, TrackerCallback) and getattr(cb, 'monitor', 'valid_loss') == 'valid_loss':
             raise ValueError(
-                f'{kind.__name__} would follow valid_loss, which says nothing of people that the training does not '
-                'know: '
-                f"use {kind.__name__}(monitor='mAP')"
+                f'{kind.__name__} would monitor valid_loss, which is not defined for people who are not in '
+                f"training: use {kind.__name__}(monitor='mAP')"
             )
 
 
 class TrackersWait(Callback):
-    """Trackers look only at epochs whose figure is there: not at those that `ValidateEvery` leaves out, or that a
-    resumed fit passes over"""
+    """Trackers skip epochs without their metric: those that `ValidateEvery` does not validate, or that a resumed fit
+    skips"""
 
     order = TrackerCallback.order - 1
 
     def before_fit(self):
-        "All are awake"
+        "Turns all trackers on"
         self.asleep = []
 
     def after_epoch(self):
-        "Trackers whose figure is missing sleep"
+        "Turns trackers off whose metric is missing"
         for cb in self.learn.cbs:
             if (
                 isinstance(cb, TrackerCallback)
@@ -184,10 +183,10 @@ class TrackersWait(Callback):
     def _is_missing(self, tracker): return self.recorder.passed_over or self.recorder.values[-1][tracker.idx] is None
 
     def before_epoch(self):
-        "And wake up"
+        "Turns them on again"
         for cb in self.asleep: cb.run = True
         self.asleep = []
 
     def after_fit(self):
-        "One that has seen a figure may go back to its best epoch"
+        "Turns trackers on that have seen a metric, since they may load their best epoch"
         for cb in self.asleep: cb.run = math.isfinite(cb.best)

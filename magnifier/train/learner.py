@@ -1,5 +1,4 @@
-"""The learner: MagnifierNet with its losses and callbacks as fastai knows them; it trains, embeds, evaluates,
-saves and exports"""
+"The learner: a fastai Learner for MagnifierNet that trains, embeds, evaluates, saves and exports"
 import re
 import tempfile
 import warnings
@@ -48,7 +47,7 @@ OPTIMISERS = {'adam': partial(Adam, decouple_wd=False, mom=.9, sqr_mom=.999, eps
 
 
 class Prediction(NamedTuple):
-    "What a model makes of one image"
+    "A model's outputs for one image"
 
     decoded: tuple  # (part mask, nearest training identity), to be shown
     tensors: tuple  # The same as tensors
@@ -65,8 +64,8 @@ class Prediction(NamedTuple):
 
 
 class ReIDLearner(Learner):
-    """A fastai Learner that also embeds, evaluates by query and gallery, trains by recipe, and saves what a
-    gallery or another program needs"""
+    """A fastai Learner that also embeds, evaluates queries against a gallery, trains by recipe, and saves models for
+    galleries and other programs"""
 
     def __init__(
         self,
@@ -77,7 +76,7 @@ class ReIDLearner(Learner):
         cbs=None,  # Callbacks beside fastai's
         **kwargs,  # Passed to fastai's Learner
     ):
-        "fastai's own callbacks, but for a recorder and a bar that never wait for the device"
+        "Uses fastai's callbacks, with a recorder and a progress bar that do not wait for the device"
         own = [TrainEvalCallback(), DeviceRecorder(), CastToTensor(), CalmProgress()]
         super().__init__(dls, model, loss_func, cbs=[*own, *L(cbs)], default_cbs=False, **kwargs)
 
@@ -95,7 +94,7 @@ class ReIDLearner(Learner):
         bs: int | None = None,  # Images a batch; None for the validation loader's, or the loader's that is given
         num_workers: int | None = None,  # Loader processes; None for one's own process where there are few images
     ) -> DataLoader:  # With the validation transforms, in the order given; a catalog's has masks and identities too
-        "Loader over anything that holds images; a ValueError where there is none"
+        "Loader over any images; a ValueError if there are none"
         if isinstance(images, DataLoader): return images if bs in (None, images.bs) else images.new(bs=bs)
         if isinstance(images, pd.DataFrame): table = images
         else: table = pd.DataFrame({'path': pd.Series(list(as_images(images)), dtype=object)})
@@ -106,8 +105,8 @@ class ReIDLearner(Learner):
 
     @contextmanager
     def evaluating(self):
-        """Gives (model, its device): the model in evaluation mode, without gradients, in the learner's precision;
-        then as it was"""
+        """Gives (model, its device) with the model in evaluation mode, without gradients, in the learner's precision;
+        restores it afterwards"""
         was, device = self.model.training, next(self.model.parameters()).device
         try:
             # In a distributed fit: without the wrapper, which waits for other ranks
@@ -116,14 +115,14 @@ class ReIDLearner(Learner):
 
     @property
     def net(self) -> torch.nn.Module:  # A MagnifierNet
-        "The model itself: in a distributed fit, what the wrapper holds"
+        "The model itself; in a distributed fit, the model inside the wrapper"
         return getattr(self.model, 'module', self.model)
 
     def with_progress(
         self,
         dl,  # A DataLoader, or anything with a length
     ):  # The same to iterate over
-        "`dl` under a progress bar, where this learner shows any and it is worth one"
+        "`dl` with a progress bar, if this learner shows bars and `dl` is long enough"
         return progress_bar(dl, leave=False) if hasattr(self, 'progress') and len(dl) > 1 else dl
 
     # Training
@@ -137,7 +136,7 @@ class ReIDLearner(Learner):
         reset_opt: bool = False,  # Whether the optimiser starts anew
         start_epoch: int = 0,  # Epochs passed over
     ):
-        "fastai's; a ValueError for callbacks that would mislead it"
+        "fastai's `fit`; a ValueError for callbacks that do not work for identities"
         check_callbacks([*self.cbs, *L(cbs)])
         super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
 
@@ -147,7 +146,7 @@ class ReIDLearner(Learner):
         epochs: int | None = None,  # Epochs in all; None for the recipe's
         **changes,  # Passed to `Recipe.plan`: lr, milestones, gamma, ...
     ) -> list[Stage]:
-        "What `fit_recipe` would do, stage by stage; a model without SFB has no semantic diversity loss"
+        "The stages that `fit_recipe` would run; a model without SFB has no semantic diversity loss"
         stages = named(recipe).plan(epochs, **changes)
         return stages if self.net.sfb is not None else [stage._replace(diversity_from=1.) for stage in stages]
 
@@ -157,7 +156,7 @@ class ReIDLearner(Learner):
         epochs: int | None = None,  # Epochs in all; None for the recipe's
         **changes,  # Passed to `Recipe.plan`: lr, milestones, gamma, ...
     ):
-        "Trains as a recipe does"
+        "Trains by a recipe"
         self.fit_stages(self.plan(recipe, epochs, **changes))
 
     def fit_stages(
@@ -166,8 +165,8 @@ class ReIDLearner(Learner):
         *,
         done: int = 0,  # Epochs done before, which are passed over
     ):
-        """One fit a stage. One whose last epoch is the last one done is entered all the same: there `Checkpoints`
-        puts its state back"""
+        """One fit for each stage. A stage that is just finished is entered too, because `Checkpoints` restores the
+        state there"""
         for stage in stages:
             if done <= stage.epochs:
                 if stage.for_cpu: self.model.to(memory_format=torch.channels_last)
@@ -183,7 +182,7 @@ class ReIDLearner(Learner):
         cbs=None,  # Further callbacks
         **kwargs,  # Passed to `fit`
     ):
-        "Second stage of the paper: goes on training with the semantic diversity loss"
+        "The second stage of the paper: trains further with the semantic diversity loss"
         if schedule not in ('constant', 'annealed'):
             raise ValueError(f'unknown schedule {schedule!r}: use constant or annealed')
         if lr is None: lr = self.lr if self.opt is None else self.opt.hypers[-1]['lr']
@@ -198,12 +197,12 @@ class ReIDLearner(Learner):
         timeout: float = 60.,  # Seconds that a rank waits for the others in one exchange; the first call's holds
         **kwargs,  # Passed to fastai's, as cpu
     ):
-        """Training, `validate`, `embed` and `evaluate` inside are shared by the processes that `torchrun` started;
-        nothing in a single one.
+        """Inside, the processes that `torchrun` started share training, `validate`, `embed` and `evaluate`; no effect
+        in a single process.
 
-        Every rank must come to each of them, and has the same figures: embedding, which costs most, is shared;
-        each rank then ranks for itself, on the same embeddings, which takes seconds and spares another
-        exchange. An ImportError without accelerate"""
+        Every rank must call each of them, and gets the same results. The ranks share the embedding, which takes most of
+        the time; each then ranks the same embeddings for itself, which takes seconds. An ImportError without
+        accelerate"""
         with distributed(self, sync_bn, timeout=timeout, **kwargs): yield self
 
     # Embeddings and what they are worth
@@ -216,7 +215,7 @@ class ReIDLearner(Learner):
         flip_test: bool = False,  # Adds the embedding of the mirrored image
         with_identity: bool = False,  # Returns the identities beside the embeddings, where the loader has them
     ):  # (n,d) float32 on the CPU, L2-normalised, in the loader's order; with `with_identity` also (n,4) integers
-        "Embeddings for retrieval. In `distrib_ctx` each rank embeds its share, and every rank has them all"
+        "Embeddings for retrieval. In `distrib_ctx` each rank embeds its share, and every rank gets all"
         share, parts, identities = Share(self, self.loader(images, bs=bs)), [], []
         with self.evaluating() as (model, device):
             embed = _embedder(model, len(share.dl))
@@ -234,8 +233,8 @@ class ReIDLearner(Learner):
         self,
         images,  # Whatever `loader` takes
     ) -> tuple:  # (n,d) embeddings, L2-normalised; (n,) share of the body's regions seen, 1 without masks
-        """Embeddings, and how much of each person the model's own masks show, in one pass: a tracklet's mean is
-        weighted by it"""
+        """Embeddings, and the visible share of each person by the model's own masks, in one pass; it weights a
+        tracklet's mean"""
         embeddings, visible = [], []
         with self.evaluating() as (model, device):
             for batch in self.with_progress(self.loader(images)):
@@ -248,7 +247,7 @@ class ReIDLearner(Learner):
         self,
         images,  # Whatever `loader` takes
     ) -> tuple:  # (n,k,c) embeddings, L2-normalised, on the CPU; (n,k) booleans, which regions are seen
-        "Region embeddings of images, for `Gallery(regions=True)`; a ValueError for a model that knows no regions"
+        "Region embeddings of images, for `Gallery(regions=True)`; a ValueError for a model without regions"
         parts = embed_parts(self, images)
         return parts.embeddings, parts.visible
 
@@ -295,7 +294,7 @@ class ReIDLearner(Learner):
     def _test_images(self, catalog):
         if catalog is not None: return catalog
         if not self.dls.valid.n:
-            raise ValueError('this learner was loaded, and carries no images: give a catalog '
+            raise ValueError('this learner was loaded and has no images: give a catalog '
                              'with queries and gallery')
         return self.dls.valid
 
@@ -305,7 +304,7 @@ class ReIDLearner(Learner):
         *,
         far: float = .01,  # Share of the pairs of two people that may be taken for one, 0 to 1
     ) -> SimilarityThreshold:  # The similarity, what it lets in and what it misses
-        "From which similarity on two images are taken for one person; `compare` uses the last one that was asked for"
+        "The similarity from which two images count as one person; `compare` uses the last result"
         embeddings, identity = self.embed(self._test_images(test), with_identity=True)
         sides = by_role(identity)
         if sides is None:
@@ -323,14 +322,14 @@ class ReIDLearner(Learner):
         "Are these two the same person? A ValueError where no threshold is known"
         threshold = getattr(self, 'last_threshold', None) if threshold is None else threshold
         if threshold is None:
-            raise ValueError('no threshold is known: learn.threshold(test, far=.01) finds one, or give threshold=...')
+            raise ValueError('no threshold is set: learn.threshold(test, far=.01) finds one, or give threshold=...')
         return compare(*self.embed([a, b]), threshold)
 
     def gradient_shares(
         self,
         batch=None,  # (images, part masks, identities); None for one of the training loader's
     ) -> pd.DataFrame:  # By part of the loss: value, weight in the total, norm of its gradient, share of all norms
-        "How strongly each part of the loss pulls at the backbone, which all parts share; the learner stays as it is"
+        "The share of each part of the loss in the gradient on the backbone; the learner is not changed"
         images, masks, identity = to_device(batch or self.dls.train.new(num_workers=0).one_batch(), self.dls.device)
         net, occlusion = deepcopy(self.net).train(), getattr(self, 'region_occlusion', None)
         kept = None if occlusion is None else occlusion.draw(deepcopy(occlusion.rng)).to(images.device)
@@ -350,9 +349,9 @@ class ReIDLearner(Learner):
         *args,  # As in fastai
         **kwargs,  # As in fastai
     ):
-        "Refused: fastai's averages the probabilities of classes"
+        "Not available: fastai's `tta` averages class probabilities"
         raise NotImplementedError(
-            'tta averages the probabilities of classes, and who is searched for is of no class: use '
+            'tta averages class probabilities, but the people of a search are not classes: use '
             'learn.embed(images, flip_test=True) or learn.evaluate(flip_test=True), which add the mirrored image'
         )
 
@@ -361,8 +360,8 @@ class ReIDLearner(Learner):
         *args,  # As in fastai
         **kwargs,  # As in fastai
     ) -> tuple:  # As in fastai
-        """fastai's, in the data set's order; in `distrib_ctx` every rank goes through all of it, for fastai mixes
-        up the order of what it gathers"""
+        """fastai's `get_preds`, in the data set's order; in `distrib_ctx` every rank processes all data, because fastai
+        changes the order of gathered results"""
         with self._alone(): return super().get_preds(*args, **kwargs)
 
     def to_detach(
@@ -371,8 +370,8 @@ class ReIDLearner(Learner):
         cpu=True,  # Whether they come to the CPU
         gather=True,  # Whether of all processes
     ):
-        """fastai's, which gathers wherever there are several processes; here only what they shared, not what each
-        computed for itself"""
+        """fastai's `to_detach`, but it gathers only results that the processes shared, not those that each has computed
+        for itself"""
         return super().to_detach(b, cpu, gather and hasattr(self.dl, 'to_detach'))
 
     def _alone(self): return self.removed_cbs(L(cb for cb in self.cbs if cb.name == 'distributed_trainer'))
@@ -383,7 +382,7 @@ class ReIDLearner(Learner):
         rm_type_tfms=None,  # As in fastai; not needed here
         with_input: bool = False,  # Whether the image comes first
     ) -> 'Prediction':  # (part mask, nearest training identity) decoded; the same as tensors; embedding (d,)
-        "What the model makes of one image: its parts, who of the training set it resembles, and its embedding"
+        "The model's outputs for one image: part mask, most similar training identity, and embedding"
         dl = self.loader([item])
         x, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True, reorder=False)
         shown = self.dls.decode_batch((x, *decoded))[0]
@@ -419,7 +418,7 @@ class ReIDLearner(Learner):
 
     @property
     def fingerprint(self) -> str:  # 16 hexadecimal digits, the same for the saved folder and the exported file
-        "Hash of the weights and the preprocessing: which model made an embedding"
+        "Hash of the weights and the preprocessing, which identifies the model of an embedding"
         try: preprocessing = preprocessing_of(self.dls).to_json()
         except ValueError: preprocessing = _steps_of(self.dls)  # steps of one's own, which have no other words
         return fingerprint_of(self.net, preprocessing)
@@ -429,7 +428,8 @@ class ReIDLearner(Learner):
         fname='export.pkl',  # File below `path`
         **kwargs,  # As in fastai
     ):
-        "fastai's, whole or not at all; in `distrib_ctx` rank 0 writes it, without what belongs to the processes"
+        """fastai's `export`; a kill leaves no partial file. In `distrib_ctx` rank 0 writes it, without the distributed
+        callback"""
         if rank_distrib(): return
         self.made_with = versions()
         dls, opt = self.dls, self.opt
@@ -440,13 +440,13 @@ class ReIDLearner(Learner):
             raise
 
     def __setstate__(self, state):
-        "Of a pickle: says where it was made by other versions, under which it may not work"
+        "Loads a pickle; warns if it was made by other library versions"
         super().__setstate__(state)
         for name, was, now in differing(state.get('made_with', {}), versions()):
             if was and was.split('.')[:2] != now.split('.')[:2]:
                 warnings.warn(
                     f'this learner was exported with {name} {was} and is loaded with {now}: it may fail or differ. '
-                    '`save_pretrained` is the form that travels between versions'
+                    '`save_pretrained` writes a form that other versions can read'
                 )
 
     def __getattr__(self, name):
@@ -470,19 +470,18 @@ class ReIDLearner(Learner):
         masks: bool = False,  # A second output, `masks`: n x 2h x 2w uint8 part labels
     ) -> Path:  # The file
         """Images n x 3 x H x W in (`images`; any n, this learner's H and W), L2-normalised embeddings n x d out
-        (`embedding`). Preprocessing, fingerprint and version are JSON in the metadata, under 'magnifier';
-        `Embedder` reads them. The file is compared with torch before it takes its name: a RuntimeError where
-        they differ. An ImportError without the libraries, a ValueError for loaders whose preprocessing no file
-        can hold"""
+        (`embedding`). Preprocessing, fingerprint and version are JSON in the metadata, under 'magnifier'; `Embedder`
+        reads them. The exported network is compared with torch before the file gets its name: a RuntimeError if they
+        differ. An ImportError without the libraries, a ValueError for loaders whose preprocessing no file can hold"""
         return write_onnx(self.model, file, preprocessing_of(self.dls).to_json(), self.fingerprint, masks=masks)
 
     def save_pretrained(
         self,
         folder,  # Made where it is not there
     ) -> Path:  # The folder: model.safetensors and config.json
-        """Saves the model, its arguments, its preprocessing and its identities for `from_pretrained` and
-        `Embedder`: the form that travels between versions and machines. Unlike the pickle of `export`, whoever
-        loads the folder runs nothing of it. Loss, optimiser and callbacks are not in it"""
+        """Saves the model, its arguments, its preprocessing and its identities for `from_pretrained` and `Embedder`: a
+        form for other versions and machines. Unlike the pickle of `export`, loading the folder runs no code. It does
+        not contain loss, optimiser and callbacks"""
         return write_model(self.model, folder, preprocessing_of(self.dls).to_json(), list(self.dls.vocab))
 
     @classmethod
@@ -532,7 +531,7 @@ class ReIDLearner(Learner):
 
 
 def _steps_of(dls):
-    "What validation does to an image, in the steps' own words; a transform of split 0 acts on training images alone"
+    "The validation's transforms as text; a transform with split_idx 0 is for training images only"
     steps = [
         tfm for pipeline in (dls.valid.after_item, dls.valid.after_batch) for tfm in pipeline.fs if tfm.split_idx != 0
     ]
@@ -546,8 +545,8 @@ def _visible_share(out):  # (n,)
 
 
 def _embedder(model, n_batches):
-    """images -> embeddings, by the folded network where there are several batches: folding copies the weights,
-    which one does not earn back"""
+    """images -> embeddings, by the folded network if there are several batches; for a single batch, copying the weights
+    takes longer than it saves"""
     if n_batches > 1 and isinstance(model, MagnifierNet): return EmbeddingNet(model)
     return lambda images: model(images).embedding
 
@@ -575,7 +574,7 @@ def magnifier_learner(
     model_dir='models',  # Folder of `save` below it
     **kwargs,  # Passed to `create_magnifier`
 ) -> ReIDLearner:  # Learner with the losses, callbacks and metrics of the rows of Table 2
-    "Learner for MagnifierNet or any row of the paper's Table 2; a ValueError says which arguments do not go together"
+    "Learner for MagnifierNet or any row of the paper's Table 2; a ValueError names arguments that do not go together"
     if mask and getattr(dls, 'masks_found', 1.) == 0:
         raise ValueError(
             'no training image has a part mask, and without masks the mask module, SAB and SFB cannot be trained: '

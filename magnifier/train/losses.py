@@ -1,4 +1,4 @@
-"What is minimised: cross-entropy, batch-hard triplet, semantic diversity, region segmentation, and their sum (Eq. 4)"
+"The losses: cross-entropy, batch-hard triplet, semantic diversity, region segmentation, and their sum (Eq. 4)"
 
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ def identity_loss(
     smoothing: float = 0.1,  # Label smoothing, 0 to 1 (reid-strong-baseline: 0.1)
     reduction: str = 'mean',  # 'mean' over the images with a class, or 'none': n values
 ) -> Tensor:  # A float32 scalar, or n values
-    "Cross-entropy with label smoothing; zero, with gradient, where no image has a class"
+    "Cross-entropy with label smoothing; zero, with gradient, if no image has a class"
     n, n_classes = len(logits), logits.shape[-1]
     logits = _float32(logits).reshape(n, -1, n_classes)  # (n, k, n_classes)
     with torch.autocast(logits.device.type, enabled=False):
@@ -54,8 +54,8 @@ def batch_hard_triplet(
     *,
     reduction: str = 'mean',  # 'mean' over the anchors with a positive and a negative, or 'none': n values
 ) -> Tensor:  # A float32 scalar, or n values
-    """max(0, margin + furthest positive - nearest negative), Euclidean (Hermans et al.). Pairs are found by masks, so
-    that an identity may have any number of images; without a valid triplet it is zero, with gradient"""
+    """max(0, margin + furthest positive - nearest negative), Euclidean (Hermans et al.). An identity may have any
+    number of images; without a valid triplet the loss is zero, with gradient"""
     features, labels = _float32(features), labels.as_subclass(Tensor)
     with torch.autocast(features.device.type, enabled=False):
         # Not through a matrix product: |a|^2 + |b|^2 - 2ab loses near pairs to rounding
@@ -76,7 +76,8 @@ def semantic_diversity_loss(
     eps: float = 1e-8,  # Least product of two norms; an absent region (0) is so at cosine 0 to every other
     reduction: str = 'mean',  # 'mean' over images, or 'none': n values
 ) -> Tensor:  # A float32 scalar in [0, 1] for non-negative features, or n values
-    "Eq. 3: mean cosine over the k(k-1)/2 pairs i < j of an image's regions; the terms i = j in its sum are constants"
+    """Eq. 3: mean cosine over the k(k-1)/2 pairs i < j of an image's regions; its terms with i = j are constants and
+    left out"""
     x = _float32(region_features)
     n, k = x.shape[:2]
     if counted is None: counted = torch.ones(n, dtype=torch.bool, device=x.device)
@@ -94,7 +95,7 @@ def region_segmentation_loss(
     reduction: str = 'mean',  # 'mean' over the regions present in the batch, or 'none': n values, over each image's
 ) -> Tensor:  # A float32 scalar, or n values
     """Cross-entropy per pixel, averaged within each region, then over the regions: small parts count as much as the
-    background. Labels come to the logits' size by nearest neighbour. Zero, with gradient, where no image has a mask"""
+    background. Labels are resized to the logits by nearest neighbour. Zero, with gradient, if no image has a mask"""
     logits, mask = _float32(mask_logits), mask.as_subclass(Tensor)
     k, dims = logits.shape[1], (2, 3) if reduction == 'none' else (0, 2, 3)
     target = resize_labels(mask, logits.shape[-2:])
@@ -119,9 +120,9 @@ class MagnifierLoss:
     and gamma L_SD.
 
     `last` holds the parts of the last call before their weights, detached scalars on their device: 'global_cls',
-    'global_tri', 'sab_...', 'sfb_...', 'region_cls' (added up over the regions), 'mask', 'sd'. A part without an image
-    to count is 0 there. An image without a part mask counts in the branches that need none. An identity that is not of
-    the training (class -1) counts in the mask loss alone: of a validation split's loss only that is defined"""
+    'global_tri', 'sab_...', 'sfb_...', 'region_cls' (added up over the regions), 'mask', 'sd'. A part to which no image
+    contributes is 0 there. An image without a part mask contributes only to branches that need none. An identity that
+    is not in training (class -1) contributes only to the mask loss, so on validation images only that is defined"""
 
     columns = ('id', 'triplet', 'mask', 'sd')  # Of a training's table, each the sum of its parts
 
@@ -217,7 +218,7 @@ class MagnifierLoss:
         return value * kept_share.mean().sigmoid() if weighed else value  # the share is one for the whole batch
 
     def _triplet(self, features, labels, how):
-        "Over all processes' images each computes the same figure, and has the gradient of its own images alone"
+        "With several processes, each computes the same value over all images, and the gradient of its own images"
         if how == 'normalised': features = F.normalize(_float32(features))
         gathers = self.gather_triplets and n_ranks() > 1 and torch.is_grad_enabled() and self.reduction == 'mean'
         if not gathers: return batch_hard_triplet(features, labels, self.margin, reduction=self.reduction)
@@ -229,7 +230,7 @@ class MagnifierLoss:
         self,
         output: MagnifierOutput,  # The model's
     ) -> MagnifierOutput:  # The same: its embedding is normalised, and logits serve as they are
-        "fastai applies it to predictions"
+        "Returns predictions unchanged; fastai calls it"
         return output
 
     def decodes(
@@ -251,7 +252,7 @@ def gradient_norms(
     parts: list[LossPart],  # Of `MagnifierLoss.parts`, with their gradients
     shared: nn.Module,  # Layers that all parts pull at, as the backbone
 ) -> dict[str, float]:  # By part, as 'sab_tri'; 0 where it has no gradient there
-    "How hard each part, with its weight, pulls at `shared`: the norm of its gradient on those parameters"
+    "The norm of the gradient of each weighted part on the parameters of `shared`"
     return {part.name: _gradient_norm(part.weight * part.value.mean(), list(shared.parameters())) for part in parts}
 
 

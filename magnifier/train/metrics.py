@@ -1,4 +1,4 @@
-"R1, mAP and their kin as fastai metrics: thin shells over retrieval's ranking"
+"R1, mAP and other figures of a ranking as fastai metrics"
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ __all__ = ['reid_metrics', 'R1', 'mAP']
 
 
 class Sides(NamedTuple):
-    "Which of n images are queries and which gallery, and the ids of both as `rank` takes them"
+    "Positions of queries and gallery among n images, and their ids as `rank` takes them"
     query: torch.Tensor   # (n,) booleans
     gallery: torch.Tensor # (n,) booleans
     ids: list             # Four arrays: identities of queries, of gallery, cameras of queries, of gallery
@@ -22,7 +22,7 @@ class Sides(NamedTuple):
 def by_role(
     identity,  # (n,4) integers, tensor or array: class, pid, camid, role (a `TensorIdentity`)
 ) -> Sides | None:  # None where there is no query or no gallery
-    "Queries and gallery told apart by their role, never by their place: a shuffled loader gives the same figures"
+    "Queries and gallery by their role, not by their position, so a shuffled loader gives the same results"
     identity = torch.as_tensor(identity).cpu()
     query, gallery = (identity[:, 3] == ROLES.index(role) for role in ('query', 'gallery'))
     if not query.any() or not gallery.any(): return None
@@ -34,7 +34,7 @@ def rank_by_role(
     identity: torch.Tensor,  # (n,4) integers: class, pid, camid, role (a `TensorIdentity`)
     **kwargs,  # Passed to `magnifier.retrieval.ranking.rank`
 ):  # Ranking, or None where there is no query or no gallery
-    "Queries against gallery, told apart by their role"
+    "Ranks the gallery for each query, both selected by their role"
     sides = by_role(identity)
     return None if sides is None else rank(embeddings[sides.query], embeddings[sides.gallery], *sides.ids, **kwargs)
 
@@ -56,7 +56,7 @@ def rank_embeddings(
 
 
 class _Embeddings:
-    "Embeddings and identities of a validation pass, ranked once however many metrics look"
+    "Embeddings and identities of a validation pass, ranked once for all metrics"
     def __init__(self, **kwargs): self.kwargs = kwargs; self.reset()
 
     def reset(self): self.parts, self.ranking = [], None
@@ -84,7 +84,7 @@ class _Embeddings:
 
 
 class ReIDMetric(Metric):
-    "One figure of a ranking; only the first of a group gathers, so that several columns cost one ranking"
+    "One figure of a ranking; only the first of a group collects embeddings, so several metrics need one ranking"
     def __init__(self,
         source: _Embeddings,  # What gathers, shared by a group
         key: str,  # Column: 'mAP', 'mINP' or 'R' and a rank, as 'R1'
@@ -101,7 +101,7 @@ class ReIDMetric(Metric):
 
     @property
     def value(self):
-        "The figure in [0,1]; None where nothing was ranked (a prediction, a loader without queries)"
+        "The value in [0,1]; None if nothing was ranked (a prediction, a loader without queries)"
         ranking = self.source.compute()
         if ranking is None: return None
         return float(ranking.cmc(int(self.key[1:])) if self.key[1:].isdigit() else getattr(ranking, self.key))

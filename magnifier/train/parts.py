@@ -1,4 +1,4 @@
-"Regions of images as a model describes them: features that can be compared one by one, and how much of each is seen"
+"Region features of images, which can be compared one by one, and the visible area of each region"
 
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
 
     @property
     def visible(self) -> np.ndarray:  # (n, k) booleans
-        "Which regions are seen"
+        "Which regions are visible"
         return self.areas >= VISIBLE
 
 
@@ -54,9 +54,9 @@ def region_embeddings(
     maps: dict[str, Tensor],  # `feature_maps` of n images
     masks: Tensor | None = None,  # n x k x h x w for a model that makes none; None for the model's own
 ) -> Tensor:  # n x k x c, L2-normalised: the cosine of two is the similarity of a region
-    """What the model's last branch says of each region alone (`Branch.describe_regions`): with SFB its p(x_k), each
-    through its region's own BNNeck, which was trained to tell identities by that region; with SAB alone that branch's
-    feature of the region by itself; with neither the mean of the map over the region. A ValueError without masks"""
+    """The description of each region by the model's last branch (`Branch.describe_regions`). With SFB: p(x_k) after the
+    BNNeck of its region, which was trained to classify identities by that region. With SAB alone: its feature of the
+    region alone. With neither: the mean of the map over the region. A ValueError without masks"""
     masks = region_masks(maps) if masks is None else masks
     if masks is None: raise ValueError(NO_REGIONS)
     name, branch = list(model.branches.items())[-1]
@@ -69,7 +69,7 @@ def region_areas(
     maps: dict[str, Tensor],  # `feature_maps` of n images
     labels: Tensor | None = None,  # n x H x W part labels, for a model without a mask module
 ) -> np.ndarray:  # (n, k) share of each image that a region covers
-    "How much of each region is seen, by the model's own parsing or else by the labels; a ValueError without either"
+    "The visible area of each region, by the model's own masks or else by the labels; a ValueError without either"
     if 'mask_logits' in maps: labels = maps['mask_logits'].argmax(1)
     if labels is None or (labels == NO_MASK).any(): raise ValueError(NO_REGIONS)
     return _areas(labels)
@@ -128,9 +128,9 @@ def rank_parts(
     rerank: dict | None = None,  # Arguments of `rerank_distances` for a second ranking; None for none
     **kwargs,  # Passed to `evaluate_distances`: ap, no_match, separate_cameras
 ) -> dict[str, Ranking]:  # 'regions' and, if asked for, 're-ranked'; empty where there is no query or no gallery
-    """Ranks by the mean similarity of the regions that both images show, so that an occluded query is compared where
-    it can be seen. Of all regions the body's are compared: the background belongs to a place, and what hides a person
-    counts as background"""
+    """Ranks by the mean similarity of the body regions that both images show, so an occluded query is compared by its
+    visible regions. The background is left out: it depends on the place, and objects in front of a person count as
+    background"""
     sides = by_role(parts.identity)
     if sides is None: return {}
     query, gallery, ids = sides

@@ -1,5 +1,5 @@
-"""Whole trainings as data: what to load, which model, and stage by stage how to fit it. Importing this imports
-nothing heavy"""
+"""Whole trainings as data: arguments of loaders, model and loss, and the stages of the fit. Importing this module is
+fast"""
 from typing import NamedTuple
 
 __all__ = ['Stage', 'Recipe', 'RECIPES', 'recipe']
@@ -10,7 +10,7 @@ DROP = 0.1  # What a milestone multiplies the rate by
 
 
 class Stage(NamedTuple):
-    "One fit of a training, in numbers and words"
+    "One fit of a training, as data"
 
     epochs: int  # Epochs
     lr: float | None  # Highest rate; None for the rate that the stage before ends with
@@ -26,20 +26,20 @@ class Stage(NamedTuple):
         self,
         epochs: int,  # Epochs that the stage shall have
     ) -> 'Stage':  # The same stage in as many epochs
-        "Warm-up and milestones stay where they are in `FULL` epochs and more, and move together in fewer"
+        "With `FULL` epochs or more, warm-up and milestones stay; with fewer, they shrink in proportion"
         share = min(1, epochs / FULL)
         milestones = tuple(max(1, round(m * share)) for m in self.milestones)
         return self._replace(epochs=epochs, warmup=round(self.warmup * share), milestones=milestones)
 
     @property
     def diversity_epoch(self) -> int | None:
-        "First epoch, counted from 0, with the semantic diversity loss; None where none has it"
+        "First epoch, counted from 0, with the semantic diversity loss; None if no epoch has it"
         first = round(self.diversity_from * self.epochs)
         return first if first < self.epochs else None
 
     @property
     def last_rate(self) -> float:
-        "Rate that the stage ends with"
+        "The learning rate at the end of the stage"
         if self.schedule == 'steps': return self.lr * DROP**sum(m < self.epochs for m in self.milestones)
         return self.lr if self.schedule == 'constant' else self.lr / 1e5
 
@@ -88,8 +88,7 @@ class Recipe(NamedTuple):
         second_schedule: str | None = None,  # Second stage: constant or annealed
         rank_every: int | None = None,  # Epochs from one ranking of the test images to the next
     ) -> list[Stage]:
-        """The stages with every number in them; what is given holds as it is. A ValueError for numbers that make
-        no training"""
+        "The stages with all numbers; given numbers replace the recipe's. A ValueError for invalid numbers"
         stages = self._shares(self.epochs if epochs is None else epochs)
         first = _given(lr=lr, schedule=schedule, warmup=warmup, milestones=milestones)
         if {'warmup', 'milestones'} & set(first): first.setdefault('schedule', 'steps')
@@ -107,7 +106,8 @@ class Recipe(NamedTuple):
         return stages
 
     def _shares(self, epochs):
-        "The stages in as many epochs, by their shares; every stage has one at least, but in a training of one epoch"
+        """The stages shortened or lengthened to this number of epochs; each has at least one, except in a training of
+        one epoch"""
         if epochs < 1: raise ValueError(f'epochs={epochs}: train one or more')
         later = [max(round(epochs * stage.epochs / self.epochs), int(epochs > 1)) for stage in self.stages[1:]]
         counts = [epochs - sum(later), *later]
@@ -121,7 +121,7 @@ def _counted(n, what): return f'{n} {what}' + 's'*(n != 1)
 
 
 def _check(stage):
-    "Refuses what is no stage"
+    "Refuses invalid numbers of a stage"
     if stage.schedule not in SCHEDULES:
         raise ValueError(f'unknown schedule {stage.schedule!r}: use one of {", ".join(SCHEDULES)}')
     wrong = {
@@ -177,6 +177,6 @@ RECIPES = {
 def recipe(
     name: str,  # One of `RECIPES`
 ) -> Recipe:  # The recipe of that name
-    "Recipe by name; a ValueError for an unknown one lists the known"
+    "Recipe by name; a ValueError for an unknown one lists the known ones ones"
     if name not in RECIPES: raise ValueError(f'unknown recipe {name!r}: use one of {", ".join(RECIPES)}')
     return RECIPES[name]

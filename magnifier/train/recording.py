@@ -1,5 +1,4 @@
-"""What a training writes down and shows: losses by part and figures by epoch, without a wait for the device at
-every batch"""
+"The records of a training: losses by part and metrics by epoch, without waiting for the device at every batch"
 import time
 
 import pandas as pd
@@ -12,27 +11,27 @@ __all__ = ['DeviceSmoothLoss', 'DeviceRecorder', 'CalmProgress', 'LossParts']
 
 
 class DeviceSmoothLoss(AvgSmoothLoss):
-    """fastai's smoothed loss, left on the device: fastai's copies each batch's loss to the CPU, and so waits for
-    the step to end"""
+    """fastai's smoothed loss, kept on the device; fastai's own copies each batch's loss to the CPU and so waits for the
+    step"""
 
     def reset(self):
         "Starts anew"
         self.count, self.val = 0, None
 
     def accumulate(self, learn):
-        "Takes a batch's loss in"
+        "Adds a batch's loss"
         loss = learn.loss.detach().mean()
         self.count += 1
         self.val = torch.lerp(loss, torch.zeros_like(loss) if self.val is None else self.val.to(loss), self.beta)
 
     @property
     def value(self):
-        "The smoothed loss, a scalar where the losses are"
+        "The smoothed loss, a scalar on the losses' device"
         return tensor(0.) if self.val is None else super().value
 
 
 class DeviceRecorder(Recorder):
-    "fastai's recorder, whose losses come to the CPU once an epoch; of several processes each then has the mean"
+    "fastai's recorder, with losses copied to the CPU once an epoch; with several processes, each gets the mean"
 
     name = 'recorder'
 
@@ -44,12 +43,12 @@ class DeviceRecorder(Recorder):
         self.smooth_loss = DeviceSmoothLoss(beta)
 
     def before_fit(self):
-        "As fastai's; nothing is fetched yet"
+        "As in fastai; no losses are copied yet"
         super().before_fit()
         self.fetched = 0
 
     def fetch(self):
-        "Losses recorded since the last time to the CPU, all at once"
+        "Copies the losses since the last call to the CPU, all at once"
         if (new := self.losses[self.fetched:]): self.losses[self.fetched:] = list(torch.stack(new).cpu())
         self.fetched = len(self.losses)
 
@@ -61,15 +60,15 @@ class DeviceRecorder(Recorder):
 
     @property
     def passed_over(self) -> bool:
-        "Whether this epoch neither trained nor validated, as those that a resumed fit starts after"
+        "Whether this epoch neither trained nor validated, as the skipped epochs of a resumed fit"
         return len(self.log) == 1  # the epoch's number alone
 
     def after_epoch(self):
-        "fastai's row, where there is anything in it"
+        "Writes fastai's row, if the epoch was not skipped"
         if not self.passed_over: super().after_epoch()
 
     def after_fit(self):
-        "Whatever ended the fit"
+        "Also after a fit that ended early"
         if hasattr(self, 'fetched'): self.fetch()
 
     def plot_loss(
@@ -77,17 +76,17 @@ class DeviceRecorder(Recorder):
         skip_start: int = 5,  # Batches left out at the start
         **kwargs,  # As in fastai: log, show_epochs, ax
     ):  # The axes
-        "fastai's curve of the training loss; there is no validation loss to draw beside it"
+        "fastai's curve of the training loss, without a validation loss"
         return super().plot_loss(skip_start, **{**kwargs, 'with_valid': False})
 
 
 class CalmProgress(ProgressCallback):
-    "fastai's progress bar, which asks for the loss once a second instead of at every batch"
+    "fastai's progress bar, with the loss updated once a second instead of at every batch"
 
     name, every, asked = 'progress', 1., -float('inf')  # seconds between questions, when the last one was
 
     def after_batch(self):
-        "The bar moves; the loss beside it waits for its time"
+        "Moves the bar; updates the loss once a second"
         self.pbar.update(self.iter + 1)
         if not hasattr(self, 'smooth_loss') or time.monotonic() - self.asked < self.every: return
         self.asked = time.monotonic()
@@ -97,16 +96,15 @@ class CalmProgress(ProgressCallback):
 class LossParts(Callback):
     """Training losses by part, averaged over an epoch: columns beside the metrics, all of them in `.history`.
 
-    Columns add the branches up (`id`, `triplet`), beside `mask` and `sd`; the history keeps each part, the
-    regions' own too. The people of the validation images are none of the training's, so that of their losses
-    the mask loss alone is defined: it is shown by that name, `valid_mask_loss`, where there is a mask module,
-    and fastai's `valid_loss` is not shown. Sums stay on the device until the epoch ends, so that no step waits
-    for a number; of several processes each then has the mean"""
+    Columns add the branches up (`id`, `triplet`), beside `mask` and `sd`; the history keeps each part, the regions' own
+    too. The people of the validation images are not in training, so only the mask loss is defined for them: with a mask
+    module it is shown as `valid_mask_loss`, and fastai's `valid_loss` is not shown. Sums stay on the device until the
+    epoch ends, so no step waits for them; with several processes, each gets the mean"""
 
     order = Recorder.order + 1  # the recorder's row is there, and nobody has shown it yet
 
     def before_fit(self):
-        "Starts a history in a fit's first epoch, and names the columns"
+        "Starts the history before a fit's first epoch, and names the columns"
         if not hasattr(self, 'history') or self.learn.epoch == 0: self.history = pd.DataFrame()
         names, loss = self.recorder.metric_names, self.learn.loss_func
         self.columns = list(loss.columns)
@@ -115,12 +113,12 @@ class LossParts(Callback):
         self.recorder.metric_names = names[:self.at] + self.columns + names[self.at + 1:]
 
     def before_epoch(self):
-        "Forgets the last epoch's sums"
+        "Resets the sums"
         self.sums, self.n = {}, 0
         self.valid_masks, self.n_valid = 0, 0
 
     def after_loss(self):
-        "Adds up the parts of a batch, where they are"
+        "Adds the parts of a batch, on their device"
         last = self.learn.loss_func.last
         if self.training:
             for key, value in last.items(): self.sums[key] = self.sums.get(key, 0) + value.detach()
@@ -130,7 +128,7 @@ class LossParts(Callback):
             self.n_valid += 1
 
     def after_validate(self):
-        "Epoch's means into the recorder's row; a validation alone has none"
+        "Writes the epoch's means into the recorder's row; a separate validation has none"
         if not self.n: return
         sums = torch.stack(list(self.sums.values())) if self.sums else torch.zeros(0)
         means = dict(zip(self.sums, (mean_over_ranks(sums)/self.n).tolist()))

@@ -1,4 +1,4 @@
-"What a run did, as JSON: arguments, data, versions, hardware"
+"The record of a run as JSON: arguments, data, versions, hardware"
 import hashlib
 import json
 import os
@@ -22,7 +22,7 @@ LIBRARIES = ('torch', 'torchvision', 'fastai', 'fastcore', 'numpy')
 def describe_data(
     catalog: pd.DataFrame,  # One row an image: `path`, `mask`, `pid`, `camid`, `split`
 ) -> dict:  # Counts, and a digest of which images these are, wherever their folder lies
-    "What a run trains and is evaluated on"
+    "The data that a run trains and is evaluated on"
     train, masks = catalog[catalog.split == 'train'], [None if pd.isna(m) else os.fspath(m) for m in catalog['mask']]
     rows = zip(
         _below(catalog['path']), _below(masks), map(_size, masks), catalog['pid'], catalog['camid'], catalog['split']
@@ -41,14 +41,14 @@ def describe_data(
 
 
 def _below(paths):
-    "Paths from the folder that they share; None stays"
+    "Paths relative to their common folder; None stays"
     folders = [os.path.dirname(p) for p in paths if p is not None]
     root = os.path.commonpath(folders) if folders else ''
     return [None if p is None else os.path.relpath(p, root) for p in paths]
 
 
 def _size(path):
-    "Bytes of a mask, which tell masks of one kind from another's"
+    "Size of a mask file in bytes, to notice other masks"
     return None if path is None or not os.path.exists(path) else os.path.getsize(path)
 
 
@@ -60,7 +60,7 @@ def versions() -> dict:  # name -> version
 
 
 def environment() -> dict:  # versions, commit (None outside a clone), hardware
-    "What a run ran on"
+    "The hardware and software of a run"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     hardware = dict(
         cpu=_cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpus=gpus, system=platform.platform()
@@ -69,7 +69,7 @@ def environment() -> dict:  # versions, commit (None outside a clone), hardware
 
 
 def _commit():
-    "The clone's commit, with '+' where files differ from it"
+    "The commit of the clone, with '+' if files differ from it"
     root = Path(magnifier.__file__).parents[1]
     if not (root/'.git').exists(): return None  # installed: a repository further up would be another project's
 
@@ -83,7 +83,7 @@ def _commit():
 
 
 def _cpu():
-    "The processor's name, where the system tells it"
+    "The processor's name, if the system gives it"
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: lines = []
     return next(
@@ -95,8 +95,8 @@ def _cpu():
 def as_json(
     value,  # Anything: of what JSON does not know, functions are named and partials written out
 ):  # What reading it back from JSON gives
-    """Plain lists, dicts, strings and numbers. A ValueError for what has no name that a later process would know
-    it by: a lambda, or an object that tells its address alone"""
+    """The value as plain lists, dicts, strings and numbers. A ValueError for values that a later process could not
+    recognise: a lambda, or an object that prints only its address"""
     if isinstance(value, dict): return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [as_json(v) for v in value]
     if isinstance(value, partial): return _call(value)
@@ -115,7 +115,7 @@ def _name(value):
     name = value.__name__ if hasattr(value, '__name__') else str(value)
     if name == '<lambda>' or ' at 0x' in name:
         raise ValueError(
-            f'{name} cannot be recorded, so that no later run could be compared with this one: give a named '
+            f'{name} cannot be recorded, so a resumed run could not be compared with this one: give a named '
             'function, a class, or a functools.partial of either'
         )
     return name
@@ -125,7 +125,7 @@ def differing(
     before: dict,  # Arguments of a run, as JSON
     now: dict,  # The same, of another
 ) -> list:  # (name, before, now) of those that differ, in order; names within names are joined by a dot
-    "Which arguments two runs do not share"
+    "The arguments in which two runs differ"
     found = []
     for name in dict.fromkeys([*before, *now]):
         a, b = before.get(name), now.get(name)
@@ -138,14 +138,14 @@ def write_json(
     file,  # Where to
     value: dict,  # As `as_json` gives it
 ):
-    "Writes aside and renames"
+    "Writes a JSON file; a kill leaves no partial file"
     with aside(file) as part: part.write_text(json.dumps(value, indent=1) + '\n')
 
 
 def read_json(
     file,  # Where from
 ):  # What is in it; None where it is not there
-    "Reads what `write_json` wrote; a ValueError for what is no JSON"
+    "Reads a file of `write_json`; a ValueError if it is not JSON"
     try:
         return json.loads(Path(file).read_text())
     except FileNotFoundError:

@@ -1,5 +1,4 @@
-"""A training as a run: a recipe over a catalog, into a folder that tells what was done, and that a killed run is
-taken up from"""
+"A run: a training by a recipe over a catalog, with its record, results and checkpoints in one folder"
 import logging
 import shutil
 from contextlib import contextmanager, nullcontext
@@ -26,14 +25,14 @@ log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
-    "What a run leaves"
+    "The results of a run"
     learn: object  # The trained learner; None where the run had been finished before
     table: pd.DataFrame  # R1 R5 R10 mAP mINP in [0,1]; rows 'before, plain', 'after, plain', re-ranked
     record: dict  # What run.json holds
 
 
 class RunStopped(KeyboardInterrupt):
-    "Ctrl-C ended a run; it says how far the run is"
+    "Ctrl-C ended a run; the message says after which epoch"
 
 
 def train_run(
@@ -60,12 +59,12 @@ def train_run(
 ) -> Run:  # Learner, figures and record
     """Trains a recipe over a catalog, evaluated before and after.
 
-    In `out`: learner.pkl, metrics.csv, losses.csv (a row an epoch), run.json (what was done, with what, on
-    what), and, until the run is finished, checkpoints. Killed and resumed, a run ends with the same weights as
-    one that was not: bit for bit on a CPU with as many threads. The global generators are left as they were.
-    ValueError: arguments that do not fit, an unfinished run in `out` without `resume`, or `resume` with
-    arguments that give another result. BlockingIOError: another process trains in `out`. NonFiniteLoss: the
-    loss is no number; the batch is in nonfinite.pth. RunStopped: Ctrl-C; the last epoch done is kept"""
+    In `out`: learner.pkl, metrics.csv, losses.csv (a row an epoch), run.json (arguments, data, versions, hardware) and,
+    until the run is finished, checkpoints. A run that was killed and resumed ends with the same weights as one that was
+    not: bit for bit on a CPU with the same number of threads. The state of the global random generators does not
+    change. ValueError: arguments that do not fit, an unfinished run in `out` without `resume`, or `resume` with
+    arguments that would change the result. BlockingIOError: another process trains in `out`. NonFiniteLoss: the loss is
+    NaN or infinite; the batch is in nonfinite.pth. RunStopped: Ctrl-C; the last finished epoch is kept"""
     plan, out, catalog = named(recipe), Path(out), validate_catalog(catalog, ('train',))
     epochs = plan.epochs if epochs is None else epochs
     loading, model, loss = (
@@ -112,14 +111,14 @@ def train_run(
 
 
 def _learner(catalog, recipe, loading, model, loss, **kwargs):
-    "A learner that nothing was trained of; what is cached on a disk is decoded by one process, and read by all"
+    "An untrained learner; with a cache on disk, one process decodes the images and all read them"
     on_disk = loading.get('cache') not in (None, 'ram')
     with rank0_first() if on_disk else nullcontext(): dls = ReIDDataLoaders.from_df(catalog, **kwargs, **loading)
     return recipe_learner(dls, recipe, loss=loss, **model)
 
 
 def _found(out, asked, resume, say):
-    "(state to go on from or None, record of a finished run or None)"
+    "(state to continue from or None, record of a finished run or None)"
     record, checkpoints = read_json(out/'run.json'), out/'checkpoints'
     finished = record is not None and record['finished']
     if not resume:
@@ -140,7 +139,7 @@ def _found(out, asked, resume, say):
 
 
 def _check_same(out, before, now):
-    "Refuses what would not be the same run"
+    "Refuses arguments that differ from those of the run"
     found = differing({k: v for k, v in before.items() if k in now}, now)
     if not found: return
     name, was, wanted = found[0]
@@ -151,7 +150,7 @@ def _check_same(out, before, now):
 
 
 def _begin(out, plan, learn, stages, asked, *, dataset, state, say):
-    "The record of a run that starts, or that is taken up; says what will be done"
+    "The record of a run that starts or is resumed; prints the plan"
     now = environment()
     if not rank_distrib(): clear_leftovers(out)
     if state is None:
@@ -179,7 +178,7 @@ def _begin(out, plan, learn, stages, asked, *, dataset, state, say):
     report = getattr(learn.model, 'weights_report', None)
     if report: say(f'weights: {report}')
     record['weights'] = report and str(report)
-    if state is not None: say(f'going on after epoch {state["done"]} of {sum(s.epochs for s in stages)}')
+    if state is not None: say(f'continuing after epoch {state["done"]} of {sum(s.epochs for s in stages)}')
     return record
 
 
@@ -189,18 +188,18 @@ def _quietly(learn):
 
 
 def _taken_up(out, asked, state, now, say):
-    "The record that the newest checkpoint holds, brought to that checkpoint's epoch"
+    "The record of the newest checkpoint, up to its epoch"
     record = state['note']
     _check_same(out, record['arguments'], asked)
     for name, was, is_ in differing(record['versions'], now['versions']):
-        say(f'{name} was {was} when this run began and is {is_} now: the last bits may differ')
+        say(f'{name} was {was} when this run began and is {is_} now: results may differ in their last digits')
     record.update(epochs_done=state['done'], seconds=round(state['seconds'], 1))
     record['resumed'].append(dict(at=_now(), epochs_done=state['done'], **now))
     return record
 
 
 def _plan(record, dl, stages):
-    "What a run will do, line by line"
+    "The plan of a run, line by line"
     data, h_w = record['data'], ' x '.join(map(str, record['arguments']['loading']['size']))
     batch = f'{dl.bs} images = {dl.bs//dl.n_per_id} identities x {dl.n_per_id}' if dl.n_per_id else f'{dl.bs} images'
     yield f'{record["recipe"]}: {record["says"]}'
@@ -213,7 +212,7 @@ def _plan(record, dl, stages):
 
 
 def _fit(out, learn, stages, record, state, say):
-    "The recipe's fits, guarded and stored; the record and losses.csv follow epoch by epoch"
+    "Runs the fits of the recipe with guards and checkpoints; record and losses.csv are written after each epoch"
     def each(kept):
         record.update(epochs_done=kept.done, seconds=round(kept.seconds, 1))
         _write(out, record, kept.rows)
@@ -227,7 +226,7 @@ def _fit(out, learn, stages, record, state, say):
 
 
 def _finish(out, learn, record, then):
-    "Figures, learner and record; the checkpoints are of no use any more"
+    "Writes results, learner and record, and removes the checkpoints"
     table = pd.DataFrame.from_dict(record['figures'], orient='index').rename_axis('model')
     if not rank_distrib():
         with aside(out/'metrics.csv') as part: table.to_csv(part)
@@ -240,7 +239,7 @@ def _finish(out, learn, record, then):
 
 
 def _write(out, record, rows=()):
-    "run.json and, where there are rows, losses.csv; by one process"
+    "Writes run.json and, if there are rows, losses.csv; only one process writes"
     if rank_distrib(): return
     write_json(out/'run.json', record)
     if not rows: return

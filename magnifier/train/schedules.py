@@ -18,8 +18,8 @@ def warmup_milestones(
     milestones=(40, 70),  # Epochs that begin with a drop, in order
     decay: float = DROP,  # What a drop multiplies the rate by
 ) -> float:  # Rate of that epoch
-    """Rate of an epoch: from `start` of it linearly to all of it, then `decay` to the power of the milestones
-    reached (reid-strong-baseline)"""
+    """Factor of the learning rate in an epoch: linearly from `start` to 1 during warm-up, then `decay` to the power of
+    the milestones reached (reid-strong-baseline)"""
     share = start + (1 - start)*epoch/warmup if epoch < warmup else 1.
     return lr*share*decay**bisect_right(milestones, epoch)
 
@@ -43,8 +43,8 @@ class WarmupMilestones(ParamScheduler):
         return warmup_milestones(epoch, self.lr, **self.how)
 
     def before_batch(self):
-        """By the epoch itself: fastai's share of the training done adds up rounding, and a milestone could come a
-        batch late"""
+        """Uses the epoch's number: fastai's share of the training done adds up rounding errors, so a milestone could be
+        a batch late"""
         self.opt.set_hyper('lr', self.rate(self.epoch))
 
 
@@ -52,7 +52,7 @@ def stage_callbacks(
     stage,  # A `Stage` of a recipe
     learn,  # The ReIDLearner that fits it
 ) -> list:  # What its fit adds to the learner
-    "Schedule, semantic diversity loss, seldom ranking and low precision, as the stage says"
+    "The callbacks of a stage: schedule, semantic diversity loss, less frequent ranking, low precision"
     cbs = _schedule(stage, learn)
     if stage.rank_every > 1: cbs.append(ValidateEvery(stage.rank_every))
     if stage.diversity_epoch is not None: cbs.append(SemanticDiversityPhase(stage.gamma, stage.diversity_epoch))

@@ -35,7 +35,7 @@ def test_any_truncation_is_noticed(tmp_path, share):
     for n in (1, 2): write_checkpoint(tmp_path, n, dict(n=n, weights=torch.rand(1000)))
     data = (tmp_path/'00002.pth').read_bytes()
     (tmp_path/'00002.pth').write_bytes(data[:int(share*len(data))])
-    with pytest.warns(UserWarning, match='00002.pth is damaged .* and was set aside'):
+    with pytest.warns(UserWarning, match='00002.pth is damaged .* and was renamed'):
         assert read_checkpoint(tmp_path)['n'] == 1
     assert names(tmp_path) == ['00001.pth', '00002.pth.damaged']
 

@@ -154,7 +154,7 @@ def test_killed_twice_and_resumed_twice(straight, small, how, tmp_path):
     killed(lambda: again(cbs=[DoAt(die, epoch=2, batch=2)], resume=True))
     record = again(resume=True, say=said.append).record
     assert_same(out, straight[0])
-    assert [r['epochs_done'] for r in record['resumed']] == [1, 2] and 'going on after epoch 2 of 4' in said
+    assert [r['epochs_done'] for r in record['resumed']] == [1, 2] and 'continuing after epoch 2 of 4' in said
 
 
 @pytest.mark.parametrize('name, recipe, change', [
@@ -226,7 +226,7 @@ def test_nothing_to_resume_is_a_beginning(straight, small, how, tmp_path):
     killed(lambda: train_run(small, 'paper', out, epochs=4, cbs=[DoAt(die)], **how))
     (out/'.run.json-1.part').write_text('half')
     train_run(small, 'paper', out, epochs=4, resume=True, say=said.append, **how)
-    assert 'no finished epoch to resume from, starting from the beginning' in said[0] and not list(out.glob('.*.part'))
+    assert 'no finished epoch to resume from: the run starts from the beginning' in said[0] and not list(out.glob('.*.part'))
     assert_same(out, straight[0])
 
 
@@ -262,7 +262,7 @@ def test_other_data_are_refused(unfinished, small, how):
 
 
 def test_an_unfinished_run_is_not_overwritten(unfinished, small, how):
-    with pytest.raises(ValueError, match='holds a run that was not finished: go on with it'):
+    with pytest.raises(ValueError, match='holds a run that was not finished: continue it'):
         train_run(small, 'paper', unfinished, epochs=4, **how)
     assert len(list((unfinished/'checkpoints').iterdir())) == 2
 
