@@ -1,4 +1,5 @@
-"The rank of every true match, counted: one plus the allowed gallery items nearer than it. No gallery is ordered for it"
+"""The rank of every true match by counting: one plus the number of allowed gallery items that are nearer. The gallery
+is not sorted"""
 
 from dataclasses import dataclass
 import numpy as np
@@ -13,8 +14,8 @@ GPU_ITEMS = 1 << 27  # Distances compared at once where there is no cache to sta
 
 
 class Labels:
-    """Identities and cameras of both sides, and the protocol's rule: which gallery items match a query, which are
-    removed for it"""
+    """Identities and cameras of queries and gallery, and the protocol's rule: which gallery items match a query, and
+    which are removed"""
 
     def __init__(self,
         q_pids,  # (q,) identities of the queries, integers; -1 is junk
@@ -50,7 +51,7 @@ class Labels:
     def why_no_match(self,
         query: int,  # Index of a query without a match left
     ) -> str:  # The reason, in words
-        "Why this query has no true match in what is left of the gallery"
+        "Why this query has no true match in its remaining gallery"
         if self.q_pids[query] == JUNK: return 'the query is junk'
         if self._first[query] == self._last[query]: return 'identity not in the gallery'
         return 'identity only in the same camera'
@@ -73,8 +74,8 @@ def row_ranks(
     matches: np.ndarray,  # Gallery indices of its true matches
     removed: np.ndarray,  # Gallery indices of what does not count
 ) -> np.ndarray:  # Ranks of the matches, from 1
-    """Ranks in one row. Only values up to the last match are sorted, which is many times as fast as to sort
-    indices; of equal distances the earlier in the gallery is the nearer"""
+    """Ranks in one row. Only values up to the last match are sorted, which is many times faster than sorting indices;
+    of equal distances, the one earlier in the gallery is nearer"""
     row = row.copy()  # leaves the caller's matrix alone
     row[removed] = np.inf
     own = row[matches]
@@ -89,7 +90,7 @@ def band_ranks(
     band: Tensor,  # (b, g) distances of some queries on a GPU
     splits: list[tuple[np.ndarray, np.ndarray]],  # Matches and removed items of each
 ) -> np.ndarray:  # (m,) ranks of all their matches, in order
-    "The same count, for all matches of a band at once: as much as fits in half a gigabyte in each step"
+    "The same count for all matches of a band at once, in steps of at most half a gigabyte"
     def places(of_each):
         "Rows and columns of the band"
         rows = np.repeat(np.arange(len(of_each)), [len(items) for items in of_each])
@@ -109,7 +110,7 @@ def count_band(
     splits: list[tuple[np.ndarray, np.ndarray]],  # Matches and removed items of each
     first: int,  # Index of the first query, for the error
 ) -> np.ndarray:  # (m,) ranks of all their matches, in order
-    "Ranks in one band, by the way that suits its device; a ValueError where a distance is NaN or infinite"
+    "Ranks in one band, by the faster method for its device; a ValueError for NaN or infinite distances"
     if band.dtype not in (torch.float32, torch.float64): band = band.float()
     if band.device.type != 'cpu':
         check_finite(band, first)
@@ -130,7 +131,7 @@ def check_finite(
     bad = (~band.isfinite().all(1)).nonzero()
     if len(bad):
         raise ValueError(f'the distances of query {first + int(bad[0])} hold NaN or infinite values. '
-                         'Mark what must not count by identity -1, not by distance')
+                         'To remove gallery images, give them identity -1')
 
 
 def count_matches(

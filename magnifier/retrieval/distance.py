@@ -19,7 +19,7 @@ BAND_BYTES = 48 << 20  # Of one band of distances. Larger bands multiply faster,
 def full_precision(
     device: torch.device,  # Where the products run
 ):
-    "Float32 means float32: no autocast, no TF32 and no bfloat16 in matrix products while this is open, and no gradient"
+    "Inside, matrix products are in full float32, without autocast, TF32, bfloat16 or gradients"
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision('highest')
     try:
@@ -32,8 +32,7 @@ def band_slices(
     g: int,  # Length of a row of distances
     itemsize: int = 4,  # Bytes a distance
 ) -> list[slice]:  # Slices that cover 0..q in order
-    """Slices of the queries whose distances take about 48 MB, though never fewer than 256 rows: below that a
-    product is slow"""
+    "Slices of the queries with about 48 MB of distances each, but at least 256 rows, because smaller products are slow"
     return row_slices(q, min(1024, max(256, BAND_BYTES // (g * itemsize))))
 
 
@@ -41,7 +40,7 @@ def like(
     result: Tensor,  # What was computed
     *given,  # What the caller passed
 ):  # `result`, as an array where nothing given was a tensor
-    "Tensors give tensors, anything else gives NumPy arrays"
+    "A tensor if the example is a tensor, otherwise a NumPy array"
     return result if any(isinstance(o, Tensor) for o in given) else result.numpy()
 
 
@@ -61,7 +60,8 @@ def normalise(
 
 
 class Cosine:
-    "1 - cosine similarity, 0 to 2. The gallery is divided by its norms after the product, which spares a copy of it"
+    """1 - cosine similarity, 0 to 2. The product, not the gallery, is divided by the gallery's norms, which avoids a
+    copy"""
 
     def __init__(self, query: Tensor, gallery: Tensor, dtype: torch.dtype):
         norms = positive_norms(gallery, 'gallery_feats')
@@ -108,7 +108,8 @@ def ready_to_square(
     gallery: Tensor,  # (g, d) features
     dtype: torch.dtype,  # Wanted; float64 takes its place where squares are no numbers of float32
 ) -> tuple[Tensor, Tensor]:  # Both of one type, moved together where that pays
-    "Features whose squared distances are numbers; a ValueError where NaN or infinite rows, or lengths, do not allow it"
+    """Features with finite squared distances; a ValueError for NaN or infinite rows, or lengths that are too large or
+    too small"""
     norms = finite_norms(query, 'query_feats'), finite_norms(gallery, 'gallery_feats')
     offset = common_offset(gallery, norms[1])
     if offset is not None: norms = tuple(moved_norms(x, offset) for x in (query, gallery))
@@ -125,8 +126,7 @@ def common_offset(
     feats: Tensor,  # (n, d) features
     norms: Tensor,  # (n,) their norms, float64
 ) -> Tensor | None:  # (d,) float64; None where it would not pay
-    """What all features have in common, where that dominates: it eats the digits of their distances, which do not
-    change when all features move together"""
+    "The common offset of all features if it is large: subtracting it keeps their distances and avoids a loss of digits"
     mean = torch.stack([f.sum(0, dtype=torch.float64) for f in feats.split(ROW_BLOCK)]).sum(0) / len(feats)
     if mean.square().sum() <= 0.9 * norms.square().mean(): return None
     # Seven bits are enough, and leave equal distances of short numbers equal
@@ -139,7 +139,7 @@ def moved(
     offset: Tensor | None,  # (d,) what is subtracted in float64
     dtype: torch.dtype,  # Of the result
 ) -> Tensor:  # (n, d) the features themselves where nothing changes
-    "Features less what they have in common, block by block"
+    "Features minus their common offset, block by block"
     if offset is None: return feats.to(dtype)
     result = torch.empty(feats.shape, dtype=dtype, device=feats.device)
     for rows in row_slices(len(feats), ROW_BLOCK): result[rows] = feats[rows].double() - offset
@@ -150,7 +150,7 @@ def moved_norms(
     feats: Tensor,  # (n, d) features
     offset: Tensor,  # (d,) what is subtracted
 ) -> Tensor:  # (n,) float64
-    "Norms of features less what they have in common"
+    "Norms of features minus their common offset"
     return torch.cat([row_norms(f.double() - offset) for f in feats.split(ROW_BLOCK)])
 
 
@@ -159,7 +159,7 @@ METRICS = {'cosine': Cosine, 'euclidean': Euclidean, 'sqeuclidean': SquaredEucli
 
 @dataclass(frozen=True, eq=False)
 class FeatureDistances:
-    "The distances between two sets of features, never all at once: computed a band of queries, or one row, at a time"
+    "The distances between two sets of features, computed for a band of queries or one row at a time"
     query: Tensor  # (q, d) features as the caller holds them
     gallery: Tensor  # (g, d) features as the caller holds them
     metric: str = 'cosine'  # A name in `METRICS`
@@ -176,8 +176,8 @@ class FeatureDistances:
         return copies(self.gallery)
 
     def bands(self):
-        """Yields (slice of the queries, their (b, g) distances), copies in the gallery equally far. One piece of
-        memory serves all bands: each is gone when the next is asked for"""
+        """Yields (slice of the queries, their (b, g) distances), with equal distances for copies in the gallery. All
+        bands use the same memory: each is overwritten by the next"""
         later, first = self.copies
         with full_precision(self.query.device): metric = METRICS[self.metric](self.query, self.gallery, self.dtype)
         slices = band_slices(*self.shape, metric.query.element_size())
@@ -190,7 +190,7 @@ class FeatureDistances:
     def row(self,
         query: int,  # Index of a query
     ) -> np.ndarray:  # (g,) distances
-        "One query's distances, computed anew: they may differ from the band's by float rounding"
+        "One query's distances, computed again; they may differ from the band's by rounding"
         own, parts = self.query[query:query+1], []
         with full_precision(own.device):
             for gallery in self.gallery.split(ROW_BLOCK):
@@ -204,7 +204,7 @@ class FeatureDistances:
 
 @dataclass(frozen=True, eq=False)
 class MatrixDistances:
-    "A distance matrix that exists, read a band or a row at a time"
+    "A given distance matrix, read a band or a row at a time"
     dist: Tensor  # (q, g) distances as the caller holds them
 
     @property
@@ -226,7 +226,7 @@ class MatrixDistances:
 def as_distances(
     dist,  # (q, g) distances, array or tensor, or something that computes them a band at a time
 ):  # Something with `.shape`, `.bands()` and `.row(i)`
-    "Distances in the form that the rest reads; an error where they are no matrix of real numbers"
+    "A distance matrix as `MatrixDistances`; an error if it is not a matrix of real numbers"
     return dist if hasattr(dist, 'bands') else MatrixDistances(as_matrix(dist))
 
 
@@ -235,15 +235,15 @@ def full_matrix(
     gallery_feats,  # (g, d) features
     metric: str,  # A name in `METRICS`
 ):  # (q, g) distances
-    """All distances of a metric, filled band by band; copies on either side are equally far. A ValueError where
-    they do not fit"""
+    """All distances of a metric, filled band by band; copies on either side get equal distances. A ValueError if shapes
+    do not agree"""
     q, g = check_pair(query_feats, gallery_feats)
     dtype = working_dtype(q, g)
     dist = torch.empty(len(q), len(g), dtype=dtype, device=q.device)
     for rows, band in FeatureDistances(q, g, metric, dtype).bands():
         dist[rows] = band
         if band.dtype != dtype and ((dist[rows] == 0) & (band > 0) | dist[rows].isinf()).any():
-            raise ValueError(f'{metric} distances of these features are no numbers of {str(dtype)[6:]}: '
+            raise ValueError(f'{metric} distances of these features overflow {str(dtype)[6:]}: '
                              'give the features as float64')
     later, first = copies(q)
     if len(later): dist[later] = dist[first]

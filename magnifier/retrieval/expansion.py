@@ -1,4 +1,4 @@
-"Features moved before they are compared: query expansion and camera centring"
+"Query expansion and camera centring: features changed before they are compared"
 
 import numpy as np
 import torch
@@ -34,8 +34,8 @@ def average_query_expansion(
     gallery_feats,  # (g, d) features of the same model, on the same device
     k: int = 10,  # Gallery images that join each query; all of them where there are fewer
 ):  # (q, d) new query features, L2-normalised, float32 (float64 if given), array or tensor as given
-    """Average query expansion (Chum et al., ICCV 2007): the mean of a query and its first k gallery images takes
-    its place. It uses the gallery: report it beside the plain figures. ValueError for features without direction"""
+    """Average query expansion (Chum et al., ICCV 2007): the mean of a query and its first k gallery images takes its
+    place. It uses the gallery: report it beside the plain figures. ValueError for zero, NaN or infinite features"""
     return expand(query_feats, gallery_feats, k, torch.ones_like)
 
 
@@ -59,8 +59,8 @@ def camera_centre(
     reference=None,  # (m, d) features whose means are subtracted, say the gallery's; None for `feats` itself
     reference_camids=None,  # (m,) their cameras
 ):  # (n, d) centred features, not normalised, float32 (float64 if given), array or tensor as given
-    """Subtract each camera's mean, which takes away what its light and background add to every image. Normalise
-    before, as `rank` normalises after. A ValueError names cameras that the reference lacks"""
+    """Subtracts each camera's mean, which removes the effect of its light and background on every image. Normalise the
+    features before; `rank` normalises them again. A ValueError names cameras that the reference does not have"""
     if (reference is None) != (reference_camids is None):
         raise ValueError('camera_centre: give `reference` and `reference_camids` together, or neither')
     x = as_features(feats)

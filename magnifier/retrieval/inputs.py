@@ -1,4 +1,4 @@
-"What callers give: features, distances, ids and numbers, checked once and turned into what the rest computes with"
+"Checks and conversion of a caller's features, distances, ids and numbers"
 
 import operator
 import warnings
@@ -17,7 +17,7 @@ def choose(
     allowed,  # What there is
     name: str,  # The argument's name
 ):
-    "A ValueError that lists the choices, where `value` is none of them"
+    "Checks that `value` is one of the choices; a ValueError lists them"
     if value not in allowed: raise ValueError(f'{name}={value!r}: use one of {", ".join(allowed)}')
 
 
@@ -26,7 +26,7 @@ def as_count(
     name: str,  # The argument's name
     hint: str = '',  # What else to say in an error
 ) -> int:  # 1 or more
-    "A number of things; a ValueError where it is no integer or less than 1"
+    "A count; a ValueError if it is not an integer or less than 1"
     try: count = operator.index(value)
     except TypeError: count = 0
     if count < 1: raise ValueError(f'{name}={value!r}: a whole number of 1 or more wanted{hint}')
@@ -37,7 +37,7 @@ def as_tensor(
     x,  # Array, tensor or nested list of real numbers
     name: str,  # What to call it in an error
 ) -> Tensor:  # Detached, on its own device (the CPU if that has no float64), sharing memory wherever that is possible
-    "`x` as a floating-point tensor; a TypeError where it holds something else than real numbers"
+    "`x` as a floating-point tensor; a TypeError if it does not hold real numbers"
     if isinstance(x, Tensor): real = not x.is_complex() and x.dtype != torch.bool
     else:
         x = np.asarray(x)
@@ -51,7 +51,7 @@ def as_tensor(
 def from_array(
     x: np.ndarray,  # Real numbers
 ) -> Tensor:  # The same memory wherever torch can read it; float64 where it has no such type
-    "An array as a tensor that nothing here writes to"
+    "An array as a tensor that is only read"
     wanted = x.dtype.newbyteorder('=') if x.dtype in (np.float16, np.float32) else np.dtype(np.float64)
     if x.dtype != wanted or any(s < 0 for s in x.strides): x = x.astype(wanted)
     with warnings.catch_warnings():
@@ -63,7 +63,7 @@ def as_features(
     x,  # (n, d) features
     name: str = 'features',  # What to call them in an error
 ) -> Tensor:  # (n, d) floating point, on their own device
-    "Features as a tensor; an error where they are no matrix of real numbers, or have no rows or columns"
+    "Features as a tensor; an error if they are not a matrix of real numbers, or have no rows or columns"
     x = as_tensor(x, name)
     if x.ndim != 2:
         raise ValueError(f'{name}: a matrix (images, dimensions) wanted, got shape {tuple(x.shape)}. '
@@ -77,7 +77,7 @@ def as_matrix(
     x,  # (q, g) distances
     name: str = 'dist',  # What to call them in an error
 ) -> Tensor:  # (q, g) floating point, on their own device
-    "Distances as a tensor; an error where they are no matrix of real numbers, or one side is empty"
+    "Distances as a tensor; an error if they are not a matrix of real numbers, or one side is empty"
     x = as_tensor(x, name)
     if x.ndim != 2: raise ValueError(f'{name}: a matrix (queries, gallery) wanted, got shape {tuple(x.shape)}')
     if 0 in x.shape:
@@ -90,8 +90,8 @@ def as_ids(
     n: int,  # How many there must be
     name: str,  # What to call them in an error
 ) -> np.ndarray:  # (n,) int64, read-only, not the caller's memory
-    """Identities or cameras as int64; a TypeError where they are not integers, a ValueError for a wrong number of
-    them or too large ones"""
+    """Identities or cameras as int64; a TypeError if they are not integers, a ValueError for a wrong number of them or
+    too large ones"""
     x = np.array(x.detach().cpu().numpy() if isinstance(x, Tensor) else x)
     if x.ndim != 1: raise ValueError(f'{name}: one id per image wanted, shape ({n},), got shape {x.shape}')
     if len(x) != n:
@@ -110,7 +110,7 @@ def check_pair(
     query_feats,  # (q, d) features
     gallery_feats,  # (g, d) features
 ) -> tuple[Tensor, Tensor]:  # Both as tensors
-    "Query and gallery features as tensors; a ValueError where their dimensions or devices differ"
+    "Query and gallery features as tensors; a ValueError if their dimensions or devices differ"
     q, g = as_features(query_feats, 'query_feats'), as_features(gallery_feats, 'gallery_feats')
     if q.shape[1] != g.shape[1]:
         raise ValueError(f'query_feats have {q.shape[1]} dimensions and gallery_feats {g.shape[1]}: '

@@ -1,5 +1,4 @@
-"""The nearest neighbours of every image among all, from features or from matrices: what k-reciprocal encoding
-starts from"""
+"The nearest neighbours of every image among all images, from features or from matrices, for k-reciprocal encoding"
 
 import warnings
 from collections import defaultdict
@@ -20,7 +19,7 @@ COLUMNS = 512  # Columns of the matrices turned into rows at once
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    "The first k of every image among all n, itself included, and how far its furthest is"
+    "The k nearest of every image among all n, itself included, and its largest distance"
     index: np.ndarray  # (n, k) nearest first; of equal distances the lower index first
     furthest: np.ndarray  # (n,) its largest distance to any image, 1 where all are 0: what the original divides by
 
@@ -39,8 +38,8 @@ def nearest_in_rows(
     band: Tensor,  # (b, n) distances
     k: int,  # How many, at most n
 ) -> tuple[Tensor, Tensor]:  # (b, k) their indices in stable order, and (b,) the smallest distance
-    """The first k of whole rows. Rows whose k-th distance equals the next are sorted whole: a partial sort would
-    pick among equals as it likes"""
+    """The first k of whole rows. Rows with equal distances at k and k + 1 are sorted completely, because a partial sort
+    chooses arbitrarily among equals"""
     dist, index = in_order(*band.topk(min(k + 1, band.shape[1]), dim=1, largest=False))
     tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
     index = index[:, :k]
@@ -49,8 +48,8 @@ def nearest_in_rows(
 
 
 class RunningBest:
-    """The nearest of each image, and its furthest, while tiles of distances come in. What beats an image's worst so
-    far waits until enough has come to be merged"""
+    """The nearest neighbours and the largest distance of each image, updated tile by tile. Candidates that are nearer
+    than an image's k-th so far are collected and merged in groups"""
 
     def __init__(self, n: int, k: int, like: Tensor):
         self.dist = like.new_full((n, k), torch.inf)
@@ -98,7 +97,7 @@ def as_neighbours(
     furthest: Tensor,  # (n,) largest distances
     what: str,  # What was compared, for the error
 ) -> Neighbours:  # In NumPy
-    "Neighbours on the CPU, where sparse matrices live; a ValueError where a distance was NaN or infinite"
+    "Neighbours on the CPU, for sparse matrices; a ValueError if a distance was NaN or infinite"
     bad = (~furthest.isfinite()).nonzero()
     if len(bad):
         raise ValueError(f'{what}: the distances of image {int(bad[0])} (queries first, '
@@ -114,7 +113,7 @@ def tile_distances(
     cols: slice,  # Others
     memory: Tensor,  # Where the tile goes
 ) -> Tensor:  # Their squared distances
-    "Distances of two groups; an image's own is exactly 0"
+    "Distances of two groups; the distance of an image to itself is exactly 0"
     shape = rows.stop - rows.start, cols.stop - cols.start
     tile = memory[:shape[0] * shape[1]].view(shape)
     squared_distances(feats[rows], feats[cols], sums[rows], sums[cols], tile)
@@ -126,7 +125,7 @@ def row_distances(
     sums: Tensor,  # (n,) their squared norms
     rows: Tensor,  # (b,) indices of images
 ) -> Tensor:  # (b, n) squared distances
-    "Whole rows of distances, an image's own exactly 0"
+    "Complete rows of distances; the distance of an image to itself is exactly 0"
     band = feats.new_empty(len(rows), len(feats))
     return squared_distances(feats[rows], feats, sums[rows], sums, band).scatter_(1, rows[:, None], 0)
 
@@ -136,7 +135,8 @@ def nearest_of_all(
     sums: Tensor,  # (n,) their squared norms
     k: int,  # How many, the image itself included
 ) -> tuple[Tensor, Tensor, Tensor]:  # (n, k) distances, (n, k) indices in stable order, (n,) the largest distance
-    "The first k of each image and its furthest, one tile in memory at a time, each used by rows and by columns"
+    """The k nearest of each image and its largest distance, with one tile in memory at a time, used for its rows and
+    its columns"""
     n = len(feats)
     k, best = min(k, n), RunningBest(n, min(k + 1, n), feats)
     slices, memory = row_slices(n, TILE), feats.new_empty(min(n, TILE) ** 2)
@@ -158,15 +158,15 @@ def with_copies(
     members: Tensor,  # (u, c) images that are the same as each different image, ascending; -1 where there are fewer
     k: int,  # How many
 ) -> Tensor:  # (b, k) nearest images, of equal distances the lower index first
-    "Neighbours when every image counts, copies too"
+    "Neighbours among all images including copies"
     items = members[index].flatten(1)  # (b, k c)
     dist = dist[:, :, None].expand(-1, -1, members.shape[1]).flatten(1)  # (b, k c)
     return in_order(dist.masked_fill(items < 0, torch.inf), items)[1][:, :k]
 
 
 class FeaturePairs:
-    """Squared Euclidean distances between all images of both sides, from their features; symmetric, so half of the
-    tiles are enough. Copies of an image are equally far from all others, and 0 from each other"""
+    """Squared Euclidean distances between all images of both sides, from their features; they are symmetric, so half of
+    the tiles are computed. Copies of an image have equal distances to all others, and 0 to each other"""
 
     def __init__(self,
         query: Tensor,  # (q, d) features
@@ -183,7 +183,7 @@ class FeaturePairs:
     def nearest(self,
         k: int,  # How many, the image itself included
     ) -> Neighbours:  # Of all images
-        "The first k of each image, and its furthest"
+        "The k nearest of each image, and its largest distance"
         different, kind, count = np.unique(self.original, return_inverse=True, return_counts=True)
         if len(different) == len(self.feats):
             _, index, furthest = nearest_of_all(self.feats, self.sums, k)
@@ -199,7 +199,7 @@ class FeaturePairs:
     def lookup(self,
         wanted: csr_array,  # (n, n) stored where a distance is wanted
     ) -> np.ndarray:  # (m,) squared distances in the order of its indices
-        "Distances of single pairs, by products of just these"
+        "Distances of single pairs, computed for these pairs only"
         device = self.feats.device
         start, cols = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (wanted.indptr, wanted.indices))
         rows = torch.repeat_interleave(start.diff())
@@ -214,7 +214,7 @@ class FeaturePairs:
 
 
 class MatrixPairs:
-    "Squared Euclidean distances between all images of both sides, from three matrices, read where they lie"
+    "Squared Euclidean distances between all images of both sides, from three matrices, without joining them"
 
     def __init__(self,
         q_g: Tensor,  # (q, g) squared distances
@@ -225,8 +225,8 @@ class MatrixPairs:
     def nearest(self,
         k: int,  # How many, the image itself included
     ) -> Neighbours:  # Of all images
-        """The first k of each image and its furthest. As in the original, an image's distances are read from its
-        COLUMN of the matrix of all pairs"""
+        """The k nearest of each image and its largest distance. As in the original, an image's distances are read from
+        its COLUMN of the matrix of all pairs"""
         n, index, furthest = sum(self.q_g.shape), [], []
         dtype, device = working_dtype(self.q_g, self.q_q, self.g_g), self.q_g.device
         for above, below in ((self.q_q, self.q_g.T), (self.q_g, self.g_g)):

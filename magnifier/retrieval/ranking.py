@@ -1,4 +1,4 @@
-"Who was found at which rank, and the figures that follow: CMC, AP, mAP, mINP; and CMC by single shot"
+"Rankings and their figures: CMC, AP, mAP, mINP; and CMC by single shot"
 
 import warnings
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ NO_MATCH = ('skip', 'zero')
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ranking:
-    """The outcome of a search for every query: the rank of each true match, kept with ids and settings. Nothing in
-    it can be changed. `rank` and `evaluate_distances` make it"""
+    """The result of ranking a gallery for every query: the rank of each true match, with ids and settings. It is
+    immutable. `rank` and `evaluate_distances` make it"""
     labels: Labels  # Identities and cameras of both sides, and the rule that removes items
     matches: Matches  # Ranks and gallery indices of all true matches
     ap_form: str  # A name in `AP_FORMS`
@@ -60,7 +60,7 @@ class Ranking:
 
     @cached_property
     def n_matches(self) -> np.ndarray:  # (q,)
-        "True matches left to each query"
+        "Number of true matches of each query, after removal"
         return frozen(np.diff(self.matches.offsets))
 
     @cached_property
@@ -93,22 +93,22 @@ class Ranking:
 
     @property
     def counted(self) -> np.ndarray:  # (q,) booleans
-        "Which queries enter the figures: those with a match, or all under `no_match='zero'`"
+        "Which queries count in the figures: those with a match, or all with `no_match='zero'`"
         return (self.n_matches > 0) | (self.no_match == 'zero')
 
     @property
     def n_unmatched(self) -> int:
-        "Queries that have no true match left, whether skipped or counted as 0"
+        "Number of queries without a true match, skipped or counted as 0"
         return int((self.n_matches == 0).sum())
 
     @property
     def n_skipped(self) -> int:
-        "Queries left out of the figures"
+        "Number of queries left out of the figures"
         return int((~self.counted).sum())
 
     @cached_property
     def unmatched(self) -> pd.Series:
-        "Why: a reason for each query without a match, indexed by query. `.unmatched.value_counts()` sums up"
+        "The reason for each query without a match, indexed by query. `.unmatched.value_counts()` counts the reasons"
         queries = np.flatnonzero(self.n_matches == 0)
         reasons = [self.labels.why_no_match(i) for i in queries]
         return pd.Series(reasons, index=pd.Index(queries, name='query'), name='reason', dtype=object)
@@ -144,8 +144,8 @@ class Ranking:
         *,
         removed: bool = False,  # Also show what the protocol removes for this query; it has rank 0
     ) -> pd.DataFrame:  # Nearest first: `item` (gallery index), `rank`, `distance`, `pid`, `camid`, `match`, `removed`
-        """The first k gallery images of one query. Its row of distances is computed anew from the features that
-        were given, which are kept by reference"""
+        """The first k gallery images of one query. Its row of distances is computed again from the given features,
+        which are kept by reference"""
         i, k = self._query(query), as_count(k, 'k')
         row = self.distances.row(i)
         matches, gone = self.labels.split(i)
@@ -163,7 +163,7 @@ class Ranking:
         return int(query) % q
 
     def _rank_at(self, positions):
-        "(q,) ranks as floats; those of queries without a match have no meaning"
+        "(q,) ranks as floats; meaningless for queries without a match"
         if not len(self.matches.ranks): return np.full(len(positions), np.inf)
         return self.matches.ranks[positions.clip(0, len(self.matches.ranks) - 1)].astype(float)
 
@@ -189,7 +189,7 @@ def first_k(
 def frozen(
     x: np.ndarray,  # An array that will be handed out
 ) -> np.ndarray:  # The same, read-only
-    "An array that nobody can change"
+    "A read-only array"
     x.setflags(write=False)
     return x
 
@@ -197,7 +197,7 @@ def frozen(
 def mean(
     x: np.ndarray,  # Values, perhaps none
 ) -> float:  # NaN for none
-    "Mean without NumPy's warning for an empty array"
+    "Mean; NaN without NumPy's warning for an empty array"
     return float(x.mean()) if len(x) else float('nan')
 
 
@@ -208,7 +208,7 @@ def ranking_of(
     no_match: str,  # One of `NO_MATCH`
     separate_cameras: bool,  # Remove all of the query's camera
 ) -> Ranking:  # With a warning where not one query has a match
-    "Check, count, and keep: what `rank` and `evaluate_distances` share"
+    "The common part of `rank` and `evaluate_distances`: checks the ids, counts ranks, builds the Ranking"
     choose(ap, AP_FORMS, 'ap')
     choose(no_match, NO_MATCH, 'no_match')
     labels = Labels(*ids, distances.shape, separate_cameras)
@@ -236,10 +236,9 @@ def rank(
     q_visible=None,  # (q, k) booleans, which regions of the queries can be seen; None for all
     g_visible=None,  # (g, k) booleans of the gallery
 ) -> Ranking:  # CMC, AP, mAP, mINP and hits
-    """Rank a gallery for each query by the protocol of Market-1501 (Zheng et al., 2015), computed in float32 a band
-    of queries at a time; features by region by `region_distance`. A query's own identity in its own camera is
-    removed, ties go to the earlier gallery image; ValueError or TypeError for features or ids that cannot be
-    ranked"""
+    """Rank a gallery for each query by the protocol of Market-1501 (Zheng et al., 2015), computed in float32 a band of
+    queries at a time; features by region by `region_distance`. A query's own identity in its own camera is removed, of
+    equal distances the earlier gallery image is nearer; ValueError or TypeError for invalid features or ids"""
     choose(metric, METRICS, 'metric')
     if np.ndim(query_feats) == 3:
         distances = by_region(query_feats, gallery_feats, q_visible, g_visible, regions, metric)
@@ -261,8 +260,8 @@ def evaluate_distances(
     no_match: str = 'skip',  # Queries without a match left: 'skip' reports and leaves out, 'zero' counts as 0
     separate_cameras: bool = False,  # Remove all gallery images of the query's camera, not its identity there alone
 ) -> Ranking:  # CMC, AP, mAP, mINP and hits
-    """As `rank`, from distances of any kind: re-ranked, by region, by another tool. Infinite and NaN distances are
-    refused"""
+    """As `rank`, from any distances: re-ranked, by region, or of another tool. A ValueError for infinite and NaN
+    distances"""
     return ranking_of(as_distances(dist), (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)
 
 
@@ -278,9 +277,9 @@ def cmc_single_shot(
     seed: int = 0,  # Of the draws: the same seed gives the same curve, and no other generator is touched
     separate_cameras: bool = False,  # Remove all gallery images of the query's camera, not its identity there alone
 ) -> np.ndarray:  # (max_rank,) CMC@1, CMC@2, ... from 0 to 1; NaN where no query has a match
-    """Single-shot CMC (Li et al., CVPR 2014, as open-reid draws it): for each query and repeat, one of the images
-    of every identity that are left to it makes up the gallery. Queries without a match are left out; ValueError or
-    TypeError as in `evaluate_distances`"""
+    """Single-shot CMC (Li et al., CVPR 2014, as open-reid draws it): for each query and repeat, the gallery has one
+    remaining image of every identity. Queries without a match are left out; ValueError or TypeError as in
+    `evaluate_distances`"""
     max_rank, repeats = as_count(max_rank, 'max_rank'), as_count(repeats, 'repeats')
     distances = as_distances(dist)
     labels = Labels(q_pids, g_pids, q_camids, g_camids, distances.shape, separate_cameras)
@@ -304,7 +303,8 @@ def drawn_ranks(
     rng: np.random.Generator,  # Draws
     repeats: int,  # How many draws
 ) -> np.ndarray:  # (repeats,) rank of the query's identity among all identities, from 1
-    "One image of each identity, `repeats` times; of equal distances the earlier in the gallery is the nearer"
+    """Ranks in galleries of one image for each identity, drawn `repeats` times; of equal distances the earlier image is
+    nearer"""
     keep = np.ones(len(row), bool)
     keep[removed] = False
     items = labels.by_pid[keep[labels.by_pid]]  # what is left, identity by identity

@@ -1,4 +1,4 @@
-"Distances between images whose regions are compared one by one, where both can be seen"
+"Distances between images by the regions that both show"
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ def region_distance(
     *,
     regions=None,  # Compare these alone: names or indices, one or several; all k by default
 ):  # (q, g) distances 0 to 2, float32 (float64 if given), array or tensor as given
-    """Mean over the regions visible in BOTH images of their cosine distances; 2 where they share none, so that such
-    pairs come last. A visible region whose feature is zero resembles nothing (distance 1). `evaluate_distances`
-    takes the result; TypeError or ValueError for shapes that do not fit"""
+    """Mean over the regions visible in BOTH images of their cosine distances; 2 if they share none, so that such pairs
+    come last. A visible region with a zero feature has distance 1 to every other. `evaluate_distances` takes the
+    result; TypeError or ValueError for shapes that do not fit"""
     q, g = as_regions(query_regions, 'query_regions'), as_regions(gallery_regions, 'gallery_regions')
     if q.shape[1:] != g.shape[1:]:
         raise ValueError(f'query_regions have (regions, channels) {tuple(q.shape[1:])} and gallery_regions '
@@ -32,7 +32,7 @@ def region_distance(
         raise ValueError(f'query_regions are on {q.device} and gallery_regions on {g.device}: move one with `.to()`')
     q_seen, g_seen = as_visible(query_visible, q, 'query_visible'), as_visible(gallery_visible, g, 'gallery_visible')
     wanted = region_indices(regions, q.shape[1])
-    if not wanted: raise ValueError('regions: none named. Name one or more, or leave `regions` out to compare all')
+    if not wanted: raise ValueError('regions is empty: name one or more, or leave `regions` out to compare all')
     dtype = working_dtype(q, g)
     q, q_seen = unit_regions(q[:, wanted].to(dtype), q_seen[:, wanted], 'query_regions')
     g, g_seen = unit_regions(g[:, wanted].to(dtype), g_seen[:, wanted], 'gallery_regions')

@@ -1,4 +1,4 @@
-"k-reciprocal re-ranking (Zhong et al., CVPR 2017), sparse: the matrix of all pairs never exists"
+"k-reciprocal re-ranking (Zhong et al., CVPR 2017), in sparse form, without a matrix of all pairs"
 
 from dataclasses import dataclass
 import numpy as np
@@ -17,8 +17,8 @@ SHARED = 1 << 20  # Elements of one step's dense sum over shared neighbours, and
 
 @dataclass(frozen=True, eq=False)
 class Reranked:
-    """Re-ranked distances that are not written out: what `evaluate_distances` reads a band at a time, where q x g
-    is too big"""
+    """Re-ranked distances in sparse form; `evaluate_distances` reads them a band at a time, if q x g is too big for
+    memory"""
     similarity: csr_array  # (q, g) 1 - Jaccard distance of the pairs that share a neighbour; 0 for all others
     plain: object  # Squared distances with `.bands()` and `.row(i)`
     furthest: np.ndarray  # (q,) largest squared distance of each query to any image, which divides its plain distances
@@ -67,7 +67,7 @@ def expanded(
     near: csr_array,  # (n, n) R: reciprocal among k1 + 1
     half: csr_array,  # (n, n) the same among round(k1 / 2) + 1
 ) -> csr_array:  # (n, n) stored where j belongs to R*(i), values without meaning
-    "Step 3: each candidate's half set joins where more than two thirds of it lies in the original R(i)"
+    "Step 3: adds a candidate's half-size set if more than two thirds of it lies in the original R(i)"
     overlap = (near @ half.T.tocsr()).multiply(near).tocoo()
     size = np.diff(half.indptr)
     joins = 3 * overlap.data > 2 * size[overlap.col]
@@ -98,7 +98,7 @@ def shared_weight(
     query: csr_array,  # (b, n) rows of V of some queries
     inverted: csr_array,  # (n, g) which gallery images hold neighbour j, and how much of it
 ) -> csr_array:  # (b, g) sum over j of min(V[q, j], V[g, j]), stored where it is above 0
-    "Step 6: every pair that meets in the inverted index adds its smaller weight"
+    "Step 6: the sum of the smaller weights over the shared neighbours of every pair, by an inverted index"
     begin, count = inverted.indptr[query.indices], np.diff(inverted.indptr)[query.indices]
     ends = np.cumsum(count)
     at = np.arange(count.sum()) + np.repeat(begin - (ends - count), count)  # positions in the index, entry after entry
@@ -114,7 +114,7 @@ def jaccard_similarity(
     v: csr_array,  # (n, n) encodings, queries first
     q: int,  # Number of queries
 ) -> csr_array:  # (q, g) 1 - Jaccard distance, float32
-    "Step 6 for all queries, in steps whose terms and sums stay small"
+    "Step 6 for all queries, in steps of limited memory"
     inverted = v[q:].T.tocsr()
     terms = np.concatenate([[0], np.cumsum(np.diff(inverted.indptr)[v[:q].indices])])[v.indptr[:q+1]]
     g, parts, start = inverted.shape[1], [], 0
@@ -135,7 +135,7 @@ def reranked(
     k2: int,  # Neighbours averaged over
     lambda_value: float,  # Weight of the plain distance
 ) -> Reranked:  # Not written out
-    "The seven steps, whatever the distances come from"
+    "The seven steps, for distances from features or from matrices"
     near = pairs.nearest(max(k1 + 1, k2))
     similarity = jaccard_similarity(encode(pairs, near, k1, k2), shape[0])
     return Reranked(similarity, pairs.plain, near.furthest[:shape[0]], lambda_value)
@@ -146,9 +146,9 @@ def check_settings(
     k2: int,  # What the caller gave
     lambda_value: float,  # What the caller gave
 ) -> tuple[int, int]:  # k1 and k2
-    "The numbers of neighbours; a ValueError for settings that mean nothing"
+    "The numbers of neighbours; a ValueError for invalid settings"
     if not 0 <= lambda_value <= 1:
-        raise ValueError(f'lambda_value={lambda_value}: a weight from 0 (Jaccard alone) to 1 (plain distance alone) '
+        raise ValueError(f'lambda_value={lambda_value}: a weight from 0 (Jaccard alone) to 1 (original alone) '
                          'wanted; the paper uses 0.3')
     return tuple(as_count(k, name, '; the paper uses k1=20 and k2=6') for name, k in (('k1', k1), ('k2', k2)))
 
@@ -162,9 +162,9 @@ def rerank(
     *,
     return_sparse: bool = False,  # A `Reranked` for `evaluate_distances` in place of the matrix, where q x g is too big
 ):  # (q, g) re-ranked distances, float32 (float64 if given), array or tensor as given; or a Reranked
-    """k-reciprocal re-ranking (Zhong et al., CVPR 2017) from squared Euclidean distances of the features as they
-    are. It uses the other test images: report it beside the plain figures. ValueError for settings or features that
-    mean nothing"""
+    """k-reciprocal re-ranking (Zhong et al., CVPR 2017) from squared Euclidean distances of the features, not
+    normalised. It uses the other test images: report it beside the plain figures. ValueError for invalid settings or
+    features"""
     k1, k2 = check_settings(k1, k2, lambda_value)
     q, g = check_pair(query_feats, gallery_feats)
     dtype = working_dtype(q, g)
@@ -183,8 +183,7 @@ def rerank_distances(
     *,
     return_sparse: bool = False,  # A `Reranked` for `evaluate_distances` in place of the matrix
 ):  # (q, g) re-ranked distances, float32 (float64 if given), array or tensor as given; or a Reranked
-    """As `rerank`, from distances: the three matrices are read where they lie, and never joined. ValueError where
-    their shapes do not fit"""
+    "As `rerank`, from three distance matrices, which are not joined or copied. ValueError if their shapes do not agree"
     k1, k2 = check_settings(k1, k2, lambda_value)
     q_g, q_q, g_g = as_matrix(q_g_dist, 'q_g_dist'), as_matrix(q_q_dist, 'q_q_dist'), as_matrix(g_g_dist, 'g_g_dist')
     q, g = q_g.shape

@@ -15,7 +15,7 @@ LARGEST = {torch.float32: 1e18, torch.float64: 1e150}  # Lengths up to this, and
 def working_dtype(
     *feats: Tensor,  # Features that will meet in a product
 ) -> torch.dtype:  # float64 if one of them is, float32 otherwise
-    "What to compute in: half precision is only a way of storing"
+    "The dtype for computations: at least float32, since half precision is for storage only"
     return torch.float64 if any(f.dtype == torch.float64 for f in feats) else torch.float32
 
 
@@ -59,7 +59,7 @@ def finite_norms(
     bad = (~norms.isfinite()).nonzero()
     if len(bad):
         raise ValueError(f'{name}: {len(bad)} of {len(feats)} rows hold NaN or infinite values, the first is row '
-                         f'{int(bad[0])}. Drop them, or look at what made them')
+                         f'{int(bad[0])}. Drop them, or check the model that gave them')
     return norms
 
 
@@ -67,7 +67,7 @@ def positive_norms(
     feats: Tensor,  # (n, d) features
     name: str,  # What to call them in an error
 ) -> Tensor:  # (n,) Euclidean norms above 0, float64
-    "Norms of rows that have a direction; a ValueError that names the first zero, NaN or infinite row"
+    "Norms of non-zero rows; a ValueError names the first zero, NaN or infinite row"
     norms = finite_norms(feats, name)
     zero = (norms == 0).nonzero()
     if len(zero):
@@ -80,7 +80,7 @@ def can_be_squared(
     norms: Tensor,  # (n,) norms
     dtype: torch.dtype = torch.float32,  # float32 or float64
 ) -> bool:
-    "Whether the squares and the inverses of all norms above 0 are numbers of a type, neither 0 nor infinite"
+    "Whether the squares and inverses of all norms above 0 are representable in a dtype, neither 0 nor infinite"
     norms = norms[norms > 0]
     return not len(norms) or bool(norms.min() > 1 / LARGEST[dtype] and norms.max() < LARGEST[dtype])
 
@@ -90,7 +90,7 @@ def divided(
     norms: Tensor,  # (n,) their norms, above 0
     dtype: torch.dtype,  # Of the result
 ) -> Tensor:  # (n, d) new tensor, rows of length 1
-    "Features over their norms, block by block"
+    "Features divided by their norms, block by block"
     result = torch.empty(feats.shape, dtype=dtype, device=feats.device)
     if can_be_squared(norms): norms = norms.to(dtype)  # a division by float64 is a slow one
     for rows in row_slices(len(feats), ROW_BLOCK): torch.div(feats[rows], norms[rows, None], out=result[rows])
@@ -102,7 +102,7 @@ def unit(
     name: str,  # What to call them in an error
     dtype: torch.dtype | None = None,  # Of the result; float32 or float64 by default
 ) -> Tensor:  # (n, d) rows of length 1
-    "L2-normalised copy; a ValueError for rows without a direction"
+    "L2-normalised copy; a ValueError for zero, NaN or infinite rows"
     return divided(feats, positive_norms(feats, name), dtype or working_dtype(feats))
 
 
@@ -113,8 +113,8 @@ BLOCK = 1024    # Whole rows looked at together
 def copies(
     *parts: Tensor,  # (n, d_i) each; rows are copies where they agree in all parts
 ) -> tuple[np.ndarray, np.ndarray]:  # (m,) rows that repeat an earlier one, and (m,) the first of their kind
-    """A matrix product sums in an order that depends on where a row lies, so that copies come out a rounding apart.
-    Few columns rule out most rows; what is left is told by its bytes"""
+    """A matrix product sums in an order that depends on the row's position, so distances of copies may differ by
+    rounding. A few columns exclude most rows; the rest are compared by their bytes"""
     few = row_bytes([p[:, ::-(-p.shape[1] // SEEN_FIRST)] for p in parts])
     _, kind, count = np.unique(few.view(f'V{few.shape[1]}').ravel(), return_inverse=True, return_counts=True)
     seen, later, first = {}, [], []
@@ -130,5 +130,5 @@ def copies(
 def row_bytes(
     parts: list[Tensor],  # (n, d_i) each
 ) -> np.ndarray:  # (n, bytes of a row)
-    "What rows hold, part after part"
+    "The bytes of rows, block by block"
     return torch.cat([p.contiguous().view(torch.uint8) for p in parts], 1).cpu().numpy()

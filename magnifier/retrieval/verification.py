@@ -1,4 +1,5 @@
-"Are these two the same person? False accepts and false rejects of a threshold, and the answer for one pair"
+"""Verification: are these two the same person? False accepts and false rejects of a threshold, and the answer for one
+pair"""
 
 from dataclasses import dataclass
 import numpy as np
@@ -15,7 +16,7 @@ __all__ = ['verification_pairs', 'roc', 'verification_table', 'SimilarityThresho
 
 @dataclass(frozen=True, eq=False)
 class VerificationPairs:
-    "Distances of the pairs that a verification test is made of, each kind in ascending order"
+    "Distances of the genuine and the impostor pairs of a verification test, each in ascending order"
     genuine: np.ndarray  # (m,) distances of pairs of one identity
     impostor: np.ndarray  # (n,) distances of pairs of two identities, all of them or a random part
     metric: str = 'cosine'  # Of the distances: 'cosine', 'euclidean' or 'sqeuclidean'
@@ -44,15 +45,15 @@ class VerificationPairs:
     def threshold(self,
         false_accept: float,  # Wanted rate, 0 and more but less than 1: .01 is one in a hundred
     ) -> float:  # The largest DISTANCE whose false-accept rate is not above it
-        """The distance just before that of the first impostor pair too many. With fewer than 1 / rate impostor
-        pairs that is before the very first. A ValueError for a rate that lets everybody in"""
+        """The largest distance at which the false-accept rate is not above the given one. With fewer than 1 / rate
+        impostor pairs, it accepts none of them. A ValueError for a rate of 1 or more"""
         refused = self.impostor[self.allowed(false_accept)]
         return float(np.nextafter(refused, -np.inf, dtype=self.impostor.dtype))
 
     def allowed(self,
         false_accept: float,  # Wanted rate, as in `threshold`
     ) -> int:  # How many impostor pairs may be accepted; never all
-        "The rate as a number of pairs"
+        "The number of impostor pairs that the rate allows"
         if not 0 <= false_accept < 1:
             raise ValueError(f'false_accept={false_accept}: a share of 0 or more and less than 1 wanted; '
                              'one in a hundred is .01')
@@ -60,8 +61,7 @@ class VerificationPairs:
         return min(int(np.floor(false_accept * n + 1e-9)), n - 1)
 
     def equal_error(self) -> tuple[float, float]:  # (rate, threshold)
-        """Equal error rate: the mean of both rates at the threshold, among all distances of pairs, where they are
-        nearest each other"""
+        "Equal error rate: the mean of both rates at the distance, among those of all pairs, where they differ least"
         cuts = np.unique(np.concatenate([self.genuine, self.impostor]))
         gap = np.abs(self.false_accept(cuts) - self.false_reject(cuts))
         cut = cuts[gap.argmin()]
@@ -80,8 +80,8 @@ def verification_pairs(
     max_impostors: int = 10_000_000,  # About how many impostor pairs to keep; beyond it a random part of them
     seed: int = 0,  # Of that random part
 ) -> VerificationPairs:  # Genuine pairs of different cameras, and impostor pairs of any cameras
-    """All pairs of a query and a gallery image as a verification test. A query's own identity in its own camera is
-    left out, as in `rank`; ValueError where one kind of pair is missing"""
+    """All pairs of a query and a gallery image as a verification test. A query's own identity in its own camera is left
+    out, as in `rank`; ValueError if one kind of pair is missing"""
     choose(metric, METRICS, 'metric')
     if gallery_feats is None: distances = as_distances(query_feats)
     else: distances = FeatureDistances(*check_pair(query_feats, gallery_feats), metric, torch.float32)
@@ -117,8 +117,8 @@ def roc(
     *,
     points: int = 1000,  # At most about so many rows; the rates in each are exact all the same
 ) -> pd.DataFrame:  # `threshold` ascending, `false_accept`, `false_reject`, `true_accept`
-    """Receiver operating characteristic: the rates at thresholds taken from the distances themselves, evenly among
-    the genuine and by powers among the nearest impostors. ValueError where one kind of pair is missing"""
+    """Receiver operating characteristic: the rates at thresholds that are distances of pairs, evenly spaced among the
+    genuine pairs and by powers among the nearest impostor pairs. ValueError if one kind of pair is missing"""
     if points < 2: raise ValueError(f'points={points}: a curve needs at least 2')
     pairs = VerificationPairs(genuine, impostor)
     at = [np.unique(np.linspace(0, len(pairs.genuine) - 1, points // 2 + 1).round().astype(int)),
@@ -133,8 +133,8 @@ def verification_table(
     *,
     false_accept=(1e-4, 1e-3, 1e-2, 1e-1),  # Wanted false-accept rates, one row each
 ) -> pd.DataFrame:  # Rows 'EER' and 'FAR 0.0001', ...: `threshold`, `false_accept`, `false_reject`, `true_accept`
-    """The equal error rate, and what is rejected at each wanted false-accept rate, with the thresholds that give
-    them. The rate reached is never above the one wanted; ValueError where one kind of pair is missing"""
+    """The equal error rate, and the false-reject rate at each given false-accept rate, with their thresholds. The
+    reached false-accept rate is never above the given one; ValueError if one kind of pair is missing"""
     pairs = VerificationPairs(genuine, impostor)
     cuts = {'EER': pairs.equal_error()[1], **{f'FAR {far:g}': pairs.threshold(far) for far in false_accept}}
     return rates(pairs, np.array(list(cuts.values())), index=list(cuts))
@@ -142,7 +142,7 @@ def verification_table(
 
 @dataclass(frozen=True)
 class SimilarityThreshold:
-    "From which cosine similarity on two images are taken for one person, and what that costs"
+    "The cosine similarity from which two images count as one person, and its error rates"
     similarity: float  # The threshold, -1 to 1: pairs at least this alike are accepted
     false_accept: float  # Share of the pairs of two people that it lets in, 0 to 1
     false_reject: float  # Share of the pairs of one person that it misses, 0 to 1
@@ -157,8 +157,8 @@ def similarity_threshold(
     *,
     far: float = .01,  # False-accept rate: the share of pairs of two people that may be let in, 0 or more, under 1
 ) -> SimilarityThreshold:  # `.similarity`, as galleries mean it, `.false_accept` and `.false_reject`
-    """The similarity halfway between the first pair of two people that must be kept out and the next more alike
-    pair: no lower one keeps it out. ValueError for pairs of another metric, which have no similarity, and for a
+    """A threshold with at most the given false-accept rate: halfway between the most similar impostor pair
+    that must be rejected and the next more similar pair. ValueError for pairs of another metric than cosine, and for a
     rate out of range"""
     if pairs.metric != 'cosine':
         raise ValueError(f"pairs of metric {pairs.metric!r} have no similarity: make them with metric='cosine', or use "
@@ -175,7 +175,7 @@ def similarity_threshold(
 
 @dataclass(frozen=True)
 class Comparison:
-    "The answer of `compare`; true or false by itself where it is about one pair"
+    "The answer of `compare`; for one pair it can be used as a boolean"
     same: bool | np.ndarray  # Whether the similarity reaches the threshold; (n,) for n pairs
     similarity: float | np.ndarray  # Cosine similarity, -1 to 1; (n,) for n pairs
     threshold: float  # The similarity that it was compared with
@@ -194,8 +194,8 @@ def compare(
     b,  # (d,) embedding of the other, or (n, d), pair by pair
     threshold: float | SimilarityThreshold,  # Smallest SIMILARITY of one person, -1 to 1: of `similarity_threshold`
 ) -> Comparison:  # `.same`, `.similarity`, `.threshold`
-    """Are these two the same person? There is no threshold for all models and cameras, hence no default. ValueError
-    for shapes that differ, zero, NaN or infinite embeddings"""
+    """Are these two the same person? Thresholds depend on model and cameras, so there is no default. ValueError for
+    shapes that differ, zero, NaN or infinite embeddings"""
     if isinstance(threshold, SimilarityThreshold): threshold = threshold.similarity
     if not -1 <= threshold <= 1.001:  # a rounding above 1 accepts nobody
         raise ValueError(f'threshold={threshold}: a cosine similarity from -1 to 1 wanted; '

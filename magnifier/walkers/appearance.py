@@ -1,4 +1,4 @@
-"Who a drawn pedestrian is: build, hair, garments and what is carried; and families that differ in one detail"
+"The appearance of a drawn pedestrian: build, hair, garments, bag and hat; and families who differ in one detail"
 
 from dataclasses import dataclass, replace
 from magnifier.walkers.canvas import between, pick
@@ -39,7 +39,8 @@ _BESIDE = dict(
 
 @dataclass(frozen=True)
 class Appearance:
-    "What stays the same in all images of a person; `dataclasses.replace` changes one thing. Colours are RGB, 0 to 255"
+    """The appearance of a person, the same in all images; `dataclasses.replace` changes single fields. Colours are RGB,
+    0 to 255"""
     girth: float          # Thickness of trunk and limbs, 0.88 to 1.2
     shoulders: float      # Width of the shoulders, 0.9 to 1.12
     legs: float           # Length of the legs, 0.94 to 1.06
@@ -69,12 +70,12 @@ def _far(a, b): return sum(abs(x - y) for x, y in zip(a, b)) >= 130
 
 
 def _other(rng, *colours):
-    "A palette colour that stands out from `colours`"
+    "A colour of the palette that differs clearly from `colours`"
     return pick(rng, [c for c in COLOURS.values() if all(_far(c, o) for o in colours)])
 
 
 def _worn(rng, colour):
-    "The colour as one particular garment has it"
+    "The colour with a small random change, as one particular garment has it"
     return tuple(min(245, max(20, c + int(rng.integers(-9, 10)))) for c in colour)
 
 
@@ -96,7 +97,8 @@ def random_appearance(
 
 
 def _values(rng, base, field):
-    "Four values of a field: kinds in any order, colours far from each other and from what they lie on"
+    """Four values of a field: kinds in random order, or colours that differ clearly from each other and from the
+    colours around them"""
     if field in _KINDS:
         kinds = _KINDS[field]
         order = rng.permutation(len(kinds))
@@ -108,7 +110,7 @@ def _values(rng, base, field):
 
 
 def _ready(rng, base, detail):
-    "The base with whatever the detail needs to be seen"
+    "The base person with everything that makes the detail visible"
     if detail == 'hair': return replace(base, hat='none')
     if detail == 'pattern': return replace(base, logo='none')
     if detail == 'logo': return replace(base, top_pattern='plain')

@@ -1,4 +1,4 @@
-"The body of a drawn pedestrian: limbs, trunk, head and what is carried, as tubes with region labels"
+"The body of a drawn pedestrian: limbs, trunk, head and bag, as tubes with region labels"
 
 import math
 from magnifier.regions import region_indices
@@ -22,7 +22,7 @@ SKIRT_WIDE, SKIRT_DEEP = (.108, .12, .132, .142), (.084, .1, .116, .13)
 
 
 def _sleeved(start, end, wider, reach, n=12):
-    "Radii of a limb whose garment is wider than it as far as `reach`"
+    "Radii of a limb with a wider garment as far as `reach`"
     radii = [start + (end - start) * i / n for i in range(n + 1)]
     return [r * (wider if i / n <= reach else 1) for i, r in enumerate(radii)]
 
@@ -36,7 +36,7 @@ class Body:
         projection,  # Projection from body to canvas coordinates
         labels:bool=True,  # False: the mask has background where this body is seen, an occluder
     ):
-        "Nothing is drawn yet"
+        "Draws nothing yet"
         self.canvas, self.a, self.joints, self.p, self.labels = canvas, appearance, joints, projection, labels
 
     def draw(self):
@@ -62,7 +62,7 @@ class Body:
         self.canvas.tube(self.p(a), self.p(b), radii, label if self.labels else 0, paint, **kwargs)
 
     def _leg(self, side):
-        "The knee, like the elbow, is the round start of the lower part: two round ends would claim the same pixels"
+        "The knee, like the elbow, belongs to the lower part only, because two round ends would overlap"
         a, g = self.a, self.a.girth
         thigh, calf = LEGS[a.lower]
         self._tube(f'{side}_hip', f'{side}_knee', _sleeved(.063 * g, .046 * g, 1.12, thigh), UPPER_LEG,
@@ -131,7 +131,7 @@ class Body:
             self._tube((x - c, y - r * .8, z - f), (x + c, y - r * .8, z + f), radii, HEAD, colour, flat=.08 / thick)
 
     def _bag(self):
-        "What is carried has no label of its own: in front of the body the mask keeps the body's, elsewhere background"
+        "A bag has no label: in front of the body the mask keeps the body's label, elsewhere it is background"
         a, p, g = self.a, self.p, self.a.girth
         x, y, z = self.joints['pelvis']
         hx, hy, hz = self.joints['left_hand']

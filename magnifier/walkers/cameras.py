@@ -1,4 +1,4 @@
-"Six surveillance cameras: each its own place, colours, sharpness and noise"
+"Six surveillance cameras, each with its own background, colours, sharpness and noise"
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ __all__ = ['Camera', 'CAMERAS', 'NEUTRAL', 'background', 'blurred', 'noise', 're
 
 @dataclass(frozen=True)
 class Camera:
-    "What a camera does to every image it takes"
+    "The properties of a camera that affect each of its images"
     camid: int             # 1 to 6 in file names; 0 is a studio
     gains: tuple           # White balance: red, green, blue
     exposure: float = 1.   # Brightness
@@ -96,7 +96,7 @@ def _floor(kind, rng, h, w):
 
 
 def _pieces(rng, kinds, colours, paint, h, w):
-    "Walls or grounds side by side, each of a kind and a colour of its own"
+    "Walls or grounds side by side, each with its own kind and colour"
     out, x = np.empty((h, w, 3), np.int32), 0
     while x < w:
         kind = pick(rng, kinds if rng.random() < .5 else tuple(colours))  # half a camera's view looks like any other's
@@ -109,7 +109,7 @@ def _pieces(rng, kinds, colours, paint, h, w):
 
 @lru_cache(maxsize=32)
 def _plate(camera, height, width):
-    "The camera's whole view, from which many backgrounds are cut, before its colours"
+    "The camera's whole view without its colours; backgrounds are cut from it"
     rng = stream('plate', camera.camid)
     h, w = height + height // 4, max(1024, 2 * width)
     top = int(h * camera.horizon)
@@ -150,7 +150,8 @@ def noise(
     shape,  # Of the result
     spread,  # Standard deviation in grey levels
 ) -> np.ndarray:  # int32
-    "Bell-shaped integers, each the sum of four bytes: logarithms differ in their last bit between machines"
+    """Bell-shaped random integers, each the sum of four bytes; a normal distribution needs logarithms, whose last bit
+    differs between machines"""
     n = math.prod(shape)
     four = np.frombuffer(rng.bytes(4 * n), np.uint8).reshape(4, *shape).astype(np.int32).sum(0)
     return ((four - 510) * round(spread * 1024 / 147.8) + 512) >> 10
@@ -160,7 +161,7 @@ def response(
     camera: Camera,  # Whose colours
     rng,  # numpy Generator: the hour's light
 ) -> np.ndarray:  # (3, 256) int32
-    "What each channel's 256 levels become"
+    "The output level of each channel's 256 levels"
     exposure = camera.exposure * (.82 + .36 * float(rng.random()))
     gains = [round(g * exposure * (.965 + .07 * float(rng.random())), 3) for g in camera.gains]
     level = [[255 * min(1., i / 255 * gain) ** camera.gamma for i in range(256)] for gain in gains]

@@ -1,4 +1,4 @@
-"A small z-buffer for shaded tubes, of which pedestrians are drawn, and their random streams: the same on every machine"
+"A small z-buffer that draws pedestrians from shaded tubes, and random streams that are the same on every machine"
 
 import math
 from functools import lru_cache
@@ -17,7 +17,7 @@ _STEPS = 48  # radii along a tube are looked up in a table of so many steps
 def stream(
     *key,  # Anything printable: a seed and names, such as `(0, 'image', '0002_c1s1_000451_03.jpg')`
 ) -> np.random.Generator:  # A generator of its own for this key, the same on every machine
-    "An independent PCG64 stream per key, so that no image depends on how many were drawn before it"
+    "An independent PCG64 stream per key, so that an image does not depend on the images drawn before it"
     return np.random.Generator(np.random.PCG64([b for b in '/'.join(map(str, key)).encode()]))
 
 
@@ -25,7 +25,7 @@ def pick(
     rng,  # numpy Generator
     choices,  # A sequence
 ):  # One of them
-    "A choice, each as likely"
+    "A random choice with equal probabilities"
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -34,14 +34,14 @@ def between(
     low,  # Least number
     high,  # Number that is never reached
 ) -> float:
-    "A number from `low` to `high`"
+    "A random number from `low` to `high`"
     return low + (high - low) * float(rng.random())
 
 
 def grid(
     value,  # A length in canvas pixels
 ) -> float:  # The nearest multiple of 1/64
-    "Snap to a grid: sines differ in their last bit between machines, images must not"
+    "Rounds to a grid, because sines differ in their last bit between machines, and images must not"
     return math.floor(value * 64 + .5) / 64
 
 
@@ -74,11 +74,11 @@ class Canvas:
 
     @property
     def front(self) -> np.ndarray:  # (h, w) booleans at the image's size
-        "Where something was drawn since `push_back`"
+        "Where anything was drawn since `push_back`"
         return _centres(self.depth > _BACK / 10)
 
     def push_back(self):
-        "Whatever is drawn from now on stands before everything drawn so far"
+        "Puts everything drawn so far behind what is drawn from now on"
         self.depth[self.covered] = _BACK
 
     def tube(self,
@@ -135,7 +135,7 @@ class Canvas:
         return (slice(y0, y1), slice(x0, x1)) if x0 < x1 and y0 < y1 else None
 
     def _shade(self, right, down, facing):
-        "Lambert's law with some light from everywhere, darker towards the outline"
+        "Lambert's law with ambient light, darker towards the outline"
         lx, ly, lz = (np.float32(v) for v in self.light)
         direct = np.maximum(right * lx + down * ly + facing * lz, np.float32(0))
         light = np.float32(self.ambient) + np.float32(1.12 - self.ambient) * direct
@@ -158,7 +158,7 @@ class Canvas:
 
     @property
     def mask(self) -> np.ndarray:  # (h, w) uint8 at the image's size
-        "The label at the centre of each pixel: nearest, never mixed"
+        "The label at the centre of each pixel, never mixed"
         return _centres(self.label).copy()
 
 

@@ -1,4 +1,4 @@
-"Who is in the embedded data set, which images are taken of them, and what is true of each"
+"The people and images of the embedded data set, and the truth about each image"
 
 from dataclasses import asdict, dataclass
 import numpy as np
@@ -17,7 +17,7 @@ LIMBS = ('upper_arm', 'lower_arm', 'upper_leg', 'lower_leg', 'foot')
 
 @dataclass(frozen=True)
 class Identity:
-    "Somebody in the data set"
+    "A person in the data set"
     pid: int
     appearance: Appearance
     family: int = None  # Four identities share it; None for somebody without relatives
@@ -49,7 +49,7 @@ def identities(
     n: int,  # How many
     seed: int,  # Of the set
 ) -> list[Identity]:  # With pids from 1
-    "Of every twelve people four are a family, and eight are like nobody else"
+    "The people of the set: of every twelve, four are a family, and eight have no family"
     people = []
     for first in range(1, n + 1, 12):
         rng = stream(seed, 'family', first)
@@ -71,7 +71,7 @@ def plan(
     n_junk: int,  # Junk boxes, of test identities
     seed: int,  # Of the set
 ) -> list[Shot]:  # In order
-    "Every image of the set; each query finds a match in another camera from the first gallery image on"
+    "All images of the set; each query has a match in another camera even with a single gallery image"
     shots = []
     for who in people:
         rng = stream(seed, 'plan', who.pid)
@@ -97,7 +97,7 @@ def _cameras(rng): return [int(c) + 1 for c in rng.permutation(len(CAMERAS))]
 
 
 def _shots(split, who, cams, n, rng, start=0):
-    "Images of somebody, from each camera in turn"
+    "Images of a person, from each camera in turn"
     return [_shot(split, who.pid, cams[i % len(cams)], start + i, rng, who) for i in range(n)]
 
 
@@ -109,7 +109,7 @@ def _shot(split, pid, camid, i, rng, who):
 
 
 def _junk_box(rng):
-    "A box that caught a piece of somebody"
+    "A box that contains only a part of a person"
     zoom = 1.7 + .9 * float(rng.random())
     return Box(zoom, .9 * (float(rng.random()) - .5), (float(rng.random()) - .5) * zoom)
 
@@ -132,7 +132,7 @@ def take(
 
 
 def _appearance(shot, rng):
-    "Of a distractor: somebody from outside the set, or nobody at all"
+    "The appearance in a distractor: a person outside of the set, or nobody"
     if shot.who: return shot.who.appearance
     return random_appearance(rng) if rng.random() < .6 else None
 
@@ -156,7 +156,7 @@ def noisy_mask(
     strength: float,  # 0 changes nothing; 1 moves boundaries by up to 5 pixels of 128 and loses a limb in most images
     rng,  # numpy Generator
 ) -> np.ndarray:  # (h, w) uint8 regions
-    "The mask as a real parser would give it: boundaries are shifted, and at times the limb on one side is missing"
+    "The mask with errors like those of a real parser: shifted boundaries, and sometimes a missing limb"
     if not strength: return mask
     h, w = mask.shape
     reach = max(1, round(10 * strength * h / 128))

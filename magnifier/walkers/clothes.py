@@ -1,4 +1,4 @@
-"The paint of a drawn pedestrian: garments, patterns, logo, straps and face, each a function of the body's surface"
+"The colours of a drawn pedestrian: garments, patterns, logo, straps and face, each a function of the body's surface"
 
 import math
 from collections.abc import Callable
@@ -89,7 +89,7 @@ def top_paint(
     a,  # Appearance
     yaw,  # Radians by which the body turns from the viewer
 ) -> Callable:  # Surface -> (n, 3) RGB
-    "The upper garment of the trunk, with its logo, the straps of a bag, and the neckline"
+    "The upper garment on the trunk, with logo, straps of a bag, and neckline"
     def paint(s):
         left, forward = _turned(s, yaw)
         colour = where(_logo(a, s.t, left), a.logo_colour, _pattern(a, s.t, left)) * _folds(s, .07)

@@ -116,12 +116,11 @@ def walkers(
 ) -> Path:  # The root; the masks lie beside it in `<root>_ps_label`
     """Draw the embedded data set once and return its folder, in Market-1501's layout and names; a later call finds it.
 
-    Of every twelve identities four are a family, who share everything but one detail, as shoes, hat or bag. Part masks
-    (the eight regions of `REGIONS`) are exact and lie in `<root>_ps_label/<same sub-path>.png` for all splits;
-    `walkers_truth` reads what is true of each image. The masks are in place before the root: a root that exists is
-    whole. Raises ValueError or TypeError for arguments out of range, ValueError for a path that holds anything else,
-    OSError where nothing can be written.
-    """
+    Of every twelve identities, four are a family who share everything except one detail, such as shoes, hat or bag.
+    Part masks (the eight regions of `REGIONS`) are exact and lie in `<root>_ps_label/<same sub-path>.png` for all
+    splits; `walkers_truth` reads what is true of each image. The masks are complete before the root appears, so an
+    existing root is complete. Raises ValueError or TypeError for arguments out of range, ValueError for a path with
+    other contents, OSError if nothing can be written."""
     args = _checked(dict(
         n_train=n_train, n_test=n_test, seed=seed, n_images=n_images, n_queries=n_queries, n_gallery=n_gallery,
         n_distractors=n_distractors, n_junk=n_junk, occluded=occluded, mask_noise=mask_noise))
@@ -143,10 +142,10 @@ def walkers_truth(
     """What is true of every image.
 
     Columns: file, split, pid, camid; person (the identity, also of a junk box); view, yaw, phase, arms (the pose);
-    zoom, dx, dy (the box); occluder, occluded (share of the body that it hides); family, detail, value (what its four
-    differ in, and what it is here); joints ((17, 3): x, y, visible, COCO order). Empty where there is nothing to say,
-    joints None where nobody is. Raises FileNotFoundError where `path` is no folder of `walkers`.
-    """
+    zoom, dx, dy (the box); occluder, occluded (share of the body that it hides); family, detail, value (the field in
+    which the family differs, and its value here); joints ((17, 3): x, y, visible, COCO order). Fields without a value
+    are empty, and joints are None if the image has no person. Raises FileNotFoundError if `path` is not a folder of
+    `walkers`."""
     file = Path(path)/TRUTH
     if not file.exists(): raise FileNotFoundError(f'{file} is missing: {path} was not written by walkers()')
     table = pd.read_csv(file, keep_default_na=False, dtype=dict(joints=str))
@@ -155,7 +154,7 @@ def walkers_truth(
 
 
 def _joints(text):
-    "The array of a row's joints, None where there are none"
+    "The array of a row's joints, None if there are none"
     return np.array([joint.split(',') for joint in text.split()], np.float32) if text else None
 
 
@@ -163,7 +162,7 @@ def _labels(root): return root.with_name(f'{root.name}_ps_label')
 
 
 def _draw(missing, root, people, shots, marker):
-    "Draw what is missing of the root and its masks; the masks take their place first"
+    "Draws the root and its masks if they are missing; the masks appear first"
     log.info('drawing %d images for %s', len(shots), root)
     with ExitStack() as folders:
         new = {place: folders.enter_context(aside_folder(place)) for place in missing}
@@ -175,7 +174,7 @@ def _draw(missing, root, people, shots, marker):
 
 
 def _draw_all(root, labels, shots, args):
-    "Write images and truth into `root` and masks into `labels`, two new folders; None is there already"
+    "Writes images and truth into `root` and masks into `labels`, two new folders; one that is None exists already"
     rows = []
     for folder in FOLDERS.values():
         for new in filter(None, (root, labels)): (new/folder).mkdir()

@@ -1,4 +1,4 @@
-"How a drawn pedestrian stands: pose, jointed skeleton, and its projection into a box"
+"The pose of a drawn pedestrian, the skeleton, and its projection into a box"
 
 import math
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Box:
-    "How a detector cut a person out"
+    "How a detector cropped a person"
     zoom: float = 1.  # Size of the person; 1 fills 0.9 of the height
     dx: float = 0.    # Shift to the right, share of the box's width
     dy: float = 0.    # Shift down, share of the box's height
@@ -43,7 +43,8 @@ class Box:
 def random_pose(
     rng,  # numpy Generator to draw from
 ) -> Pose:  # A moment of walking, seen from anywhere
-    "Front, back and both sides alike, up to 25 degrees off; one in four stands still; arms mostly swing"
+    """Front, back and both sides with equal probability, turned by up to 25 degrees; one in four stands still; arms
+    mostly swing"""
     yaw = pick(rng, tuple(VIEWS.values())) + between(rng, -25, 25)
     stride = between(rng, .55, 1.1) if rng.random() < .75 else between(rng, 0, .25)
     phase = float(rng.random())
@@ -61,7 +62,7 @@ def random_box(
     rng,  # numpy Generator to draw from
     bad: float = .25,  # Share of boxes that are cut badly: too near, too far or shifted
 ) -> Box:  # Where the person is in the image
-    "A detector's box: usually nearly right, sometimes not"
+    "A random box, usually nearly right, sometimes not"
     if rng.random() >= bad:
         return Box(between(rng, .95, 1.07), between(rng, -.05, .05), between(rng, -.02, .02))
     if rng.random() < .35:

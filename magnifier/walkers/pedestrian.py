@@ -1,4 +1,4 @@
-"One image of a drawn pedestrian: the body, what stands in front, the camera, and the exact part mask"
+"One image of a drawn pedestrian: the body, an occluder in front, the camera, and the exact part mask"
 
 from typing import NamedTuple
 import numpy as np
@@ -17,7 +17,7 @@ _LUGGAGE = ((60, 62, 70), (128, 48, 52), (52, 78, 120), (150, 128, 96), (74, 92,
 
 
 class WalkerPicture(NamedTuple):
-    "An image of a drawn pedestrian, and everything that is true of it"
+    "An image of a drawn pedestrian, and the truth about it"
     image: np.ndarray    # (h, w, 3) uint8
     mask: np.ndarray     # (h, w) uint8 regions; whatever stands in front is 0
     joints: np.ndarray   # (17, 2) float32, COCO order, x and y in pixels; may lie outside, -1 where nobody is
@@ -35,10 +35,10 @@ def draw_walker(
     box: Box = Box(),  # How the detector cut the person out
     size=(128, 64),  # Height and width of the image, 16 or more each
 ) -> WalkerPicture:  # image, mask, joints, visible, occluded
-    """Draw one image. The same arguments give the same pixels on every machine; another appearance changes no more.
+    """Draw one image. The same arguments give the same pixels on every machine; another appearance changes nothing
+    else.
 
-    Raises ValueError for an unknown camera or occluder, or a size too small to see anything in.
-    """
+    Raises ValueError for an unknown camera or occluder, or a size too small to see anything in."""
     if occluder is not None and occluder not in OCCLUDERS:
         raise ValueError(f'unknown occluder {occluder!r}: use {", ".join(OCCLUDERS)} or None')
     if len(size) != 2 or min(size) < 16: raise ValueError(f'size={size}: use (height, width), 16 or more each')
@@ -131,7 +131,7 @@ def _passer_by(canvas, rng, camera):
 
 
 def _seen(joints, hidden):
-    "Which joints lie inside the picture and behind no occluder"
+    "Which joints lie inside the image and not behind an occluder"
     h, w = hidden.shape
     seen = (joints >= 0).all(1) & (joints[:, 0] < w) & (joints[:, 1] < h)
     x, y = joints[seen].astype(int).T

@@ -1,4 +1,4 @@
-"Who walks past which camera, when and where: the ground a camera sees, what stands on it, and people's visits"
+"The scene of a camera's stream: the ground that it sees, the things that stand there, and people's visits"
 
 import math
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class View:
 
 @dataclass(frozen=True)
 class Thing:
-    "Something that stands on the ground and hides who walks behind it"
+    "A thing that stands on the ground and hides people behind it"
     kind: str    # booth, planter or pole
     x: float     # Where it stands
     d: float
@@ -58,7 +58,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Place:
-    "Where somebody is at one moment, and how they walk"
+    "A person's position at one moment, and how they walk"
     x: float
     d: float
     yaw: float     # Degrees from facing the camera, turning towards the frame's right
@@ -68,7 +68,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Visit:
-    "Somebody's way past one camera"
+    "A person's path past one camera"
     person: int   # From 1
     camera: int   # From 1
     arms: str     # One of ARMS
@@ -83,7 +83,7 @@ class Visit:
     def at(self,
         seconds: float,  # From `start` to `end`
     ) -> Place:
-        "Where the person is; whoever stands looks where they were walking"
+        "The person's place at a time; a standing person faces the direction of the walk"
         walked, yaw = 0., 0.
         for (t0, x0, d0), (t1, x1, d1) in zip(self.knots, self.knots[1:]):
             length = math.hypot(x1 - x0, d1 - d0)
@@ -107,7 +107,7 @@ def things_of(
     camera: int,  # From 1
     seed: int,  # Seed of the streams
 ) -> list[Thing]:  # Farthest first
-    "What stands in a camera's view: a booth as high as a person, a planter that hides legs, a pole"
+    "The things in a camera's view: a booth as high as a person, a planter that hides legs, a pole"
     rng = stream(seed, 'things', camera)
     side = 1 if rng.random() < .5 else -1
     def thing(kind, across, back, wide, tall):
@@ -127,7 +127,7 @@ def _across(rng, view, side, things):
 
 
 def _behind(rng, view, side, things):
-    "Behind the booth, where half of them stop for a while, and on"
+    "Behind the booth, with a stop there for half of the people, and on"
     booth = next(t for t in things if t.kind == 'booth')
     d = booth.d + between(rng, .25, .5)
     wait = between(rng, 1.5, 4.) if rng.random() < .5 else 0.
@@ -154,7 +154,7 @@ _WAYS = (_across, _across, _behind, _behind, _and_back, _towards)
 
 
 def _walk(rng, points, start):
-    "Points of a way, with the seconds to wait at each, as knots in time"
+    "Points of a path, with the seconds to wait at each, as times and positions"
     speed, t, knots = between(rng, .7, .95), start, []
     for i, (x, d, wait) in enumerate(points):
         if i: t += math.hypot(x - points[i-1][0], d - points[i-1][1]) / speed

@@ -1,4 +1,4 @@
-"One camera's place in the streams: its ground, what stands on it, and its frames with the people who are there"
+"One camera of the streams: its ground, the things that stand there, and its frames with people"
 
 import math
 from typing import NamedTuple
@@ -19,7 +19,7 @@ _SHIFT = 32    # Pixels by which the noise of one frame may lie elsewhere than t
 
 
 class Person(NamedTuple):
-    "Somebody who is in a frame"
+    "A person in a frame"
     number: int  # From 1
     appearance: Appearance
     place: Place
@@ -27,7 +27,7 @@ class Person(NamedTuple):
 
 
 class Seen(NamedTuple):
-    "What is true of a person in a frame"
+    "The truth about a person in a frame"
     person: int
     whole: tuple       # Box of the body inside the frame, hidden or not: x, y, w, h
     shown: tuple       # Box of what is seen of it; None where nothing is
@@ -35,7 +35,7 @@ class Seen(NamedTuple):
 
 
 class Frame(NamedTuple):
-    "A frame and what is true of it"
+    "A frame and the truth about it"
     image: np.ndarray  # (h, w, 3) uint8
     mask: np.ndarray   # (h, w) uint16: 8 * person + region, 0 where nobody is
     seen: list         # A Seen for everybody whose body reaches into the frame
@@ -57,7 +57,7 @@ class Stage:
         view: View,  # What the camera sees of its ground
         seed: int,  # Seed of the streams
     ):
-        "The same for all frames: ground, things, colours, and the noise that frames take pieces of"
+        "Draws what is the same for all frames: ground, things, colours, and noise"
         rng = stream(seed, 'stage', camera)
         self.camera, self.view = CAMERAS[camera-1], view
         self.empty = background(self.camera, (view.height, view.width), rng)
@@ -71,7 +71,7 @@ class Stage:
         people: list,  # Of Person
         rng,  # numpy Generator of the noise
     ) -> Frame:
-        "Draw everybody, the farthest first, as the camera delivers it"
+        "Draws all people, the farthest first, and applies the camera"
         image = self.empty.copy()
         mask = np.zeros(image.shape[:2], np.uint16)
         bodies = {}
@@ -82,7 +82,7 @@ class Stage:
         return Frame(self._exposed(image, rng), mask, _seen(mask, bodies))
 
     def _exposed(self, image, rng):
-        "A frame as the camera delivers it"
+        "Applies the camera to a frame"
         out = np.stack([self.levels[c][image[..., c]] for c in range(3)], -1)
         for _ in range(self.camera.blur): out = blurred(out)
         h, w = image.shape[:2]
@@ -137,7 +137,7 @@ def _paint(thing, rng):
 
 
 def _lay(layer, image, mask=None):
-    "Put a layer over image and mask, in place; returns the box of what of it lies inside, None where nothing does"
+    "Puts a layer over image and mask, in place; returns the box of its part inside the frame, or None"
     inner, outer = _overlap(layer.box, *image.shape[:2])
     if inner is None: return None
     top, left, bottom, right = layer.box
@@ -153,14 +153,14 @@ def _lay(layer, image, mask=None):
 
 
 def _overlap(box, h, w):
-    "Slices of a box that lie inside the frame, counted in the box and in the frame; None, None where there are none"
+    "Slices of a box inside the frame, in the box's and in the frame's coordinates; None, None if there are none"
     top, left, bottom, right = max(box[0], 0), max(box[1], 0), min(box[2], h), min(box[3], w)
     if top >= bottom or left >= right: return None, None
     return np.s_[top-box[0]:bottom-box[0], left-box[1]:right-box[1]], np.s_[top:bottom, left:right]
 
 
 def _extent(there, top=0, left=0):
-    "Box x, y, w, h around the true pixels of an array that lies at `top`, `left`; None without any"
+    "Box x, y, w, h around the true pixels of an array at position `top`, `left`; None without any"
     rows = np.flatnonzero(there.any(1))
     columns = np.flatnonzero(there.any(0))
     if not len(rows): return None
@@ -169,7 +169,7 @@ def _extent(there, top=0, left=0):
 
 
 def _seen(mask, bodies):
-    "What is seen of everybody; `bodies` has each person's pixels and box"
+    "The visible part of each person; `bodies` has their pixels and boxes"
     seen = []
     for number, (pixels, box) in sorted(bodies.items()):
         if box is None: continue

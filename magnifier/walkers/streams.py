@@ -1,4 +1,4 @@
-"Cameras' streams of drawn pedestrians who come and go, with the truth about every frame"
+"Streams of several cameras with drawn pedestrians who come and go, and the truth about every frame"
 
 import csv
 import json
@@ -41,7 +41,7 @@ def walkers_streams(
     video: bool = True,  # MP4 files (needs the package `av`); False: folders of JPEG files
     masks: bool = True,  # Whether each frame's mask is written
 ) -> Path:  # The folder
-    """Draw what several cameras see of the same people, and everything that is true of it; a later call finds it.
+    """Draws streams of the same people by several cameras, with the truth; a later call finds them.
 
     People walk across, turn back, stop, pass behind things and each other, leave, and come to another camera seconds
     later. In the folder, for each camera N from 1:
@@ -51,16 +51,15 @@ def walkers_streams(
       count from 1, as there (`read_mot` gives pixels from 0); `id` is the person, the same at every camera; the box
       holds all of the body and its bag that lies inside the frame, hidden or not; `visibility` is the share of the
       person's pixels that is seen.
-    - `camN.txt`: what a tracker would say, `frame,id,x,y,w,h,conf,-1,-1,-1`. Boxes hold what is seen, a little wrong;
-      `id` is a track, counted from 1 at every camera; a person who comes back, or was hidden for more than a second,
-      gets another.
+    - `camN.txt`: the output of a simulated tracker, `frame,id,x,y,w,h,conf,-1,-1,-1`. Boxes hold the visible part, with
+      small errors; `id` is a track, counted from 1 at every camera; a person who comes back, or was hidden for more
+      than a second, gets another one.
     - `camN_masks/000001.png`: 16-bit pixels, 8 * person + region; 0 where nobody is.
 
     `cameras.csv` has each camera's file, start time, frames a second, number of frames and size. `truth.csv` says who
     was where: person, camera, from, to, track; one row a track of `camN.txt`. `people.json` has the appearances. The
-    folder is there whole or not at all. Raises ValueError or TypeError for arguments out of range, ValueError for a
-    path that holds anything else, ImportError for videos without `av`, OSError where nothing can be written.
-    """
+    folder appears only when it is complete. Raises ValueError or TypeError for arguments out of range, ValueError for a
+    path with other contents, ImportError for videos without `av`, OSError where nothing can be written."""
     args = _checked(dict(people=people, cameras=cameras, minutes=minutes, fps=fps, seed=seed, size=size, start=start,
                          video=video, masks=masks))
     root = Path(path).expanduser().absolute() if path is not None else cached('streams', VERSION, args)
@@ -176,7 +175,7 @@ def _truth_line(frame, s):
 
 
 class _Tracker:
-    "What a detector and a tracker would say: boxes of what is seen, a little wrong, and tracks that break"
+    "A simulated detector and tracker: boxes of the visible part with small errors, and tracks that break"
     def __init__(self, fps, rng):
         self.lost, self.rng = LOST * fps, rng
         self.last = {}   # person -> (track, frame) of the latest detection

@@ -126,7 +126,7 @@ def test_damaged_files_are_refused(folder):
     with pytest.raises(ValueError, match='not a safetensors'): read_model(folder)
     (folder/'config.json').write_text('{"format": 1,')
     save_file(tensors, weights)
-    with pytest.raises(ValueError, match='is no JSON'): read_model(folder)
+    with pytest.raises(ValueError, match='is not JSON'): read_model(folder)
     (folder/'config.json').unlink()
     with pytest.raises(FileNotFoundError, match='holds no config.json'): read_model(folder)
     weights.unlink()

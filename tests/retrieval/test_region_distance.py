@@ -86,7 +86,7 @@ def test_what_does_not_fit(change, message):
 
 
 @pytest.mark.parametrize('regions, message', [([8], 'unknown region 8: .* or indices 0 to 7'),
-                                              ([], 'regions: none named'), ([1, 1], "'head' is named twice"),
+                                              ([], 'regions is empty'), ([1, 1], "'head' is named twice"),
                                               ('hat', "unknown region 'hat'"), ([-1], 'unknown region -1')])
 def test_unknown_regions(regions, message):
     with pytest.raises(ValueError, match=message): region_distance(*case(), regions=regions)
