@@ -100,7 +100,7 @@ def _opened(source, name):
             if stat.S_ISREG(os.stat(source).st_mode): return open(source, 'rb')
         except FileNotFoundError as e: raise FileNotFoundError(f'{name}: no such image file') from e
         except (OSError, ValueError) as e: raise UnreadableImage(f'{name}: {getattr(e, "strerror", None) or e}') from e
-        raise UnreadableImage(f'{name}: no regular file')
+        raise UnreadableImage(f'{name}: not a regular file')
     is_binary = hasattr(source, 'read') and not isinstance(source, TextIOBase)
     content = source.read() if is_binary else None
     if not isinstance(content, bytes): raise TypeError(f'{type(source).__name__} given: {WANTED}')

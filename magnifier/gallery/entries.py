@@ -114,7 +114,7 @@ def is_count(
 def timestamp(
     t,  # Seconds since 1970 in UTC, an ISO date and time, or a datetime; without a time zone it is UTC
 ) -> float | None:  # Seconds since 1970 in UTC; None where it is missing
-    "A time in one form; a ValueError for what is none"
+    "A time in seconds; a ValueError for an invalid one"
     seconds = _seconds(t)
     if seconds is None or abs(seconds) < SPAN: return seconds
     raise ValueError(f'time {t}: a time of the years 1679 to 2260 wanted, as a date or as seconds since 1970; divide '

@@ -221,7 +221,7 @@ OLD_AT_ONCE = 256  # Rows
 def is_old(
     uri: str | Path,  # Of a local gallery
 ) -> bool:
-    "Whether this is a gallery of an earlier version"
+    "Whether a path is a gallery of an earlier version"
     return (Path(uri)/'collections').is_dir() and (Path(uri)/'LOCK').exists()
 
 
@@ -230,8 +230,8 @@ def bring_over(
     store: Store,  # Of a gallery, new or of the same model
     name: str = 'people',  # Of the collection in the old one
 ) -> int:  # Rows that are new
-    """Copies rows and vectors; the old gallery stays as it is. FileNotFoundError or ValueError where there is
-    none or it cannot be used, ImportError without Milvus Lite, OSError where another process holds it"""
+    """Copies rows and vectors; the old gallery is not changed. FileNotFoundError or ValueError if there is none or it
+    cannot be used, ImportError without Milvus Lite, OSError if another process has it open"""
     if not is_old(old): raise FileNotFoundError(f'{old}: no gallery of an earlier version')
     try:
         from milvus_lite.server_manager import server_manager_instance as servers
@@ -239,7 +239,7 @@ def bring_over(
     except ImportError as e: raise ImportError(NO_LITE) from e
     path = str(Path(old).resolve())
     if servers.start_and_get_uri(path) is None:
-        raise OSError(f'{old} cannot be opened: another process holds it, or it is damaged')
+        raise OSError(f'{old} cannot be opened: another process has it open, or it is damaged')
     client = MilvusClient(path)
     try: return _copied(client, old, store, name)
     finally:
@@ -250,8 +250,8 @@ def bring_over(
 def _copied(client, old, store, name):
     about = _about(client, old, name)
     if about.get('width'):
-        raise ValueError(f'{old} keeps embeddings narrowed to {about["width"]} dimensions, which galleries do no '
-                         'more: add its images again')
+        raise ValueError(f'{old} keeps embeddings reduced to {about["width"]} dimensions, which galleries no longer '
+                         'do: add its images again')
     about = {key: about[key] for key in ('fingerprint', 'd', 'regions')}
     store.create(about)
     if store.about != about:
@@ -270,7 +270,7 @@ def _copied(client, old, store, name):
 
 
 def _about(client, old, name):
-    "What an old gallery remembers of itself"
+    "What an old gallery stores about itself"
     told = client.describe_collection(name) if client.has_collection(name) else {}
     text = (told.get('properties') or {}).get('magnifier') or told.get('description') or ''
     if not text.startswith('{'): raise ValueError(f'{old} holds no gallery {name!r}')

@@ -45,7 +45,8 @@ def tracklet_distances(
     *,
     centre: bool = True,  # Takes each camera's mean away, where it has enough tracklets to have one
 ) -> np.ndarray:  # (t, t) cosine distances, 0 to 2
-    "How unlike tracklets look. A camera's mean is what its light adds to everybody, which would set its people apart"
+    """Cosine distances of tracklets, after the mean of each camera is subtracted: it holds the effect of the camera's
+    light on everybody"""
     vectors = np.asarray(vectors, np.float64)
     if centre: vectors = vectors - _camera_means(vectors, camids)
     vectors = _unit(vectors)

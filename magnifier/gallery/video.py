@@ -26,8 +26,8 @@ def read_mot(
 ) -> pd.DataFrame:  # `BOX_COLUMNS` by frame and track; pixels from 0; confidence 1 where there is none
     """Boxes of tracks (MOTChallenge, Milan et al. 2016). A track is one person as the tracker followed them.
 
-    A ValueError names the file and the box for text that is no number, a box without an area, a frame below 1
-    and a track with two boxes in one frame; it also refuses a file without boxes."""
+    A ValueError names the file and the box for text that is not a number, a box without an area, a frame below 1, and a
+    track with two boxes in one frame. A file without boxes is a ValueError too."""
     file = Path(file)
     if not file.is_file(): raise FileNotFoundError(f'{file}: no such file')
     try: values = pd.read_csv(file, header=None, comment='#', skip_blank_lines=True, dtype=float).to_numpy()
@@ -52,7 +52,7 @@ def read_mot(
 
 
 def _check_boxes(values, file):
-    "The first line that is no box, in a sentence"
+    "Raises a ValueError for the first invalid box"
     frame, track = values[:, 0], values[:, 1]
     wrong = {
         'a value is missing or infinite': ~np.isfinite(values[:, :FEWEST]).all(1),

@@ -1,2 +1,2 @@
-"Figures. Importing this wing, or any module of it, gives learners, loaders and hits their methods that draw"
+"Figures. Importing this package, or any of its modules, adds the drawing methods to learners, loaders and hits"
 from magnifier.look import browse, catalogs, explain, gallery, interpret, ranked, show, training  # noqa: F401

@@ -1,7 +1,7 @@
 """Drawing of images, part masks, heat maps, frames and legends from plain arrays.
 
-Functions named `paint_*`, `blank_regions`, `spotlight` and `stack` return arrays and know no axis, so that
-a web page can use them; `as_png` makes bytes of an array; the others draw on an axis or a figure."""
+Functions named `paint_*`, `blank_regions`, `spotlight` and `stack` return arrays and need no axis, so a web page can
+use them too; `as_png` makes bytes of an array; the others draw on an axis or a figure."""
 
 import math
 from io import BytesIO

@@ -27,8 +27,8 @@ def show(
 ) -> Figure:  # Its tiles
     """The query, and the first hits with identity, camera, time (UTC) and similarity.
 
-    A gallery keeps no images: each is read from its file. Where the file is gone, or its content is not
-    what was added, a note stands in its place; so does one for a query without an image."""
+    A gallery keeps no images: each is read from its file. If the file is missing or its content has changed, a note is
+    drawn instead; likewise for a query without an image."""
     hits = self[:max(k, 0)]
     query = _as_array(_query_image(self.query))
     images = [_as_array(stored_image(hit.path, hit.key)) for hit in hits]
@@ -64,12 +64,12 @@ def _title(hit):
 
 
 def _as_array(image):
-    "(h,w,3) in [0,1]; None stays None"
+    "An image as An image as An image as An image as (h,w,3) in [0,1]; None stays None"
     return None if image is None else np.asarray(image, dtype=np.float32)/255
 
 
 def _query_image(query):
-    "The query as an image; None where there is none or it cannot be read"
+    "The query as an image; None if there is none or it cannot be read"
     if query is None: return None
     try: return read_image(query)
     except (OSError, ValueError): return None

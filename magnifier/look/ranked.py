@@ -40,7 +40,7 @@ class RankedSet:
         regions=None,  # Rank by these regions alone, names or indices; None by the whole embedding
         **kwargs,  # Passed to `rank`
     ) -> 'RankedSet':
-        "Embeds and ranks a set; a ValueError where it has no queries or no gallery"
+        "Embeds and ranks a set; a ValueError if it has no queries or no gallery"
         dl = _loader(learn, catalog)
         if regions is None:
             embeddings, identity = learn.embed(dl, with_identity=True)
@@ -77,8 +77,7 @@ class RankedSet:
         n: int = 4,  # Queries; where several are named, at least one of each
         seed: int = 0,  # Seed of the random choice
     ) -> np.ndarray:  # Indices of queries, as the ranking counts them
-        """Queries by name, or by their average precision; a ValueError for a name that is not there, or that
-        several have"""
+        "Queries by name, or by their average precision; a ValueError for a name that no query or several queries have"
         if n < 1: raise ValueError(f'n={n}: show at least one query')
         if queries is None: queries = 'random'
         if isinstance(queries, str) and queries in CHOICES: return self._by_success(queries, n, seed)
@@ -122,7 +121,7 @@ class RankedSet:
         query: int,  # Index of a query
         hits: pd.DataFrame,  # Its hits, of `Ranking.hits`
     ) -> pd.DataFrame:  # Catalog rows: the query's, then its hits'
-        "What to load to show a query and its hits"
+        "The catalog rows of a query and its hits"
         return self.items.iloc[[self.query_rows[query], *self.gallery_rows[hits['item'].to_numpy()]]]
 
 
@@ -142,7 +141,7 @@ def _loader(learn, catalog):
     "Loader of the set to rank"
     if catalog is not None: return learn.loader(catalog)
     if len(learn.dls.loaders) < 2 or not len(learn.dls.valid_ds):
-        raise ValueError('this learner carries no validation set: pass catalog=..., rows of splits query and gallery')
+        raise ValueError('this learner has no validation set: pass catalog=..., rows of splits query and gallery')
     return learn.dls.valid
 
 

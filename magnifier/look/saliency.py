@@ -1,5 +1,5 @@
-"""Where a model looks in one image: maps by pixels, by shares of the embedding and by channel energy; and how
-much of them lies on people"""
+"""Where a model looks in an image: maps by pixels, by shares of the embedding and by channel energy; and the part of
+them that lies on people"""
 
 from functools import partial
 from typing import NamedTuple
@@ -26,7 +26,7 @@ def branch_embeddings(
     model,  # A MagnifierNet in evaluation mode
     maps: dict,  # Of `feature_maps`
 ) -> dict:  # branch -> n x c: f_bn, which the embedding joins
-    "What each branch says of the images"
+    "The embedding of each branch"
     return {name: branch(maps[name], maps.get('masks')).normed for name, branch in model.branches.items()}
 
 
@@ -35,16 +35,15 @@ def branch_weights(
     ours: dict,  # Of `branch_embeddings`, of n images
     others: dict,  # Of the n they are compared with
 ) -> dict:  # branch -> n x c
-    """What f_bn of our images is multiplied with to give its part of the score, the lengths of the branches
-    held"""
+    "The factor of each branch's f_bn in the score, with the lengths of the branches held constant"
     scales = [branch_scales(list(o.values()), model.branch_weights, model.normalise_branches).split(1, 1)
               for o in (ours, others)]
     return {name: others[name]*own*theirs for name, own, theirs in zip(ours, *scales)}
 
 
 class Contributions(NamedTuple):
-    """Shares of the similarity by each branch, region and place of ONE side of a pair; with `rest` they add up
-    to the score"""
+    """Shares of the similarity by branch, region and position of ONE image of a pair; with `rest` they add up to the
+    score"""
     parts: dict  # branch -> n x k x h x w; k = 1 where nobody knows the regions
     rest: Tensor  # (n,) what an average person would earn in SFB, which belongs to no place
     score: Tensor  # (n,) cosine similarity, as the ranking has it
@@ -70,16 +69,14 @@ def contributions(
     others: dict,  # `feature_maps` of the n they are compared with
     masks=None,  # n x k x h x w region masks for a model that makes none; None for the model's own
 ) -> Contributions:  # Of the FIRST images
-    """Splits the cosine of two embeddings over the first image's branches, regions and places.
+    """Splits the cosine of two embeddings over the first image's branches, regions and positions.
 
-    The split is an Aumann-Shapley value (integrated gradients; Sundararajan et al. 2017), whose parts add
-    up to the score. The score is <z, e> of the two embeddings. A place's share is how much <z, e> changes
-    as the features go from those of an AVERAGE person (the running means of the BNNecks) to the image's
-    own, with the lengths held.
-
-    Each branch says how (`Branch.contribution`): exactly, where it is linear in what it pools; in SFB by
-    integrating the gradient as the regions move from the average to the image's. What SFB gives for an
-    average person is `rest`, together with the rounding."""
+    The split is an Aumann-Shapley value (integrated gradients; Sundararajan et al. 2017), whose parts add up to the
+    score. The score is <z, e> of the two embeddings. The share of a position is the change of <z, e> as the features go
+    from those of an AVERAGE person (the running means of the BNNecks) to the image's own, with the lengths held
+    constant. Each branch computes it (`Branch.contribution`): exactly if it is linear in what it pools; for SFB by
+    integrating the gradient as the regions go from the average to the image's. SFB's value for an average person and
+    the rounding are `rest`."""
     # In float32 even for a learner in half precision, whose heads are computed in float32 too
     with torch.autocast(maps['stage4'].device.type, enabled=False): return _contributions(model, maps, others, masks)
 

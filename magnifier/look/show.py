@@ -189,7 +189,7 @@ def _rows(learn, ds_idx, dl):
     "Catalog rows that a loader loads; of mere images, or a loader over them, a table"
     if isinstance(dl, pd.DataFrame): return dl
     if dl is None and (ds_idx >= len(learn.dls.loaders) or not len(learn.dls[ds_idx].dataset)):
-        raise ValueError('this learner carries no data: pass a catalog, as in learn.show_results(dl=catalog)')
+        raise ValueError('this learner has no data: pass a catalog, as in learn.show_results(dl=catalog)')
     if dl is None: dl = learn.dls[ds_idx]
     items = dl.dataset.items if isinstance(dl, DataLoader) else as_images(dl)
     return items if isinstance(items, pd.DataFrame) else pd.DataFrame({'path': pd.Series(list(items), dtype=object)})

@@ -152,7 +152,7 @@ PAIRS = {BasicBlock: RESIDUAL, Bottleneck: RESIDUAL}  # a convolution and the no
 def fold_norms(
     module: nn.Module,  # Any; torchvision's residual blocks in it and modules with `norm_pairs` are folded
 ) -> nn.Module:  # A copy in evaluation mode; the rest of it is copied as it is
-    "In evaluation a convolution and its batch norm are one linear map"
+    "Folds batch norms into their convolutions: in evaluation, both are one linear map"
     module = deepcopy(module).eval()
     for block in list(module.modules()):
         for conv, bn in getattr(block, 'norm_pairs', PAIRS.get(type(block), ())): _fold(block, conv, bn)
@@ -170,6 +170,6 @@ def _fold(block, conv, bn):
 def affine_of(
     bn: nn.BatchNorm1d,  # A batch norm over c channels
 ) -> tuple[Tensor, Tensor]:  # c scales and c shifts, without gradient
-    "What a batch norm does in evaluation: x * scale + shift"
+    "A batch norm in evaluation as x * scale + shift"
     scale = bn.weight / (bn.running_var + bn.eps).sqrt()
     return scale.detach(), (bn.bias - bn.running_mean * scale).detach()

@@ -1,5 +1,5 @@
-"""What happens around a batch and an epoch: part masks in, region occlusion, the semantic diversity phase, seldom
-ranking, and lower precision"""
+"""Callbacks: part masks as input, region occlusion, the semantic diversity phase, less frequent validation, and lower
+precision"""
 
 import random
 from contextlib import contextmanager
@@ -91,7 +91,7 @@ class RegionOcclusion(Callback):
         self,
         rng: random.Random | None = None,  # Another generator, for a look; None for the training's own
     ) -> torch.Tensor:
-        "k booleans, True where a region is kept: one occlusion for a whole batch"
+        "Draws k booleans for a whole batch, True for kept regions"
         return draw_kept_regions(self.strategy, self.keep, rng or self.rng, keep_background=self.keep_background)
 
     def before_batch(self):
@@ -148,9 +148,9 @@ class ValidateEvery(Callback):
 
 
 class CPUBfloat16(Callback):
-    """The model's forward pass in bfloat16 on a CPU; fastai's own MixedPrecision knows CUDA alone.
+    """The model's forward pass in bfloat16 on a CPU; fastai's own MixedPrecision supports CUDA only.
 
-    Weights, heads, losses and distances stay float32. Worth it where `bfloat16_pays()`"""
+    Weights, heads, losses and distances stay float32. Use it if `bfloat16_pays()`"""
 
     order = MixedPrecision.order
 
@@ -165,12 +165,12 @@ class CPUBfloat16(Callback):
         del self.autocast
 
     def after_cancel_batch(self):
-        "Back to float32 where a batch ends early"
+        "Back to float32 if a batch ends early"
         if hasattr(self, 'autocast'): self.after_pred()
 
 
 def bfloat16_pays() -> bool:  # True where the CPU multiplies bfloat16 in hardware
-    "Whether this CPU has instructions for bfloat16: without them it is slower than float32"
+    "Whether this CPU has instructions for bfloat16; without them, bfloat16 is slower than float32"
     asks = (getattr(torch.cpu, name, None) for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
     return any(ask is not None and ask() for ask in asks)
 
@@ -179,7 +179,7 @@ def autocast_of(
     learn,  # A Learner
     device: str,  # Type of the device that its model is on: cpu, cuda, ...
 ):  # torch's autocast, to be entered
-    "The precision that the learner's callbacks train in, for whatever it does without them"
+    "An autocast context with the precision of the learner's callbacks, for computations outside of a fit"
     if device == 'cpu': return torch.autocast('cpu', torch.bfloat16, enabled=hasattr(learn, 'cpu_bfloat16'))
     half = getattr(learn, 'mixed_precision', None)
     dtype = torch.bfloat16 if half and half.amp_mode == AMPMode.BF16 else torch.float16
@@ -192,9 +192,9 @@ def fast_training(
     *,
     compile: bool = True,  # Whether the network is compiled too, which takes a minute or two and a C++ compiler
 ):
-    """Fits inside run in bfloat16 where the hardware multiplies it, in channels-last order, and compiled; weights,
-    heads, losses and distances stay float32, so that figures differ in their last digits alone. Afterwards the
-    learner is as it was, but for the order in memory"""
+    """Fits inside run in bfloat16 if the hardware supports it, in channels-last order, and compiled. Weights, heads,
+    losses and distances stay float32, so losses differ only in their last digits. Afterwards only the memory order of
+    the learner differs"""
     on_gpu = learn.dls.device.type == 'cuda'
     precision = []
     if on_gpu: precision = [MixedPrecision(AMPMode.BF16)]

@@ -1,5 +1,5 @@
-"""A training's whole state, stored at the end of each epoch and taken up again: killed and resumed, it ends as if
-it had not been"""
+"""Checkpoints: the whole state of a training, stored after each epoch, so that a killed and resumed training gives the
+same result"""
 
 import errno
 import os
@@ -27,11 +27,10 @@ __all__ = ['Checkpoints']
 def training_state(
     learn,  # A Learner within or after an epoch
 ) -> dict:  # Tensors and plain values, which torch reads without running anything
-    """All that the next epoch depends on: model, optimiser, loss, generators, the loaders' streams, recorder and
+    """Everything that the next epoch depends on: model, optimiser, loss, generators, the loaders' streams, recorder and
     losses by part.
 
-    The schedule's position is the epoch itself. Callbacks and losses with a `state_dict` of their own are asked
-    for it."""
+    The schedule depends on the epoch's number only. Callbacks and losses with a `state_dict` are included."""
     held = {name: generator_state(g) for name, g in learner_generators(learn).items()}
     return dict(
         model=get_model(learn.model).state_dict(),
@@ -100,7 +99,7 @@ def _best_so_far(tracker):
 
 
 def _of_all_processes(mine):
-    "A list with one entry a process: each draws for itself"
+    "A list with one entry for each process, since each has its own generators"
     if num_distrib() < 2: return [mine]
     everyone = [None]*num_distrib()
     torch.distributed.all_gather_object(everyone, mine)
@@ -110,14 +109,14 @@ def _of_all_processes(mine):
 def plain_values(
     value,  # Nested dicts and lists
 ):  # The same
-    "Nested values with lists for fastai's L and Python's numbers for NumPy's; tensors as they are"
+    "Nested values with lists instead of fastai's L and Python's numbers instead of NumPy's; tensors unchanged"
     if isinstance(value, dict): return {k: plain_values(v) for k, v in value.items()}
     if isinstance(value, (L, list, tuple)): return [plain_values(v) for v in value]
     return value.item() if hasattr(value, 'item') and not isinstance(value, torch.Tensor) else value
 
 
 def _records(learn):
-    "What was written down so far: rates and smooth losses by batch, rows by epoch, losses by part, hyper-parameters"
+    "The records so far: rates and smoothed losses by batch, rows by epoch, losses by part, hyper-parameters"
     recorder, history = learn.recorder, getattr(getattr(learn, 'loss_parts', None), 'history', None)
     return dict(
         lrs=plain_values(recorder.lrs),
@@ -155,25 +154,23 @@ def set_generator_state(
     generator,  # As `generator_state` takes it
     state,  # What that gave
 ):
-    "Puts a generator back; from here on it draws what it drew then"
+    "Restores a generator's state"
     if isinstance(generator, random.Random): generator.setstate(state)
     elif isinstance(generator, torch.Generator): generator.set_state(state)
     else: generator.bit_generator.state = _numpy(state)
 
 
 def _plain_loaders(learn):
-    """The loaders that hold the generators and the stream of identities: where several processes share them, those
-    beneath"""
+    """The loaders that hold the generators and the stream of identities; with several processes, the loaders inside the
+    wrappers"""
     return [getattr(dl, 'dl', dl) for dl in learn.dls.loaders]
 
 
 def learner_generators(
     learn,  # A Learner
 ) -> dict:  # name -> generator: those that its callbacks, loaders, transforms and loss hold as attributes
-    """Generators that belong to a training.
-
-    What a loader's workers draw from is not among them: their seeds are drawn anew each epoch from torch's
-    global generator."""
+    """Generators of a training, without those of a loader's workers: these are seeded in each epoch from torch's global
+    generator."""
     owners = {f'callback {cb.name}': cb for cb in learn.cbs} | {'loss': learn.loss_func}
     for i, dl in enumerate(_plain_loaders(learn)):
         owners[f'loader {i}'] = dl
@@ -188,8 +185,7 @@ def learner_generators(
 
 
 def global_states() -> dict:  # By library; those of every GPU too
-    """States of the generators that a process has one of: transforms of single pictures and torch's layers draw
-    from them"""
+    "States of the global generators, which transforms of single images and torch's layers use"
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return dict(python=random.getstate(), numpy=_plain(np.random.get_state()), torch=torch.get_rng_state(), cuda=cuda)
 
@@ -197,7 +193,7 @@ def global_states() -> dict:  # By library; those of every GPU too
 def set_global_states(
     states: dict,  # What `global_states` gave
 ):
-    "Puts them back; states of GPUs that are not here are left out"
+    "Restores the states; states of missing GPUs are ignored"
     random.setstate(states['python'])
     np.random.set_state(_numpy(states['numpy']))
     torch.set_rng_state(states['torch'])
@@ -208,7 +204,7 @@ def set_global_states(
 def seeded(
     seed: int,  # Of Python's, NumPy's and torch's global generators
 ):
-    "Inside, the global generators start from `seed`; afterwards they are where they were, for whoever called"
+    "Inside, the global generators start from `seed`; afterwards their former state is restored"
     before = global_states()
     try:
         set_seed(seed)

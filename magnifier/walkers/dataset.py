@@ -25,7 +25,7 @@ def mark(
     marker: dict,  # version, arguments, files (sub-folder -> number of files)
     name: str,  # Of the marker's file
 ):
-    "Write what the folder holds into it"
+    "Writes the file that describes the folder"
     (folder/name).write_text(json.dumps(marker, indent=1), 'utf-8')
 
 
@@ -34,13 +34,13 @@ def holds(
     marker: dict,  # As in `mark`
     name: str,  # Of the marker's file
 ) -> bool:  # Whether it is there
-    "True where the folder is this very set, False where it is missing or empty; a ValueError where it is anything else"
+    "True if the folder holds this set, False if it is missing or empty; a ValueError otherwise"
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return False
     try: found = json.loads((folder/name).read_text('utf-8'))
     except (OSError, ValueError): found = None
     if not isinstance(found, dict):
         raise ValueError(
-            f'{folder} exists and holds something else than drawn walkers: choose another path, or remove it')
+            f'{folder} exists and does not hold drawn walkers: choose another path, or remove it')
     if found != marker:
         had, wanted = (f'{m.get("arguments")} (version {m.get("version")})' for m in (found, marker))
         raise ValueError(
@@ -61,7 +61,7 @@ def cached(
     version: int,  # Of the drawing
     args: dict,  # Every argument
 ) -> Path:  # Among fastai's data (`FASTAI_HOME` or ~/.fastai)
-    "The folder for these arguments, where no path is given"
+    "The default folder for these arguments"
     key = '-'.join(f'{k}{v}' for k, v in args.items()).replace('_', '')
     return Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser()/'data'/f'{kind}-v{version}-{key}'
 

@@ -35,13 +35,13 @@ class View:
     def depth(self,
         row: float,  # Share of the frame's height, from above
     ) -> float:
-        "Distance of the ground that is seen at a row, a share of the frame's height"
+        "Distance of the ground at a row of the frame, given as a share of its height"
         return EYE * self.width / ((row - SKYLINE) * self.height)
 
     def edge(self,
         d: float,  # Distance from the camera
     ) -> float:
-        "Distance from the middle at which somebody at distance `d` is just outside the frame"
+        "Sideways distance from the middle at which a person at distance `d` is just outside the frame"
         return d / 2 + .5
 
 
