@@ -83,7 +83,7 @@ class RankedSet:
         if isinstance(queries, str) and queries in CHOICES: return self._by_success(queries, n, seed)
         wanted = [queries] if isinstance(queries, (str, Path, int, np.integer)) else list(queries)
         if not wanted:
-            raise ValueError(f'no queries named: give identities, file names, or one of {", ".join(CHOICES)}')
+            raise ValueError(f'no queries given: give identities, file names, or one of {", ".join(CHOICES)}')
         found = [self._by_name(q) for q in wanted]
         return np.array(list(dict.fromkeys(_in_turns(found, n))))[:max(n, len(wanted))]
 

@@ -49,7 +49,7 @@ def restore_training(
     learn,  # The same Learner, made anew, within a fit
     state: dict,  # What `training_state` gave
 ):
-    "Puts a learner where it was; a ValueError for a state of another learner"
+    "Restores the state of a learner; a ValueError for the state of another learner"
     found = learner_generators(learn)
     _check_state(learn, state, found)
     mine = state['generators'][rank_distrib()]

@@ -267,9 +267,9 @@ class ReIDLearner(Learner):
         lambda_value: float = 0.3,  # Re-ranking: share of the original distance
         **kwargs,  # Passed to `rank`: ap, no_match, separate_cameras
     ) -> pd.DataFrame:  # R1 R5 R10 mAP mINP in [0,1]; rows 'plain' (or 'regions'), 're-ranked', the branches
-        """Table of retrieval figures: CMC at ranks 1, 5 and 10, mean average precision, mean inverse negative
-        penalty. Its `.attrs` say how many `queries` there were and how many of them were `left_out`, since the
-        gallery has nobody for them"""
+        """Table of retrieval figures: CMC at ranks 1, 5 and 10, mean average precision, mean inverse negative penalty.
+        Its `.attrs` have the number of `queries`, and of those that were `left_out` because they have no match in the
+        gallery"""
         _check_distance(distance, flip_test or by_branch, regions is not None or given_masks)
         again = dict(k1=k1, k2=k2, lambda_value=lambda_value) if rerank else None
         dl = self.loader(self._test_images(catalog), bs=bs)
@@ -601,7 +601,7 @@ def _check_distance(distance, of_embeddings, of_regions):
     "Refuses what does not go together in `evaluate`"
     wrong = {
         f'unknown distance {distance!r}: use cosine or regions': distance not in ('cosine', 'regions'),
-        'flip_test and by_branch are about embeddings: not with distance="regions"':
+        'flip_test and by_branch need embeddings: they do not go with distance="regions"':
             distance == 'regions' and of_embeddings,
         'regions and given_masks go with distance="regions"': distance != 'regions' and of_regions,
     }
