@@ -150,7 +150,7 @@ def test_a_folder_that_holds_something_is_refused_at_once(tmp_path, holds):
         (tmp_path/'set').mkdir()
         (tmp_path/'set/mine.txt').write_text('mine')
     else: (tmp_path/'set').write_text('mine')
-    with pytest.raises(FileExistsError, match='set is there and not empty: name another folder'):
+    with pytest.raises(FileExistsError, match='set exists and is not empty: name another folder'):
         with aside_folder(tmp_path/'set'): pytest.fail('hours of work for nothing')
     assert names(tmp_path) == ['set']
 
@@ -162,7 +162,7 @@ def test_an_empty_folder_is_replaced(tmp_path):
 
 
 def test_of_two_that_fill_a_folder_the_first_wins(tmp_path):
-    with pytest.raises(FileExistsError, match='set is there and not empty'), aside_folder(tmp_path/'set') as slow:
+    with pytest.raises(FileExistsError, match='set exists and is not empty'), aside_folder(tmp_path/'set') as slow:
         (slow/'slow.txt').write_text('one')
         with aside_folder(tmp_path/'set') as quick: (quick/'quick.txt').write_text('two')
     assert names(tmp_path/'set') == ['quick.txt']
@@ -231,7 +231,7 @@ def test_clearing_needs_no_folder(tmp_path): clear_leftovers(tmp_path/'none')
 
 def test_a_folder_is_kept_by_one_and_free_afterwards(tmp_path):
     with locked(tmp_path/'run'):
-        with pytest.raises(BlockingIOError, match='run: another process is at work in this folder. Wait for its end'):
+        with pytest.raises(BlockingIOError, match='run: another process is using this folder. Wait until it ends'):
             with locked(tmp_path/'run'): pytest.fail('two in one folder')
     assert names(tmp_path/'run') == []
     with pytest.raises(KeyError), locked(tmp_path/'run'): raise KeyError

@@ -59,7 +59,7 @@ def write_mask(
     if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in 'iub':
         raise ValueError(f'{path}: a part mask is (h, w) integers, not {labels.shape} {labels.dtype}')
     if labels.min() < 0 or labels.max() >= N_REGIONS:
-        raise ValueError(f'{path}: labels {_few(np.unique(labels))}, and a part mask holds 0 to {N_REGIONS-1}')
+        raise ValueError(f'{path}: labels {_few(np.unique(labels))}, but a part mask has labels 0 to {N_REGIONS-1}')
     save_png(labels.astype(np.uint8), path)
     return path
 

@@ -67,8 +67,8 @@ def test_image_files(good, tmp_path, spoil, problem):
 @pytest.mark.parametrize('spoil, problem', [
     (lambda p: write_mask(p, np.ones((8, 16), int)), r'16 x 8 pixels, its image 8 x 16 \(w x h\)'),
     (lambda p: write_mask(p, np.zeros((16, 8), int)), 'all background'),
-    (lambda p: Image.fromarray(np.full((16, 8), 9, np.uint8)).save(p), 'labels 9, and a part mask holds 0 to 7'),
-    (lambda p: picture(0).save(p), ' is RGB, and'),
+    (lambda p: Image.fromarray(np.full((16, 8), 9, np.uint8)).save(p), 'labels 9, but a part mask has labels 0 to 7'),
+    (lambda p: picture(0).save(p), ' is RGB, but'),
     (lambda p: p.write_bytes(b''), 'of no format that Pillow knows'),
     (lambda p: p.unlink(), 'the mask does not exist')])
 def test_mask_files(good, tmp_path, spoil, problem):

@@ -48,10 +48,10 @@ def test_other_one_channel_files(tmp_path):
 
 
 @pytest.mark.parametrize('values, message', [
-    (np.full((3, 3), 9, np.uint8), r'x.png: labels 9, and a part mask holds 0 to 7.*convert_masks'),
+    (np.full((3, 3), 9, np.uint8), r'x.png: labels 9, but a part mask has labels 0 to 7.*convert_masks'),
     (np.array([[0, 255]], np.uint8), 'labels 0, 255,'),
-    (np.arange(20, dtype=np.uint8)[None], r'labels 0, 1, .*, 11, \.\.\., and'),
-    (np.zeros((3, 3, 3), np.uint8), 'x.png is RGB, and a label file is grey or palette')])
+    (np.arange(20, dtype=np.uint8)[None], r'labels 0, 1, .*, 11, \.\.\., but'),
+    (np.zeros((3, 3, 3), np.uint8), 'x.png is RGB, but a label file is grey or has a palette')])
 def test_files_that_are_no_part_mask(tmp_path, values, message):
     Image.fromarray(values).save(tmp_path/'x.png')
     with pytest.raises(ValueError, match=message): read_mask(tmp_path/'x.png')
@@ -67,7 +67,7 @@ def test_files_that_do_not_decode(tmp_path):
 
 
 @pytest.mark.parametrize('labels, message', [
-    (np.full((2, 2), 8), 'labels 8, and a part mask holds 0 to 7'), (np.full((2, 2), -1), 'labels -1,'),
+    (np.full((2, 2), 8), 'labels 8, but a part mask has labels 0 to 7'), (np.full((2, 2), -1), 'labels -1,'),
     (np.full((2, 2), 255), 'labels 255,'),
     (np.zeros((2, 2)), r'is \(h, w\) integers, not \(2, 2\) float64'),
     (np.zeros((2, 2, 1), int), 'is .h, w. integers'), (np.zeros((0, 2), int), 'is .h, w.')])
@@ -96,7 +96,7 @@ def test_plain_tables_label_by_label(name):
 
 def test_own_table():
     assert convert_mask(np.array([[0, 1, 2]]), [0, 'foot', 2]).tolist() == [[0, 7, 2]]
-    with pytest.raises(ValueError, match=r'labels 3, and the table has 0 to 2 \(given by the caller\)'):
+    with pytest.raises(ValueError, match=r'labels 3, but the table has 0 to 2 \(given by the caller\)'):
         convert_mask(np.array([[3]]), [0, 1, 2])
 
 
@@ -295,7 +295,7 @@ def test_agreement_refuses(tmp_path):
     with pytest.raises(ValueError, match=r'\(1 PNG files\) and .* no file name in common'):
         mask_agreement(tmp_path/'a', tmp_path/'b')
     write_mask(tmp_path/'b'/'x.png', np.ones((4, 4), int))
-    with pytest.warns(CatalogWarning, match='1 masks are in one of'): mask_agreement(tmp_path/'a', tmp_path/'b')
+    with pytest.warns(CatalogWarning, match='1 masks are in only one of'): mask_agreement(tmp_path/'a', tmp_path/'b')
     write_mask(tmp_path/'b'/'x.png', np.ones((5, 4), int)), (tmp_path/'b'/'y.png').unlink()
     with pytest.raises(ValueError, match=r'x.png is \(4, 4\) and .*x.png is \(5, 4\)'):
         mask_agreement(tmp_path/'a', tmp_path/'b')
@@ -336,9 +336,9 @@ def test_a_table_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('a,b\n1,2\n', 'columns label and region'), ('label,region\nx,head\n', "label 'x' is no whole number"),
+    ('a,b\n1,2\n', 'columns label and region'), ('label,region\nx,head\n', "label 'x' is not a whole number"),
     ('label,region\n1,hat\n', "label 1: unknown region 'hat'"),
-    ('label,region\n1,9\n', 'unknown region 9'), ('label,region\n1,head\n1,foot\n', 'label 1 is there twice'),
+    ('label,region\n1,9\n', 'unknown region 9'), ('label,region\n1,head\n1,foot\n', 'label 1 is listed twice'),
     ('label,region\n', 'names no label')])
 def test_tables_that_make_no_sense_are_named(tmp_path, text, message):
     (tmp_path/'own.csv').write_text(text)

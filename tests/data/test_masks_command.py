@@ -64,7 +64,7 @@ def test_stripes(images, capsys):
     magnifier_masks('stripes', str(images))
     assert set(np.unique(read_mask(images.with_name('images_ps_label')/'dark.png'))) == set(range(1, 8))
     said = capsys.readouterr().out
-    assert 'no body parts' in said
+    assert 'not body parts' in said
     assert f'The loaders look in {images.with_name("images_ps_label")} by themselves' in said
 
 

@@ -161,7 +161,7 @@ def test_queries_are_drawn_again_after_rows_are_left_out(zoo):
 def test_folders_refuse(tmp_path):
     with pytest.raises(ValueError, match='holds no image'): identity_folders(tmp_path)
     with pytest.raises(FileNotFoundError, match='nowhere is not a folder'): identity_folders(tmp_path/'nowhere')
-    with pytest.raises(ValueError, match='loose.png lies in no identity'):
+    with pytest.raises(ValueError, match='loose.png does not lie in an identity'):
         identity_folders(draw(tmp_path/'set', 'a/1.png', 'loose.png'))
 
 

@@ -72,7 +72,7 @@ def test_words_and_back():
     assert OURS.to_json() == WORDS and Preprocessing.from_json(WORDS) == OURS
     padded = Preprocessing((32, 16), 'pad', (0, 0, 0), (1, 1, 1))
     assert Preprocessing.from_json(json.loads(json.dumps(padded.to_json()))) == padded != OURS
-    with pytest.raises(ValueError, match='wanted'): Preprocessing.from_json(None)
+    with pytest.raises(ValueError, match='needed'): Preprocessing.from_json(None)
     with pytest.raises(ValueError, match="fit='crop': use 'squish' or 'pad'"): Preprocessing(fit='crop')
 
 

@@ -137,7 +137,7 @@ def test_an_old_gallery_is_brought_over(place, tmp_path):
         np.save(uri, x)
         subprocess.run([sys.executable, '-W', 'ignore', '-c', OLD, uri, json.dumps(told_of)], check=True)
         assert is_old(uri)
-    with pytest.raises(ValueError, match='bring it over with `magnifier_index --from .*old.db --gallery NEW`'):
+    with pytest.raises(ValueError, match='copy it with `magnifier_index --from .*old.db --gallery NEW`'):
         Gallery(old)
 
     def brought(uri, into):

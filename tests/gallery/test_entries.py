@@ -92,8 +92,8 @@ def test_pictures_have_the_key_of_their_content(tmp_path):
     (np.zeros((3, 3)), 'an image is .h,w,3. uint8'),
     (np.zeros((0, 4, 3), np.uint8), 'a crop with an area'),
     ('/no/such.png', '^no such image file'),
-    ('/dev/zero', '^no regular file'),
-    ('/', '^no regular file'),
+    ('/dev/zero', '^not a regular file'),
+    ('/', '^not a regular file'),
     ('a\0b', 'null'),
     (7, 'int given: an image is a path'),
 ])
@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_said(item, problem):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path/'a.jpg')
-    assert read_entry(tmp_path/'a.jpg').problem == 'no regular file'
+    assert read_entry(tmp_path/'a.jpg').problem == 'not a regular file'
 
 
 def test_bytes_and_open_files_are_images(tmp_path):

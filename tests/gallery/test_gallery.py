@@ -123,7 +123,7 @@ def test_another_model_is_refused(empty):
     empty.add(Colours(), people(3))
     for call in (lambda: empty.add(Colours('other'), people(1)), lambda: empty.search(Colours('other'), person(0))):
         with pytest.raises(ValueError, match='made by the model colours, and this one is other'): call()
-    with pytest.raises(TypeError, match='int is no embedder'): empty.add(3, people(1))
+    with pytest.raises(TypeError, match='int is not an embedder'): empty.add(3, people(1))
     short = Colours()
     short.embed = lambda images: np.ones((len(images), 5))
     with pytest.raises(ValueError, match='embeddings of 5 dimensions; those of .* have 384'):

@@ -299,7 +299,7 @@ def test_bad_files_do_not_end_a_run(tmp_path):
     odd = os.fsdecode(os.fsencode(tmp_path) + b'/\xff.png')
     shutil.copy(good[3], odd)
     bad = [tmp_path/name for name in ('pipe.png', 'zero.png', 'loop.png', 'bad.dds', 'bad.avif')]
-    told = r'6 of 9 files are no readable images \(first: .*pipe.png: no regular file'
+    told = r'6 of 9 files are no readable images \(first: .*pipe.png: not a regular file'
     with Gallery(tmp_path/'people') as g, pytest.warns(UserWarning, match=told):
         added = g.add(Colours(), [*bad[:3], good[0], odd, *bad[3:], *good[1:3]], bs=2, progress=False)
         assert added.added == 3

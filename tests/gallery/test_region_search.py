@@ -68,5 +68,5 @@ def test_regions_have_to_be_kept(tmp_path):
         with pytest.raises(ValueError, match='keeps no regions: make a new gallery with'):
             g.search(Whole(), person(0), regions='foot')
     with Gallery(tmp_path/'regions', regions=True) as g:
-        with pytest.raises(ValueError, match='this Whole knows no regions'): g.add(Whole(), people(2))
+        with pytest.raises(ValueError, match='this Whole has no regions'): g.add(Whole(), people(2))
         assert len(g) == 0

@@ -54,7 +54,7 @@ def test_folders_and_names(tmp_path):
     (tmp_path/'crops').mkdir()
     (tmp_path/'crops'/'a.jpg').write_text('x')
     with pytest.raises(ValueError, match='is a file; a local gallery is a folder'): Gallery(tmp_path/'file')
-    with pytest.raises(ValueError, match=r'crops is a folder of other things \(a.jpg among them\)'):
+    with pytest.raises(ValueError, match=r'crops is a folder of other files \(a.jpg among them\)'):
         Gallery(tmp_path/'crops')
     with pytest.raises(ValueError, match="name='a b'"): Gallery(tmp_path/'people', name='a b')
     assert not (tmp_path/'people').exists()

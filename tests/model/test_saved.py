@@ -160,7 +160,7 @@ def test_a_foreign_arch_is_refused_before_it_is_built(folder, monkeypatch):
 
 def test_deeply_nested_json(folder):
     (folder/'config.json').write_text('[' * 10**5)
-    with pytest.raises(ValueError, match='config.json is no JSON'): read_model(folder)
+    with pytest.raises(ValueError, match='config.json is not JSON'): read_model(folder)
 
 
 def test_weights_that_are_no_numbers_are_refused_whatever_the_fingerprint(folder):

@@ -151,7 +151,7 @@ def test_distances_that_no_float_can_hold_are_refused():
     small[1] = 3e-25
     assert euclidean_distances(small, small)[0, 1] == pytest.approx(2e-25 * 3**.5, rel=1e-6)
     with pytest.raises(ValueError,
-                       match='sqeuclidean distances of these features are no numbers of float32: give the features '
+                       match='sqeuclidean distances of these features overflow float32: give the features '
                              'as float64'):
         euclidean_distances(small, small, squared=True)
     assert euclidean_distances(small.astype(float), small, squared=True)[0, 1] == pytest.approx(12e-50, rel=1e-6)

@@ -279,7 +279,7 @@ def test_a_damaged_checkpoint_falls_back(straight, unfinished, small, how, harm,
     # of the weights: between records is padding
     if harm == 'a byte': data[largest.header_offset + largest.file_size//2 + 200] ^= 1
     newest.write_bytes({'truncated': data[:len(data)//2], 'a byte': data, 'empty': b''}[harm])
-    with pytest.warns(UserWarning, match='00002.pth is damaged .* going on from the checkpoint before it'):
+    with pytest.warns(UserWarning, match='00002.pth is damaged .* continuing from the checkpoint before it'):
         train_run(small, 'paper', out, epochs=4, resume=True, **how)
     assert_same(out, straight[0])
 

@@ -291,21 +291,21 @@ def test_lost_masks_are_drawn_again(tmp_path, tiny):
 def test_lost_images_are_named(tmp_path, tiny):
     root = shutil.copytree(tiny, tmp_path/'set')
     next((root/'query').iterdir()).unlink()
-    with pytest.raises(ValueError, match=r'has lost files \(query has 3 of 4 files\): remove it, and draw it again'):
+    with pytest.raises(ValueError, match=r'lacks files \(query has 3 of 4 files\): remove it, and draw it again'):
         walkers(root, **TINY)
 
 
 def test_a_folder_with_something_else_is_not_touched(tmp_path):
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine'/'thesis.txt').write_text('years')
-    with pytest.raises(ValueError, match='mine exists and holds something else than drawn walkers: choose'):
+    with pytest.raises(ValueError, match='mine exists and does not hold drawn walkers: choose'):
         walkers(tmp_path/'mine', **TINY)
     assert (tmp_path/'mine'/'thesis.txt').read_text() == 'years' and len(list(tmp_path.iterdir())) == 1
     (tmp_path/'file').write_text('a file')
     with pytest.raises(ValueError, match='holds something else'): walkers(tmp_path/'file', **TINY)
     (tmp_path/'new_ps_label').mkdir()
     (tmp_path/'new_ps_label'/'own.png').write_text('mine')
-    with pytest.raises(ValueError, match='new_ps_label exists and holds something else'):
+    with pytest.raises(ValueError, match='new_ps_label exists and does not hold'):
         walkers(tmp_path/'new', **TINY)
     assert not (tmp_path/'new').exists()
 
