@@ -116,8 +116,7 @@ def _check_filled(table, file):
 def read_table(
     file: str | Path,  # A CSV file in UTF-8, with a header
 ) -> pd.DataFrame:  # All columns as text
-    """A CSV file; a ValueError names the file, and the line where it is no table, and FileNotFoundError a file
-    that is not there"""
+    "A CSV file; a ValueError names the file and the wrong line, a FileNotFoundError a missing file"
     if not Path(file).is_file(): raise FileNotFoundError(f'{file}: no such file')
     rows = _numbered_rows(file)
     if not rows: raise ValueError(f'{file} is empty: a CSV table with a header is wanted')
