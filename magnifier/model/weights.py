@@ -150,7 +150,7 @@ def _check_arch(report, tensors, own, sources):
     # A ViT's position embeddings follow the image's size; any other shape, a block that is missing or one too many is
     # another network's
     found = [*_reshaped(report, tensors, own, sources), *_missing(report, own), *_surplus(report, sources)]
-    if found: raise ValueError(f'{report.file}: {found[0]}; pass the arch that it was trained with')
+    if found: raise ValueError(f'{report.file}: {found[0]}; it is of another arch: pass the one it was trained with')
 
 
 def _reshaped(report, tensors, own, sources):

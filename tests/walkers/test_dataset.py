@@ -302,7 +302,7 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path):
         walkers(tmp_path/'mine', **TINY)
     assert (tmp_path/'mine'/'thesis.txt').read_text() == 'years' and len(list(tmp_path.iterdir())) == 1
     (tmp_path/'file').write_text('a file')
-    with pytest.raises(ValueError, match='holds something else'): walkers(tmp_path/'file', **TINY)
+    with pytest.raises(ValueError, match='does not hold drawn walkers'): walkers(tmp_path/'file', **TINY)
     (tmp_path/'new_ps_label').mkdir()
     (tmp_path/'new_ps_label'/'own.png').write_text('mine')
     with pytest.raises(ValueError, match='new_ps_label exists and does not hold'):
