@@ -129,7 +129,7 @@ def _check_masks(catalog, where):
         a, b = catalog.loc[twice.index[:2], 'path']
         raise ValueError(f'{a} and {b} have the same mask {twice.iat[0]}: give the masks the sub-folders of the images')
     same = catalog[catalog['mask'] == catalog['path']]
-    if len(same): raise ValueError(f'{same["path"].iat[0]} is its own mask: masks belong in a folder of their own')
+    if len(same): raise ValueError(f'{same["path"].iat[0]} is its own mask: put the masks into another folder')
 
 
 def join_catalogs(

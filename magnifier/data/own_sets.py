@@ -119,7 +119,7 @@ def read_table(
     "A CSV file; a ValueError names the file and the wrong line, a FileNotFoundError a missing file"
     if not Path(file).is_file(): raise FileNotFoundError(f'{file}: no such file')
     rows = _numbered_rows(file)
-    if not rows: raise ValueError(f'{file} is empty: a CSV table with a header is wanted')
+    if not rows: raise ValueError(f'{file} is empty: a CSV table with a header is needed')
     (_, header), *rows = rows
     twice = [c for i, c in enumerate(header) if c in header[:i]]
     if twice: raise ValueError(f'{file} has two columns {twice[0]!r}: name them differently')

@@ -86,7 +86,8 @@ def embed_parts(
     *,
     given_masks: bool = False,  # Areas by the part masks that the images come with; the model's own parsing still pools
 ) -> Parts:  # Of all of them; no image is held
-    "Regions of a whole set. A ValueError for a model that knows no regions, and for images without the masks asked for"
+    """Region features of a whole set. A ValueError for a model without regions, and for images without the requested
+    masks"""
     own = learn.model.segmentation is not None
     if not own and not given_masks: raise ValueError(NO_OWN_REGIONS)
     wanted = region_indices(regions)

@@ -124,7 +124,7 @@ def _found(out, asked, resume, say):
     if not resume:
         if not finished and checkpoint_files(checkpoints):
             raise ValueError(
-                f'{out} holds a run that was not finished: go on with it (--resume, resume=True), name another folder, '
+                f'{out} holds a run that was not finished: continue it (--resume, resume=True), name another folder, '
                 f'or remove {checkpoints}'
             )
         return None, None
@@ -133,7 +133,7 @@ def _found(out, asked, resume, say):
         shutil.rmtree(checkpoints, ignore_errors=True)  # where it was killed while it removed them
         return None, record
     state = read_checkpoint(checkpoints)
-    if state is None: say(f'{out}: no finished epoch to resume from, starting from the beginning')
+    if state is None: say(f'{out}: there is no finished epoch to resume from, so the run starts from the beginning')
     else: _check_same(out, state['note']['arguments'], asked)
     return state, None
 

@@ -46,7 +46,7 @@ def holds(
         raise ValueError(
             f'{folder} holds walkers drawn with {had}, wanted are {wanted}: choose another path, or remove that set')
     short = list(_short(folder, marker['files']))
-    if short: raise ValueError(f'{folder} has lost files ({", ".join(short)}): remove it, and draw it again')
+    if short: raise ValueError(f'{folder} lacks files ({", ".join(short)}): remove it, and draw it again')
     return True
 
 
