@@ -177,7 +177,6 @@ RECIPES = {
 def recipe(
     name: str,  # One of `RECIPES`
 ) -> Recipe:  # The recipe of that name
-    """Recipe by name; a ValueError for an unknown one lists the known ones ones ones ones ones ones ones ones ones ones ones
-    ones"""
+    "Recipe by name; a ValueError for an unknown one lists the known ones"
     if name not in RECIPES: raise ValueError(f'unknown recipe {name!r}: use one of {", ".join(RECIPES)}')
     return RECIPES[name]
