@@ -64,8 +64,7 @@ def _title(hit):
 
 
 def _as_array(image):
-    """An image as (h,w,3) in [0,1];
-    None stays None"""
+    "An image as (h,w,3) in [0,1]; None stays None"
     return None if image is None else np.asarray(image, dtype=np.float32)/255
 
 
