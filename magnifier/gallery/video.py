@@ -70,7 +70,7 @@ def _check_boxes(values, file):
 
 def write_mot(
     boxes: pd.DataFrame,  # As `read_mot` gives them; confidence may be missing
-    file: str | Path,  # Written whole or not at all
+    file: str | Path,  # Written completely or not at all
 ):
     "A MOTChallenge file of boxes, frames and pixels counted from 1, for other tools"
     table = pd.DataFrame({
