@@ -226,7 +226,7 @@ def test_nothing_to_resume_is_a_beginning(straight, small, how, tmp_path):
     killed(lambda: train_run(small, 'paper', out, epochs=4, cbs=[DoAt(die)], **how))
     (out/'.run.json-1.part').write_text('half')
     train_run(small, 'paper', out, epochs=4, resume=True, say=said.append, **how)
-    assert 'no finished epoch to resume from: the run starts from the beginning' in said[0]
+    assert 'there is no finished epoch to resume from, so the run starts from the beginning' in said[0]
     assert not list(out.glob('.*.part'))
     assert_same(out, straight[0])
 
