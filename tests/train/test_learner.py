@@ -193,7 +193,7 @@ def test_evaluation_by_regions_is_region_distance(learn, catalog):
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(distance='hamming'), 'use cosine or regions'), (dict(distance='regions', flip_test=True), 'leave one out'),
+    (dict(distance='hamming'), 'use cosine or regions'), (dict(distance='regions', flip_test=True), 'need embeddings'),
     (dict(regions=['foot']), 'distance="regions"'), (dict(distance='regions', regions=['shoe']), 'unknown region')])
 def test_distances_without_sense_are_refused(learn, kwargs, message):
     with pytest.raises(ValueError, match=message): learn.evaluate(**kwargs)
