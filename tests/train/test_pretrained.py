@@ -39,9 +39,9 @@ def test_what_acts_in_training_alone_is_left_out(catalog):
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(item_tfms=Resize((64, 32))), 'Resize is another program cannot repeat'),
+    (dict(item_tfms=Resize((64, 32))), 'Resize is a custom transform, which another program cannot repeat'),
     (dict(batch_tfms=[]), 'do not resize'),
-    (dict(batch_tfms=[*batch_transforms(Preprocessing((64, 32))), Grey()]), 'Grey is no step')])
+    (dict(batch_tfms=[*batch_transforms(Preprocessing((64, 32))), Grey()]), 'Grey is a custom transform')])
 def test_preprocessing_without_words(catalog, kwargs, message):
     dls = ReIDDataLoaders.from_df(catalog, **SMALL, **kwargs)
     with pytest.raises(ValueError, match=message): dls.preprocessing
