@@ -48,8 +48,7 @@ from magnifier.look.saliency import *
 from magnifier.look.show import *
 from magnifier.look.explain import *
 from magnifier.look.interpret import *
-from magnifier.look.catalogs import *
-from magnifier.look.training import *
+from magnifier.look.graphs import *
 from magnifier.look.gallery import *
 from magnifier.app.server import *
 from magnifier.docs import *

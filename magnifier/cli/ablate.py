@@ -44,7 +44,7 @@ def magnifier_ablate(
     import logging
     import matplotlib
     matplotlib.use('Agg')
-    from magnifier.look.training import plot_studies
+    from magnifier.look.graphs import plot_studies
     from magnifier.train.ablation import ablate, settings_of, summary
     from magnifier.train.arguments import parse_arguments
     asked = parse_arguments(settings)

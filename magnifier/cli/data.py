@@ -63,7 +63,7 @@ def _make(src, dst, *, weights, bs, **others):
     from pathlib import Path
     from magnifier.data.folders import mask_folder
     from magnifier.data.keypoint_masks import make_masks
-    from magnifier.look.catalogs import contact_sheet
+    from magnifier.look.show import contact_sheet
     folder = mask_folder(src) if dst is None else Path(dst)
     report = make_masks(src, folder, weights, bs=bs)
     sheet = folder.with_name(folder.name + '_sheet.png')

@@ -1,29 +1,30 @@
-"""Drawing of images, part masks, heat maps, frames and legends from plain arrays.
+"""Figures of tiles or plots, and what is drawn on them: images, part masks, heat maps, frames and legends.
 
-Functions named `paint_*`, `blank_regions`, `spotlight` and `stack` return arrays and need no axis, so a web page can
-use them too; `as_png` makes bytes of an array; the others draw on an axis or a figure."""
-
+`paint_*`, `blank_regions`, `spotlight` and `stack` take arrays and return arrays, so a web page can use them too."""
 import math
+import sys
 from io import BytesIO
+from pathlib import Path
 
+import matplotlib.figure
 import numpy as np
 import torch
-from PIL import Image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from torch.nn.functional import interpolate
 
-from magnifier.look.figure import TEXT
 from magnifier.model.resize import resize_labels
 from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS
 
-__all__ = ['REGION_COLOURS', 'HEAT', 'TRUE_COLOUR', 'FALSE_COLOUR', 'NEUTRAL_COLOUR', 'region_name',
-           'resized_labels', 'resized_heat', 'are_stripes', 'paint_mask', 'paint_heat', 'blank_regions',
-           'spotlight', 'stack', 'as_png', 'outline', 'frame', 'put_image', 'put_note', 'region_legend',
-           'legend_room', 'FRAMES']
+__all__ = ['Figure', 'tiles', 'plot', 'finish', 'REGION_COLOURS', 'HEAT', 'FRAMES', 'region_name', 'resized_labels',
+           'resized_heat', 'are_stripes', 'all_stripes', 'paint_mask', 'paint_heat', 'blank_regions', 'spotlight',
+           'stack', 'put_image', 'put_note', 'frame', 'outline', 'region_legend', 'legend_room']
 
+TEXT = 8   # Points of small text: readable at a notebook's width
+DPI = 110
 # Okabe and Ito's palette, one colour a region, the background first. Regions that touch are the furthest apart
 # (24 units of CIELAB or more), for normal sight and for protanopia, deuteranopia and tritanopia
 REGION_COLOURS = np.array([[128, 128, 128], [204, 121, 167], [213, 94, 0], [240, 228, 66],
@@ -35,6 +36,128 @@ NEUTRAL_COLOUR = '#8a8a8a'
 # Violet is no region's colour. The higher the darker, so that a map over a pale image reads in grey too
 HEAT = LinearSegmentedColormap.from_list('heat', ['#d9c2ff', '#9a4dff', '#5a00c8', '#2b0060'])
 
+# kind -> colour, line style, mark: told apart without colour too
+FRAMES = {
+    'true': (TRUE_COLOUR, '-', '✓'),
+    'false': (FALSE_COLOUR, (0, (3, 1.6)), '✗'),
+    'removed': (NEUTRAL_COLOUR, ':', '–'),
+    'query': ('#222222', '-', ''),
+}
+
+
+# Figures
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib figure on opaque white. `figure.save(path)` writes it.
+
+    It is not registered in pyplot, so `plt.savefig` does not save it, and its memory is freed when it is no longer
+    used. In a notebook, the call that draws a figure shows it. As the last value of the same cell it is not shown
+    again."""
+    shown_in = None  # Number of the notebook cell in which it was shown
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{'dpi': DPI, 'facecolor': 'white', **kwargs})
+        FigureCanvasAgg(self)
+
+    def save(self,
+        path,  # Its ending says the format: png, jpg, pdf, svg; the folder is made if it is not there
+    ) -> Path:  # The file
+        "Writes the figure"
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.savefig(path)
+        return path
+
+    def png(self) -> bytes:
+        "The figure as the bytes of a PNG file"
+        file = BytesIO()
+        self.savefig(file, format='png')
+        return file.getvalue()
+
+    def show(self):
+        "Shows the figure in a notebook"
+        from IPython.display import publish_display_data
+        publish_display_data({'image/png': self.png(), 'text/plain': repr(self)})
+        self.shown_in = _cell()
+
+    def _ipython_display_(self):
+        if self.shown_in != _cell() or _cell() is None: self.show()
+
+
+def _cell():
+    "Number of the running notebook cell; None outside of notebooks"
+    if 'IPython' not in sys.modules: return None
+    shell = sys.modules['IPython'].get_ipython()
+    return shell.execution_count if shell is not None and hasattr(shell, 'kernel') else None
+
+
+def finish(
+    figure: Figure,  # What was drawn
+    save=None,  # A path, as `Figure.save` takes it; None writes no file
+    show: bool = True,  # Whether a notebook shows it at once; not where it goes into a widget
+) -> Figure:  # The same
+    "Last step of every drawing function: writes the file, and shows the figure in a notebook"
+    if save is not None: figure.save(save)
+    if show and _cell() is not None: figure.show()
+    return figure
+
+
+def tiles(
+    rows: int,  # Rows of tiles
+    cols: int,  # Columns
+    *,
+    aspect: float,  # Height over width of a tile
+    width: float = 1.1,  # Width of a tile, in inches
+    above: float = 0.,  # Room over each tile for its title, in inches
+    head: float = 0.,  # Further room over the first row, for titles of whole columns
+    below: float = 0.,  # Room under each tile for its caption
+    left: float = 0.,  # Room left of all tiles, for the rows' names
+    bottom: float = 0.,  # Room under all tiles, for a legend
+    title: str | None = None,  # Heading of the figure
+    gap: float = .1,  # Between tiles
+    split: int = 0,  # Columns before a wider gap, which sets the query apart from its hits
+    min_width: float = 3.4,  # Least width of the figure: a legend needs this much
+) -> tuple:  # Figure, and (rows, cols) axes without ticks
+    "Figure of tiles. Their places are computed from these sizes, so nothing overlaps"
+    top = (.38 if title else .06) + head
+    edge = .08
+    wide = .16 if split else 0.
+    height = width*aspect
+    inner = cols*width + (cols - 1)*gap + wide
+    total_w = max(min_width, inner + left + 2*edge)
+    total_h = top + rows*(above + height + below) + (rows - 1)*gap + bottom + edge
+    figure = Figure(figsize=(total_w, total_h))
+    start = left + edge + max(0., (total_w - inner - left - 2*edge)/2)
+    axes = np.empty((rows, cols), dtype=object)
+    for r in range(rows):
+        y = total_h - top - (r + 1)*(above + height) - r*(below + gap)
+        for c in range(cols):
+            x = start + c*(width + gap) + (wide if split and c >= split else 0.)
+            axes[r, c] = ax = figure.add_axes([x/total_w, y/total_h, width/total_w, height/total_h])
+            ax.set_axis_off()
+    if title: figure.text(.5, 1 - .12/total_h, title, ha='center', va='top', fontsize=TEXT + 3)
+    return figure, axes
+
+
+def plot(
+    rows: int = 1,  # Rows of plots
+    cols: int = 1,  # Columns
+    *,
+    size: tuple = (4.6, 3.2),  # Width and height of one plot, in inches
+    title: str | None = None,  # Heading of the figure
+    **kwargs,  # Passed to `Figure.subplots`
+) -> tuple:  # Figure, and (rows, cols) axes
+    "Figure for curves and bars"
+    figure = Figure(figsize=(size[0]*cols, size[1]*rows + (.3 if title else 0)), layout='constrained')
+    axes = figure.subplots(rows, cols, squeeze=False, **kwargs)
+    for ax in axes.flat:
+        ax.spines[['top', 'right']].set_visible(False)
+        ax.tick_params(labelsize=TEXT)
+    if title: figure.suptitle(title, fontsize=TEXT + 3)
+    return figure, axes
+
+
+# Arrays of images, (h,w,3) in [0,1]
 
 def region_name(
     region: int | str,  # Index 0..7, or a name of `REGIONS`; other names are kept
@@ -45,15 +168,6 @@ def region_name(
     name = region if isinstance(region, str) else REGIONS[region]
     if stripes and name in BODY_REGIONS: return f'stripe {REGIONS.index(name)}'
     return name.replace('_', ' ')
-
-
-# kind -> colour, line style, mark: told apart without colour too
-FRAMES = {
-    'true': (TRUE_COLOUR, '-', '✓'),
-    'false': (FALSE_COLOUR, (0, (3, 1.6)), '✗'),
-    'removed': (NEUTRAL_COLOUR, ':', '–'),
-    'query': ('#222222', '-', ''),
-}
 
 
 def resized_labels(
@@ -80,6 +194,14 @@ def are_stripes(
     body = labels > 0
     body = labels[body.any(1)][:, body.any(0)]  # without a border of background, which a shift leaves
     return len(np.unique(body)) > 2 and bool((body == body[:, :1]).all())
+
+
+def all_stripes(
+    masks,  # (h,w) part labels each; None for an image without
+) -> bool:  # False where no image has a mask
+    "Whether all masks are horizontal stripes"
+    known = [labels for labels in masks if labels is not None]
+    return bool(known) and all(map(are_stripes, known))
 
 
 def paint_mask(
@@ -139,14 +261,7 @@ def stack(
     return np.concatenate([image, gap, below])
 
 
-def as_png(
-    image: np.ndarray,  # (h,w,3) in [0,1]
-) -> bytes:  # A PNG file
-    "An array as the bytes of an image file"
-    file = BytesIO()
-    Image.fromarray((image.clip(0, 1)*255).round().astype(np.uint8)).save(file, format='PNG')
-    return file.getvalue()
-
+# On a tile, and the legend of a whole figure
 
 def outline(
     ax,  # Axis that already holds an image of the labels' size

@@ -8,9 +8,8 @@ import pandas as pd
 import torch
 from fastai.vision.all import patch
 from magnifier.look.saliency import Sight, contributions, learnt_stripes, pixel_shares, smoothed
-from magnifier.look.drawing import (REGION_COLOURS, legend_room, outline, paint_heat, put_image, region_legend,
-                                    region_name)
-from magnifier.look.figure import TEXT, Figure, finish, tiles
+from magnifier.look.drawing import (REGION_COLOURS, TEXT, Figure, finish, legend_room, outline, paint_heat, put_image,
+                                    region_legend, region_name, tiles)
 from magnifier.model.resize import labels_to_masks
 from magnifier.regions import BODY_REGIONS, REGIONS
 from magnifier.train.learner import ReIDLearner

@@ -9,8 +9,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from magnifier.data.images import read_image
 from magnifier.gallery.entries import stored_image
 from magnifier.gallery.hits import Hits
-from magnifier.look.drawing import put_image, put_note, region_name
-from magnifier.look.figure import Figure, TEXT, finish, tiles
+from magnifier.look.drawing import TEXT, Figure, finish, put_image, put_note, region_name, tiles
 
 __all__ = ['show_timeline']
 

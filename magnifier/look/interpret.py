@@ -9,8 +9,7 @@ from plum import dispatch
 from torch.nn.functional import interpolate
 from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.data.masks import read_mask
-from magnifier.look.drawing import put_image
-from magnifier.look.figure import Figure, finish, plot, tiles
+from magnifier.look.drawing import Figure, finish, plot, put_image, tiles
 from magnifier.look.graphs import (draw_bars, draw_cmc, draw_distances, draw_groups, draw_histogram, draw_table,
                                    draw_thumbnails)
 from magnifier.look.ranked import RankedSet, draw_rankings

@@ -1,5 +1,6 @@
-"Queries and gallery of a set, embedded and ranked once; and ranked lists as figures (paper, Figure 3)"
-
+"""Queries and gallery of a set, embedded and ranked once; their ranked lists as figures (paper, Figure 3), and stepping
+through them in a notebook"""
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,17 +11,16 @@ import torch
 from fastai.vision.all import patch
 
 from magnifier.data.block import ROLES
-from magnifier.look.drawing import (legend_room, paint_heat, paint_mask, put_image, put_note, region_legend,
-                                    spotlight, stack)
-from magnifier.look.figure import Figure, finish, tiles
+from magnifier.look.drawing import (Figure, finish, legend_room, paint_heat, paint_mask, put_image, put_note,
+                                    region_legend, region_name, spotlight, stack, tiles)
 from magnifier.look.saliency import Sight, learnt_stripes, pixel_shares, positive, smoothed
-from magnifier.regions import region_indices
+from magnifier.regions import BODY_REGIONS, REGIONS, region_indices
 from magnifier.retrieval.ranking import Ranking
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.metrics import rank_by_role
 from magnifier.train.parts import embed_parts, rank_parts
 
-__all__ = ['RankedSet', 'CHOICES', 'RankedRow', 'ranked_row', 'draw_rows', 'draw_rankings']
+__all__ = ['RankedSet', 'CHOICES', 'RankedRow', 'ranked_row', 'draw_rows', 'draw_rankings', 'Browser']
 
 CHOICES = ('random', 'worst', 'best', 'spread')
 
@@ -288,3 +288,90 @@ def show_ranking(self: ReIDLearner,
     if versus is not None: models.append((versus, RankedSet.of(versus, mine.items, regions)))
     return draw_rankings(models, mine.choose(queries, n, seed), names=names if versus is not None else None, save=save,
                          k=k, heat=heat, masks=masks, show_removed=show_removed, regions=regions)
+
+
+class Browser:
+    "What `learn.browse` steps through: one query after another, by the whole embedding or by some regions"
+    def __init__(self,
+        learn: ReIDLearner,  # The model
+        catalog=None,  # Catalog with queries and gallery; None for the validation set
+        *,
+        order: str = 'worst',  # Which queries come first: 'worst', 'best' or 'random'
+        k: int = 8,  # Hits
+        heat: bool = False,  # As in `show_ranking`
+    ):
+        self.learn, self.catalog, self.k, self.heat = learn, catalog, k, heat
+        self.at = 0
+        whole = RankedSet.of(learn, catalog)
+        self.sets = {(): whole}
+        self.order = whole.choose(order, max(1, len(whole.query_rows)))
+
+    def ranked(self,
+        regions=(),  # Names of regions; none for the whole embedding
+    ) -> RankedSet:  # Ranked once, and kept
+        "The set ranked by these regions"
+        key = tuple(r for r in REGIONS if r in regions)
+        if key not in self.sets: self.sets[key] = RankedSet.of(self.learn, self.catalog, list(key))
+        return self.sets[key]
+
+    def step(self,
+        by: int = 1,  # How far, either way; past the end it starts anew
+    ) -> int:  # The query that is shown now, as the ranking counts them
+        "Goes to another query"
+        self.at = (self.at + by) % len(self.order)
+        return int(self.order[self.at])
+
+    def figure(self,
+        regions=(),  # Names of regions to search by; none for the whole embedding
+        save=None,  # Where to write the figure
+        show: bool = True,  # Whether a notebook shows it at once
+    ) -> Figure:
+        "The query that is shown now, with its hits"
+        return draw_rankings([(self.learn, self.ranked(regions))], np.array([self.step(0)]), k=self.k, heat=self.heat,
+                             regions=list(regions) or None, save=save, show=show)
+
+    def widget(self):  # An ipywidgets box
+        "Buttons, regions to tick, and the figure; an ImportError says what to install"
+        try: import ipywidgets as w
+        except ImportError as e:
+            raise ImportError('browsing with buttons needs ipywidgets: pip install ipywidgets') from e
+        back, on = w.Button(description='◀ previous'), w.Button(description='next ▶')
+        where, out = w.Label(), w.Image(format='png')
+        known = BODY_REGIONS if self.learn.model.segmentation is not None else ()
+        ticks = [w.Checkbox(description=region_name(r), indent=False, layout=w.Layout(width='auto')) for r in known]
+
+        def draw(*_):
+            regions = [r for r, tick in zip(known, ticks) if tick.value]
+            alone = f', by {", ".join(map(region_name, regions))} alone' if regions else ''
+            where.value = f'query {self.at + 1} of {len(self.order)}{alone}'
+            out.value = self.figure(regions, show=False).png()
+
+        back.on_click(lambda _: (self.step(-1), draw()))
+        on.on_click(lambda _: (self.step(1), draw()))
+        for tick in ticks: tick.observe(draw, names='value')
+        draw()
+        search_by = w.HBox([w.Label('search by'), *ticks] if ticks else [])
+        return w.VBox([w.HBox([back, on, where]), search_by, out])
+
+
+@patch
+def browse(self: ReIDLearner,
+    catalog=None,  # Catalog with queries and gallery; None for the validation set
+    *,
+    order: str = 'worst',  # Which queries come first: 'worst', 'best' or 'random'
+    k: int = 8,  # Hits
+    heat: bool = False,  # As in `show_ranking`
+    save=None,  # Where to write the first query's figure; it is then drawn without buttons
+):  # An ipywidgets box in Jupyter, where ipywidgets is installed; else the Figure of the first query
+    "Steps through queries and their hits, with checkboxes for the regions to search by"
+    browser = Browser(self, catalog, order=order, k=k, heat=heat)
+    return browser.widget() if save is None and _has_widgets() else browser.figure(save=save)
+
+
+def _has_widgets():
+    "Whether this is a notebook that can show buttons"
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    if shell is None or not hasattr(shell, 'kernel'): return False
+    try: import ipywidgets  # noqa: F401 - whether it is there is the question
+    except ImportError: return False
+    return True

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from magnifier.data.masks import read_mask
-from magnifier.look.drawing import are_stripes, resized_heat
+from magnifier.look.drawing import all_stripes, are_stripes, resized_heat
 from magnifier.model.branches import branch_scales
 from magnifier.model.resize import resize_masks
 from magnifier.regions import BODY_REGIONS, NO_MASK, region_indices
@@ -183,8 +183,7 @@ class Sight(NamedTuple):
     @property
     def stripes(self) -> bool:  # False where no image has a mask
         "Whether the data set's masks of these images are horizontal stripes instead of body parts"
-        known = [labels for labels in self.true if labels is not None]
-        return bool(known) and all(map(are_stripes, known))
+        return all_stripes(self.true)
 
     def rows(self,
         which,  # Indices of images

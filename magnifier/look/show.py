@@ -1,4 +1,4 @@
-"show_batch, show_results and show_occlusion: figures of a loader's batches and a learner's results"
+"Images and their masks as figures: of a catalog, of a loader's batches, of a learner's results"
 from copy import deepcopy
 from pathlib import Path
 
@@ -9,19 +9,21 @@ from plum import dispatch
 from torch import Tensor
 from magnifier.data.batches import IdentityBatches
 from magnifier.data.block import TensorIdentity, TensorPartMask
-from magnifier.data.images import as_images
+from magnifier.data.images import as_images, read_image
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.look.drawing import (are_stripes, blank_regions, legend_room, paint_heat, paint_mask, put_image,
-                                    put_note, region_legend, region_name)
-from magnifier.look.figure import TEXT, Figure, finish, tiles
+from magnifier.data.masks import read_mask
+from magnifier.look.drawing import (TEXT, Figure, all_stripes, blank_regions, finish, legend_room, paint_heat,
+                                    paint_mask, put_image, put_note, region_legend, region_name, tiles)
 from magnifier.look.saliency import Sight, decode_images, learnt_stripes, saliency_maps
 from magnifier.regions import NO_MASK
 from magnifier.train.callbacks import RegionOcclusion
 from magnifier.train.learner import ReIDLearner
 
-__all__ = ['draw_samples', 'draw_results']
+__all__ = ['draw_samples', 'draw_results', 'show_masks', 'contact_sheet']
 
-NOTHING = 'no images to show: ask for max_n of at least 1'
+NO_MASKS = ('no image of this catalog has a part mask: name their folder to the reader (masks=...), or make some with '
+            '`magnifier_masks make`')
+NOTHING = 'no images to show: ask for at least one'
 HEAT_MEANS = {'pixels': 'the embedding is made of this', 'share': 'the embedding comes from here',
               'energy': 'channel energy'}
 
@@ -29,28 +31,29 @@ HEAT_MEANS = {'pixels': 'the embedding is made of this', 'share': 'the embedding
 def draw_samples(
     images,  # (h,w,3) each, in [0,1]
     labels,  # (h',w') part labels each; None, or `NO_MASK` everywhere, for an image without
-    titles,  # Words over each
+    titles=None,  # Words over each; None draws the masks alone
     *,
     cols: int = 8,  # Images in a row
+    width: float = 1.,  # Of an image, in inches
     title: str | None = None,  # Heading
     save=None,  # Where to write the figure
 ) -> Figure:
-    "Images, each with its part mask below, and one legend for all"
+    "Images, each with its part mask below, or the masks alone; and one legend for all"
     if not len(images): raise ValueError(NOTHING)
     labels = [None if mask is None else _known(mask) for mask in labels]
-    masked = _has(labels)
+    masked, alone = _has(labels), titles is None
     cols = min(cols, len(images))
-    aspect, width = images[0].shape[0]/images[0].shape[1], 1.
-    lines = 2 if masked else 1  # of tiles, for each row of images
+    aspect = float(np.median([image.shape[0]/image.shape[1] for image in images]))
+    lines = 2 if masked and not alone else 1  # of tiles, for each row of images
     room = legend_room(max(3.4, cols*(width + .1)), 7) if masked else 0.
-    figure, axes = tiles(-(-len(images)//cols)*lines, cols, aspect=aspect, width=width, above=.2, bottom=room,
-                         title=title)
-    for i, (image, mask, words) in enumerate(zip(images, labels, titles)):
+    figure, axes = tiles(-(-len(images)//cols)*lines, cols, aspect=aspect, width=width, above=0. if alone else .2,
+                         bottom=room, gap=.05 if alone else .1, title=title)
+    for i, (image, mask) in enumerate(zip(images, labels)):
         column = axes[i//cols*lines:, i % cols]
-        put_image(column[0], image, title=words)
-        if mask is not None: put_image(column[1], paint_mask(image, mask))
-        elif masked: put_note(column[1], 'no mask')
-    if masked: region_legend(figure, stripes=_all_stripes(labels))
+        if not alone: put_image(column[0], image, title=titles[i])
+        if mask is not None: put_image(column[lines - 1], paint_mask(image, mask))
+        elif masked or alone: put_note(column[lines - 1], 'no mask')
+    if masked: region_legend(figure, stripes=all_stripes(labels))
     return finish(figure, save)
 
 
@@ -58,14 +61,57 @@ def _known(labels): return None if (labels == NO_MASK).any() else labels
 
 def _has(labels): return labels is not None and any(mask is not None for mask in labels)
 
-def _all_stripes(labels): return all(are_stripes(mask) for mask in labels if mask is not None)
-
 def _as_image(image):
     "(h,w,3) in [0,1]"
     image = image.as_subclass(Tensor) if image.is_floating_point() else image.as_subclass(Tensor)/255
     return image.float().permute(1, 2, 0).cpu().numpy()
 
 def _as_labels(mask): return mask.as_subclass(Tensor).cpu().numpy()
+
+
+def show_masks(
+    catalog: pd.DataFrame,  # Rows with path and mask
+    n: int = 8,  # Images
+    *,
+    seed: int | None = 0,  # Seed of the choice; None takes the first rows
+    save=None,  # Where to write the figure
+) -> Figure:
+    "Images, and below each its part mask as the file holds it"
+    rows, images, masks = _read(catalog, n, seed)
+    return draw_samples(images, masks, [_title(row) for row in rows], save=save)
+
+
+def contact_sheet(
+    catalog: pd.DataFrame,  # Rows with path and mask, as after `magnifier_masks make`
+    n: int = 60,  # Images
+    *,
+    seed: int | None = 0,  # Seed of the choice; None takes the first rows
+    save=None,  # Where to write the figure
+) -> Figure:
+    "Many small images with their masks, to judge the masks at a glance"
+    _, images, masks = _read(catalog, n, seed)
+    return draw_samples(images, masks, cols=12, width=.7, save=save)
+
+
+def _title(row):
+    "Identity and camera of a row, or its file's name"
+    if 'pid' in row: return f'id {row["pid"]} cam {row["camid"]}'
+    return Path(row['path']).name[:18] if isinstance(row['path'], (str, Path)) else ''
+
+
+def _read(catalog, n, seed):
+    "Some rows of a catalog, their images, and their masks, None where there is none"
+    if 'mask' not in catalog or not catalog['mask'].notna().any(): raise ValueError(NO_MASKS)
+    chosen = np.arange(len(catalog)) if seed is None else np.random.default_rng(seed).permutation(len(catalog))
+    rows = catalog.iloc[chosen[:n]].to_dict('records')
+    images = [_small(read_image(row['path'])) for row in rows]
+    return rows, images, [read_mask(row['mask']) if isinstance(row['mask'], str) else None for row in rows]
+
+
+def _small(image, most=256):
+    "(h,w,3) in [0,1], no higher than a tile shows"
+    if image.height > most: image = image.resize((max(1, image.width*most//image.height), most))
+    return np.asarray(image, dtype=np.float32)/255
 
 
 @dispatch
@@ -92,7 +138,6 @@ def show_batch(self: IdentityBatches,
     """Images, part masks, identities and cameras of a batch. The random generators of the training do not change.
 
     `dls.show_batch()` shows the training batches, `dls.valid.show_batch()` queries and gallery"""
-    if max_n < 1: raise ValueError(f'max_n={max_n}: show at least one image')
     if b is None: b = batch_to_show(self, seed, unique)
     decoded = self._pre_show_batch(b, max_n=max_n)
     return show_batch(*decoded, max_n=max_n, title=title, save=save) if show else decoded
@@ -125,8 +170,7 @@ def draw_results(
     save=None,  # Where to write the figure
 ) -> Figure:
     "Rows of image, true mask, the model's own mask, and maps; without masks or maps there is no such column"
-    if not len(images): raise ValueError(NOTHING)
-    stripes = stripes or _has(true) and _all_stripes(true)
+    stripes = stripes or true is not None and all_stripes(true)
     names = ('stripes', 'predicted stripes') if stripes else ('true mask', 'predicted')
     masks = {name: labels for name, labels in zip(names, (true, predicted)) if _has(labels)}
     painted = _painted(images, masks, heats or {})
@@ -195,12 +239,6 @@ def _rows(learn, ds_idx, dl):
     return items if isinstance(items, pd.DataFrame) else pd.DataFrame({'path': pd.Series(list(items), dtype=object)})
 
 
-def _title(row):
-    "Identity and camera of a row, or its file's name"
-    if 'pid' in row: return f'id {row["pid"]} cam {row["camid"]}'
-    return Path(row['path']).name[:18] if isinstance(row['path'], (str, Path)) else ''
-
-
 @patch
 def show_occlusion(self: ReIDDataLoaders,
     n: int = 6,  # Occlusions drawn, a column each
@@ -211,7 +249,6 @@ def show_occlusion(self: ReIDDataLoaders,
     save=None,  # Where to write the figure
 ) -> Figure:
     "Occlusions of the adversarial branch in training: images with the dropped regions blanked (paper, section 3.2)"
-    if n < 1 or images < 1: raise ValueError(f'n={n}, images={images}: draw at least one of each')
     shown, labels = _masked(self.train, seed, images)
     if occlusion is None: occlusion = RegionOcclusion(seed=seed)
     rng = deepcopy(occlusion.rng)

@@ -10,7 +10,7 @@ from magnifier.walkers.figure import random_pose
 from magnifier.walkers.pedestrian import draw_walker
 from magnifier.look.explain import REST, explain_images, explain_pair, match_words, verdict
 from magnifier.train.parts import embed_parts, region_areas
-from magnifier.look.figure import Figure
+from magnifier.look.drawing import Figure
 from magnifier.look.saliency import Sight, pixel_shares, smoothed
 from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.train.callbacks import CPUBfloat16

@@ -5,9 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastai.vision.all import ClassificationInterpretation, Interpretation
-from magnifier.look.catalogs import contact_sheet, plot_catalog, show_masks
+from magnifier.look.drawing import Figure
 from magnifier.look.interpret import ReIDInterpretation
-from magnifier.look.figure import Figure
 from magnifier.regions import REGIONS
 
 
@@ -170,21 +169,6 @@ def test_a_set_without_any_match(seer, few):
         with pytest.raises(ValueError, match='no query has a true match'): draw()
     assert interp.plot_cmc()['share'].isna().all()
     assert (interp.plot_camera_pairs()['queries'] == 0).all()
-
-
-def test_catalog_pictures(catalog, few, tmp_path):
-    assert plot_catalog(catalog, save=tmp_path/'c.png')
-    assert plot_catalog(catalog[catalog.split == 'train'])
-    many = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(5000)], mask=None, pid=np.arange(5000)//2 + 1,
-                             camid=np.arange(5000) % 40, split='train'))
-    assert len(plot_catalog(many).axes) == 3
-    assert len(show_masks(few, 3).axes) == 6
-    assert len(contact_sheet(few, 13).axes) == 24
-    half = few.assign(mask=few['mask'].where(few.index != 0, None))
-    assert 'no mask' in [t.get_text() for ax in show_masks(half, 2, seed=None).axes for t in ax.texts]
-    with pytest.raises(ValueError, match='no image of this catalog'): show_masks(few.assign(mask=None))
-    with pytest.raises(ValueError, match='at least one'): contact_sheet(few, 0)
-    with pytest.raises(ValueError, match='no rows'): show_masks(few.iloc[:0])
 
 
 def test_fastais_interpretation_of_classes_says_what_to_use(seer):

@@ -7,10 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from magnifier.look.browse import Browser
-from magnifier.look.drawing import FRAMES
-from magnifier.look.figure import Figure
-from magnifier.look.ranked import RankedSet, ranked_row
+from magnifier.look.drawing import FRAMES, Figure
+from magnifier.look.ranked import Browser, RankedSet, ranked_row
 from magnifier.train.parts import embed_parts
 
 

@@ -10,8 +10,8 @@ import torch
 from fastai.vision.all import Interpretation
 from PIL import Image
 from magnifier.data.joints import stripe_masks
-from magnifier.look.figure import Figure
-from magnifier.look.show import batch_to_show, draw_results, draw_samples
+from magnifier.look.drawing import Figure
+from magnifier.look.show import batch_to_show, contact_sheet, draw_results, draw_samples, show_masks
 from magnifier.regions import NO_MASK, REGIONS
 from magnifier.train.callbacks import RegionOcclusion
 
@@ -97,10 +97,19 @@ def test_a_picture_without_a_mask_among_others_says_so():
     assert words(rows) == ['a', 'true mask', 'b', 'no mask']
 
 
-@pytest.mark.parametrize('call', [lambda dls: dls.show_batch(max_n=0), lambda dls: draw_samples([], [], []),
-                                  lambda dls: draw_results([], [])])
-def test_nothing_to_show_is_refused(dls, call):
-    with pytest.raises(ValueError, match='at least'): call(dls)
+@pytest.mark.parametrize('call', [lambda dls, few: dls.show_batch(max_n=0), lambda dls, few: contact_sheet(few, 0)])
+def test_nothing_to_show_is_refused(dls, few, call):
+    with pytest.raises(ValueError, match='no images to show: ask for at least one'): call(dls, few)
+
+
+def test_masks_of_a_catalog(few):
+    assert len(show_masks(few, 3).axes) == 6
+    assert len(contact_sheet(few, 13).axes) == 24
+    half = few.assign(mask=few['mask'].where(few.index != 0, None))
+    for figure in (show_masks(half, 2, seed=None), contact_sheet(half, 2, seed=None)):
+        assert words(figure).count('no mask') == 1
+    for none in (few.assign(mask=None), few.iloc[:0], few.drop(columns='mask')):
+        with pytest.raises(ValueError, match='no image of this catalog has a part mask'): show_masks(none)
 
 
 def test_show_results_has_a_column_for_each_thing(seer, tmp_path):
@@ -202,7 +211,6 @@ def test_occlusions_blank_what_they_name(dls):
 
 
 def test_refused_occlusions(dls, blind):
-    with pytest.raises(ValueError, match='at least one of each'): dls.show_occlusion(0)
     with pytest.raises(ValueError, match='no image of this batch'): blind.dls.show_occlusion()
 
 

@@ -1,8 +1,8 @@
-"Figures of trainings and ablations"
+"Figures of trainings, ablations and catalogs"
 import numpy as np
 import pandas as pd
 import pytest
-from magnifier.look.training import plot_history, plot_studies
+from magnifier.look.graphs import plot_catalog, plot_history, plot_studies
 from magnifier.train.ablation import FIGURES, SETTINGS, STUDIES
 
 
@@ -53,3 +53,20 @@ def test_history_leaves_out_epochs_that_were_not_ranked():
 def test_history_without_metrics():
     figure = plot_history(pd.DataFrame({'sd': [.4, .3]}), unit='step')
     assert [ax.get_xlabel() for ax in figure.axes] == ['step']
+
+
+def test_a_catalog_in_numbers(catalog, tmp_path):
+    figure = plot_catalog(catalog, save=tmp_path/'c.png')
+    assert (tmp_path/'c.png').stat().st_size > 5000
+    assert [ax.get_title() for ax in figure.axes] == ['images', 'images by camera', 'identities by images']
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == [(catalog['split'] == split).sum() for split in ('train', 'query', 'gallery')]
+    assert len(plot_catalog(catalog[catalog.split == 'train']).axes[0].patches) == 1
+
+
+def test_a_catalog_of_many_identities_and_cameras():
+    many = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(5000)], mask=None, pid=np.arange(5000)//2 + 1,
+                             camid=np.arange(5000) % 40, split='train'))
+    figure = plot_catalog(many)
+    assert len(figure.axes[1].patches) == 40
+    assert len(figure.axes[1].get_xticks()) <= 16
