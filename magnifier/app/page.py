@@ -9,24 +9,32 @@ from fasthtml.svg import Rect, Svg
 from PIL import Image
 
 from magnifier.app.search import known_identity, shrunk
-from magnifier.app.uploads import MAX_BYTES
 from magnifier.look.drawing import REGION_COLOURS, paint_heat, paint_mask, region_name, spotlight
 from magnifier.look.explain import REST, verdict
 from magnifier.regions import BODY_REGIONS, REGIONS, region_indices
 from magnifier.train.parts import VISIBLE
 
-__all__ = ['TABS', 'whole_page', 'chosen', 'status', 'rates_said', 'hits_list', 'why', 'gallery_page']
+__all__ = ['TABS', 'whole_page', 'chosen', 'status', 'rates_said', 'hits_list', 'why', 'gallery_page',
+           'people_page', 'MAX_BYTES']
 
 # Of a tab but the first, the route of its name fills the element `NAME-shown` when the tab is opened
 TABS = {'search': 'Search', 'gallery': 'Gallery', 'people': 'People'}
+MAX_BYTES = 10_000_000  # of an uploaded file; a crop of a person has some tens of thousands
 ORDERS = ('identity', 'camera')
 EVERYBODY = 'everybody'
 PER_PAGE = 48
+ROWS = 200  # of the third tab's table, at most
+COLUMNS = ('person', 'camera', 'from (UTC)', 'to (UTC)', 'tracklet', 'certainty')
 CARE = ('Hits are the images that a model finds most alike, not proof of who somebody is. '
         'People should be searched only where the law and they allow it.')
 NO_THRESHOLD = 'No threshold: the most similar are shown, whoever they are. Move it to see what it would let through.'
 NO_RATES = ('What a threshold stands for is not known here: this gallery has no two identities with a name. '
             'Label some people, or read it from a test set.')
+NO_TRACKLETS = ('This gallery has single images and no tracklets, so that nobody can say who was where from when to '
+                'when. Add what a tracker followed in a video: magnifier_index --video cam1.mp4 --boxes cam1.txt '
+                '--camera 1 --start 2026-01-31T08:00')
+CERTAINTY = ('Certainty is near 1 where a tracklet looks much more like its own person than like the next, below 0 '
+             'where it looks more like another, and 0 where it stands alone.')
 
 
 # The page as it opens
@@ -365,3 +373,37 @@ def turning(page, pages):
                                    disabled=to == page or not 1 <= to <= pages)
     return Nav(turn('First', 1), turn('Previous', page - 1), Span(f'Page {page} of {pages}', role='status'),
                turn('Next', page + 1), turn('Last', pages), aria_label='Pages')
+
+
+# The third tab
+
+def people_page(
+    found,  # A `WhoWhere`
+) -> Div:
+    "A timeline with a lane a camera, and a table with a row a tracklet; or how to make some"
+    if not len(found.table) and not found.unjoined: return Div(P(NO_TRACKLETS), id='people-shown')
+    told = (f'Tracklets that are not joined to people yet: {found.unjoined}. Run magnifier_people on this gallery, and '
+            'open the page again.')
+    parts = [P(told)] if found.unjoined else []
+    if len(found.table): parts += [timeline(found), table_of(found.table)]
+    return Div(*parts, id='people-shown')
+
+
+def timeline(found):
+    data = 'data:image/png;base64,' + base64.b64encode(found.timeline).decode()
+    alt = 'A lane for each camera, a colour and a number for each person; the table below says the same'
+    return Section(H3('Who was where'), Img(src=data, alt=alt), aria_label='timeline')
+
+
+def table_of(people):
+    rows = [Tr(*map(Td, words_of(row))) for row in people.head(ROWS).itertuples()]
+    more = f' The first {ROWS} of {len(people)} rows.' if len(people) > ROWS else ''
+    head = Thead(Tr(*[Th(name, scope='col') for name in COLUMNS]))
+    return Table(Caption(CERTAINTY + more), head, Tbody(*rows))
+
+
+def words_of(row):
+    "A row of the table as text, in the order of `COLUMNS`"
+    times = [f'{time:%Y-%m-%d %H:%M:%S}' for time in (row.start, row.end)]
+    certainty = '' if pd.isna(row.certainty) else f'{row.certainty:.2f}'
+    return str(row.person), str(row.camid), *times, row.tracklet, certainty

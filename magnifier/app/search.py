@@ -1,27 +1,35 @@
-"The page's access to a gallery and its model: images and filters in; hits, explanations and part masks out"
+"What the page asks of a gallery and its model: hits, why they were found, what a threshold means, who was where"
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import RLock
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from magnifier.app.people import WhoWhere, who_was_where
-from magnifier.app.rates import PairRates, pair_rates
-from magnifier.app.uploads import Uploads
 from magnifier.gallery.entries import stored_image
 from magnifier.gallery.hits import Hits
-from magnifier.look.explain import explain_images, match_words
+from magnifier.gallery.store import Where
 from magnifier.look.drawing import region_name
+from magnifier.look.explain import explain_images, match_words
+from magnifier.look.gallery import show_timeline
 from magnifier.look.saliency import Sight, learnt_stripes
+from magnifier.regions import N_REGIONS, region_indices
+from magnifier.retrieval.region_distance import region_distance
 
-__all__ = ['Query', 'Asked', 'Found', 'Match', 'Finder', 'known_identity', 'shrunk', 'region_table', 'region_words']
+__all__ = ['Query', 'Asked', 'Found', 'Match', 'PairRates', 'WhoWhere', 'Finder', 'known_identity', 'region_table',
+           'region_words', 'pair_rates', 'sample_keys', 'who_was_where', 'shrunk', 'UPLOAD']
 
 HITS = 24  # of a search, at most
 SIDE = 256  # pixels of the longer side of what is shown
 REMEMBERED = 8  # searches and explanations that are not made again when a threshold moves
-NO_PARTS = 'this model knows no parts: it was built with mask=False'
+SAMPLE = 1000  # images whose pairs are compared: half a million pairs
+PER_IDENTITY = 20  # of them at most: one person with many images is not many people
+UPLOAD = 'upload-'  # how the key of an uploaded image begins
+NO_PARTS = 'this model knows no parts: it was built with mask=False, so that it cannot say which matched'
+UPLOAD_GONE = 'your image is no longer kept: choose it again'
+FILE_GONE = 'this image cannot be shown: its file is gone, or is not the one that was added'
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +100,20 @@ class Match:
     stripes: bool = False  # as `Found.stripes`
 
 
+class PairRates(NamedTuple):
+    "Similarities of labelled pairs of a gallery"
+    impostor: np.ndarray  # of two people
+    genuine: np.ndarray   # of one person, not by one camera twice; empty where nobody was seen by two
+
+
+@dataclass(frozen=True, eq=False)
+class WhoWhere:
+    "What a gallery knows of tracklets and people"
+    table: pd.DataFrame  # As `Gallery.people` gives it, of the tracklets whose person is known
+    unjoined: int  # Tracklets that nobody has joined to a person yet
+    timeline: bytes  # PNG; empty where the table is
+
+
 class Finder:
     """A gallery and the model that made it, for one page; its methods may be called from several threads. Images are
     read from the paths that the gallery keeps, and shown only if their content is still what was added. The errors of
@@ -100,9 +122,10 @@ class Finder:
     def __init__(self,
         learn,  # A ReIDLearner
         gallery,  # A Gallery
+        uploads,  # Uploaded images by key: whatever has `get`, as a dict has
     ):
         gallery.search(learn, Image.new('RGB', (16, 16)), 1)  # says why, where it cannot be searched
-        self.learn, self.gallery, self.uploads = learn, gallery, Uploads()
+        self.learn, self.gallery, self.uploads = learn, gallery, uploads
         self.parts = learn.model.segmentation is not None
         self.by_region = self.parts and gallery.regions
         self.stripes = self.parts and learnt_stripes(learn)
@@ -110,6 +133,7 @@ class Finder:
         self.find = lru_cache(REMEMBERED)(self._find)
         self.labels = lru_cache(REMEMBERED)(self._labels)
         self.match = lru_cache(REMEMBERED)(self._match)
+        self.rates = lru_cache(None)(self._rates)
         self.people = lru_cache(1)(self._people)
         self.refresh()
 
@@ -120,8 +144,7 @@ class Finder:
             self._rows = self.images.set_index('key', drop=False)
             self.cameras = sorted(self.images['camid'].dropna().astype(int).unique().tolist())
             self.has_times = bool(self.images['time'].notna().any())
-            self._rates = {}
-            for remembered in (self.find, self.labels, self.match, self.people): remembered.cache_clear()
+            for remembered in (self.find, self.labels, self.match, self.rates, self.people): remembered.cache_clear()
 
     def image(self,
         key: str,  # Of an image of the gallery
@@ -134,14 +157,10 @@ class Finder:
         key: str,  # Of an image of the gallery, or of an upload
     ) -> Query:
         "The query; a ValueError if the image is no longer there"
-        if key.startswith('upload-'):
-            image, row = self.uploads.get(key), None
-            if image is None: raise ValueError('your image is no longer kept: choose it again')
-        else:
-            image, row = self.image(key), self._rows.loc[key] if key in self._rows.index else None
-            if image is None:
-                raise ValueError('this image cannot be shown: its file is gone, or is not the one that was added')
-        return Query(key, image, row)
+        uploaded = key.startswith(UPLOAD)
+        image = self.uploads.get(key) if uploaded else self.image(key)
+        if image is None: raise ValueError(UPLOAD_GONE if uploaded else FILE_GONE)
+        return Query(key, image, None if uploaded else self._rows.loc[key])
 
     def _find(self, asked: Asked) -> Found:
         "Hits without the query itself, most similar first; a ValueError for invalid filters"
@@ -160,8 +179,7 @@ class Finder:
         return Found(query, Hits(table, query.image, hits.regions), images, left_out, self.stripes)
 
     def _labels(self, found: Found) -> list:
-        "(h, w) part labels of each hit by the model, None where there is no image; a ValueError without parts"
-        if not self.parts: raise ValueError(NO_PARTS)
+        "(h, w) part labels of each hit by a model with parts, None where there is no image"
         there = [image for image in found.images if image is not None]
         if not there: return [None]*len(found.images)
         with self._lock: parsed = iter(Sight.of(self.learn, there).parsed.astype(np.uint8))
@@ -169,7 +187,7 @@ class Finder:
 
     def _match(self, found: Found, place: int) -> Match:
         "Why a hit was found; a ValueError where its file is gone, and for a model without parts"
-        if not self.parts: raise ValueError(f'{NO_PARTS}, so that it cannot say which matched')
+        if not self.parts: raise ValueError(NO_PARTS)
         row, query, regions = found.hits.table.iloc[place - 1], found.query, found.hits.regions
         image = self.query(row['key']).image
         with self._lock: compared = explain_images(self.learn, query.image, image)
@@ -182,14 +200,9 @@ class Finder:
         labels = tuple(compared.sight.seen)
         return Match(place, query, row, words, table, images, labels, tuple(heats), regions, self.stripes)
 
-    def rates(self,
-        regions: tuple = (),  # Regions that are compared
-    ) -> PairRates | None:  # None where no two people have names
-        "`pair_rates`, computed once for each choice of regions"
-        regions = tuple(sorted(regions))
-        with self._lock:
-            if regions not in self._rates: self._rates[regions] = pair_rates(self.gallery, regions)
-            return self._rates[regions]
+    def _rates(self, regions: tuple) -> PairRates | None:
+        "`pair_rates` of a choice of regions; none for the whole person"
+        with self._lock: return pair_rates(self.gallery, regions)
 
     def _people(self) -> WhoWhere:
         "Who was where, when the page was opened"
@@ -240,6 +253,57 @@ def region_words(
                  f'Most alike: {said([best])} ({both[best]:.2f}). Least alike: {said([least])} ({both[least]:.2f}).')
     else: words = f'Similarity {score:.2f}, by {said(both.index)} alone.'
     return words + (f' Left out, since not seen in both: {said(unseen)}.' if len(unseen) else '')
+
+
+def pair_rates(
+    gallery,  # A Gallery
+    regions=(),  # Names of the regions that are compared; none for the whole person
+    *,
+    seed: int = 0,  # Of the sample
+) -> PairRates | None:  # None where no two people have names
+    "Similarities of pairs in a sample of the labelled images, without identity 0 (distractors in Market-like sets)"
+    keys = sample_keys(gallery.images(), seed)
+    vectors = ('regions', 'visible') if regions else ('vector',)
+    rows = gallery.store.read(Where(keys=tuple(keys)), ('pid', 'camid', *vectors))
+    pids = np.array(rows['pid'])
+    cameras = np.array([-1 if c is None else c for c in rows['camid']])
+    if len(np.unique(pids)) < 2: return None
+    a, b = np.triu_indices(len(pids), 1)
+    similar = (_by_regions(rows, regions) if regions else rows['vector'] @ rows['vector'].T)[a, b]
+    compared = similar > -1  # -1 where the two share no region
+    same = pids[a] == pids[b]
+    two_views = (cameras[a] != cameras[b]) | (cameras[a] == -1)
+    rates = PairRates(similar[compared & ~same], similar[compared & same & two_views])
+    return rates if len(rates.impostor) else None
+
+
+def sample_keys(
+    images,  # `Gallery.images()`
+    seed: int = 0,  # Of the choice
+) -> list:  # Keys, at most `SAMPLE` of them
+    "A sample of the labelled people, with all images of each"
+    named = images[images['pid'].notna() & (images['pid'] != 0)]
+    people = named.sample(frac=1, random_state=seed).groupby('pid', sort=False)
+    order = np.argsort(people.ngroup()[people.head(PER_IDENTITY).index], kind='stable')
+    return people.head(PER_IDENTITY)['key'].iloc[order].head(SAMPLE).tolist()
+
+
+def _by_regions(rows, regions):
+    x = rows['regions'].reshape(len(rows['regions']), N_REGIONS, -1)
+    seen = (np.array(rows['visible'])[:, None] >> np.arange(N_REGIONS) & 1).astype(bool)
+    return 1 - region_distance(x, x, seen, seen, regions=region_indices(list(regions)))
+
+
+def who_was_where(
+    gallery,  # A Gallery
+) -> WhoWhere:
+    "People as they were joined. Nobody is joined here, and nothing is written"
+    tracklets = gallery.tracklets().table
+    known = tracklets['tracklet'][tracklets['pid'].notna()]
+    if not len(known): return WhoWhere(tracklets.iloc[:0], len(tracklets), b'')
+    table = gallery.people(threshold=1, save=False)  # 1 is more alike than two tracklets ever are
+    table = table[table['tracklet'].isin(known)].reset_index(drop=True)
+    return WhoWhere(table, len(tracklets) - len(known), show_timeline(table).png())
 
 
 def shrunk(

@@ -1,21 +1,26 @@
-"Serves the page: its routes, whom it answers, and the socket; on this machine alone unless told otherwise"
+"Serves the page on this machine alone unless told otherwise: whom it answers, what it takes in, its routes, its socket"
+import secrets
 import socket
+from collections import OrderedDict
 from contextlib import contextmanager
+from io import BytesIO
 from ipaddress import ip_address
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from urllib.parse import urlsplit
 
+import numpy as np
 import uvicorn
+from PIL import Image
 from fasthtml.common import FastHTML, Link, Meta, Response, Script
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from magnifier.app.page import chosen, gallery_page, hits_list, rates_said, status, whole_page, why
-from magnifier.app.people import people_page
-from magnifier.app.search import Asked, Finder
-from magnifier.app.uploads import MAX_BYTES
+from magnifier.app.page import (MAX_BYTES, chosen, gallery_page, hits_list, people_page, rates_said, status, whole_page,
+                                why)
+from magnifier.app.search import UPLOAD, Asked, Finder
+from magnifier.data.images import read_image
 
 __all__ = ['make_page', 'serve_page']
 
@@ -25,6 +30,13 @@ PORTS = range(7860, 7960)
 SERVER = dict(loop='asyncio', http='h11', ws='none', lifespan='off', log_config=None, access_log=False,
               server_header=False, proxy_headers=False, limit_concurrency=100, timeout_graceful_shutdown=3)
 MAX_FORM = 100_000  # bytes of a request that carries no image
+MAX_PIXELS = 25_000_000  # of an uploaded image, as phones take them
+MIN_SIDE = 8  # pixels: less shows nobody
+MAX_SIDE = 1024  # pixels of the longer side that are kept: models see fewer
+KEPT_BYTES = 64_000_000  # of all uploaded images that are kept
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')  # decoders that strangers' bytes may reach
+WANTED = 'use a JPEG, PNG, WebP or BMP image'
+TOO_MANY = f'and at most {MAX_PIXELS/1e6:.0f} million are decoded: use a smaller image or cut the person out'
 # The browser asks nobody else for anything, keeps nothing on its disk, and shows nothing of the page inside another
 POLICY = ("default-src 'none'; img-src data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
@@ -82,13 +94,86 @@ def _netloc(text):
     except ValueError: return None, None
 
 
+def read_upload(
+    data: bytes,  # Of a file, from anybody
+    size: int = 0,  # Bytes of the file, where it was too large to be sent
+) -> Image.Image:  # Mode RGB, upright, no side over `MAX_SIDE`; nothing else of the file (EXIF, profiles, comments)
+    "Decodes an untrusted image. A ValueError says in one sentence what is wrong, and quotes nothing from the file"
+    size = max(size, len(data))
+    _refuse({f'this file has {size/1e6:.1f} MB, and at most {MAX_BYTES/1e6:.0f} MB are read: use a smaller image':
+             size > MAX_BYTES,
+             f'this file is empty: {WANTED}': not data})
+    try: image = Image.open(BytesIO(data), formats=FORMATS)
+    except Exception as e:  # hostile bytes raise what they like
+        bomb = isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning))
+        raise ValueError(f'this image has far more pixels, {TOO_MANY}' if bomb else
+                         f'this is not an image that can be read: {WANTED}') from None
+    w, h = image.size
+    moves = getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO'  # MPO: a phone's JPEG with a second view
+    _refuse({f'this image has {w} x {h} pixels, {TOO_MANY}': w*h > MAX_PIXELS,
+             f'this image has {w} x {h} pixels, too few to show a person: at least {MIN_SIDE} a side':
+             min(w, h) < MIN_SIDE,
+             f'this is an animation: {WANTED} without animation': moves})
+    try: return _shrunk(image)
+    except Exception: raise ValueError('this image is damaged or cut off: it does not decode to its end') from None
+
+
+def _refuse(wrong):
+    "Raises the first message that holds"
+    for message, holds in wrong.items():
+        if holds: raise ValueError(message)
+
+
+def _shrunk(image):
+    image.draft('RGB', (MAX_SIDE, MAX_SIDE))  # JPEG decodes a large image at a half, a quarter or an eighth
+    pixels = read_image(image)
+    pixels.thumbnail((MAX_SIDE, MAX_SIDE))
+    return Image.fromarray(np.asarray(pixels))  # the pixels alone go on
+
+
+class Uploads:
+    """Uploaded images by an id that nobody can guess. Their total size is limited: the least recently used image is
+    dropped first"""
+
+    def __init__(self,
+        limit: int = KEPT_BYTES,  # Bytes of all images together
+    ):
+        self.limit = limit
+        self._images = OrderedDict()
+        self._decoding, self._changing = Lock(), Lock()
+
+    def keep(self,
+        data: bytes,  # Of a file
+        size: int = 0,  # As for `read_upload`
+    ) -> str:  # The image's id
+        "Decodes one image at a time and keeps it; the errors of `read_upload`"
+        with self._decoding: image = read_upload(data, size)
+        with self._changing:
+            self._images[key := UPLOAD + secrets.token_urlsafe(16)] = image
+            while self.nbytes > self.limit: self._images.popitem(last=False)
+        return key
+
+    def get(self,
+        key: str,  # An image's id
+    ) -> Image.Image | None:  # None where it is not kept any more
+        "An image that was uploaded"
+        with self._changing:
+            if key in self._images: self._images.move_to_end(key)
+            return self._images.get(key)
+
+    @property
+    def nbytes(self) -> int:
+        "Bytes of the images that are kept"
+        return sum(3*image.width*image.height for image in self._images.values())
+
+
 def make_page(
     learn,  # The ReIDLearner that made the gallery
     gallery,  # A Gallery with images
     guard: Guard | None = None,  # Whom it answers; None for this machine alone
 ) -> FastHTML:  # An ASGI application; `serve_page` serves it
     "The page over a gallery. A ValueError for a gallery without images or of another model"
-    finder, guarded = Finder(learn, gallery), Middleware(BaseHTTPMiddleware, dispatch=guard or Guard())
+    finder, guarded = Finder(learn, gallery, Uploads()), Middleware(BaseHTTPMiddleware, dispatch=guard or Guard())
     app = FastHTML(title='magnifier', hdrs=HEAD, htmlkw=dict(lang='en'), default_hdrs=False, canonical=False,
                    sess_cls=None, secret_key='no sessions', middleware=[guarded])
     _add_files(app)
@@ -143,10 +228,10 @@ def _add_search(app, finder):
             not_cameras = (int(leave_out),) if leave_out.isdecimal() else ()
             asked = Asked(query, leave_out == 'own', tuple(cameras), not_cameras, since, until, tuple(regions))
             found = finder.find(asked) if query else None
-            labels = finder.labels(found) if found and masks else None
+            labels = finder.labels(found) if found and masks and finder.parts else None
             rates = finder.rates(asked.regions)
         except ValueError as e:
-            rates = rates_said(finder.rates(), threshold, len(finder.images))
+            rates = rates_said(finder.rates(()), threshold, len(finder.images))
             return status(wrong=_sentence(e)), rates, hits_list(), why()
         return (status(found, threshold, parts=finder.parts), rates_said(rates, threshold, len(finder.images)),
                 hits_list(found, threshold, labels), explain(found, hit, bool(masks)))

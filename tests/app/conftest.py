@@ -15,4 +15,5 @@ def people(seer, few, tmp_path_factory):
 @pytest.fixture
 def finder(seer, people):
     from magnifier.app.search import Finder
-    return Finder(seer, people)
+    from magnifier.app.server import Uploads
+    return Finder(seer, people, Uploads())

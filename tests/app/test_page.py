@@ -11,8 +11,7 @@ from fasthtml.common import to_xml
 from magnifier.app import page
 from magnifier.app.page import (EVERYBODY, card, chosen, data_url, gallery_page, hits_list, picture, rates_said, status,
                                 strip, why)
-from magnifier.app.rates import PairRates
-from magnifier.app.search import Found, Match, Query, region_table
+from magnifier.app.search import Found, Match, PairRates, Query, region_table
 from magnifier.gallery.hits import Hits
 from magnifier.look.explain import REST
 from magnifier.regions import BODY_REGIONS, REGIONS

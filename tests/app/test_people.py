@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from fasthtml.common import to_xml
-from magnifier.app.people import ROWS, WhoWhere, people_page, who_was_where
+from magnifier.app.page import ROWS, people_page
+from magnifier.app.search import WhoWhere, who_was_where
 from magnifier.app.server import make_page
 from magnifier.gallery.gallery import Gallery
 from PIL import Image
@@ -69,7 +70,8 @@ def test_people_who_were_joined(seer, followed):
 def test_tracklets_that_nobody_joined(seer, followed):
     text = shown(seer, followed)
     assert 'not joined to people yet: 4. Run magnifier_people' in text
-    assert '<table' not in text and '<img' not in text
+    assert '<table' not in text
+    assert '<img' not in text
 
 
 def test_single_images_have_no_timeline(seer, people): assert 'magnifier_index --video' in shown(seer, people)

@@ -2,7 +2,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from magnifier.app.rates import PER_IDENTITY, SAMPLE, pair_rates, sample_keys
+from magnifier.app.search import PER_IDENTITY, SAMPLE, pair_rates, sample_keys
 from magnifier.regions import N_REGIONS, REGIONS
 
 
@@ -80,11 +80,15 @@ def test_unknown_without_two_people(pids): assert pair_rates(Shelf(pids, [1, 2, 
 
 def test_one_person_with_many_pictures_is_not_many_people():
     keys = sample_keys(Shelf([7]*500 + list(range(10, 30)), [1]*520).images())
-    assert len(keys) == PER_IDENTITY + 20 and len(set(keys)) == len(keys)
+    assert len(keys) == PER_IDENTITY + 20
+    assert len(set(keys)) == len(keys)
 
 
 def test_a_sample_holds_whole_identities_and_is_the_same_again():
     images = Shelf(np.repeat(np.arange(1, 601), 4).tolist(), [1, 2, 3, 4]*600).images()
     keys = sample_keys(images)
     sizes = images[images['key'].isin(keys)]['pid'].value_counts()
-    assert len(keys) == SAMPLE and (sizes == 4).all() and keys == sample_keys(images) != sample_keys(images, seed=1)
+    assert len(keys) == SAMPLE
+    assert (sizes == 4).all()
+    assert keys == sample_keys(images)
+    assert keys != sample_keys(images, seed=1)

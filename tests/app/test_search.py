@@ -4,9 +4,11 @@ import pandas as pd
 import pytest
 from magnifier.app import search as page_search
 from magnifier.app.search import REMEMBERED, SIDE, Asked, Finder, Query, region_table, region_words, shrunk
+from magnifier.app.server import make_page
 from magnifier.look.explain import match_words
 from magnifier.regions import N_REGIONS, REGIONS
 from PIL import Image
+from starlette.testclient import TestClient
 
 
 @pytest.fixture
@@ -34,7 +36,8 @@ def test_an_upload_finds_itself_first(finder, tmp_path):
     found = ask(finder, upload, own_camera=True)
     assert found.hits[0]['key'] == row['key']
     assert found.hits[0]['similarity'] == pytest.approx(1, abs=1e-5)
-    assert found.query.row is None and found.left_out == ()
+    assert found.query.row is None
+    assert found.left_out == ()
 
 
 def test_what_is_not_there_is_said(finder):
@@ -103,7 +106,7 @@ def test_images_without_files_of_their_own_are_known_by_their_pixels(seer, tmp_p
     images[0].save(tmp_path/'0.png')
     with Gallery(tmp_path/'own') as g:
         g.add(seer, images, paths=[tmp_path/'0.png', tmp_path/'1.png'], progress=False)
-        finder = Finder(seer, g)
+        finder = Finder(seer, g, {})
         shown = {row['path']: finder.image(row['key']) is not None for _, row in finder.images.iterrows()}
     assert shown == {str(tmp_path/'0.png'): True, str(tmp_path/'1.png'): False}
     assert not finder.by_region
@@ -133,15 +136,16 @@ def test_a_match_is_the_learners_own_explanation(finder, seer, key):
 
 
 def test_a_search_by_regions_is_explained_by_regions(finder, key):
-    labels, regions = finder.labels(ask(finder, key)), ('head', 'chest', 'upper_leg')
+    regions = ('head', 'chest', 'upper_leg')
     found = ask(finder, key, regions=regions)
-    assert labels and found.hits.regions == regions
+    assert found.hits.regions == regions
     for place in (1, len(found.hits)):
         match = finder.match(found, place)
         assert match.table['share'].sum() == pytest.approx(match.row['similarity'], abs=1e-4)
         assert match.table['share'].notna().sum() == match.row['shared']
         assert set(match.table.index[match.table['share'].notna()]) <= set(regions)
-        assert match.heats == () and match.regions == regions
+        assert match.heats == ()
+        assert match.regions == regions
         assert match.words.startswith(f'Similarity {match.row["similarity"]:.2f}')
 
 
@@ -162,33 +166,37 @@ def test_a_model_without_parts(blind, few, tmp_path):
     from magnifier.gallery.gallery import Gallery
     with Gallery(tmp_path/'blind') as g:
         g.add(blind, few.head(4), progress=False)
-        finder = Finder(blind, g)
+        finder = Finder(blind, g, {})
         found = ask(finder, finder.images['key'].iloc[0])
-        assert not finder.parts and not finder.by_region
+        assert not finder.parts
+        assert not finder.by_region
         assert len(found.hits) == 3
-        for act in (lambda: finder.labels(found), lambda: finder.match(found, 1)):
-            with pytest.raises(ValueError, match='this model knows no parts'): act()
+        with pytest.raises(ValueError, match='this model knows no parts'): finder.match(found, 1)
+        with TestClient(make_page(blind, g), base_url='http://127.0.0.1:7860') as client:
+            answer = client.post('/search', data=dict(query=found.query.key, masks='on'))  # as no form of its page asks
+        assert '3 hits' in answer.text
 
 
 def test_galleries_that_cannot_be_searched(blind, people, seer, tmp_path):
     from magnifier.gallery.gallery import Gallery
-    with pytest.raises(ValueError, match='their embeddings cannot be compared'): Finder(blind, people)
-    with Gallery(tmp_path/'empty') as g, pytest.raises(ValueError, match='is empty: add images first'): Finder(seer, g)
+    with pytest.raises(ValueError, match='their embeddings cannot be compared'): Finder(blind, people, {})
+    with Gallery(tmp_path/'empty') as g, pytest.raises(ValueError, match='is empty: add images first'):
+        Finder(seer, g, {})
 
 
 def test_what_was_asked_is_not_worked_out_again(finder, key, monkeypatch):
-    found, rates = ask(finder, key), finder.rates()
+    found, rates = ask(finder, key), finder.rates(())
     match = finder.match(found, 1)
     assert len(rates.impostor)
     for name in ('pair_rates', 'explain_images'):
         monkeypatch.setattr(page_search, name, lambda *a: pytest.fail('again'))
     assert ask(finder, key) is found
-    assert finder.rates() is rates
+    assert finder.rates(()) is rates
     assert finder.match(found, 1) is match
     monkeypatch.undo()
     finder.refresh()  # somebody may have been deleted
     assert ask(finder, key) is not found
-    assert finder.rates() is not rates
+    assert finder.rates(()) is not rates
     for i in range(REMEMBERED + 2): ask(finder, key, since=f'{1990 + i}-01-01')
     assert finder.find.cache_info().currsize == REMEMBERED
 
