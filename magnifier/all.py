@@ -32,7 +32,6 @@ from magnifier.model.pooling import *
 from magnifier.model.branches import *
 from magnifier.model.net import *
 from magnifier.model.weights import *
-from magnifier.model.embedding import *
 from magnifier.model.embedder import *
 from magnifier.train.losses import *
 from magnifier.train.metrics import *

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from torch.nn.functional import interpolate
 
-from magnifier.model.resize import resize_labels
+from magnifier.model.pooling import resize_labels
 from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS
 
 __all__ = ['Figure', 'tiles', 'plot', 'finish', 'REGION_COLOURS', 'HEAT', 'FRAMES', 'region_name', 'resized_labels',

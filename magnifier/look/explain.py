@@ -10,7 +10,7 @@ from fastai.vision.all import patch
 from magnifier.look.saliency import Sight, contributions, learnt_stripes, pixel_shares, smoothed
 from magnifier.look.drawing import (REGION_COLOURS, TEXT, Figure, finish, legend_room, outline, paint_heat, put_image,
                                     region_legend, region_name, tiles)
-from magnifier.model.resize import labels_to_masks
+from magnifier.model.pooling import labels_to_masks
 from magnifier.regions import BODY_REGIONS, REGIONS
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.parts import NO_REGIONS, VISIBLE, region_areas, region_embeddings, region_masks

@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from magnifier.data.masks import read_mask
 from magnifier.look.drawing import all_stripes, are_stripes, resized_heat
 from magnifier.model.branches import branch_scales
-from magnifier.model.resize import resize_masks
+from magnifier.model.pooling import resize_masks
 from magnifier.regions import BODY_REGIONS, NO_MASK, region_indices
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.parts import region_masks

@@ -1,4 +1,5 @@
-"Stages 3 and 4 of a network of torchvision's, timm's, or an OSNet"
+"""Stages 3 and 4 of a network: torchvision's or timm's, an OSNet (Zhou et al. 2019), or a small residual network for a
+CPU"""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,13 +8,58 @@ from importlib.util import find_spec
 import torch
 import torchvision
 from torch import Tensor, nn
-
-from magnifier.model.own_backbones import OSNETS, OSNet, resnet10_narrow
+from torchvision.models.resnet import BasicBlock
 
 __all__ = ['create_backbone', 'backbone_names']
 
 
-OWN = {'resnet10_narrow': resnet10_narrow}
+def create_backbone(
+    arch: str | Callable = 'resnet50',  # torchvision's function or name, as resnet18; 'osnet_x1_0'; or timm's name
+    pretrained: bool | str = True,  # ImageNet weights; a string names torchvision's version, as 'IMAGENET1K_V2'
+    last_stride: int = 1,  # Stride of stage 4: 1, or 2 as ResNets are published
+    stage3_stride: int = 2,  # Stride of stage 3: 2 as published, or 1 for maps of twice the size
+) -> nn.Module:  # Images -> a map for each stage of its `.widths`: channels of stages 3 and 4, and 5 where it has one
+    """A network cut after its last map. If torchvision and timm have the same name, it is torchvision's
+    ('timm/resnet50' is timm's). An OSError if weights cannot be downloaded, a ValueError for an unknown `arch` or
+    stride"""
+    for what, stride in dict(last_stride=last_stride, stage3_stride=stage3_stride).items():
+        if stride not in (1, 2): raise ValueError(f'{what}={stride!r}: it is 1 or 2')
+    name = arch if isinstance(arch, str) else getattr(arch, '__name__', repr(arch))
+    build = _builder(arch, name, pretrained)
+    try: return build(last_stride=last_stride, stage3_stride=stage3_stride)
+    except OSError as e:  # no network, or no room
+        raise OSError(f'the ImageNet weights of {name} could not be downloaded ({e}): '
+                      'pass pretrained=False, or weights=FILE with a file that holds them') from e
+
+
+def _builder(arch, name, pretrained):  # -> a function of last_stride and stage3_stride
+    if not isinstance(arch, str): return _residual(arch, pretrained)
+    if name in OSNETS: return partial(_osnet, name, pretrained)
+    if name in OWN: return _residual(OWN[name], pretrained)
+    if name in _residual_names(): return _residual(torchvision.models.get_model_builder(name), pretrained)
+    if not _timm_has(name.removeprefix('timm/')):
+        hint = '' if find_spec('timm') else ' (or install timm for more)'
+        raise ValueError(f'unknown arch {name!r}: use one of {", ".join(backbone_names())}{hint}')
+    return partial(TimmBackbone, name.removeprefix('timm/'), bool(pretrained))
+
+
+def _residual(make, pretrained):
+    # Version 1 by default: the weights of the paper's time, and all that resnet18 and 34 have
+    weights = 'IMAGENET1K_V1' if pretrained is True else pretrained or None
+    return lambda **strides: Backbone(make(weights=weights), **strides)
+
+
+def _osnet(name, pretrained, last_stride, stage3_stride):
+    # Stage 4 keeps stage 3's size as published: `last_stride` is either way
+    if pretrained:
+        raise ValueError(f'{name} has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
+    return OSNet(name, stage3_stride)
+
+
+def _timm_has(name):
+    if not find_spec('timm'): return False
+    import timm
+    return timm.is_model(name)
 
 
 def backbone_names() -> list[str]:  # Names that `arch` takes without timm, sorted
@@ -136,50 +182,133 @@ def _timm_options(name, net, last_stride, stage3_stride):
     return options | dict(strict_img_size=False, feature_cls='getter') if channels_last else options
 
 
-def create_backbone(
-    arch: str | Callable = 'resnet50',  # torchvision's function or name, as resnet18; 'osnet_x1_0'; or timm's name
-    pretrained: bool | str = True,  # ImageNet weights; a string names torchvision's version, as 'IMAGENET1K_V2'
-    last_stride: int = 1,  # Stride of stage 4: 1, or 2 as ResNets are published
-    stage3_stride: int = 2,  # Stride of stage 3: 2 as published, or 1 for maps of twice the size
-) -> nn.Module:  # Images -> a map for each stage of its `.widths`: channels of stages 3 and 4, and 5 where it has one
-    """A network cut after its last map. If torchvision and timm have the same name, it is torchvision's
-    ('timm/resnet50' is timm's). An OSError if weights cannot be downloaded, a ValueError for an unknown `arch` or
-    stride"""
-    for what, stride in dict(last_stride=last_stride, stage3_stride=stage3_stride).items():
-        if stride not in (1, 2): raise ValueError(f'{what}={stride!r}: it is 1 or 2')
-    name = arch if isinstance(arch, str) else getattr(arch, '__name__', repr(arch))
-    build = _builder(arch, name, pretrained)
-    try: return build(last_stride=last_stride, stage3_stride=stage3_stride)
-    except OSError as e:  # no network, or no room
-        raise OSError(f'the ImageNet weights of {name} could not be downloaded ({e}): '
-                      'pass pretrained=False, or weights=FILE with a file that holds them') from e
+# Channels after the stem and after stages 2, 3 and 4
+OSNETS = {'osnet_x1_0': (64, 256, 384, 512), 'osnet_x0_75': (48, 192, 288, 384), 'osnet_x0_5': (32, 128, 192, 256),
+          'osnet_x0_25': (16, 64, 96, 128)}
 
 
-def _builder(arch, name, pretrained):  # -> a function of last_stride and stage3_stride
-    if not isinstance(arch, str): return _residual(arch, pretrained)
-    if name in OSNETS: return partial(_osnet, name, pretrained)
-    if name in OWN: return _residual(OWN[name], pretrained)
-    if name in _residual_names(): return _residual(torchvision.models.get_model_builder(name), pretrained)
-    if not _timm_has(name.removeprefix('timm/')):
-        hint = '' if find_spec('timm') else ' (or install timm for more)'
-        raise ValueError(f'unknown arch {name!r}: use one of {", ".join(backbone_names())}{hint}')
-    return partial(TimmBackbone, name.removeprefix('timm/'), bool(pretrained))
+class ConvNorm(nn.Module):
+    "Convolution, batch norm, and optionally a ReLU"
+
+    norm_pairs = (('conv', 'bn'),)  # See `fold_norms`
+
+    def __init__(self, c_in, c_out, size=1, stride=1, *, relu=True):
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, size, stride, size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(c_out)
+        self.relu = relu
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        return x.relu() if self.relu else x
 
 
-def _residual(make, pretrained):
-    # Version 1 by default: the weights of the paper's time, and all that resnet18 and 34 have
-    weights = 'IMAGENET1K_V1' if pretrained is True else pretrained or None
-    return lambda **strides: Backbone(make(weights=weights), **strides)
+class LightConv(nn.Module):
+    "A 3x3 convolution as a 1x1 and a depthwise one, batch norm, ReLU"
+
+    norm_pairs = (('conv2', 'bn'),)
+
+    def __init__(self, c):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c, c, 1, bias=False)
+        self.conv2 = nn.Conv2d(c, c, 3, padding=1, groups=c, bias=False)
+        self.bn = nn.BatchNorm2d(c)
+
+    def forward(self, x):
+        return self.bn(self.conv2(self.conv1(x))).relu()
 
 
-def _osnet(name, pretrained, last_stride, stage3_stride):
-    # Stage 4 keeps stage 3's size as published: `last_stride` is either way
-    if pretrained:
-        raise ValueError(f'{name} has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
-    return OSNet(name, stage3_stride)
+class ChannelGate(nn.Module):
+    "Multiplies each channel by a weight computed from the whole map"
+
+    def __init__(self, c, reduction=16):
+        super().__init__()
+        self.fc1 = nn.Conv2d(c, c // reduction, 1)
+        self.fc2 = nn.Conv2d(c // reduction, c, 1)
+
+    def forward(self, x):
+        pooled = x.mean((2, 3), keepdim=True)
+        return x * self.fc2(self.fc1(pooled).relu()).sigmoid()
 
 
-def _timm_has(name):
-    if not find_spec('timm'): return False
-    import timm
-    return timm.is_model(name)
+class OSBlock(nn.Module):
+    "Four streams of one to four light convolutions, weighed by one gate and added up, in a residual bottleneck"
+
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        c = c_out // 4
+        self.conv1 = ConvNorm(c_in, c)
+        self.conv2a = LightConv(c)
+        self.conv2b = nn.Sequential(*[LightConv(c) for _ in range(2)])
+        self.conv2c = nn.Sequential(*[LightConv(c) for _ in range(3)])
+        self.conv2d = nn.Sequential(*[LightConv(c) for _ in range(4)])
+        self.gate = ChannelGate(c)
+        self.conv3 = ConvNorm(c, c_out, relu=False)
+        self.downsample = ConvNorm(c_in, c_out, relu=False) if c_in != c_out else None
+
+    def forward(self, x):
+        reduced = self.conv1(x)
+        streams = [self.gate(stream(reduced)) for stream in (self.conv2a, self.conv2b, self.conv2c, self.conv2d)]
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return (self.conv3(sum(streams)) + shortcut).relu()
+
+
+class OSNet(nn.Module):
+    "The network's stem and stages, under the parameter names of its authors' published weights"
+
+    def __init__(
+        self,
+        name: str = 'osnet_x1_0',  # One of `OSNETS`
+        stage3_stride: int = 2,  # 2 as published, 1 leaves out the pooling that ends stage 3
+    ):
+        "Random weights, He et al.'s for convolutions"
+        super().__init__()
+        stem, c2, c3, c4 = OSNETS[name]
+        self.conv1 = ConvNorm(3, stem, 7, 2)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.conv2 = _stage(stem, c2, 2)
+        self.conv3 = _stage(c2, c3, stage3_stride)
+        self.conv4 = nn.Sequential(OSBlock(c3, c4), OSBlock(c4, c4))
+        self.conv5 = ConvNorm(c4, c4)
+        self.widths = {3: c3, 4: c4}
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
+
+    def forward(
+        self,
+        images: Tensor,  # n x 3 x H x W
+    ) -> tuple[Tensor, Tensor]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 x H/16 x W/16
+        "The maps of both stages, after ReLU and so non-negative; as published, stage 4 keeps stage 3's size"
+        stage3 = self.conv3(self.conv2(self.maxpool(self.conv1(images))))
+        return stage3, self.conv5(self.conv4(stage3))
+
+
+def _stage(c_in, c_out, stride):
+    # The last module is there without pooling too, so that its parameters keep their names
+    end = nn.Sequential(ConvNorm(c_out, c_out), nn.AvgPool2d(stride) if stride > 1 else nn.Identity())
+    return nn.Sequential(OSBlock(c_in, c_out), OSBlock(c_out, c_out), end)
+
+
+WIDTHS = (32, 64, 128, 256)  # Channels of the four stages, half of ResNet-18's
+
+
+def resnet10_narrow(
+    weights: str | None = None,  # As torchvision's builders take it; nobody has trained this network on ImageNet
+) -> nn.Module:  # With torchvision's names: conv1, bn1, relu, maxpool, layer1 to layer4
+    """ResNet of one basic block a stage, ten layers in all, and half of ResNet-18's channels. A ValueError if
+    pretrained weights are asked for"""
+    if weights:
+        raise ValueError('resnet10_narrow has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
+    net, channels = nn.Module(), WIDTHS[0]
+    net.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+    net.bn1 = nn.BatchNorm2d(channels)
+    net.relu = nn.ReLU(inplace=True)
+    net.maxpool = nn.MaxPool2d(3, 2, 1)
+    for i, width in enumerate(WIDTHS):
+        shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, 2, bias=False), nn.BatchNorm2d(width)) if i else None
+        setattr(net, f'layer{i + 1}', nn.Sequential(BasicBlock(channels, width, 2 if i else 1, shortcut)))
+        channels = width
+    return net
+
+
+OWN = {'resnet10_narrow': resnet10_narrow}

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+import magnifier
 from magnifier.data.images import as_images
 from magnifier.data.preprocess import Preprocessing
 
 __all__ = ['Embedder']
-
-ONNX_KEY = 'magnifier'  # The file's metadata under which ours are
 
 
 class Embedder:
@@ -67,7 +66,7 @@ def _open_onnx(source, device, threads):
     except Exception as e:  # onnxruntime's own classes, one a kind of damage
         raise ValueError(f'{source} is not an ONNX file that onnxruntime {ort.__version__} can run '
                          f'({str(e).splitlines()[0]})') from e
-    about = session.get_modelmeta().custom_metadata_map.get(ONNX_KEY)
+    about = session.get_modelmeta().custom_metadata_map.get(magnifier.__name__)
     if about is None:
         raise ValueError(f'{source} does not describe its preprocessing: a file of learn.export_onnx is wanted')
     about = json.loads(about)
@@ -77,7 +76,7 @@ def _open_onnx(source, device, threads):
 
 def _open_folder(source, device, threads):
     import torch
-    from magnifier.model.embedding import EmbeddingNet
+    from magnifier.model.net import EmbeddingNet
     from magnifier.model.saved import read_model
     model, config = read_model(source)
     net = EmbeddingNet(model).to(device)

@@ -20,16 +20,14 @@ from magnifier.data.loaders import ReIDDataLoaders, preprocessing_of
 from magnifier.data.masks import mask_targets, write_mask
 from magnifier.data.preprocess import Preprocessing
 from magnifier.files import aside
-from magnifier.model.embedding import EmbeddingNet
-from magnifier.model.saved import MODEL_FILES, fingerprint as fingerprint_of, read_model, write_model
-from magnifier.model.net import MagnifierNet, create_magnifier, model_splitter
+from magnifier.model.net import EmbeddingNet, MagnifierNet, create_magnifier, model_splitter
+from magnifier.model.saved import MODEL_FILES, fingerprint as fingerprint_of, read_model, write_model, write_onnx
 from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.retrieval.distance import normalise
 from magnifier.retrieval.verification import (
     Comparison, SimilarityThreshold, compare, similarity_threshold, verification_pairs)
 from magnifier.train.callbacks import RegionOcclusion, SemanticDiversityPhase, TeacherMasks, autocast_of
 from magnifier.train.distributed import Share, distributed
-from magnifier.train.export import write_onnx
 from magnifier.train.guards import TrackersWait, check_callbacks
 from magnifier.train.losses import MagnifierLoss, gradient_norms
 from magnifier.train.metrics import by_role, rank_by_role, rank_embeddings, reid_metrics

@@ -10,7 +10,7 @@ from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.model.branches import BRANCHES, AdversarialBranch
 from magnifier.model.heads import at_least_float32
 from magnifier.model.net import MagnifierOutput
-from magnifier.model.resize import has_mask, resize_labels
+from magnifier.model.pooling import has_mask, resize_labels
 from magnifier.regions import NO_MASK
 from magnifier.train.distributed import gather_own, n_ranks
 

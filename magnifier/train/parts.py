@@ -8,7 +8,7 @@ from fastai.vision.all import to_device, tuplify
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from magnifier.model.resize import labels_to_masks, predicted_masks, resize_masks
+from magnifier.model.pooling import labels_to_masks, predicted_masks, resize_masks
 from magnifier.regions import BODY_REGIONS, NO_MASK, N_REGIONS, REGIONS, region_indices
 from magnifier.retrieval.ranking import Ranking, evaluate_distances
 from magnifier.retrieval.region_distance import region_distance

@@ -21,9 +21,8 @@ import torch
 from measure import timed, write_csv
 from torch.nn import functional as F
 
-from magnifier.model.embedding import EmbeddingNet
 from magnifier.model.heads import fold_norms
-from magnifier.model.net import create_magnifier
+from magnifier.model.net import EmbeddingNet, create_magnifier
 
 
 def lived_in(args):
@@ -53,7 +52,7 @@ def ways(model, images, args):
 
 def onnx_session(net, images, args):
     import onnxruntime as ort
-    from magnifier.train.export import _to_onnx
+    from magnifier.model.saved import _to_onnx
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:

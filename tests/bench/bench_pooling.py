@@ -10,7 +10,7 @@ from measure import peak_memory, timed, write_csv
 from torch.nn import functional as F
 
 from magnifier.model.pooling import region_max_pool
-from magnifier.model.resize import labels_to_masks
+from magnifier.model.pooling import labels_to_masks
 
 N, C, H, W, K = 64, 1024, 24, 12, 8
 

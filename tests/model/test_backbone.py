@@ -136,7 +136,7 @@ def test_timm_itself_trains_a_step(name, last_stride, widths):
     opt.step()
     assert not torch.equal(stem, before) and all(p.isfinite().all() for p in model.parameters())
     model.eval()
-    from magnifier.model.embedding import EmbeddingNet
+    from magnifier.model.net import EmbeddingNet
     images = torch.randn(2, 3, 64, 32)
     with torch.no_grad(): assert (EmbeddingNet(model)(images) - model(images).embedding).abs().max() < 1e-5
 
@@ -196,8 +196,7 @@ def test_an_osnet_block_is_its_four_streams():
 
 @pytest.mark.parametrize('name', ['osnet_x1_0', 'osnet_x0_5'])
 def test_an_osnet_trains_a_step_and_embeds(name):
-    from magnifier.model.embedding import EmbeddingNet
-    from magnifier.model.net import create_magnifier
+    from magnifier.model.net import EmbeddingNet, create_magnifier
     model = create_magnifier(name, 5, False, hidden=16)
     model(torch.randn(2, 3, 64, 32)).embedding.sum().backward()
     assert all(p.grad.isfinite().all() for p in model.backbone.parameters())

@@ -7,9 +7,8 @@ from magnifier.data.block import TensorIdentity
 from magnifier.look.saliency import contributions
 from magnifier.model.backbone import create_backbone
 from magnifier.model.branches import BRANCHES, Branch, GlobalBranch, branch_scales, create_branches, join_branches
-from magnifier.model.embedding import EmbeddingNet
 from magnifier.model.heads import SegmentationHead
-from magnifier.model.net import MagnifierNet, create_magnifier
+from magnifier.model.net import EmbeddingNet, MagnifierNet, create_magnifier
 from magnifier.model.pooling import region_max_pool
 from magnifier.regions import NO_MASK
 from magnifier.train.losses import MagnifierLoss

@@ -191,7 +191,7 @@ def test_a_backbone_with_fewer_or_more_blocks_is_refused(tmp_path, there, here, 
 
 @pytest.mark.parametrize('style', ['', 'module.', 'backbone.', 'model.module.'])
 def test_osnet_files_of_several_styles(tmp_path, style):
-    from magnifier.model.own_backbones import OSNet
+    from magnifier.model.backbone import OSNet
     torch.manual_seed(1)
     tensors = {f'{style}{k}': v + 1 for k, v in OSNet('osnet_x0_25').state_dict().items()}
     others = {f'{style}fc.0.weight': torch.ones(512, 512), f'{style}classifier.weight': torch.ones(1000, 512)}

@@ -11,8 +11,8 @@ from PIL import Image
 
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.model.embedder import Embedder
-from magnifier.model.embedding import EmbeddingNet
-from magnifier.train import export
+from magnifier.model.net import EmbeddingNet
+from magnifier.model import saved
 from magnifier.train.learner import magnifier_learner
 
 onnx, ort = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
@@ -102,7 +102,7 @@ def test_a_file_that_differs_is_not_written(learn, monkeypatch, tmp_path):
             class model: metadata_props = {}
             def save(self, path, external_data): path.write_bytes(b'')
         return Program()
-    monkeypatch.setattr(export, '_to_onnx', other)
+    monkeypatch.setattr(saved, '_to_onnx', other)
     monkeypatch.setattr(ort, 'InferenceSession',
                         lambda *a, **kw: SimpleNamespace(run=lambda names, feed: [np.eye(3, 576, dtype=np.float32)]))
     with pytest.raises(RuntimeError, match='differs from torch .cosine .*nothing was written'):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.model.net import MagnifierOutput, create_magnifier
-from magnifier.model.resize import resize_labels
+from magnifier.model.pooling import resize_labels
 from magnifier.regions import NO_MASK
 from magnifier.train.losses import (MagnifierLoss, batch_hard_triplet, gradient_norms, identity_loss,
                                     region_segmentation_loss, semantic_diversity_loss)
