@@ -3,13 +3,18 @@ import signal
 
 import matplotlib
 import pytest
+from hypothesis import settings
 
 matplotlib.use('Agg')
 
 
-def pytest_configure():
-    "Ctrl-C is tested: a shell that runs this in the background may have it ignored, and children inherit that"
+def pytest_configure(config):
+    # Ctrl-C is tested: a shell that runs this in the background may have it ignored, and children inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tests that name no number of drawn cases draw few of them where the slow tests are left out
+    settings.register_profile('all', max_examples=300, deadline=None)
+    settings.register_profile('loop', max_examples=25, deadline=None)
+    settings.load_profile('loop' if 'not slow' in config.option.markexpr else 'all')
 
 
 def pytest_collection_modifyitems(items):

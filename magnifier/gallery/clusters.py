@@ -4,9 +4,8 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 from magnifier.retrieval.distance import full_precision, normalise
-from magnifier.retrieval.inputs import as_features
 from magnifier.retrieval.neighbours import FeaturePairs
-from magnifier.retrieval.rows import working_dtype
+from magnifier.retrieval.features import as_features, working_dtype
 from magnifier.retrieval.rerank import check_settings, encode, jaccard_similarity
 
 __all__ = ['identity_clusters']

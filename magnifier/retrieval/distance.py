@@ -6,9 +6,9 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from magnifier.retrieval.rows import (ROW_BLOCK, can_be_squared, copies, divided, finite_norms, positive_norms,
-                                      row_norms, row_slices, squared_sums, unit, working_dtype)
-from magnifier.retrieval.inputs import as_features, as_matrix, check_pair
+from magnifier.retrieval.features import (
+    ROW_BLOCK, as_features, as_matrix, can_be_squared, check_pair, copies, divided, finite_norms, positive_norms,
+    row_norms, row_slices, squared_sums, unit, working_dtype)
 
 __all__ = ['normalise', 'cosine_distances', 'euclidean_distances', 'FeatureDistances', 'MatrixDistances', 'METRICS']
 

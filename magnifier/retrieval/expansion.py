@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from magnifier.retrieval.distance import FeatureDistances, full_precision, like
-from magnifier.retrieval.inputs import as_count, as_features, as_ids, check_pair
-from magnifier.retrieval.rows import unit, working_dtype
+from magnifier.retrieval.features import as_count, as_features, as_ids, check_pair, unit, working_dtype
 
 __all__ = ['average_query_expansion', 'alpha_query_expansion', 'camera_centre']
 

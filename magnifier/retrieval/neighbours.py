@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
-from magnifier.retrieval.rows import copies, row_slices, squared_sums, working_dtype
 from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, ready_to_square, squared_distances
+from magnifier.retrieval.features import copies, row_slices, squared_sums, working_dtype
 
 __all__ = ['Neighbours', 'FeaturePairs', 'MatrixPairs']
 

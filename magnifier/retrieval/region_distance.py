@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 from torch import Tensor
+from magnifier.checks import refuse
 from magnifier.regions import region_indices
-from magnifier.retrieval.rows import can_be_squared, copies, row_norms, working_dtype
 from magnifier.retrieval.distance import MatrixDistances, band_slices, full_precision, like
-from magnifier.retrieval.inputs import as_matrix, as_tensor, choose
+from magnifier.retrieval.features import (
+    as_matrix, as_tensor, can_be_squared, choose, copies, row_norms, working_dtype)
 
 __all__ = ['region_distance']
 
@@ -25,14 +26,15 @@ def region_distance(
     come last. A visible region with a zero feature has distance 1 to every other. `evaluate_distances` takes the
     result; TypeError or ValueError for shapes that do not fit"""
     q, g = as_regions(query_regions, 'query_regions'), as_regions(gallery_regions, 'gallery_regions')
-    if q.shape[1:] != g.shape[1:]:
-        raise ValueError(f'query_regions have (regions, channels) {tuple(q.shape[1:])} and gallery_regions '
-                         f'{tuple(g.shape[1:])}: both must come from the same model')
-    if q.device != g.device:
-        raise ValueError(f'query_regions are on {q.device} and gallery_regions on {g.device}: move one with `.to()`')
-    q_seen, g_seen = as_visible(query_visible, q, 'query_visible'), as_visible(gallery_visible, g, 'gallery_visible')
     wanted = region_indices(regions, q.shape[1])
-    if not wanted: raise ValueError('regions is empty: name one or more, or leave `regions` out to compare all')
+    refuse({
+        f'query_regions have (regions, channels) {tuple(q.shape[1:])} and gallery_regions {tuple(g.shape[1:])}: '
+        'both must come from the same model': q.shape[1:] != g.shape[1:],
+        f'query_regions are on {q.device} and gallery_regions on {g.device}: move one with `.to()`':
+            q.device != g.device,
+        'regions is empty: name one or more, or leave `regions` out to compare all': not wanted,
+    })
+    q_seen, g_seen = as_visible(query_visible, q, 'query_visible'), as_visible(gallery_visible, g, 'gallery_visible')
     dtype = working_dtype(q, g)
     q, q_seen = unit_regions(q[:, wanted].to(dtype), q_seen[:, wanted], 'query_regions')
     g, g_seen = unit_regions(g[:, wanted].to(dtype), g_seen[:, wanted], 'gallery_regions')
@@ -83,11 +85,12 @@ def as_visible(
 ) -> Tensor:  # (n, k) booleans on the features' device
     "Visibility as booleans, or an error that says what was seen"
     v = visible if isinstance(visible, Tensor) else torch.from_numpy(np.array(visible))
-    if v.shape != feats.shape[:2]:
-        raise ValueError(f'{name}: shape {tuple(feats.shape[:2])} (images, regions) wanted, got {tuple(v.shape)}')
-    if v.dtype != torch.bool and not ((v == 0) | (v == 1)).all():
-        raise ValueError(f'{name}: booleans wanted, or 0 and 1; got {v.dtype} with other values. '
-                         'Compare shares of visible pixels with a threshold first')
+    refuse({
+        f'{name}: shape {tuple(feats.shape[:2])} (images, regions) wanted, got {tuple(v.shape)}':
+            v.shape != feats.shape[:2],
+        f'{name}: booleans wanted, or 0 and 1; got {v.dtype} with other values. Compare shares of visible pixels with '
+        'a threshold first': not ((v == 0) | (v == 1)).all(),
+    })
     return v.bool().to(feats.device)
 
 

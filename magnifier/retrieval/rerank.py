@@ -6,9 +6,8 @@ import torch
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 from magnifier.retrieval.distance import full_precision, like
-from magnifier.retrieval.inputs import as_count, as_matrix, check_pair
+from magnifier.retrieval.features import as_count, as_matrix, check_pair, working_dtype
 from magnifier.retrieval.neighbours import FeaturePairs, MatrixPairs, Neighbours
-from magnifier.retrieval.rows import working_dtype
 
 __all__ = ['rerank', 'rerank_distances']
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from magnifier.retrieval.counting import Labels, JUNK
+from magnifier.checks import refuse
 from magnifier.retrieval.distance import METRICS, FeatureDistances, as_distances, to_numpy
-from magnifier.retrieval.inputs import as_count, as_tensor, check_pair, choose
-from magnifier.retrieval.rows import unit, working_dtype
+from magnifier.retrieval.features import as_count, as_tensor, check_pair, choose, unit, working_dtype
+from magnifier.retrieval.ranking import JUNK, Labels
 
 __all__ = ['verification_pairs', 'roc', 'verification_table', 'SimilarityThreshold', 'similarity_threshold',
            'Comparison', 'compare']
@@ -24,9 +24,10 @@ class VerificationPairs:
     def __post_init__(self):
         for name in ('genuine', 'impostor'):
             d = np.sort(to_numpy(as_tensor(getattr(self, name), name)).ravel())
-            if not len(d):
-                raise ValueError(f'{name}: no pairs. A verification test needs pairs of one identity and pairs of two')
-            if not np.isfinite(d[[0, -1]]).all(): raise ValueError(f'{name}: distances hold NaN or infinite values')
+            refuse({
+                f'{name}: no pairs. A verification test needs pairs of one identity and pairs of two': not len(d),
+                f'{name}: distances hold NaN or infinite values': not np.isfinite(d).all(),
+            })
             d.setflags(write=False)
             object.__setattr__(self, name, d)
 
@@ -197,13 +198,13 @@ def compare(
     """Are these two the same person? Thresholds depend on model and cameras, so there is no default. ValueError for
     shapes that differ, zero, NaN or infinite embeddings"""
     if isinstance(threshold, SimilarityThreshold): threshold = threshold.similarity
-    if not -1 <= threshold <= 1.001:  # a rounding above 1 accepts nobody
-        raise ValueError(f'threshold={threshold}: a cosine similarity from -1 to 1 wanted; '
-                         '`similarity_threshold` gives it for a wanted false-accept rate')
     a, b = as_tensor(a, 'a'), as_tensor(b, 'b')
-    if a.shape != b.shape or a.ndim not in (1, 2) or 0 in a.shape:
-        raise ValueError('compare: two embeddings (d,) or two sets (n, d) wanted, '
-                         f'got shapes {tuple(a.shape)} and {tuple(b.shape)}')
+    refuse({
+        f'threshold={threshold}: a cosine similarity from -1 to 1 wanted; `similarity_threshold` gives it for a wanted '
+        'false-accept rate': not -1 <= threshold <= 1.001,  # a rounding above 1 accepts nobody
+        f'compare: two embeddings (d,) or two sets (n, d) wanted, got shapes {tuple(a.shape)} and {tuple(b.shape)}':
+            a.shape != b.shape or a.ndim not in (1, 2) or 0 in a.shape,
+    })
     dtype = working_dtype(a, b)
     x, y = unit(torch.atleast_2d(a), 'a', dtype), unit(torch.atleast_2d(b), 'b', dtype)
     similarity = (x * y).sum(1).cpu().numpy()

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from scipy.spatial.distance import cdist
-from magnifier.retrieval import distance as module, rows as of_rows
+from magnifier.retrieval import distance as module, features as of_rows
 from magnifier.retrieval.distance import (FeatureDistances, MatrixDistances, cosine_distances, euclidean_distances,
                                           normalise)
 from magnifier.retrieval.ranking import rank
@@ -27,7 +27,6 @@ def test_equal_scipy(dtype, tolerance):
         assert got.dtype == (np.float64 if dtype == np.float64 else np.float32)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6),
        st.integers(0, 2**32 - 1))
 def test_blocks_of_any_size_give_the_same(n_q, n_g, d, band, rows, seed):
@@ -132,9 +131,9 @@ def test_float32_to_its_last_number():
 
 
 def test_features_on_a_device_without_float64_come_to_the_cpu(monkeypatch):
-    from magnifier.retrieval import inputs
+    from magnifier.retrieval import features
     moved = []
-    monkeypatch.setattr(inputs, 'WITHOUT_FLOAT64', ('cpu',))
+    monkeypatch.setattr(features, 'WITHOUT_FLOAT64', ('cpu',))
     monkeypatch.setattr(torch.Tensor, 'cpu', lambda self: moved.append(self.shape) or self)
-    inputs.as_tensor(torch.ones(2, 3), 'features')
+    features.as_tensor(torch.ones(2, 3), 'features')
     assert moved == [(2, 3)]

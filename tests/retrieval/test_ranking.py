@@ -8,16 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
-from magnifier.retrieval.counting import Labels, band_ranks, row_ranks
+from hypothesis import given, strategies as st
 from magnifier.retrieval.distance import Cosine, cosine_distances, euclidean_distances
 from magnifier.retrieval.region_distance import region_distance
-from magnifier.retrieval.ranking import AP_FORMS, NO_MATCH, evaluate_distances, rank
+from magnifier.retrieval.ranking import AP_FORMS, NO_MATCH, Labels, band_ranks, evaluate_distances, rank, row_ranks
 
 spec = importlib.util.spec_from_file_location('retrieval_slow', Path(__file__).with_name('slow.py'))
 slow = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(slow)
-many = settings(max_examples=400, deadline=None)
 
 
 @contextmanager
@@ -56,14 +54,12 @@ def assert_same(ranking, wanted):
     assert ranking.n_unmatched == len(ranking.unmatched) == sum(not q['ranks'] for q in wanted)
 
 
-@many
 @given(cases(), st.sampled_from(sorted(AP_FORMS)), st.sampled_from(NO_MATCH), st.booleans())
 def test_equals_the_slow_loop(case, ap, no_match, separate):
     with may_warn(): ranking = evaluate_distances(*case, ap=ap, no_match=no_match, separate_cameras=separate)
     assert_same(ranking, slow.slow_ranking(*map(np.ndarray.tolist, case), ap, no_match, separate))
 
 
-@settings(max_examples=300, deadline=None)
 @given(cases(), st.booleans(), st.integers(1, 20))
 def test_hits_are_the_slow_order(case, separate, k):
     with may_warn(): ranking = evaluate_distances(*case, separate_cameras=separate)
@@ -79,7 +75,6 @@ def test_hits_are_the_slow_order(case, separate, k):
         assert (everything['rank'][everything['removed']] == 0).all()
 
 
-@settings(max_examples=300, deadline=None)
 @given(cases())
 def test_gpu_way_of_counting_equals_the_row_by_row_one(case):
     dist, *ids = case
@@ -89,7 +84,6 @@ def test_gpu_way_of_counting_equals_the_row_by_row_one(case):
     assert band_ranks(torch.from_numpy(dist.astype(np.float32)), splits).tolist() == rows
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(['cosine', 'euclidean', 'sqeuclidean']))
 def test_features_and_their_matrix_give_the_same_ranking(seed, metric):
     rng = np.random.default_rng(seed)

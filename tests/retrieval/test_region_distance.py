@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from magnifier.retrieval.ranking import evaluate_distances
 from magnifier.retrieval.region_distance import NOTHING_SHARED, region_distance
 
@@ -25,7 +25,6 @@ def case(n_q=4, n_g=9, k=8, c=5, seed=0):
             rng.random((n_g, k)) < 0.5)
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**32 - 1), st.data())
 def test_equals_the_loop(n_q, n_g, k, c, seed, data):
     args = case(n_q, n_g, k, c, seed)

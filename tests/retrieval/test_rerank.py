@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from magnifier.retrieval import neighbours as neighbours_module, rerank as rerank_module
 from magnifier.retrieval.distance import euclidean_distances, normalise
 from magnifier.retrieval.neighbours import FeaturePairs, MatrixPairs
@@ -58,7 +58,6 @@ def test_fewer_images_than_neighbours():
     assert np.abs(rerank_distances(*matrices(q, g), 20, 30) - wanted).max() < 1e-6
 
 
-@settings(max_examples=250, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 16), st.integers(1, 8), st.integers(1, 6), st.sampled_from([1, 2, 5, 1000]),
        st.integers(0, 2**32 - 1))
 def test_small_cases_with_ties(q, g, k1, k2, values, seed):
@@ -71,7 +70,6 @@ def test_small_cases_with_ties(q, g, k1, k2, values, seed):
     assert np.abs(rerank(x[:q], x[q:], k1, k2) - wanted).max() < 1e-6
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 6))
 def test_matrices_that_are_not_symmetric_are_read_by_column_as_in_the_original(seed, k1, k2):
     rng = np.random.default_rng(seed)

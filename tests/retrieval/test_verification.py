@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from magnifier.retrieval.distance import cosine_distances
 from magnifier.retrieval.verification import (
     Comparison, VerificationPairs, compare, roc, similarity_threshold, verification_pairs, verification_table)
@@ -16,7 +16,6 @@ def slow_rates(genuine, impostor, threshold):
     return sum(d <= threshold for d in impostor) / len(impostor), sum(d > threshold for d in genuine) / len(genuine)
 
 
-@settings(max_examples=300, deadline=None)
 @given(distances, distances, st.floats(0, 1, exclude_max=True))
 def test_rates_and_thresholds(genuine, impostor, far):
     curve = roc(genuine, impostor)
@@ -99,7 +98,6 @@ def test_compare_one_pair_and_several():
     assert str(many) == '1 of 3 pairs reach a similarity of 0.500'
 
 
-@settings(max_examples=300, deadline=None)
 @given(distances, distances, st.sampled_from([0, .01, .1, .5, .9]))
 def test_similarity_threshold_against_counting(genuine, impostor, far):
     found = similarity_threshold(VerificationPairs(genuine, impostor), far=far)
