@@ -5,8 +5,10 @@ import math
 import sys
 from io import BytesIO
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import matplotlib.figure
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,6 +27,7 @@ __all__ = ['Figure', 'tiles', 'plot', 'finish', 'REGION_COLOURS', 'HEAT', 'FRAME
 
 TEXT = 8   # Points of small text: readable at a notebook's width
 DPI = 110
+CURRENT = 'magnifier'  # Name of our last figure in pyplot
 # Okabe and Ito's palette, one colour a region, the background first. Regions that touch are the furthest apart
 # (24 units of CIELAB or more), for normal sight and for protanopia, deuteranopia and tritanopia
 REGION_COLOURS = np.array([[128, 128, 128], [204, 121, 167], [213, 94, 0], [240, 228, 66],
@@ -50,9 +53,9 @@ FRAMES = {
 class Figure(matplotlib.figure.Figure):
     """A matplotlib figure on opaque white. `figure.save(path)` writes it.
 
-    It is not registered in pyplot, so `plt.savefig` does not save it, and its memory is freed when it is no longer
-    used. In a notebook, the call that draws a figure shows it. As the last value of the same cell it is not shown
-    again."""
+    The last one that was drawn is pyplot's current figure, so that `plt.savefig` and `plt.show` take it; pyplot holds
+    no other of them. In a notebook, the call that draws a figure shows it. As the last value of the same cell it is
+    not shown again."""
     shown_in = None  # Number of the notebook cell in which it was shown
 
     def __init__(self, *args, **kwargs):
@@ -96,10 +99,18 @@ def finish(
     save=None,  # A path, as `Figure.save` takes it; None writes no file
     show: bool = True,  # Whether a notebook shows it at once; not where it goes into a widget
 ) -> Figure:  # The same
-    "Last step of every drawing function: writes the file, and shows the figure in a notebook"
+    "Last step of a drawing function: writes the file, shows the figure in a notebook, makes it pyplot's current one"
     if save is not None: figure.save(save)
     if show and _cell() is not None: figure.show()
+    if show and _goes_to_pyplot():
+        plt.close(CURRENT)  # one place for all figures of ours: the one before is let go
+        plt.figure(CURRENT, FigureClass=lambda **kwargs: figure)
     return figure
+
+
+def _goes_to_pyplot():
+    "Not from other threads, where windows cannot be opened, and not to a backend that would show it a second time"
+    return current_thread() is main_thread() and (_cell() is None or 'inline' in matplotlib.get_backend())
 
 
 def tiles(

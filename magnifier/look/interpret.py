@@ -18,7 +18,7 @@ from magnifier.regions import NO_MASK, N_REGIONS, REGIONS
 from magnifier.retrieval.ranking import Ranking, rank
 from magnifier.retrieval.verification import verification_pairs, verification_table
 from magnifier.train.learner import ReIDLearner
-from magnifier.train.parts import NO_REGIONS, VISIBLE, embed_parts
+from magnifier.train.parts import VISIBLE, embed_parts
 
 __all__ = ['ReIDInterpretation']
 
@@ -190,13 +190,7 @@ class ReIDInterpretation:
         "R1 and mAP of groups of queries"
         self._need_matches()
         queries = self._queries
-        if isinstance(values, str):
-            if values not in queries:
-                known = ', '.join(map(str, self.ranked.items))
-                raise ValueError(f'no column {values!r} in the catalog: it has {known}')
-            label, values = label or values, queries[values]
-        if len(values) != len(queries):
-            raise ValueError(f'{len(values)} values for {len(queries)} queries: give one for each')
+        if isinstance(values, str): label, values = label or values, queries[values]
         values = values if isinstance(values, pd.Categorical) else np.asarray(values)  # a categorical keeps its order
         found = queries.assign(of=values, right=self.ranking.first_match == 1)[self.ranking.counted]
         rates = dict(queries=('right', 'size'), R1=('right', 'mean'), mAP=('ap', 'mean'))
@@ -236,7 +230,6 @@ class ReIDInterpretation:
         if 'mask' in queries and queries['mask'].notna().all():
             masks = [read_mask(path) for path in queries['mask']]
             return np.stack([np.bincount(mask.ravel(), minlength=N_REGIONS)/mask.size for mask in masks])
-        if self.learn.model.segmentation is None: raise ValueError(NO_REGIONS)
         return embed_parts(self.learn, queries[['path']]).areas
 
     def plot_embeddings(self,
@@ -248,12 +241,16 @@ class ReIDInterpretation:
         save=None,  # Where to write the figure
     ) -> pd.DataFrame:  # One row an image: path, pid, camid, x, y
         "Embeddings of a few identities in two dimensions, as thumbnails"
-        if method not in FLATTEN: raise ValueError(f"method={method!r}: use 'pca' or 't-sne'")
         pids, _ = self.ranked.ids(self.ranked.query_rows)
         pids = np.unique(pids)
         chosen = np.random.default_rng(seed).permutation(pids)[:n_ids]
         rows = np.concatenate([np.flatnonzero(self.ranked.identity[:, 1] == pid)[:n_images] for pid in chosen])
-        if len(rows) < 3: raise ValueError(f'{len(rows)} images are too few: choose more identities or images')
+        wrong = {
+            f"method={method!r}: use 'pca' or 't-sne'": method not in FLATTEN,
+            f'{len(rows)} images are too few: choose more identities or images': len(rows) < 3,
+        }
+        for message, is_wrong in wrong.items():
+            if is_wrong: raise ValueError(message)
         points = FLATTEN[method](self.ranked.embeddings[rows].numpy(), seed)
         items = self.ranked.items.iloc[rows]
         table = items[['path', 'pid', 'camid']].assign(x=points[:, 0], y=points[:, 1])
@@ -266,11 +263,15 @@ class ReIDInterpretation:
         save=None,  # Where to write the figure
     ) -> pd.DataFrame:  # Index the true region: iou, pixels, and the share of its pixels seen as each region
         "Quality of the model's part masks: intersection over union by region, and the confused regions"
-        if self.learn.model.segmentation is None:
-            raise ValueError('this model has no mask module: build the learner with mask=True')
-        counts = _confusion(self.learn, self.ranked.items)
-        if not counts.sum():
-            raise ValueError('no image here has a part mask to compare with: name a folder of masks to the reader')
+        items = self.ranked.items
+        wrong = {
+            'this model has no mask module: build the learner with mask=True': self.learn.model.segmentation is None,
+            'no image here has a part mask to compare with: name a folder of masks to the reader':
+                'mask' not in items or not items['mask'].notna().any(),
+        }
+        for message, is_wrong in wrong.items():
+            if is_wrong: raise ValueError(message)
+        counts = _confusion(self.learn, items)
         true, seen, both = counts.sum(1), counts.sum(0), counts.diagonal()
         with np.errstate(invalid='ignore', divide='ignore'):
             iou = pd.Series(both/(true + seen - both), index=REGIONS)

@@ -78,12 +78,13 @@ class RankedSet:
         seed: int = 0,  # Seed of the random choice
     ) -> np.ndarray:  # Indices of queries, as the ranking counts them
         "Queries by name, or by their average precision; a ValueError for a name that no query or several queries have"
-        if n < 1: raise ValueError(f'n={n}: show at least one query')
         if queries is None: queries = 'random'
-        if isinstance(queries, str) and queries in CHOICES: return self._by_success(queries, n, seed)
         wanted = [queries] if isinstance(queries, (str, Path, int, np.integer)) else list(queries)
-        if not wanted:
-            raise ValueError(f'no queries given: give identities, file names, or one of {", ".join(CHOICES)}')
+        _refuse({
+            f'n={n}: show at least one query': n < 1,
+            f'no queries given: give identities, file names, or one of {", ".join(CHOICES)}': not wanted,
+        })
+        if isinstance(queries, str) and queries in CHOICES: return self._by_success(queries, n, seed)
         found = [self._by_name(q) for q in wanted]
         return np.array(list(dict.fromkeys(_in_turns(found, n))))[:max(n, len(wanted))]
 
@@ -98,23 +99,18 @@ class RankedSet:
         return found[np.argsort(ap if how == 'worst' else -ap, kind='stable')[:n]]
 
     def _by_name(self, name):
-        return self._by_pid(name) if isinstance(name, (int, np.integer)) else self._by_file(name)
-
-    def _by_pid(self, pid):
+        "The queries of an identity, or the one query that a file name means"
         pids, _ = self.ids(self.query_rows)
-        found = np.flatnonzero(pids == pid)
-        if not len(found): raise _unknown(pid, np.unique(pids))
-        return found
-
-    def _by_file(self, name):
         paths = [Path(p) for p in self.items['path'].iloc[self.query_rows]]
-        wanted = Path(name)
-        ending = wanted.parts
-        found = [i for i, p in enumerate(paths) if p.parts[-len(ending):] == ending or p.stem == str(name)]
-        if not found: raise _unknown(name, [p.name for p in paths])
-        if len(found) > 1:
-            called = _few([paths[i] for i in found])
-            raise ValueError(f'{len(found)} queries are called {str(name)!r}: {called}; name one by its whole path')
+        by_file = isinstance(name, (str, Path))
+        known = [path.name for path in paths] if by_file else np.unique(pids)
+        found = np.flatnonzero([_is_called(path, name) for path in paths] if by_file else pids == name)
+        called = _few([paths[i] for i in found])
+        _refuse({
+            f'no query {name!r}: the {len(known)} here are {_few(known)}; or use {", ".join(CHOICES)}': not len(found),
+            f'{len(found)} queries are called {str(name)!r}: {called}; name one by its whole path':
+                by_file and len(found) > 1,
+        })
         return found
 
     def rows_of(self,
@@ -130,11 +126,19 @@ def _in_turns(found, n):
     return (rows[i] for i in range(n) for rows in found if i < len(rows))
 
 
-def _unknown(query, known):
-    return ValueError(f'no query {query!r}: the {len(known)} here are {_few(known)}; or use {", ".join(CHOICES)}')
+def _is_called(path, name):
+    "Whether a path ends as the name does, or has it without its own ending"
+    ending = Path(name).parts
+    return path.parts[-len(ending):] == ending or path.stem == str(name)
 
 
 def _few(names, n=5): return ', '.join(map(str, names[:n])) + (', ...' if len(names) > n else '')
+
+
+def _refuse(wrong):
+    "Raises the first message that holds"
+    for message, holds in wrong.items():
+        if holds: raise ValueError(message)
 
 
 def _loader(learn, catalog):
@@ -281,8 +285,10 @@ def show_ranking(self: ReIDLearner,
     names=('this', 'other'),  # Names of the two learners
 ) -> Figure:
     "Queries and their first hits, right and wrong framed apart, with identity, camera and cosine similarity"
-    if k < 1: raise ValueError(f'k={k}: show at least one hit')
-    if heat and masks: raise ValueError('heat=True and masks=True: choose one, each image has room for one below it')
+    _refuse({
+        f'k={k}: show at least one hit': k < 1,
+        'heat=True and masks=True: choose one, each image has room for one below it': heat and masks,
+    })
     mine = RankedSet.of(self, catalog, regions)
     models = [(self, mine)]
     if versus is not None: models.append((versus, RankedSet.of(versus, mine.items, regions)))
@@ -331,10 +337,8 @@ class Browser:
                              regions=list(regions) or None, save=save, show=show)
 
     def widget(self):  # An ipywidgets box
-        "Buttons, regions to tick, and the figure; an ImportError says what to install"
-        try: import ipywidgets as w
-        except ImportError as e:
-            raise ImportError('browsing with buttons needs ipywidgets: pip install ipywidgets') from e
+        "Buttons, regions to tick, and the figure"
+        import ipywidgets as w
         back, on = w.Button(description='◀ previous'), w.Button(description='next ▶')
         where, out = w.Label(), w.Image(format='png')
         known = BODY_REGIONS if self.learn.model.segmentation is not None else ()

@@ -270,14 +270,17 @@ def saliency_maps(
 
 def _names(learn, branches, kind):
     "Maps that are asked for, all of which the model has"
-    if kind not in KINDS: raise ValueError(f'kind={kind!r}: use one of {", ".join(KINDS)}')
     own = list(getattr(learn.model, 'module', learn.model).branches)
-    if branches is None: return own
     known = [*own, *(STAGES if kind == 'energy' else ())]
-    for name in tuplify(branches):
-        if name not in known:
-            raise ValueError(f'no map {name!r} of kind {kind!r} in this model: it has {", ".join(known)}')
-    return tuplify(branches)
+    names = own if branches is None else tuplify(branches)
+    unknown = next((name for name in names if name not in known), None)
+    wrong = {
+        f'kind={kind!r}: use one of {", ".join(KINDS)}': kind not in KINDS,
+        f'no map {unknown!r} of kind {kind!r} in this model: it has {", ".join(known)}': unknown is not None,
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong: raise ValueError(message)
+    return names
 
 
 @patch

@@ -217,7 +217,6 @@ def show_results(self: ReIDLearner,
     save=None,  # Where to write the figure
 ) -> Figure:
     "Rows of image, true part mask, the model's own part mask, and where each branch looks (`saliency_maps`)"
-    if max_n < 1: raise ValueError(f'max_n={max_n}: show at least one image')
     items = _rows(self, ds_idx, dl)
     order = np.random.default_rng(seed).permutation(len(items)) if shuffle else np.arange(len(items))
     chosen = items.iloc[order[:max_n]]

@@ -1,5 +1,8 @@
 "Palette, sheets and drawing functions on plain arrays"
+import gc
 import itertools
+import weakref
+from threading import Thread
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -158,7 +161,6 @@ def test_pictures_are_opaque_white(tmp_path):
     finish(tiles(1, 1, aspect=1)[0], tmp_path/'a.png')
     image = np.asarray(Image.open(tmp_path/'a.png').convert('RGBA'))
     assert (image == 255).all()
-    assert not plt.get_fignums()
 
 
 def test_an_unknown_ending_is_refused(tmp_path):
@@ -177,6 +179,39 @@ def test_a_notebook_shows_a_picture_once_a_cell(monkeypatch):
     cell[0] = 2
     sheet._ipython_display_()
     assert len(shown) == 2
+
+
+def test_pyplot_saves_the_figure_that_was_drawn_last(tmp_path):
+    own = plt.figure()
+    first, second = (finish(plot(title=title)[0]) for title in 'ab')
+    assert plt.gcf() is second
+    plt.savefig(tmp_path/'pyplot.png')
+    second.save(tmp_path/'own.png')
+    pixels = [np.asarray(Image.open(tmp_path/name).convert('RGB')) for name in ('pyplot.png', 'own.png')]
+    assert np.array_equal(*pixels)
+    assert first.save(tmp_path/'first.png').stat().st_size > 1000  # pyplot lets it go; whoever has it may use it
+    plt.close(second)
+    assert plt.gcf() is own  # a figure of the user's own stays open
+    plt.close('all')
+
+
+def test_pyplot_holds_one_figure_of_ours():
+    plt.close('all')
+    drawn = [weakref.ref(finish(plot()[0])) for _ in range(25)]
+    gc.collect()
+    assert [figure() for figure in drawn[:-1]] == [None]*24
+    assert plt.gcf() is drawn[-1]()
+    assert len(plt.get_fignums()) == 1
+
+
+def test_a_figure_of_a_widget_or_of_another_thread_is_not_pyplots():
+    "A server draws in threads, where windows cannot be opened"
+    plt.close('all')
+    finish(plot()[0], show=False)
+    thread = Thread(target=lambda: finish(plot()[0]))
+    thread.start()
+    thread.join()
+    assert not plt.get_fignums()
 
 
 def test_outside_of_a_notebook_there_is_no_cell():

@@ -101,8 +101,8 @@ def test_by_groups(interp):
         assert row.queries == own.sum()
         assert row.mAP == pytest.approx(interp.ranking.ap[own].mean())
         assert row.R1 == (interp.ranking.first_match[own] == 1).mean()
-    with pytest.raises(ValueError, match='no column'): interp.by('mood')
-    with pytest.raises(ValueError, match='one for each'): interp.by([1, 2])
+    with pytest.raises(KeyError, match='mood'): interp.by('mood')
+    with pytest.raises(ValueError, match='does not match length'): interp.by([1, 2])
 
 
 def test_occlusion_and_visible_regions(interp, blind_interp, seer, few):
