@@ -42,8 +42,6 @@ def magnifier_ablate(
     check_data(data, path)
     say_imports()
     import logging
-    import matplotlib
-    matplotlib.use('Agg')
     from magnifier.look.graphs import plot_studies
     from magnifier.train.ablation import ablate, settings_of, summary
     from magnifier.train.arguments import parse_arguments

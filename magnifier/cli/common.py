@@ -1,5 +1,6 @@
 """What the commands share: a user's mistakes as one line, data sets by name, tables. Heavy imports wait until a
 command runs, so that --help is quick"""
+import os
 import sys
 import warnings
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ def command(
     def decorate(func):
         @wraps(func)
         def guarded(*args, **kwargs):
+            os.environ.setdefault('MPLBACKEND', 'Agg')  # a command draws to files, with or without a screen
             # fastai's import calls what torch is about to drop: nothing that whoever types a command could mend
             warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning)
             try:

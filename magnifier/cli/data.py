@@ -58,8 +58,6 @@ def _convert(src, dst, *, labels, images, **others):
 
 def _make(src, dst, *, weights, bs, **others):
     "Makes masks, and writes a report and a contact sheet beside their folder"
-    import matplotlib
-    matplotlib.use('Agg')
     from pathlib import Path
     from magnifier.data.folders import mask_folder
     from magnifier.data.keypoint_masks import make_masks

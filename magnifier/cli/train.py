@@ -150,8 +150,6 @@ def _again(given):
 
 def _figures(learn, out, seed):
     "Figures of the data, the results and the rankings"
-    import matplotlib
-    matplotlib.use('Agg')  # a command draws to files, with or without a screen
     learn.dls.show_batch(max_n=8, save=out/'show_batch.png')
     learn.show_results(max_n=4, seed=seed, save=out/'show_results.png')
     learn.show_ranking(seed=seed, save=out/'show_ranking.png')

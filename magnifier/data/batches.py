@@ -1,10 +1,13 @@
 "Batches of P identities x M images, drawn by the loader's own generator"
 import random
+import sys
 from collections import defaultdict
 
 from fastai.vision.all import TfmdDL, delegates, num_distrib
 
 __all__ = ['IdentityBatches']
+
+NO_DRAWING = 'show_results draws: it is there after `from magnifier.all import *`'
 
 
 def identity_groups(
@@ -101,6 +104,11 @@ class IdentityBatches(TfmdDL):
         self.n_per_id, self.seed, self.epoch = n_per_id, seed, 0
         super().__init__(dataset, **kwargs)
         if self._by_identity: self._n_batches = self._check()
+
+    def show_results(self, *args, **kwargs):
+        "fastai's, which finds in `magnifier.look` how to draw such a batch"
+        if 'magnifier.look' not in sys.modules: raise ImportError(NO_DRAWING)
+        return super().show_results(*args, **kwargs)
 
     @property
     def _by_identity(self): return self.shuffle and self.n_per_id is not None and self.n  # an exported loader is empty

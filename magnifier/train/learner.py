@@ -15,6 +15,7 @@ from fastai.vision.all import (
     resnet50, to_device, tuplify)
 from torch.nn.functional import interpolate
 
+from magnifier.data.batches import NO_DRAWING
 from magnifier.data.images import as_images, read_image
 from magnifier.data.loaders import ReIDDataLoaders, preprocessing_of
 from magnifier.data.masks import mask_targets, write_mask
@@ -386,6 +387,10 @@ class ReIDLearner(Learner):
         shown = self.dls.decode_batch((x, *decoded))[0]
         result = Prediction(tuple(shown[1:]), tuple(d[0] for d in decoded), preds.embedding[0])
         return (detuplify(shown[:1]), *result) if with_input else result
+
+    def show_results(self, *args, **kwargs):
+        "Refused; `magnifier.look` draws, and puts its own method here"
+        raise ImportError(NO_DRAWING)
 
     def predict_masks(
         self,

@@ -1,5 +1,7 @@
 "show_batch, show_results, show_occlusion: what is drawn, from what, and that looking changes nothing"
 import random
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -170,6 +172,26 @@ def test_show_results_leaves_the_model_as_it_was(seer):
 def test_fastais_interpretation_shows_results(seer):
     interp = Interpretation.from_learner(seer)
     assert interp.show_results([0, 1]) is None  # fastai's own method returns nothing, and draws through the overload
+
+
+ALONE = """import sys
+from fastai.vision.all import Interpretation, load_learner
+learn = load_learner(sys.argv[1])
+assert 'magnifier.look' not in sys.modules
+for draw in (learn.show_results, learn.dls.valid.show_results):
+    try: draw()
+    except ImportError as e: assert 'from magnifier.all import *' in str(e)
+    else: sys.exit(f'{draw} drew')
+"""
+
+
+@pytest.mark.slow
+def test_a_learner_without_drawing_says_how_to_have_it(seer, tmp_path):
+    "In a process that has imported fastai alone"
+    seer.export(tmp_path/'l.pkl')
+    told = subprocess.run([sys.executable, '-W', 'ignore', '-c', ALONE, tmp_path/'l.pkl'], capture_output=True,
+                          text=True)
+    assert told.returncode == 0, told.stderr
 
 
 def test_an_exported_learner_asks_for_data(seer, catalog, tmp_path):
