@@ -36,10 +36,9 @@ from magnifier.model.embedder import *
 from magnifier.train.losses import *
 from magnifier.train.metrics import *
 from magnifier.train.callbacks import *
-from magnifier.train.parts import *
 from magnifier.train.learner import *
 from magnifier.train.checkpoints import *
-from magnifier.train.guards import *
+from magnifier.train.monitoring import *
 from magnifier.train.recipes import *
 from magnifier.train.ablation import *
 from magnifier.train.runs import *

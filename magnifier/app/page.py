@@ -12,7 +12,7 @@ from magnifier.app.search import known_identity, shrunk
 from magnifier.look.drawing import REGION_COLOURS, paint_heat, paint_mask, region_name, spotlight
 from magnifier.look.explain import REST, verdict
 from magnifier.regions import BODY_REGIONS, REGIONS, region_indices
-from magnifier.train.parts import VISIBLE
+from magnifier.train.metrics import VISIBLE
 
 __all__ = ['TABS', 'whole_page', 'chosen', 'status', 'rates_said', 'hits_list', 'why', 'gallery_page',
            'people_page', 'MAX_BYTES']

@@ -13,7 +13,7 @@ from magnifier.look.drawing import (REGION_COLOURS, TEXT, Figure, finish, legend
 from magnifier.model.pooling import labels_to_masks
 from magnifier.regions import BODY_REGIONS, REGIONS
 from magnifier.train.learner import ReIDLearner
-from magnifier.train.parts import NO_REGIONS, VISIBLE, region_areas, region_embeddings, region_masks
+from magnifier.train.metrics import NO_REGIONS, VISIBLE, region_areas, region_embeddings, region_masks
 
 __all__ = ['Explanation', 'explain_images', 'match_words']
 

@@ -18,7 +18,7 @@ from magnifier.regions import NO_MASK, N_REGIONS, REGIONS
 from magnifier.retrieval.ranking import Ranking, rank
 from magnifier.retrieval.verification import verification_pairs, verification_table
 from magnifier.train.learner import ReIDLearner
-from magnifier.train.parts import VISIBLE, embed_parts
+from magnifier.train.metrics import VISIBLE, embed_parts
 
 __all__ = ['ReIDInterpretation']
 

@@ -17,8 +17,7 @@ from magnifier.look.saliency import Sight, learnt_stripes, pixel_shares, positiv
 from magnifier.regions import BODY_REGIONS, REGIONS, region_indices
 from magnifier.retrieval.ranking import Ranking
 from magnifier.train.learner import ReIDLearner
-from magnifier.train.metrics import rank_by_role
-from magnifier.train.parts import embed_parts, rank_parts
+from magnifier.train.metrics import embed_parts, rank_by_role, rank_parts
 
 __all__ = ['RankedSet', 'CHOICES', 'RankedRow', 'ranked_row', 'draw_rows', 'draw_rankings', 'Browser']
 

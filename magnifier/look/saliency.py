@@ -17,7 +17,7 @@ from magnifier.model.branches import branch_scales
 from magnifier.model.pooling import resize_masks
 from magnifier.regions import BODY_REGIONS, NO_MASK, region_indices
 from magnifier.train.learner import ReIDLearner
-from magnifier.train.parts import region_masks
+from magnifier.train.metrics import region_masks
 
 __all__ = ['Sight', 'activation_map', 'pixel_shares', 'saliency_maps', 'saliency_inside']
 

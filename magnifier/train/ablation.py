@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import pandas as pd
 from fastai.vision.all import load_learner
+
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.recipes import recipe as named
-from magnifier.train.records import read_json
-from magnifier.train.runs import train_run
+from magnifier.train.runs import read_json, train_run
 
 __all__ = ['TABLE_1', 'STUDIES', 'SETTINGS', 'ablate', 'setting_learner', 'read_runs', 'summary']
 

@@ -1,10 +1,13 @@
 "The learner: a fastai Learner for MagnifierNet that trains, embeds, evaluates, saves and exports"
+
+import platform
 import re
 import tempfile
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +18,7 @@ from fastai.vision.all import (
     resnet50, to_device, tuplify)
 from torch.nn.functional import interpolate
 
+import magnifier
 from magnifier.data.batches import NO_DRAWING
 from magnifier.data.images import as_images, read_image
 from magnifier.data.loaders import ReIDDataLoaders, preprocessing_of
@@ -27,16 +31,14 @@ from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.retrieval.distance import normalise
 from magnifier.retrieval.verification import (
     Comparison, SimilarityThreshold, compare, similarity_threshold, verification_pairs)
-from magnifier.train.callbacks import RegionOcclusion, SemanticDiversityPhase, TeacherMasks, autocast_of
+from magnifier.train.callbacks import (RegionOcclusion, SemanticDiversityPhase, TeacherMasks, autocast_of,
+                                       stage_callbacks)
 from magnifier.train.distributed import Share, distributed
-from magnifier.train.guards import TrackersWait, check_callbacks
 from magnifier.train.losses import MagnifierLoss, gradient_norms
-from magnifier.train.metrics import by_role, rank_by_role, rank_embeddings, reid_metrics
-from magnifier.train.parts import VISIBLE, embed_parts, region_areas, rank_parts
+from magnifier.train.metrics import (VISIBLE, by_role, embed_parts, rank_by_role, rank_embeddings, rank_parts,
+                                     region_areas, reid_metrics)
+from magnifier.train.monitoring import CalmProgress, DeviceRecorder, LossParts, TrackersWait, check_callbacks
 from magnifier.train.recipes import Stage, recipe as named
-from magnifier.train.records import differing, versions
-from magnifier.train.recording import CalmProgress, DeviceRecorder, LossParts
-from magnifier.train.schedules import stage_callbacks
 
 __all__ = ['ReIDLearner', 'magnifier_learner', 'recipe_learner']
 
@@ -445,8 +447,10 @@ class ReIDLearner(Learner):
     def __setstate__(self, state):
         "Loads a pickle; warns if it was made by other library versions"
         super().__setstate__(state)
-        for name, was, now in differing(state.get('made_with', {}), versions()):
-            if was and was.split('.')[:2] != now.split('.')[:2]:
+        made_with = state.get('made_with', {})
+        for name, now in versions().items():
+            was = made_with.get(name, now)
+            if was.split('.')[:2] != now.split('.')[:2]:
                 warnings.warn(
                     f'this learner was exported with {name} {was} and is loaded with {now}: it may fail or differ. '
                     '`save_pretrained` writes a form that other versions can read'
@@ -531,6 +535,16 @@ class ReIDLearner(Learner):
             return api.upload_folder(
                 repo_id=name, folder_path=str(folder), commit_message=message, allow_patterns=list(MODEL_FILES)
             )
+
+
+LIBRARIES = ('torch', 'torchvision', 'fastai', 'fastcore', 'numpy')
+
+
+def versions() -> dict:  # name -> version
+    "Python, the package, and the libraries that a pickled learner depends on"
+    return dict(
+        magnifier=magnifier.__version__, python=platform.python_version(), **{name: version(name) for name in LIBRARIES}
+    )
 
 
 def _steps_of(dls):

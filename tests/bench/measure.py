@@ -72,7 +72,7 @@ def hardware(
 ) -> str:  # One line
     "What the figures were measured on"
     if device == 'cuda': return f'{torch.cuda.get_device_name()}, torch {torch.__version__}'
-    from magnifier.train.records import environment
+    from magnifier.train.runs import environment
     return f'{environment()["hardware"]["cpu"]} x {torch.get_num_threads()} threads, torch {torch.__version__}'
 
 

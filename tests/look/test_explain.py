@@ -9,7 +9,7 @@ from magnifier.walkers.appearance import COLOURS, random_appearance
 from magnifier.walkers.figure import random_pose
 from magnifier.walkers.pedestrian import draw_walker
 from magnifier.look.explain import REST, explain_images, explain_pair, match_words, verdict
-from magnifier.train.parts import embed_parts, region_areas
+from magnifier.train.metrics import embed_parts, region_areas
 from magnifier.look.drawing import Figure
 from magnifier.look.saliency import Sight, pixel_shares, smoothed
 from magnifier.regions import N_REGIONS, REGIONS
@@ -198,8 +198,8 @@ def test_region_embeddings_are_of_their_region(seer, blind, few):
 
 @pytest.mark.parametrize('kwargs', [dict(sfb=False), dict(sab=False, sfb=False)])
 def test_region_embeddings_without_sfb_against_loops(kwargs):
-    from magnifier.train.parts import region_embeddings
-    from magnifier.train.parts import region_masks
+    from magnifier.train.metrics import region_embeddings
+    from magnifier.train.metrics import region_masks
     from magnifier.model.net import create_magnifier
     torch.manual_seed(0)
     model = create_magnifier('resnet18', 5, pretrained=False, hidden=16, **kwargs)

@@ -121,7 +121,7 @@ def test_occlusion_and_visible_regions(interp, blind_interp, seer, few):
 
 
 def test_areas_come_from_the_model_where_masks_are_missing(seer, few):
-    from magnifier.train.parts import embed_parts
+    from magnifier.train.metrics import embed_parts
     bare = few.assign(mask=None)
     interp = ReIDInterpretation.from_learner(seer, catalog=bare)
     assert np.allclose(interp._areas(), embed_parts(seer, few[few.split == 'query'].path.tolist()).areas)

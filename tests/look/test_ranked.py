@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from magnifier.look.drawing import FRAMES, Figure
 from magnifier.look.ranked import Browser, RankedSet, ranked_row
-from magnifier.train.parts import embed_parts
+from magnifier.train.metrics import embed_parts
 
 
 @pytest.fixture(scope='module')

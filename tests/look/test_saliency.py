@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from magnifier.train.parts import region_masks
+from magnifier.train.metrics import region_masks
 from magnifier.look.explain import REST, explain_pair
 from magnifier.look.saliency import (Sight, activation_map, branch_embeddings, contributions, decode_images,
                                      pixel_shares, saliency_inside, saliency_maps, smoothed)

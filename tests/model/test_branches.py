@@ -12,7 +12,7 @@ from magnifier.model.net import EmbeddingNet, MagnifierNet, create_magnifier
 from magnifier.model.pooling import region_max_pool
 from magnifier.regions import NO_MASK
 from magnifier.train.losses import MagnifierLoss
-from magnifier.train.parts import region_embeddings
+from magnifier.train.metrics import region_embeddings
 
 
 def build(**kwargs):

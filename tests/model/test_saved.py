@@ -12,7 +12,7 @@ from magnifier.model import saved
 from magnifier.model.embedder import Embedder
 from magnifier.model.net import MagnifierNet, create_magnifier
 from magnifier.model.saved import fingerprint, model_folder, read_model, write_model
-from magnifier.train.parts import region_embeddings
+from magnifier.train.metrics import region_embeddings
 
 HOW = dict(size=[64, 32], resize='squish', interpolation='bilinear', channels='RGB', scale=1/255,
            mean=[.485, .456, .406], std=[.229, .224, .225])

@@ -4,7 +4,7 @@ import pytest
 from magnifier.gallery.crops import crops_folder
 from magnifier.gallery.gallery import Gallery
 from magnifier.train.learner import magnifier_learner
-from magnifier.train.parts import embed_parts
+from magnifier.train.metrics import embed_parts
 
 pytest.importorskip('lance')
 

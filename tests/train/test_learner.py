@@ -178,7 +178,7 @@ def test_evaluation_by_regions_is_region_distance(learn, catalog):
     from magnifier.retrieval.ranking import evaluate_distances
     from magnifier.retrieval.region_distance import region_distance
     from magnifier.regions import BODY_REGIONS
-    from magnifier.train.parts import embed_parts
+    from magnifier.train.metrics import embed_parts
     rows = catalog[catalog.split != 'train']
     q, g = rows[rows.split == 'query'], rows[rows.split == 'gallery']
     a, b = embed_parts(learn, q), embed_parts(learn, g)

@@ -6,10 +6,9 @@ import pytest
 import torch
 from fastai.callback.schedule import ParamScheduler
 
-from magnifier.train.callbacks import SemanticDiversityPhase
+from magnifier.train.callbacks import SemanticDiversityPhase, WarmupMilestones, stage_callbacks
 from magnifier.train.learner import OPTIMISERS
 from magnifier.train.recipes import RECIPES, Stage, recipe
-from magnifier.train.schedules import WarmupMilestones, stage_callbacks
 
 PAPER, BASELINE = RECIPES['paper'], RECIPES['baseline']
 

@@ -8,7 +8,7 @@ from fastai.vision.all import (Callback, CutMix, EarlyStoppingCallback, MixUp, R
 
 from magnifier.train.callbacks import ValidateEvery
 from magnifier.train.learner import magnifier_learner
-from magnifier.train.recording import LossParts
+from magnifier.train.monitoring import LossParts
 
 TRACKERS = (SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau)
 

@@ -23,7 +23,7 @@ from magnifier.train.distributed import (Share, gather_rows, join_ranks, mean_ov
                                          rank0_first)
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.losses import MagnifierLoss
-from magnifier.train.recording import LossParts
+from magnifier.train.monitoring import LossParts
 from magnifier.train.runs import train_run
 
 # With nothing drawn, what a batch holds tells which pictures it was made of

@@ -1,7 +1,7 @@
 "Arguments by name: where they go, what they become, and what is refused"
 import pytest
 
-from magnifier.train.arguments import known_arguments, parse_arguments
+from magnifier.cli.train import known_arguments, parse_arguments
 
 
 def test_each_goes_to_who_takes_it_with_its_type():

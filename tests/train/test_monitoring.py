@@ -1,0 +1,249 @@
+"""A training step does not ask the device for a number; what is written down is what fastai would have. A loss that is
+no number is found at its batch, on a CPU at once and on a device when its answer comes; Ctrl-C ends after the batch"""
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, CancelValidException, DataLoader,
+                               DataLoaders, Recorder)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from magnifier.model import pooling
+from magnifier.train import monitoring
+from magnifier.train.learner import ReIDLearner
+from magnifier.train.monitoring import (CalmProgress, DeviceRecorder, DeviceSmoothLoss, NonFiniteLoss, StopAtNonFinite,
+                                        StopByKeyboard)
+
+
+class Asked(TorchDispatchMode):
+    "Counts what would make a GPU's queue empty: a number or a shape that depends on values, a copy to the CPU"
+    WAITS = ('_local_scalar_dense', 'nonzero', 'masked_select', '_unique2')
+    def __init__(self): super().__init__(); self.found = []
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.split('::')[-1]
+        if name in self.WAITS or name == 'index' and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class Steps(Callback):
+    "What training steps ask for, from the batch's start to the end of everybody's work on it"
+    order = -100
+    def __init__(self, monkeypatch): self.patch, self.copies, self.mode = monkeypatch, [], None
+    def before_batch(self):
+        if not self.training: return
+        self.mode = Asked()
+        self.mode.__enter__()
+        for name in ('tolist', 'cpu', 'numpy'):
+            was = getattr(torch.Tensor, name)
+            self.patch.setattr(torch.Tensor, name,
+                               lambda t, *a, was=was, name=name, **kw: self.copies.append(name) or was(t, *a, **kw))
+
+
+class Over(Callback):
+    "The end of the batch; nothing is validated"
+    order = 1000
+    def before_validate(self): raise CancelValidException
+    def after_batch(self):
+        steps = self.learn.steps
+        if steps.mode is None: return
+        steps.mode.__exit__(None, None, None)
+        steps.asked = getattr(steps, 'asked', []) + steps.mode.found
+        steps.mode = None
+        steps.patch.undo()
+
+
+@pytest.fixture
+def blind(monkeypatch):
+    """On a CPU the model looks at labels, to name one that is wrong, and at how sparse masks are; here it goes
+    the way that it goes on a GPU"""
+    monkeypatch.setattr('magnifier.model.net._check_masks', lambda masks, logits: masks)
+    monkeypatch.setattr('magnifier.model.pooling._max_by_region', pooling._max_dense)
+
+
+@pytest.fixture
+def line(tmp_path):
+    "A learner of a straight line"
+    g = torch.Generator().manual_seed(0)
+    items = [(torch.randn(3, generator=g), torch.randn(1, generator=g)) for _ in range(40)]
+    learn = ReIDLearner(DataLoaders(*(DataLoader(items, bs=4, num_workers=0) for _ in range(2)), path=tmp_path),
+                        torch.nn.Linear(3, 1), torch.nn.functional.mse_loss)
+    with learn.no_bar(), learn.no_logging(): yield learn
+
+
+def fit(learn, *cbs):
+    with pytest.MonkeyPatch.context() as patch:
+        steps = Steps(patch)
+        learn.fit(1, 1e-3, cbs=[steps, Over(), *cbs])
+    return steps
+
+
+def test_no_step_asks(learn, blind):
+    steps = fit(learn)
+    assert (steps.asked, steps.copies) == ([], []) and len(learn.recorder.losses) > 4
+
+
+def test_the_bar_asks_once_a_second(dls, blind, monkeypatch, capsys):
+    from magnifier.train.learner import magnifier_learner
+    learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=16)
+    assert isinstance(learn.progress, CalmProgress) and isinstance(learn.recorder, DeviceRecorder)
+    monkeypatch.setattr(CalmProgress, 'every', 1e9)
+    steps = fit(learn)
+    assert steps.asked == ['_local_scalar_dense'] and steps.copies == []
+    with learn.no_bar(): assert not hasattr(learn, 'progress')
+    assert type(learn.progress) is CalmProgress
+
+
+def test_the_counter_counts(line):
+    class Hasty(Callback):
+        order = 60
+        def after_batch(self): self.learn.loss.item()
+    assert set(fit(line, Hasty()).asked) == {'_local_scalar_dense'}
+
+
+class Both(Callback):
+    "fastai's own smoothed loss beside"
+    order = Recorder.order + 1
+    def __init__(self): self.smooth, self.values = AvgSmoothLoss(), []
+    def before_fit(self): self.smooth.reset()
+    def after_batch(self):
+        if self.training: self.smooth.accumulate(self.learn); self.values.append(float(self.smooth.value))
+
+
+def test_losses_are_fastais(line):
+    both = Both()
+    line.fit(2, 1e-3, cbs=both)
+    assert [float(v) for v in line.recorder.losses] == pytest.approx(both.values, rel=1e-5)
+    assert line.recorder.values[-1][0] == pytest.approx(both.values[-1], rel=1e-5)
+    assert line.recorder.iters[-1] == len(both.values)
+    assert all(v.device.type == 'cpu' and v.ndim == 0 for v in line.recorder.losses)
+
+
+def test_a_cancelled_fit_has_its_losses(line):
+    class Stop(Callback):
+        def after_batch(self):
+            if self.iter == 2: raise CancelFitException
+    line.fit(1, cbs=Stop())
+    assert line.recorder.fetched == len(line.recorder.losses) >= 2
+
+
+def test_before_anything_the_smoothed_loss_is_zero():
+    smooth = DeviceSmoothLoss()
+    smooth.reset()
+    assert float(smooth.value) == 0.
+
+
+def test_an_epoch_that_is_passed_over_leaves_no_row(line):
+    line.fit(3, 1e-3, start_epoch=2)
+    assert len(line.recorder.values) == len(line.recorder.iters) == 1
+
+
+class Spoil(Callback):
+    "Makes one batch's pictures no numbers"
+    def __init__(self, epoch, step, value=torch.nan): self.spoilt, self.value = (epoch, step), value
+
+    def before_batch(self):
+        if self.training and (self.epoch, self.iter) == self.spoilt:
+            self.learn.xb = (self.xb[0]*self.value, *self.xb[1:])
+
+
+class Later:
+    "An answer of a device that is `lag` questions behind"
+    asked, waited = 0, 0
+    def __init__(self, lag): Later.asked += 1; self.due = Later.asked + lag
+
+    def query(self): return Later.asked >= self.due
+
+    def synchronize(self):
+        if not self.query(): Later.waited += 1
+
+
+@pytest.mark.parametrize('lag', [0, 1, 2, 100])
+def test_a_late_answer_finds_the_same_batch(small_learn, monkeypatch, tmp_path, lag):
+    Later.asked = Later.waited = 0
+    monkeypatch.setattr(monitoring, '_asked', lambda answer: (answer, Later(lag)))
+    guard = StopAtNonFinite(tmp_path/'bad.pth')
+    with pytest.raises(NonFiniteLoss, match='in epoch 0, batch 1') as e: small_learn.fit(2, cbs=[guard, Spoil(0, 1)])
+    assert ('or this one,' in str(e.value)) == (lag > 0), 'a step was done on that batch before its answer came'
+    assert torch.load(tmp_path/'bad.pth', weights_only=True)['step'] == 1
+    assert (Later.waited > 0) == (lag > 2)  # at the epoch's end, for what has not come
+
+
+def test_few_batches_are_held_however_far_the_device_is_behind(small_learn, monkeypatch, tmp_path):
+    Later.asked = Later.waited = 0
+    monkeypatch.setattr(monitoring, '_asked', lambda answer: (answer, Later(10**6)))
+    monkeypatch.setattr(monitoring, '_MOST_WAITING', 2)
+    guard, held = StopAtNonFinite(tmp_path/'bad.pth'), []
+    class Held(Callback):
+        order, run_valid = guard.order + 1, False
+        def after_loss(self): held.append(len(guard.waiting))
+    small_learn.fit(1, cbs=[guard, Held()])
+    assert held == [1, 2, 2, 2] and not guard.waiting
+
+
+def test_a_training_of_numbers_goes_on(small_learn, tmp_path):
+    small_learn.fit(1, cbs=[StopAtNonFinite(tmp_path/'bad.pth')])
+    assert not (tmp_path/'bad.pth').exists()
+
+
+def test_weights_that_are_no_numbers_are_named(small_learn, tmp_path):
+    with torch.no_grad(): small_learn.model.backbone.layer3[0].conv1.weight[0, 0, 1, 1] = torch.inf
+    with pytest.raises(NonFiniteLoss,
+                       match='the weights are not finite either, first of all .*layer3.0.conv1.weight') as e:
+        small_learn.fit(1, cbs=[StopAtNonFinite(tmp_path/'new/bad.pth')])
+    assert isinstance(e.value, ValueError) and 'try a lower rate' in str(e.value) and (tmp_path/'new/bad.pth').exists()
+
+
+def test_the_step_that_would_spoil_the_weights_is_not_made(small_learn, tmp_path):
+    with pytest.raises(NonFiniteLoss): small_learn.fit(1, cbs=[StopAtNonFinite(tmp_path/'bad.pth'), Spoil(0, 2)])
+    assert all(torch.isfinite(p).all() for p in small_learn.model.parameters())
+
+
+def test_infinite_is_no_number(small_learn, tmp_path, monkeypatch):
+    loss = type(small_learn.loss_func).__call__
+    monkeypatch.setattr(type(small_learn.loss_func), '__call__', lambda self, *args: loss(self, *args) + torch.inf)
+    with pytest.raises(NonFiniteLoss, match='the loss is inf in epoch 0, batch 0'):
+        small_learn.fit(1, cbs=[StopAtNonFinite(tmp_path/'bad.pth')])
+
+
+def press(): os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_second_ctrl_c_is_at_once():
+    said = []
+    with pytest.raises(KeyboardInterrupt), StopByKeyboard(said.append):
+        press()
+        assert len(said) == 1
+        press()
+        raise AssertionError('not reached')
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_asked_after_the_last_batch_it_still_ends():
+    with pytest.raises(KeyboardInterrupt), StopByKeyboard(lambda text: None): press()
+
+
+def test_a_worker_that_the_same_ctrl_c_hit_is_no_error():
+    with pytest.raises(KeyboardInterrupt) as e, StopByKeyboard(lambda text: None):
+        press()
+        raise RuntimeError('DataLoader worker (pid 1) exited unexpectedly')
+    assert 'worker' in str(e.value.__cause__)
+
+
+def test_errors_pass():
+    with pytest.raises(RuntimeError, match='mine'), StopByKeyboard(): raise RuntimeError('mine')
+    with pytest.raises(ValueError, match='mine'), StopByKeyboard(lambda text: None):
+        press()
+        raise ValueError('mine')
+
+
+def test_outside_the_main_thread_it_does_nothing():
+    before, seen = signal.getsignal(signal.SIGINT), []
+    def inside():
+        with StopByKeyboard(): seen.append(signal.getsignal(signal.SIGINT))
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert seen == [before] and signal.getsignal(signal.SIGINT) is before
