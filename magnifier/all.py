@@ -6,11 +6,11 @@ from magnifier.retrieval.rerank import *
 from magnifier.retrieval.region_distance import *
 from magnifier.retrieval.verification import *
 from magnifier.retrieval.expansion import *
-from magnifier.gallery.clusters import *
+from magnifier.gallery.people import *
 from magnifier.gallery.hits import *
 from magnifier.gallery.gallery import *
 from magnifier.gallery.video import *
-from magnifier.gallery.detect import *
+from magnifier.gallery.entries import *
 from magnifier.data.images import *
 from magnifier.data.catalog import *
 from magnifier.data.own_sets import *
@@ -19,7 +19,6 @@ from magnifier.walkers.appearance import *
 from magnifier.walkers.dataset import *
 from magnifier.walkers.streams import *
 from magnifier.data.masks import *
-from magnifier.gallery.crops import *
 from magnifier.data.checks import *
 from magnifier.data.joints import *
 from magnifier.data.keypoint_masks import *

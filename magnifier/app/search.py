@@ -10,12 +10,11 @@ from PIL import Image
 
 from magnifier.gallery.entries import stored_image
 from magnifier.gallery.hits import Hits
-from magnifier.gallery.store import Where
 from magnifier.look.drawing import region_name
 from magnifier.look.explain import explain_images, match_words
 from magnifier.look.gallery import show_timeline
 from magnifier.look.saliency import Sight, learnt_stripes
-from magnifier.regions import N_REGIONS, region_indices
+from magnifier.regions import region_indices
 from magnifier.retrieval.region_distance import region_distance
 
 __all__ = ['Query', 'Asked', 'Found', 'Match', 'PairRates', 'WhoWhere', 'Finder', 'known_identity', 'region_table',
@@ -262,14 +261,13 @@ def pair_rates(
     seed: int = 0,  # Of the sample
 ) -> PairRates | None:  # None where no two people have names
     "Similarities of pairs in a sample of the labelled images, without identity 0 (distractors in Market-like sets)"
-    keys = sample_keys(gallery.images(), seed)
-    vectors = ('regions', 'visible') if regions else ('vector',)
-    rows = gallery.store.read(Where(keys=tuple(keys)), ('pid', 'camid', *vectors))
-    pids = np.array(rows['pid'])
-    cameras = np.array([-1 if c is None else c for c in rows['camid']])
+    images = gallery.images()
+    keys = sample_keys(images, seed)
+    sample = images.set_index('key').loc[keys]
+    pids, cameras = sample['pid'].to_numpy(int), sample['camid'].fillna(-1).to_numpy(int)
     if len(np.unique(pids)) < 2: return None
     a, b = np.triu_indices(len(pids), 1)
-    similar = (_by_regions(rows, regions) if regions else rows['vector'] @ rows['vector'].T)[a, b]
+    similar = _similarities(gallery, keys, regions)[a, b]
     compared = similar > -1  # -1 where the two share no region
     same = pids[a] == pids[b]
     two_views = (cameras[a] != cameras[b]) | (cameras[a] == -1)
@@ -288,9 +286,12 @@ def sample_keys(
     return people.head(PER_IDENTITY)['key'].iloc[order].head(SAMPLE).tolist()
 
 
-def _by_regions(rows, regions):
-    x = rows['regions'].reshape(len(rows['regions']), N_REGIONS, -1)
-    seen = (np.array(rows['visible'])[:, None] >> np.arange(N_REGIONS) & 1).astype(bool)
+def _similarities(gallery, keys, regions):
+    "(n, n) similarities of images of a gallery"
+    if not regions:
+        x = gallery.embeddings(keys)
+        return x @ x.T
+    x, seen = gallery.region_embeddings(keys)
     return 1 - region_distance(x, x, seen, seen, regions=region_indices(list(regions)))
 
 

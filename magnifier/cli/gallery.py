@@ -1,11 +1,12 @@
-"A gallery from a shell: add people, look for one, delete one"
+"A gallery from a shell: add people, look for one, see who was where, delete one, and serve the page"
 
+import re
 import sys
 import warnings
 
-from magnifier.cli.common import check_gallery, command, open_embedder, say
+from magnifier.cli.common import check_gallery, command, open_embedder, open_learner, say
 
-__all__ = ['magnifier_index', 'magnifier_search', 'magnifier_delete']
+__all__ = ['magnifier_index', 'magnifier_search', 'magnifier_people', 'magnifier_delete', 'magnifier_app']
 
 
 @command('src')
@@ -54,7 +55,7 @@ def magnifier_index(
 
 def _indexed(src, gallery, learner, pattern, regions, bs, bar):
     from pathlib import Path
-    from magnifier.gallery.crops import CROP_PATTERN, crops_csv, crops_folder
+    from magnifier.gallery.entries import CROP_PATTERN, crops_csv, crops_folder
     from magnifier.gallery.gallery import Gallery, GalleryWarning
     table = crops_csv(src) if Path(src).suffix.lower() == '.csv' else crops_folder(src, pattern or CROP_PATTERN)
     embedder = open_embedder(learner)
@@ -66,11 +67,10 @@ def _indexed(src, gallery, learner, pattern, regions, bs, bar):
 
 def _followed(video, boxes, gallery, learner, regions, bs, bar, tracker, weights, followed):
     from magnifier.gallery.gallery import Gallery, GalleryWarning
-    from magnifier.gallery.video import Video
+    from magnifier.gallery.video import Video, person_network, track_people
     if followed['camera'] is None: raise ValueError(f'{video}: name the camera that took it, as --camera 1')
     frames = Video(video, fps=followed['fps'])
     if boxes is None:
-        from magnifier.gallery.detect import person_network, track_people
         boxes = track_people(frames, person_network(weights), tracker=tracker)
     embedder = open_embedder(learner)
     with Gallery(gallery, regions=regions) as g, warnings.catch_warnings():
@@ -140,6 +140,71 @@ def magnifier_search(
 
 
 @command('gallery')
+def magnifier_people(
+    gallery: str = 'people',  # A gallery with tracklets: made by `magnifier_index --video`
+    threshold: float = None,  # Least mean similarity of one person's tracklets, -1 to 1; without it one is found
+    far: float = .01,  # Without a threshold: share of strangers, and of looks of one person, taken for exceptions
+    travel: str = None,  # Least seconds between cameras, as 1-2:30,2-3:45
+    anew: bool = False,  # Forgets who is who; else new tracklets join the people that exist
+    csv: str = None,  # Writes the table: person, camera, from, to, tracklet, certainty
+    mot: str = None,  # Folder that gets a MOTChallenge file for each video, with the people's numbers as ids
+    save: str = None,  # Writes the timeline as a figure, as people.png
+    debug: bool = False,  # Shows the traceback of an error
+):
+    """Joins the tracklets of all cameras to people, and says who was where, when. The images are labelled with their
+    person.
+
+    Examples: `magnifier_people people --csv people.csv --save people.png` · `magnifier_people people --threshold 0.6
+    --travel 1-2:30`"""
+    from magnifier.gallery.gallery import Gallery
+    check_gallery(gallery)
+    with Gallery(gallery) as g:
+        table = g.people(threshold, far=far, travel=_travel(travel), anew=anew)
+        if mot is not None: _write_mot(g, mot)
+    if csv is not None: _write_csv(table, csv)
+    if save is not None:
+        from magnifier.look.gallery import show_timeline
+        show_timeline(table, save=save)
+    say(_summary(table).to_string(index=False))
+
+
+def _travel(text):
+    "(camera, camera) -> seconds"
+    if text is None: return None
+    found = [re.fullmatch(r'(\d+)-(\d+):(\d+(?:\.\d+)?)', part.strip()) for part in text.split(',')]
+    if None in found: raise ValueError(f'--travel {text}: cameras and seconds wanted, as 1-2:30,2-3:45')
+    return {(int(pair[1]), int(pair[2])): float(pair[3]) for pair in found}
+
+
+def _summary(table):
+    "One line a person"
+    import pandas as pd
+    return pd.DataFrame([
+        dict(
+            person=person,
+            tracklets=len(rows),
+            cameras=', '.join(str(camera) for camera in sorted(rows['camid'].unique())),
+            first=f'{rows["start"].min():%Y-%m-%d %H:%M:%S}',
+            last=f'{rows["end"].max():%Y-%m-%d %H:%M:%S}',
+            certainty=round(rows['certainty'].mean(), 2),
+        ) for person, rows in table.groupby('person')])
+
+
+def _write_csv(table, file):
+    from magnifier.files import aside
+    renamed = table.rename(columns=dict(camid='camera', start='from', end='to'))
+    with aside(file) as part: renamed.drop(columns=['path', 'key']).to_csv(part, index=False)
+
+
+def _write_mot(g, folder):
+    "A file for each camera's video: its boxes, with the person as id"
+    from pathlib import Path
+    from magnifier.gallery.people import people_boxes
+    from magnifier.gallery.video import write_mot
+    for name, boxes in people_boxes(g.store).items(): write_mot(boxes, Path(folder)/f'{name}.txt')
+
+
+@command('gallery')
 def magnifier_delete(
     gallery: str = 'people',  # The gallery
     pids: str = None,  # Identities whose images go: 7 or 7,12
@@ -180,15 +245,13 @@ def _paths(text, gallery):
     """One path, even with commas, if the gallery has it; else several paths separated by commas. Each as typed, and as
     `magnifier_index` adds it"""
     from pathlib import Path
-    from magnifier.gallery.store import where
     def both(name): return [name, str(Path(name).expanduser().absolute())]
-    if gallery.store.read(where(paths=both(text)), ('key',))['key']: return both(text)
+    if len(gallery.images(paths=both(text))): return both(text)
     return [path for name in _names(text) for path in both(name)]
 
 
 def _before(age):
     "The time that long ago, in seconds since 1970"
-    import re
     import time
     wanted = re.fullmatch(r'(\d+(?:\.\d+)?)([dhm])', age.strip())
     if not wanted: raise ValueError(f'--older-than {age}: days, hours or minutes wanted, as 30d, 12h or 90m')
@@ -199,6 +262,43 @@ def _numbers(text, name):
     if text is None: return None
     try: return [int(t) for t in _names(text)]
     except ValueError as e: raise ValueError(f'--{name} {text}: whole numbers wanted, as 3 or 3,4') from e
+
+
+@command()
+def magnifier_app(
+    gallery: str = 'people',  # The gallery: a folder, or a server's address
+    learner: str = 'runs/quick/learner.pkl',  # What made it: a saved folder, or a file (load what you trust)
+    name: str = 'people',  # Of the gallery within that folder or server
+    host: str = '127.0.0.1',  # Address to bind to: this machine alone. 0.0.0.0 lets the network in, without a password
+    port: int = None,  # Port; the first free one from 7860 on where not given
+    public_host: str = '',  # The name that visitors type, as people.example.org; other names are refused
+    debug: bool = False,  # Shows the traceback of an error
+):
+    """Serves a page on this machine to search a gallery: drop or pick a person, see where else they were seen, by which
+    regions, and why. Nothing that is dropped is kept. Ctrl-C ends it.
+
+    Examples: `magnifier_app --gallery people --learner runs/quick/learner.pkl` · `magnifier_app --port 8000`
+
+    For others to use it, put a proxy before it that asks for a password and speaks HTTPS, and give the name that they
+    type: `magnifier_app --port 8000 --public-host people.example.org`. In nginx, this is enough:
+    `location / { proxy_pass http://127.0.0.1:8000/; client_max_body_size 11m; auth_basic people;
+    auth_basic_user_file ...; }`. The page answers under that name and this machine's own, and no other. In a network
+    without a proxy, everybody who reaches it may search: `magnifier_app --host 0.0.0.0 --public-host 192.168.0.2`"""
+    import signal
+    from threading import Event
+    check_gallery(gallery)
+    from magnifier.app.server import LOCAL, serve_page
+    from magnifier.gallery.gallery import Gallery
+    learn = open_learner(learner)
+    if host not in LOCAL:
+        say(f'warning: whoever reaches {host} can search this gallery; nobody is asked for a password')
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is as clean as Ctrl-C
+    with Gallery(gallery, name=name) as people, learn.no_bar():
+        try:
+            with serve_page(learn, people, host=host, port=port, public_host=public_host) as address:
+                say(f'{address} searches {len(people)} images of {gallery}; Ctrl-C ends it')
+                Event().wait()
+        except KeyboardInterrupt: say('closed; nothing that was dropped is kept')
 
 
 def _records(table):

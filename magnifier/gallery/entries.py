@@ -1,7 +1,9 @@
-"The input of a gallery: images and their labels in one table, keys computed from the content, times in one form"
+"""What goes into a gallery: images and their labels in one table, keys of their content, and embeddings in one form.
+Tables of crops, from a folder or a CSV file, are such tables too"""
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -11,23 +13,23 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from magnifier.checks import refuse
+from magnifier.data.folders import existing, image_files
 from magnifier.data.images import as_images, image_name, read_image
+from magnifier.data.own_sets import MISSING, read_table
 from magnifier.gallery.video import is_address, read_crop
+from magnifier.regions import N_REGIONS
 
-__all__ = ['entries', 'read_entry', 'ReadImage', 'content_key', 'problem', 'stored_image', 'timestamp', 'number',
-           'identity', 'is_count', 'fingerprint_of', 'as_array', 'unit_rows']
+__all__ = ['crops_folder', 'crops_csv']
 
 LARGEST = 2**63 - 1  # Whole number that a store keeps
 EXACT = 2**53  # Up to here floats hold every whole number
 SPAN = 9.2e9  # Seconds before and after 1970 that pandas' times hold, which hits are shown with
-
-
-class ReadImage(NamedTuple):
-    "An image that was read, or the reason why it could not be read"
-
-    key: str  # Of its content: the same bytes are the same image, whatever the file is called
-    image: Image.Image | None  # Decoded, mode RGB; None where that failed
-    problem: str = ''  # Why it failed
+# Looked for anywhere in each path below the folder. A file as Market-1501 names them, 0172_c4s3_000691_03.jpg, gives
+# its identity too; c4, cam4, cam_4 or camera-4 the camera; 20260131_134500 or 2026-01-31T13:45:00 the time, in UTC
+CROP_PATTERN = (r'(?:^|/)(?P<pid>-1|\d{4,5})_c\d+s\d+_',
+                r'(?:^|[^a-z0-9])c(?:am(?:era)?)?[_-]?(?P<camid>\d+)(?=[^0-9]|$)',
+                r'(?<!\d)(?P<time>\d{4}-?\d\d-?\d\d[T_ -]\d\d[-:]?\d\d[-:]?\d\d)(?!\d)')
 
 
 def entries(
@@ -48,10 +50,10 @@ def entries(
 
 def _of_catalog(catalog, labels):
     given = [name for name, label in labels.items() if label is not None]
-    if given:
-        raise ValueError(f'{", ".join(given)} beside a catalog: put them into its columns pid, camid, time, tracklet')
-    if 'path' not in catalog:
-        raise ValueError(f'the catalog has no column path, only {", ".join(map(str, catalog.columns))}')
+    refuse({
+        f'{", ".join(given)} beside a catalog: put them into its columns pid, camid, time, tracklet': bool(given),
+        f'the catalog has no column path, only {", ".join(map(str, catalog.columns))}': 'path' not in catalog,
+    })
     columns = dict(item='path', path='path', pid='pid', camid='camid', time='time', tracklet='tracklet')
     return pd.DataFrame({name: pd.Series(list(catalog[of]) if of in catalog else [None]*len(catalog), dtype=object)
                          for name, of in columns.items()})
@@ -89,10 +91,11 @@ def number(
     if not whole and not (isinstance(x, (float, np.floating)) and float(x).is_integer()):
         raise TypeError(f'{name}: whole numbers wanted, got {x!r}. Number names first: `codes, names = '
                         'pd.factorize(names)`')
-    if isinstance(x, (float, np.floating)) and abs(x) > EXACT:
-        raise ValueError(f'{name}: {x!r} is a float, which keeps whole numbers up to 2**53 alone; give integers')
-    if abs(int(x)) > LARGEST:
-        raise ValueError(f'{name}: {x} does not fit into 63 bits; number them first, by `pd.factorize`')
+    refuse({
+        f'{name}: {x!r} is a float, which keeps whole numbers up to 2**53 alone; give integers':
+            isinstance(x, (float, np.floating)) and abs(x) > EXACT,
+        f'{name}: {x} does not fit into 63 bits; number them first, by `pd.factorize`': abs(int(x)) > LARGEST,
+    })
     return int(x)  # pandas makes floats of integers beside a missing one
 
 
@@ -102,13 +105,6 @@ def identity(
     "An identity as a gallery keeps it; a TypeError if it is not a whole number"
     pid = number(pid, 'pids')
     return None if pid == -1 else pid
-
-
-def is_count(
-    n,  # Anything
-) -> bool:
-    "Whether this is a whole number from 1"
-    return isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
 
 
 def timestamp(
@@ -132,6 +128,14 @@ def _seconds(t):
                          '2026-01-31T13:45:00+01:00') from e
     if t is pd.NaT: return None
     return (t.tz_localize('UTC') if t.tzinfo is None else t).timestamp()
+
+
+class ReadImage(NamedTuple):
+    "An image that was read, or the reason why it could not be read"
+
+    key: str  # Of its content: the same bytes are the same image, whatever the file is called
+    image: Image.Image | None  # Decoded, mode RGB; None where that failed
+    problem: str = ''  # Why it failed
 
 
 def content_key(
@@ -215,11 +219,99 @@ def as_array(
 def unit_rows(
     embeddings,  # What an embedder gave
     n: int,  # How many rows there must be
+    d: int | None = None,  # How many dimensions; None for any
 ) -> np.ndarray:  # (n, d) float32, rows of length 1
-    "Embeddings of length 1; a ValueError for those that are zero, NaN or infinite"
+    "Embeddings of length 1; a ValueError for those that are zero, NaN or infinite, or of another shape"
     x = as_array(embeddings)
-    if x.ndim != 2 or len(x) != n: raise ValueError(f'{n} images gave embeddings of shape {x.shape}: ({n}, d) wanted')
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
-    if not (np.isfinite(norms) & (norms > 0)).all():
-        raise ValueError('the model gives embeddings that are zero, NaN or infinite')
+    norms = np.linalg.norm(np.atleast_2d(x), axis=1, keepdims=True)
+    refuse({
+        f'{n} images gave embeddings of shape {x.shape}: ({n}, {d or "d"}) wanted':
+            x.ndim != 2 or len(x) != n or d not in (None, x.shape[1]),
+        'the model gives embeddings that are zero, NaN or infinite': not (np.isfinite(norms) & (norms > 0)).all(),
+    })
     return x / norms
+
+
+def embedded_regions(
+    embedder,  # Has `.embed_regions(images) -> ((n,k,c), (n,k) booleans)`, as a learner with a mask module
+    images: list,  # n images
+) -> tuple[np.ndarray, np.ndarray]:  # (n, k*c) float32, visible regions of length 1 and the others 0; (n,) visible bits
+    "Region embeddings as a gallery keeps them; a ValueError for an embedder without regions"
+    if not hasattr(embedder, 'embed_regions'):
+        raise ValueError(f'this {type(embedder).__name__} has no regions: '
+                         'use a learner that was built with mask=True, or a gallery without regions=True')
+    embeddings, visible = embedder.embed_regions(images)
+    x, visible = as_array(embeddings), as_array(visible) > 0
+    norms = np.linalg.norm(x, axis=2, keepdims=True)
+    if not np.isfinite(norms[visible]).all():
+        raise ValueError('the model gives region embeddings that are NaN or infinite')
+    x = np.where(visible[..., None] & (norms > 0), x / np.where(norms > 0, norms, 1), 0)
+    return x.reshape(len(x), -1).astype(np.float32), visible @ (1 << np.arange(N_REGIONS))
+
+
+def crops_folder(
+    path: str | Path,  # Folder of images, with folders in it or without
+    pattern: str | tuple = CROP_PATTERN,  # Regular expressions with groups pid, camid, time
+) -> pd.DataFrame:  # Columns path, pid, camid, time (seconds since 1970 in UTC); None where a name does not say
+    """A folder as a table for `Gallery.add`. ValueError for a pattern without groups, an invalid time, a folder without
+    images"""
+    root, patterns = existing(path), [pattern] if isinstance(pattern, str) else list(pattern)
+    for p in patterns: _check_pattern(p)
+    return pd.DataFrame([_row(file, root, patterns) for file in image_files(root, recursive=True)], dtype=object)
+
+
+def crops_csv(
+    file: str | Path,  # CSV with a header: path, and where known pid, camid, time
+    root: str | Path | None = None,  # Folder that relative paths start from; the file's own by default
+) -> pd.DataFrame:  # The table with whole paths, for `Gallery.add`
+    """A table for `Gallery.add`. ValueError where it has no column path, no rows, or a label that is no number
+    or time; FileNotFoundError where it is not there"""
+    table = read_table(file)
+    refuse({
+        f'{file} has no column path, only {", ".join(map(str, table.columns))}': 'path' not in table,
+        f'{file} has no rows': not len(table),
+    })
+    base = Path(root if root is not None else Path(file).parent).expanduser().absolute()
+    labels = {
+        column: pd.Series([_label(_known(text), column, file) for text in table[column]], dtype=object)
+        for column in ('pid', 'camid', 'time', 'tracklet') if column in table
+    }
+    return table.assign(path=[str(base/p) for p in table['path']], **labels)
+
+
+def _known(text): return None if text.strip().lower() in MISSING else text.strip()
+
+
+def _row(file, root, patterns):
+    "Identity, camera and time from a file's name"
+    name, said = file.relative_to(root).as_posix(), {}
+    for pattern in patterns:
+        found = re.search(pattern, name, re.I)
+        if found: said |= {group: text for group, text in found.groupdict().items() if text is not None}
+    return dict(path=str(file)) | {name: _label(said.get(name), name, file) for name in ('pid', 'camid', 'time')}
+
+
+def _check_pattern(pattern):
+    try: groups = set(re.compile(pattern).groupindex)
+    except re.error as e: raise ValueError(f'pattern {pattern!r} is not a regular expression: {e}') from e
+    if not groups or not groups <= {'pid', 'camid', 'time'}:
+        raise ValueError(f'pattern {pattern!r}: named groups pid, camid, time wanted, as in c(?P<camid>\\d+); it has '
+                         f'{sorted(groups) or "none"}')
+
+
+def _label(text, name, file):
+    "A label as its column holds it"
+    if text is None or name == 'tracklet': return text
+    form, what = (_written_time, 'time') if name == 'time' else (_whole, 'whole number')
+    try: return form(text)
+    except ValueError as e: raise ValueError(f'{file}: {name} {text!r} is no {what}') from e
+
+
+def _whole(text): return int(re.sub(r'\.0+$', '', text))
+
+
+def _written_time(text):
+    if re.fullmatch(r'\d+(\.\d+)?', text): return timestamp(float(text))
+    digits = re.sub(r'\D', '', text)
+    if len(digits) == 14: text = re.sub(r'(....)(..)(..)(..)(..)(..)', r'\1-\2-\3T\4:\5:\6', digits)
+    return timestamp(text)

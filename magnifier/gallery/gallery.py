@@ -1,39 +1,33 @@
 "A gallery of people: images embedded once, and searched by image, camera, time and region"
 
-import logging
 import re
-import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from magnifier.checks import as_count, choose, refuse
 from magnifier.data.images import image_name
+from magnifier.gallery.adding import Reading, VideoReading, Writing, remember_names, video_entries, with_bar
 from magnifier.gallery.entries import (
-    as_array, content_key, entries, fingerprint_of, identity, is_count, problem, read_entry, unit_rows)
-from magnifier.gallery.hits import Hits, as_table
+    as_array, embedded_regions, entries, fingerprint_of, identity, read_entry, unit_rows)
+from magnifier.gallery.hits import Hits, as_table, nearest, nearest_by_regions, nearest_reranked
 from magnifier.gallery.lance import LanceStore
 from magnifier.gallery.milvus import MilvusStore
-from magnifier.gallery.region_search import described, nearest_by_regions
-from magnifier.gallery.store import COLUMNS, MOST_NAMES, Where, joined, where
-from magnifier.gallery.tracklets import Tracklets, VideoReading, summarise, video_entries
+from magnifier.gallery.people import Tracklets, identity_clusters, joined_people, summarise
+from magnifier.gallery.store import COLUMNS, Where, where
 from magnifier.gallery.video import Video
-from magnifier.regions import REGIONS, region_indices
+from magnifier.regions import N_REGIONS, REGIONS, region_indices
 
 __all__ = ['Gallery', 'Added', 'GalleryWarning']
 
 LIMIT = 16_384  # Hits of one search, which is what a Milvus server gives
-RERANKED = 100  # Hits that re-ranking looks at
 EXACT_UP_TO = 500_000_000  # Numbers in all vectors: 2 GB, whose product with a query takes a tenth of a second
-WRITTEN, SECONDS = 1 << 24, 5  # Embeddings are written once they have so many bytes, or have waited so long
 QUERIES = 50  # Images whose neighbours say what an index finds
-EPOCH = pd.Timestamp(0, unit='s', tz='UTC')
 NAME = re.compile('[A-Za-z_][A-Za-z0-9_]{0,200}')
 SERVERS = ('http://', 'https://', 'tcp://', 'unix:')
-log = logging.getLogger(__name__)
 
 
 class GalleryWarning(UserWarning):
@@ -69,7 +63,8 @@ class Gallery:
         if not NAME.fullmatch(name): raise ValueError(f'name={name!r}: letters, digits and underscores wanted')
         self.uri, self.exact_up_to = str(uri), exact_up_to
         self.store = MilvusStore(self.uri, name, token) if self.uri.startswith(SERVERS) else LanceStore(self.uri, name)
-        self._regions_asked, self._table = bool(regions), None
+        self._regions_asked = bool(regions)
+        self._table = None  # The version of the last table of all images, and the table
         try: self._check_regions()
         except ValueError:
             self.close()
@@ -116,7 +111,7 @@ class Gallery:
         image that is already there keeps its labels (see `label`), and its new path is stored beside the old one. Files
         that are not images are left out, with a `GalleryWarning` that names the first. ValueError if no file is an
         image, or if another model made the gallery"""
-        if not is_count(bs): raise ValueError(f'bs={bs}: at least one image at once')
+        bs = as_count(bs, 'bs')
         table = entries(images, pids=pids, camids=camids, times=times, tracklets=tracklets, paths=paths)
         return self._add(embedder, Reading(self.store, table, bs), len(table), bs, progress)
 
@@ -137,34 +132,19 @@ class Gallery:
         `people`). Frames are read once, while the people before are embedded; run again after a crash, it
         goes on. ValueError for no video, no boxes, another video of this camera under the same name, and as
         in `add`"""
-        if not (is_count(bs) and is_count(every)):
-            raise ValueError(f'bs={bs}, every={every}: whole numbers from 1 are wanted')
-        table = video_entries(video, boxes, camera=camera, start=start, fps=fps, every=every)
+        bs, every = as_count(bs, 'bs'), as_count(every, 'every')
+        table = video_entries(video, boxes, camera=camera, start=start, every=every)
         reading = VideoReading(self.store, Video(video, fps=fps), table, bs, crops)
-        self._check_same_video(reading.table)
         return self._add(embedder, reading, len(table), bs, progress)
-
-    def _check_same_video(self, table):
-        "Tracks that bear the names of tracklets from another time would be taken for the same people"
-        if not self.store.about: return
-        meant = replace(where(cameras=table['camid'].iat[0]), tracklets=())
-        there = pd.DataFrame(self.store.read(meant, ('tracklet', 'time'))).groupby('tracklet')['time'].min()
-        tracks = table.groupby('tracklet')['time'].agg(['min', 'max']).join(there.astype(float), how='inner')
-        other = (tracks['time'] < tracks['min'] - .001) | (tracks['time'] > tracks['max'] + .001)
-        if other.any():
-            name = other.idxmax()
-            begins = pd.Timestamp(tracks['time'][name], unit='s', tz='UTC')
-            raise ValueError(f'{self.uri} has a tracklet {name} of another time ({begins:%Y-%m-%d %H:%M:%S}): give '
-                             'each video of a camera a name of its own, and the same start when it is added again')
 
     def _add(self, embedder, reading, n, bs, progress):
         "Embeds and writes the images of `reading`, and counts the results of all `n` images"
         self._check_regions()  # another may have made the gallery since
         self._check_model(embedder)
         with Writing(self.store) as writing:
-            for part in _bar(reading, n, bs, progress):
+            for part in with_bar(reading, n, bs) if progress and n > bs else reading:
                 if len(part): writing.put(self._embedded(embedder, part))
-        self._remember_names(reading.names)
+        remember_names(self.store, reading.names)
         if writing.added:
             self.store.settle()
             if self.store.kind == 'exact' and len(self) * self.store.about['d'] > self.exact_up_to: self.index('ivf')
@@ -184,12 +164,11 @@ class Gallery:
         rows['also'] = list(part['also']) if 'also' in part else [[] for _ in images]
         rows |= {name: list(part[name]) for name in ('pid', 'camid', 'time', 'tracklet')}
         vectors, rows['visibility'] = self._embed(embedder, images, part['tracklet'].notna().any())
-        rows['vector'] = unit_rows(vectors, len(images))
+        rows['vector'] = unit_rows(vectors, len(images), self.store.about.get('d'))
         if self.regions:
-            rows['regions'], visible = described(embedder, images)
+            rows['regions'], visible = embedded_regions(embedder, images)
             rows['visible'] = visible.tolist()
         if not self.store.about: self._create(embedder, rows)
-        self._check_width(rows['vector'])
         return rows
 
     def _embed(self, embedder, images, tracked):
@@ -203,22 +182,6 @@ class Gallery:
         self.store.create(dict(fingerprint=fingerprint_of(embedder), d=rows['vector'].shape[1], regions=regions))
         self._check_model(embedder)  # another may have been first
         self._check_regions()
-
-    def _check_width(self, vectors):
-        d = self.store.about['d']
-        if vectors.shape[1] != d:
-            raise ValueError(f'embeddings of {vectors.shape[1]} dimensions; those of {self.uri} have {d}')
-
-    def _remember_names(self, names):
-        "Stores other paths of images that are already there, so that deleting by any of their paths finds them"
-        known = self.store.known([key for key, _ in names])
-        changed = {}
-        for key, path in names:
-            paths = known.get(key, [path])
-            if path not in paths and len(paths) <= MOST_NAMES:
-                paths.append(path)
-                changed[key] = paths[1:]
-        if changed: self.store.update(dict(key=list(changed), also=list(changed.values())))
 
     def search(self,
         embedder,  # The model that made the gallery
@@ -235,54 +198,64 @@ class Gallery:
     ) -> Hits:  # Most similar first; fewer than k where there are no more
         """Who is this, and where else were they seen? An image of the gallery is its own first hit. ValueError for an
         empty gallery, another model's embedder, regions that the gallery does not keep, a file that is not an image"""
-        _check_search(k, threshold, rerank, regions)
+        k = as_count(k, 'k')
+        refuse({
+            f'k={k}: up to {LIMIT} hits in one search': k > LIMIT,
+            f'threshold={threshold}: a cosine similarity from -1 to 1 wanted':
+                threshold is not None and not -1 <= threshold <= 1,
+            're-ranking compares whole embeddings: leave out rerank or regions': rerank and regions is not None,
+        })
         self._check_filled()
-        self._check_model(embedder)
-        wanted = None if regions is None else region_indices(regions)
-        rows_meant = where(not_camera=not_camera, cameras=cameras, since=since, until=until)
-        read = _read_query(image)
-        if wanted is not None: rows = self._nearest_by_regions(embedder, read, int(k), rows_meant, wanted)
-        else: rows = self._nearest(embedder, read, int(k), rows_meant, rerank)
+        meant = where(not_camera=not_camera, cameras=cameras, since=since, until=until)
+        if regions is not None: rows, compared = self._search_regions(embedder, image, k, meant, regions)
+        else:
+            search = nearest_reranked if rerank else nearest
+            rows, compared = search(self.store, self._query(embedder, image), k, meant), None
         table = as_table(rows, tuple(name for name in ('similarity', 'reranked', 'shared') if name in rows))
         if threshold is not None: table = table[table['similarity'] >= threshold].reset_index(drop=True)
-        return Hits(table, image, None if wanted is None else tuple(REGIONS[r] for r in wanted))
+        return Hits(table, image, compared)
 
     def _query(self, embedder, image):
         "(d,) embedding of an image that is searched"
-        if embedder is None: raise ValueError('a search by image needs the model that made the gallery: pass embedder=')
         self._check_model(embedder)
-        vectors = unit_rows(embedder.embed([_read_query(image)]), 1)
-        self._check_width(vectors)
-        return vectors[0]
+        return unit_rows(embedder.embed([_read_query(image)]), 1, self.store.about['d'])[0]
 
-    def _nearest(self, embedder, image, k, where, rerank):
-        vector = self._query(embedder, image)
-        rows = self._searched(vector, max(k, RERANKED) if rerank else k, where)
-        if not rerank: return rows
-        first = len(rows['key'][:RERANKED])
-        if not first: return {**rows, 'reranked': []}
-        from magnifier.retrieval import rerank as reranking  # needs torch, which a plain search does without
-        distances = reranking.rerank(vector[None], self._vectors(rows['key'][:first]))[0].astype(float)
-        order = [*np.argsort(distances, kind='stable'), *range(first, len(rows['key']))][:k]
-        rows['reranked'] = [*distances, *[None]*(len(rows['key']) - first)]
-        return {name: [values[i] for i in order] for name, values in rows.items()}
-
-    def _searched(self, vector, k, where):
-        "The nearest rows; by an exact search if the index finds too few that meet the conditions"
-        rows = self.store.search(vector, k, where)
-        if len(rows['key']) == k or self.store.kind == 'exact': return rows
-        return self.store.search(vector, k, where, exact=True)
-
-    def _vectors(self, keys):  # (n, d) in the order of the keys
-        found = self.store.read(Where(keys=tuple(keys)), ('key', 'vector'))
-        place = {key: i for i, key in enumerate(found['key'])}
-        return found['vector'][[place[key] for key in keys]]
-
-    def _nearest_by_regions(self, embedder, image, k, where, wanted):
+    def _search_regions(self, embedder, image, k, meant, regions):
+        "Nearest rows, and the names of the regions that were compared"
+        wanted = region_indices(regions)
         if not self.regions:
             raise ValueError(f'{self.uri} keeps no regions: make a new gallery with Gallery(..., regions=True)')
-        vectors, visible = described(embedder, [image])
-        return nearest_by_regions(self.store, vectors[0], int(visible[0]), wanted, k, where)
+        self._check_model(embedder)
+        vectors, visible = embedded_regions(embedder, [_read_query(image)])
+        rows = nearest_by_regions(self.store, vectors[0], int(visible[0]), wanted, k, meant)
+        return rows, tuple(REGIONS[r] for r in wanted)
+
+    def label(self,
+        keys,  # Keys, as tables of hits, images and clusters have them
+        pids,  # Identities, one a key; None takes one away, and so does -1, which is nobody
+    ) -> int:  # Images labelled
+        "Gives images an identity, for example after `cluster`. A ValueError for keys that the gallery does not have"
+        keys, pids = list(keys), [identity(p) for p in pids]
+        missing = sorted(set(keys) - set(self.store.known(keys)))
+        refuse({
+            f'{len(pids)} identities for {len(keys)} keys; one a key is needed': len(keys) != len(pids),
+            f'{len(missing)} of {len(keys)} keys are not in {self.uri} (one is {"".join(missing[:1])!r}): '
+            'take them from `images()`': bool(missing),
+        })
+        if keys: self.store.update(dict(key=keys, pid=pids))
+        return len(keys)
+
+    def cluster(self,
+        eps: float = .5,  # Largest Jaccard distance of neighbours, 0 to 1: lower splits people, higher merges them
+        min_images: int = 2,  # Images that make a cluster
+        **kwargs,  # Passed to `identity_clusters`: k1, k2
+    ) -> pd.DataFrame:  # As `images()`, and cluster: numbers from 0, the largest first; missing for images in none
+        """Proposes identities for all images by DBSCAN on k-reciprocal distances. Look at the proposals before
+        `g.label(t['key'], t['cluster'])`"""
+        self._check_filled()
+        table = self.images()
+        labels = identity_clusters(self.embeddings(table['key']), eps, min_images, **kwargs)
+        return table.assign(cluster=pd.Series(labels).astype('Int64').mask(labels < 0))
 
     def delete(self,
         *,
@@ -301,33 +274,6 @@ class Gallery:
         """Rewrites the files that hold deleted images, so that nothing of them is left on disk. A server is asked to do
         so and does it later"""
         self.store.compact()
-
-    def label(self,
-        keys,  # Keys, as tables of hits, images and clusters have them
-        pids,  # Identities, one a key; None takes one away, and so does -1, which is nobody
-    ) -> int:  # Images labelled
-        "Gives images an identity, for example after `cluster`. A ValueError for keys that the gallery does not have"
-        keys, pids = list(keys), [identity(p) for p in pids]
-        if len(keys) != len(pids): raise ValueError(f'{len(pids)} identities for {len(keys)} keys; one a key is needed')
-        missing = set(keys) - set(self.store.known(keys))
-        if missing:
-            raise ValueError(f'{len(missing)} of {len(keys)} keys are not in {self.uri} (one is {min(missing)!r}): '
-                             'take them from `images()`')
-        if keys: self.store.update(dict(key=keys, pid=pids))
-        return len(keys)
-
-    def cluster(self,
-        eps: float = .5,  # Largest Jaccard distance of neighbours, 0 to 1: lower splits people, higher merges them
-        min_images: int = 2,  # Images that make a cluster
-        **kwargs,  # Passed to `identity_clusters`: k1, k2
-    ) -> pd.DataFrame:  # As `images()`, and cluster: numbers from 0, the largest first; missing for images in none
-        """Proposes identities for all images by DBSCAN on k-reciprocal distances. Look at the proposals before
-        `g.label(t['key'], t['cluster'])`"""
-        self._check_filled()
-        from magnifier.gallery.clusters import identity_clusters  # needs torch, which a search does without
-        table = self.images()
-        labels = identity_clusters(self._vectors(table['key']), eps, min_images, **kwargs)
-        return table.assign(cluster=pd.Series(labels).astype('Int64').mask(labels < 0))
 
     def tracklets(self,
         *,
@@ -354,9 +300,10 @@ class Gallery:
     ) -> Hits:  # Most similar first; the columns of `tracklets`, and similarity
         """Where else was this person seen? The tracklet itself is not among its hits. A name that no tracklet has is
         taken as an image's path"""
-        if not is_count(k): raise ValueError(f'k={k}: a whole number from 1 wanted')
-        everything = self.tracklets()
+        k, everything = as_count(k, 'k'), self.tracklets()
         named = isinstance(query, str) and query in set(everything.table['tracklet'])
+        if not named and embedder is None:
+            raise ValueError('a search by image needs the model that made the gallery: pass embedder=')
         if named: vector = everything.vectors[everything.table['tracklet'] == query][0]
         else: vector = self._query(embedder, query)
         found = self.tracklets(cameras=cameras, since=since, until=until)
@@ -364,7 +311,7 @@ class Gallery:
         left_out = found.table['camid'].isin(where(not_camera=not_camera).not_cameras or ())
         if named: left_out |= found.table['tracklet'] == query
         table = found.table.assign(similarity=similarity)[~left_out]
-        return Hits(table.nlargest(int(k), 'similarity').reset_index(drop=True), query)
+        return Hits(table.nlargest(k, 'similarity').reset_index(drop=True), query)
 
     def people(self,
         threshold: float | None = None,  # Least mean similarity of one person's tracklets; None finds one
@@ -383,22 +330,10 @@ class Gallery:
         if not len(found):
             raise ValueError(f'{self.uri} has no tracklets: add some with `add_video`, or with `add(..., '
                              'tracklets=...)`')
-        from magnifier.gallery import people as joining  # needs SciPy, which a search does without
-        t = found.table
-        cameras = t['camid'].to_numpy()
-        seconds = [((t[name] - EPOCH) / pd.Timedelta('1s')).to_numpy() for name in ('start', 'end')]
-        never = joining.impossible_pairs(cameras, *seconds, travel=travel)
-        distances = joining.tracklet_distances(found.vectors, cameras, centre=centre)
-        if threshold is None:
-            same = joining.half_distances(found.vectors, found.halves, cameras, t['images'], centre=centre)
-            limit = joining.unlabelled_threshold(distances, never, same, far=far)
-        else: limit = 1 - threshold
-        known = None if anew else t['pid'].fillna(-1).to_numpy(int)
-        t = t.assign(person=joining.join_tracklets(distances, never, limit, known=known))
-        t['certainty'] = joining.certainty(distances, t['person'])
-        if save: self._label_tracklets(dict(zip(t['tracklet'], t['person'])))
+        table = joined_people(found, threshold, far=far, travel=travel, centre=centre, anew=anew)
+        if save: self._label_tracklets(dict(zip(table['tracklet'], table['person'])))
         columns = ['person', 'camid', 'start', 'end', 'tracklet', 'certainty', 'images', 'path', 'key']
-        return t.sort_values(['person', 'start', 'camid'], ignore_index=True)[columns]
+        return table.sort_values(['person', 'start', 'camid'], ignore_index=True)[columns]
 
     def _label_tracklets(self, people):
         rows = self.store.read(Where(tracklets=()), ('key', 'tracklet', 'pid'))
@@ -411,7 +346,7 @@ class Gallery:
     ):
         """Sets how vectors are searched, exactly or by an index; regions are always searched exactly. A ValueError for
         an unknown kind or an empty gallery"""
-        if kind not in ('exact', 'ivf'): raise ValueError(f'unknown index {kind!r}: use exact or ivf')
+        choose(kind, ('exact', 'ivf'), 'kind')
         self._check_filled()
         self.store.index(kind)
 
@@ -425,14 +360,30 @@ class Gallery:
         cameras=None,  # Camera or cameras; None for all
         since=None,  # Earliest time
         until=None,  # Latest time
+        paths=None,  # Path or paths, as they were added; None for all
     ) -> pd.DataFrame:  # path, pid, camid, time, key; by identity, camera, time and path
         "The images of the gallery, without embeddings"
-        meant, version = where(pids=pids, cameras=cameras, since=since, until=until), self.store.version
+        meant = where(pids=pids, cameras=cameras, since=since, until=until, paths=paths)
+        version = self.store.version
         if not meant and self._table is not None and self._table[0] == version: return self._table[1].copy()
         table = as_table(self.store.read(meant, ('key', 'path', 'pid', 'camid', 'time')))
         table = table.sort_values(['pid', 'camid', 'time', 'path'], ignore_index=True, na_position='last')
         if not meant and version is not None: self._table = version, table.copy()
         return table
+
+    def embeddings(self,
+        keys,  # Keys, as tables of hits and images have them
+    ) -> np.ndarray:  # (n, d) float32 of length 1, in the order of the keys
+        "Embeddings of images. A KeyError for a key that the gallery does not have"
+        return self.store.rows_of(keys, ('vector',))['vector']
+
+    def region_embeddings(self,
+        keys,  # Keys, as tables of hits and images have them
+    ) -> tuple[np.ndarray, np.ndarray]:  # (n, k, c) float32, and (n, k) booleans: which regions can be seen
+        "Embeddings of the regions of images, of a gallery that keeps them. A KeyError for a key that it does not have"
+        rows = self.store.rows_of(keys, ('regions', 'visible'))
+        visible = np.array(rows['visible'])[:, None] >> np.arange(N_REGIONS) & 1
+        return rows['regions'].reshape(len(keys), N_REGIONS, -1), visible.astype(bool)
 
     def info(self) -> dict:  # Names and figures
         """Numbers about the gallery; recall is the share of the exact first ten hits that an approximate index finds,
@@ -456,125 +407,16 @@ class Gallery:
     def _recall(self, keys, k=10):
         queries = keys.iloc[np.unique(np.linspace(0, len(keys) - 1, QUERIES).astype(int))]
         found = 0
-        for vector in self._vectors(queries):
+        for vector in self.embeddings(queries):
             exact, indexed = (set(self.store.search(vector, k, exact=way)['key']) for way in (True, False))
             found += len(exact & indexed) / len(exact)
         return found / len(queries)
-
-
-class Reading:
-    "Images of a table that a gallery does not have yet, in batches that threads decode in advance"
-
-    def __init__(self,
-        store,  # Of the gallery
-        table: pd.DataFrame,  # Of `entries`
-        bs: int,  # Images in a batch
-    ):
-        self.store, self.table, self.bs = store, table, bs
-        self.names = []  # (key, path) of content that was known
-        self.skipped = []  # (path, problem) of what is no image
-        self._seen = set()
-
-    def __iter__(self):
-        starts = range(0, len(self.table), self.bs)
-        with ThreadPoolExecutor(4) as threads, ThreadPoolExecutor(1) as ahead:
-            following = None
-            for start in starts:
-                batch = following or ahead.submit(self._read, start, threads)
-                more = start + self.bs < len(self.table)
-                following = ahead.submit(self._read, start + self.bs, threads) if more else None
-                yield batch.result()
-
-    def _read(self, start, threads):
-        "New images of a batch: rows of the table, with columns key and image"
-        part = self.table.iloc[start:start+self.bs]
-        keys = pd.Series(list(threads.map(_key_or_error, part['item'], part['path'])), index=part.index, dtype=object)
-        broken = keys.map(lambda key: isinstance(key, Exception))
-        problems = {i: problem(keys[i], part['item'][i]) for i in part.index[broken]}
-        part = part[~broken].assign(key=keys[~broken])
-        known = self.store.known(part['key'].tolist())
-        new = ~part['key'].isin(self._seen | set(known)) & ~part.duplicated('key')
-        again = part[~new & part['path'].notna()]
-        self.names += [(key, path) for key, path in zip(again['key'], again['path']) if path not in known.get(key, ())]
-        part = part[new]
-        read = pd.Series(list(threads.map(read_entry, part['item'], part['key'])), index=part.index, dtype=object)
-        problems |= {i: read[i].problem for i in part.index if read[i].image is None}
-        self.skipped += [(image_name(self.table['item'][i]), problems[i]) for i in sorted(problems)]
-        part = part.assign(image=read.map(lambda entry: entry.image))
-        part = part.drop(index=[i for i in part.index if i in problems])
-        self._seen |= set(part['key'])
-        return part
-
-
-class Writing:
-    "Writes columns to a store in its own thread, many images at once, while the caller embeds the next"
-
-    def __init__(self,
-        store,  # Of the gallery
-    ):
-        self.store, self.added = store, 0
-        self._thread, self._last = ThreadPoolExecutor(1), None
-        self._waiting, self._since = [], time.monotonic()
-
-    def put(self,
-        rows: dict,  # Columns of new images
-    ):
-        "Adds rows; they are written when there are enough of them"
-        self._waiting.append(rows)
-        many = len(self._waiting) * rows['vector'].nbytes >= WRITTEN
-        if many or time.monotonic() - self._since > SECONDS: self._write()
-
-    def _write(self):
-        self._wait()
-        if not self._waiting: return
-        self._last = self._thread.submit(self.store.add, joined(self._waiting, self._waiting[0]))
-        self._waiting, self._since = [], time.monotonic()
-
-    def _wait(self):
-        last, self._last = self._last, None
-        if last is not None: self.added += last.result()
-
-    def __enter__(self): return self
-
-    def __exit__(self, *error):
-        "Writes what was embedded, even if the block ended with an error"
-        try:
-            self._write()
-            self._wait()
-        finally: self._thread.shutdown()
 
 
 def _read_query(image):
     read = read_entry(image)
     if read.image is None: raise ValueError(f'{image_name(image)} is not a readable image ({read.problem})')
     return read.image
-
-
-def _check_search(k, threshold, rerank, regions):
-    if not is_count(k) or k > LIMIT: raise ValueError(f'k={k}: a whole number from 1 to {LIMIT} wanted')
-    if threshold is not None and not -1 <= threshold <= 1:
-        raise ValueError(f'threshold={threshold}: a cosine similarity from -1 to 1 wanted')
-    if rerank and regions is not None:
-        raise ValueError('re-ranking compares whole embeddings: leave out rerank or regions')
-
-
-def _key_or_error(item, path):
-    try:
-        (path or '').encode()  # or no store could keep it
-        return content_key(item)
-    except (OSError, ValueError, TypeError) as error: return error
-
-
-def _bar(batches, n, bs, progress):
-    "Batches with a progress bar"
-    if not progress or n <= bs: return batches
-    from fastprogress.fastprogress import progress_bar
-    bar, start = progress_bar(batches, total=-(-n // bs), leave=False), time.monotonic()
-    def told():
-        for i, batch in enumerate(bar, 1):
-            bar.comment = f'{i*bs/(time.monotonic() - start):.0f} images/s, {max(0, n - i*bs)} left'
-            yield batch
-    return told()
 
 
 def _reported(added, known, skipped):

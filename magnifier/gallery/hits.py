@@ -1,12 +1,17 @@
-"The hits of a search in a gallery as a table, by image or by identity"
+"A search in a gallery: the nearest rows of its store, and the hits as a table, by image or by identity"
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
+
+from magnifier.gallery.store import EVERYTHING, Store, Where, joined
+from magnifier.regions import N_REGIONS, REGIONS
 
 __all__ = ['Hits']
 
 FIELDS = ('path', 'pid', 'camid', 'time')
+RERANKED = 100  # Hits that re-ranking looks at
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,3 +74,64 @@ def as_table(
     t = t.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', **figures})
     paths = pd.Series([p or None for p in t['path']], index=t.index, dtype=object)
     return t.assign(path=paths, time=pd.to_datetime(t['time'], unit='s', utc=True))
+
+
+def nearest(
+    store: Store,  # Of the gallery
+    vector: np.ndarray,  # (d,) of the query
+    k: int,  # Hits at most
+    where: Where = EVERYTHING,  # Which rows
+) -> dict:  # Columns with 'similarity'
+    "Nearest rows; by an exact search if the index finds too few that meet the conditions"
+    rows = store.search(vector, k, where)
+    if len(rows['key']) == k or store.kind == 'exact': return rows
+    return store.search(vector, k, where, exact=True)
+
+
+def nearest_reranked(
+    store: Store,  # Of the gallery
+    vector: np.ndarray,  # (d,) of the query
+    k: int,  # Hits at most
+    where: Where = EVERYTHING,  # Which rows
+) -> dict:  # Columns with 'similarity' and 'reranked', the distance that orders the first hundred
+    "Nearest rows, the first hundred ordered anew by k-reciprocal encoding"
+    rows = nearest(store, vector, max(k, RERANKED), where)
+    first, n = rows['key'][:RERANKED], len(rows['key'])
+    if not n: return {**rows, 'reranked': []}
+    from magnifier.retrieval.rerank import rerank  # needs torch, which a plain search does without
+    distances = rerank(vector[None], store.rows_of(first, ('vector',))['vector'])[0].astype(float)
+    order = [*np.argsort(distances, kind='stable'), *range(len(first), n)][:k]
+    rows['reranked'] = [*distances, *[None] * (n - len(first))]
+    return {name: [values[i] for i in order] for name, values in rows.items()}
+
+
+def nearest_by_regions(
+    store: Store,  # With regions
+    vector: np.ndarray,  # (k*c,) of the query
+    visible: int,  # Its bits
+    wanted: list,  # Indices of the regions to compare
+    k: int,  # Hits at most
+    where: Where = EVERYTHING,  # Which rows
+) -> dict:  # Columns with 'similarity', and 'shared': the number of regions it is the mean of
+    """Nearest rows by the mean cosine of the given regions that both images show, as in `region_distance`; rows that
+    share none are not hits. A ValueError if the query shows none of them"""
+    shown = [r for r in wanted if visible >> r & 1]
+    if not shown:
+        raise ValueError(f'this image shows no {" or ".join(REGIONS[r] for r in wanted)}: search by other regions')
+    query = np.zeros((N_REGIONS, len(vector) // N_REGIONS), np.float32)
+    query[shown] = vector.reshape(N_REGIONS, -1)[shown]
+    mask = sum(1 << r for r in shown)
+    parts = []
+    # An inner product is a sum: among rows that share equally many regions it orders the means too
+    for shared in range(1, len(shown) + 1):
+        rows = store.search(query.ravel(), k, replace(where, visible=_sharing(mask, shared)), field='regions')
+        rows['similarity'] = [s / shared for s in rows['similarity']]
+        parts.append({**rows, 'shared': [shared]*len(rows['similarity'])})
+    found = joined(parts, parts[0])
+    best = np.argsort(-np.array(found['similarity']), kind='stable')[:k]
+    return {name: [values[i] for i in best] for name, values in found.items()}
+
+
+def _sharing(mask, n) -> tuple:
+    "All visible bits that have n regions in common with a mask"
+    return tuple(bits for bits in range(1 << N_REGIONS) if (bits & mask).bit_count() == n)

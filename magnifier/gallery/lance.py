@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from magnifier.checks import needs, refuse
 from magnifier.files import locked
 from magnifier.gallery.milvus import is_old
 from magnifier.gallery.store import COLUMNS, EVERYTHING, VECTORS, Store, joined
@@ -191,10 +192,9 @@ class LanceStore(Store):
 
     def _open(self):
         if self.local and not (Path(self.address)/'_versions').is_dir(): return None
+        if self.local: return self._lance.dataset(self.address)
         try: return self._lance.dataset(self.address)
-        except ValueError:  # that is how the engine says that there is none
-            if self.local: raise
-            return None
+        except ValueError: return None  # that is how the engine says that there is none
 
     def _ask(self, read, otherwise):
         "The result of `read` on the newest version; if another process removes that version meanwhile, on the next one"
@@ -227,23 +227,21 @@ class LanceStore(Store):
 
 
 def _engine():
-    try: import lance
-    except ImportError as e: raise ImportError(NO_ENGINE) from e
+    with needs(NO_ENGINE): import lance
     # The engine warns at every fork. Loaders' processes are forks, and they never touch a gallery
     warnings.filterwarnings('ignore', message='lance is not fork-safe', category=UserWarning)
     return lance
 
 
 def _check_folder(folder, uri):
-    if folder.is_file(): raise ValueError(f'{uri} is a file; a local gallery is a folder: give another name')
-    if is_old(folder):
-        raise ValueError(f'{uri} is a gallery of an earlier version: copy it with '
-                         f'`magnifier_index --from {uri} --gallery NEW`, or add its images again')
-    if not folder.is_dir() or any(folder.glob('*.lance')): return
-    there = sorted(f.name for f in folder.iterdir() if f.name != '.lock')
-    if there:
-        raise ValueError(f'{uri} is a folder of other files ({there[0]} among them), not a gallery: give another '
-                         'name')
+    there = sorted(f.name for f in folder.iterdir() if f.name != '.lock') if folder.is_dir() else []
+    others = bool(there) and not any(name.endswith('.lance') for name in there)
+    refuse({
+        f'{uri} is a file; a local gallery is a folder: give another name': folder.is_file(),
+        f'{uri} is a gallery of an earlier version: copy it with `magnifier_index --from {uri} --gallery NEW`, or add '
+        'its images again': is_old(folder),
+        f'{uri} is a folder of other files ({"".join(there[:1])} among them), not a gallery: give another name': others,
+    })
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from magnifier.checks import needs
 from magnifier.gallery.store import COLUMNS, EVERYTHING, MOST_NAMES, Store, VECTORS, joined
 
 __all__ = ['MilvusStore', 'as_columns', 'is_old', 'bring_over']
@@ -37,8 +38,7 @@ class MilvusStore(Store):
     ):
         self.uri, self.name = uri, name
         self._about, self._kind = {}, None
-        try: from pymilvus import MilvusClient, MilvusException
-        except ImportError as e: raise ImportError(NO_CLIENT) from e
+        with needs(NO_CLIENT): from pymilvus import MilvusClient, MilvusException
         self._milvus_error = MilvusException
         logging.getLogger('pymilvus.client.iterator').setLevel(logging.ERROR)  # it warns at each scan of a small server
         with self._told(): self.client = MilvusClient(uri, token=token, grpc_options=NO_PINGS)
@@ -233,10 +233,9 @@ def bring_over(
     """Copies rows and vectors; the old gallery is not changed. FileNotFoundError or ValueError if there is none or it
     cannot be used, ImportError without Milvus Lite, OSError if another process has it open"""
     if not is_old(old): raise FileNotFoundError(f'{old}: no gallery of an earlier version')
-    try:
+    with needs(NO_LITE):
         from milvus_lite.server_manager import server_manager_instance as servers
         from pymilvus import MilvusClient
-    except ImportError as e: raise ImportError(NO_LITE) from e
     path = str(Path(old).resolve())
     if servers.start_and_get_uri(path) is None:
         raise OSError(f'{old} cannot be opened: another process has it open, or it is damaged')
@@ -255,8 +254,7 @@ def _copied(client, old, store, name):
     about = {key: about[key] for key in ('fingerprint', 'd', 'regions')}
     store.create(about)
     if store.about != about:
-        raise ValueError(f'{old} and {store.uri} were made by two models: '
-                                              'their embeddings cannot be compared')
+        raise ValueError(f'{old} and {store.uri} were made by two models: their embeddings cannot be compared')
     client.load_collection(name)
     keys = [row['key'] for row in client.query(name, filter='key != ""', output_fields=['key'])]
     columns = ['key', 'path', 'pid', 'camid', 'time', 'vector', *(['regions', 'visible'] if about['regions'] else [])]

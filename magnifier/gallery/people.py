@@ -1,21 +1,102 @@
-"""People across cameras: tracklets joined by similarity, under constraints of time and place.
+"""Who is who: tracklets are joined to people across cameras, and clusters of single images propose identities.
 
-A tracklet is one person as one camera followed them, from one time to another. Two tracklets can be one person if they
-look alike and nobody would have to be at two places at once."""
+A tracklet is one person as a tracker followed them in one camera, from one time to another. It has no row of its own in
+a gallery: it consists of the images with its name, so that deleting, labelling and adding images keep it consistent.
+Two tracklets can be one person if they look alike and nobody would have to be at two places at once."""
+
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 
-__all__ = [
-    'tracklet_distances', 'half_distances', 'join_tracklets', 'impossible_pairs', 'unlabelled_threshold', 'certainty']
+from magnifier.checks import needs, refuse
+from magnifier.gallery.store import Where
+from magnifier.gallery.video import box_of, is_address
 
+__all__ = ['identity_clusters']
+
+OF_AN_IMAGE = ('tracklet', 'camid', 'time', 'pid', 'path', 'key', 'visibility')
+LEAST_WEIGHT = .05  # Of an image of which nothing is seen, so that a tracklet of such images has an embedding too
 NEVER = 1e6  # Distance of a pair that cannot be one person: its share of any mean of distances is above every threshold
 FEWEST_CENTRED = 5  # Tracklets of a camera whose mean is the camera's, and not the people's
 FEWEST_HALVED = 4  # Images of a tracklet whose halves say how unlike one person looks
 FEWEST_PAIRS = 10  # Pairs of different people that a threshold without labels rests on, at least
+EPOCH = pd.Timestamp(0, unit='s', tz='UTC')
+
+
+class Tracklets(NamedTuple):
+    "Tracklets of a gallery"
+
+    table: pd.DataFrame  # tracklet, camid, start, end (UTC), images, visibility, pid; path and key of the best
+    vectors: np.ndarray  # (t, d) float32 of length 1, in the order of the table
+    halves: np.ndarray  # (t, 2, d) float32 of length 1: of the earlier and of the later half of the images; 0 for none
+
+    def __len__(self): return len(self.table)
+
+
+def summarise(
+    columns: dict,  # Columns of a store, 'vector' among them, of images that belong to tracklets
+    weighted: bool = True,  # By how much of the person each image shows
+) -> Tracklets:  # With one row a tracklet
+    """Each tracklet's camera, times, best image and embedding: the mean of its images' embeddings, weighted by
+    how much of the person each shows, at length 1."""
+    images = pd.DataFrame({name: columns[name] for name in OF_AN_IMAGE})
+    images = images.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', 'visibility': 'float64'})
+    images['seen'] = images['visibility'].fillna(1).clip(lower=LEAST_WEIGHT) if weighted else 1.
+    found = images.groupby('tracklet')
+    # Of images that show about as much, one from the middle: where a track begins and ends, the frame cuts people off
+    images['about'] = images['seen'].round(1)
+    images['aside'] = (images['time'] - found['time'].transform('median')).abs()
+    best = images.sort_values(['about', 'aside', 'key'], ascending=[False, True, True]).groupby('tracklet').first()
+    table = pd.DataFrame(dict(
+        camid=best['camid'],
+        start=_as_times(found['time'].min()),
+        end=_as_times(found['time'].max()),
+        images=found.size(),
+        visibility=found['visibility'].mean(),
+        pid=found['pid'].first(),
+        path=best['path'],
+        key=best['key'],
+    )).sort_values('start', kind='stable').reset_index()
+    halves = np.zeros((len(table), 2, columns['vector'].shape[1]), np.float32)
+    place = pd.Series(np.arange(len(table)), index=table['tracklet'])
+    nth = images.sort_values('time', kind='stable').groupby('tracklet').cumcount().sort_index()
+    later = (2*nth >= found['key'].transform('size')).to_numpy(int)
+    weighted = columns['vector'] * images['seen'].to_numpy(np.float32)[:, None]
+    np.add.at(halves, (place[images['tracklet']].to_numpy(), later), weighted)
+    return Tracklets(table, _unit(halves.sum(1)), _unit(halves))
+
+
+def _unit(vectors): return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _as_times(seconds): return pd.to_datetime(seconds, unit='s', utc=True).dt.round('ms')
+
+
+def joined_people(
+    tracklets: Tracklets,  # Of a gallery, at least one
+    threshold: float | None = None,  # Least mean similarity of one person's tracklets; None finds one
+    *,
+    far: float = .01,  # Share of strangers, and of looks of one person, that a threshold found takes for exceptions
+    travel: Mapping | None = None,  # (camera, camera) -> least seconds from the one to the other
+    centre: bool = True,  # Takes each camera's mean away first
+    anew: bool = False,  # Forgets who is who; else new tracklets join the people that exist
+) -> pd.DataFrame:  # The table of tracklets, with columns person and certainty
+    "Tracklets with the person that each belongs to"
+    t, cameras = tracklets.table, tracklets.table['camid'].to_numpy()
+    start, end = (((t[name] - EPOCH) / pd.Timedelta('1s')).to_numpy() for name in ('start', 'end'))
+    never = impossible_pairs(cameras, start, end, travel=travel)
+    distances = tracklet_distances(tracklets.vectors, cameras, centre=centre)
+    if threshold is None:
+        same = half_distances(tracklets.vectors, tracklets.halves, cameras, t['images'], centre=centre)
+        limit = unlabelled_threshold(distances, never, same, far=far)
+    else: limit = 1 - threshold
+    known = None if anew else t['pid'].fillna(-1).to_numpy(int)
+    people = join_tracklets(distances, never, limit, known=known)
+    return t.assign(person=people, certainty=certainty(distances, people))
 
 
 def impossible_pairs(
@@ -27,7 +108,6 @@ def impossible_pairs(
 ) -> np.ndarray:  # (t, t) booleans, symmetric, False on the diagonal
     "Pairs of tracklets that must be two people: at one time in one camera, or too far apart for the time between them"
     camids, starts, ends = np.asarray(camids), np.asarray(starts, float), np.asarray(ends, float)
-    if (ends < starts).any(): raise ValueError(f'tracklet {int((ends < starts).argmax())} ends before it begins')
     gap = np.maximum(starts[:, None] - ends, starts - ends[:, None])  # (t, t) seconds; 0 or less: they overlap
     never = (camids[:, None] == camids) & (gap <= 0)
     for pair, seconds in (travel or {}).items():
@@ -77,9 +157,6 @@ def _camera_means(vectors, camids):
     return means
 
 
-def _unit(vectors): return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
 def join_tracklets(
     distances,  # (t, t) distances between tracklets, symmetric, 0 or more
     never,  # (t, t) booleans: pairs that cannot be one person (`impossible_pairs`)
@@ -89,6 +166,8 @@ def join_tracklets(
 ) -> np.ndarray:  # (t,) people from 0; known ones keep their numbers, new ones follow
     """Average-linkage clustering (Sokal and Michener 1958) that never joins the pairs in `never`. Tracklets of one
     `known` person are joined first; new tracklets join known people or become new people."""
+    from scipy.cluster.hierarchy import fcluster, linkage  # a search does without
+    from scipy.spatial.distance import squareform
     distances = np.array(distances, dtype=float)
     t = len(distances)
     known = np.full(t, -1) if known is None else np.asarray(known)
@@ -132,7 +211,6 @@ def unlabelled_threshold(
         raise ValueError(f'{len(strangers)} pairs of tracklets are at one time in one camera, and {FEWEST_PAIRS} are '
                          'needed to choose a threshold: give one, for example by `learn.threshold` on labelled '
                          'images')
-    if not 0 < far < 1: raise ValueError(f'far={far}: a share above 0 and below 1 is wanted')
     alike = float(np.quantile(strangers, far))
     if not len(same): return alike
     return (alike + float(np.quantile(same, 1 - far))) / 2  # few strangers look less alike than many would
@@ -156,3 +234,73 @@ def certainty(
     other = means.min(1)
     value = (other - own) / np.maximum(np.maximum(own, other), 1e-12)
     return np.where(counts[group] == 1, 0., value)
+
+
+def people_boxes(
+    store,  # Of a gallery
+) -> dict[str, pd.DataFrame]:  # cam1_NAME -> boxes as `write_mot` takes them, with the person as track
+    "Boxes of all people in all embedded frames, for other tools; by camera and the video's name"
+    rows = store.read(Where(tracklets=()), ('path', 'also', 'pid', 'camid'))
+    found = []
+    for path, also, pid, camid in zip(*rows.values()):
+        address = next(filter(is_address, [path, *also]), None)
+        if address is None or pid is None: continue
+        video, frame, box = box_of(address)
+        found.append((f'cam{camid}_{Path(video).stem}', frame, pid, *box))
+    columns = ['video', 'frame', 'track', 'left', 'top', 'width', 'height']
+    table = pd.DataFrame(found, columns=columns).sort_values(['video', 'frame', 'track'])
+    return {video: boxes.drop(columns='video').reset_index(drop=True) for video, boxes in table.groupby('video')}
+
+
+def identity_clusters(
+    features,  # (n, d) features, array or tensor; compared by cosine
+    eps: float = .5,  # Largest Jaccard distance of neighbours, 0 to 1: lower splits people, higher merges them
+    min_images: int = 2,  # A picture with fewer neighbours than this, itself included, starts no cluster
+    k1: int = 10,  # Neighbours that must be mutual: fewer than a person has images, or strangers join
+    k2: int = 2,  # Neighbours whose encodings are averaged; more make people larger, and strangers join them
+) -> np.ndarray:  # (n,) cluster numbers from 0, the largest first; -1 for pictures in none
+    """DBSCAN on k-reciprocal distances. They are proposals: people who look alike can share a cluster, and one person
+    can have several. ValueError for invalid settings, ImportError without scikit-learn"""
+    with needs("clusters need scikit-learn: pip install 'magnifier-reid[gallery]'"):
+        from sklearn.cluster import DBSCAN
+    refuse({
+        f'eps={eps}: a Jaccard distance above 0 and below 1 wanted': not 0 < eps < 1,
+        f'min_images={min_images}: at least 1 wanted': min_images < 1,
+    })
+    if len(features) < 2: return np.full(len(features), -1) if min_images > 1 else np.zeros(len(features), int)
+    near = jaccard_neighbours(features, k1, k2)
+    near.data = np.clip(1 - near.data, 0, None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Precomputed sparse input was not sorted')
+        labels = DBSCAN(eps=eps, min_samples=min_images, metric='precomputed').fit(near).labels_
+    return _by_size(labels)
+
+
+def jaccard_neighbours(
+    features,  # (n, d) features, array or tensor; compared by cosine
+    k1: int = 10,  # Neighbours that must be mutual; at most a quarter of the pictures
+    k2: int = 2,  # Neighbours whose encodings are averaged; more make people larger, and strangers join them
+):  # Sparse (n, n) 1 - Jaccard distance of the k-reciprocal encodings, stored where pictures share a neighbour
+    """Overlap of two images' neighbourhoods (Zhong et al., CVPR 2017, without the original distance), for all pairs of
+    one set"""
+    import torch  # like all of these, slow to import, and a search does without
+    from scipy.sparse import vstack
+    from magnifier.retrieval.distance import full_precision, normalise
+    from magnifier.retrieval.features import as_features, working_dtype
+    from magnifier.retrieval.neighbours import FeaturePairs
+    from magnifier.retrieval.rerank import check_settings, encode, jaccard_similarity
+    check_settings(k1, k2, 0)
+    k1 = min(k1, max(1, len(features)//4))  # or all of a few images would be each other's neighbours
+    k2 = min(k2, max(1, len(features)//12))
+    x = torch.as_tensor(normalise(as_features(features).cpu()))
+    with full_precision(x.device):
+        pairs = FeaturePairs(x[:1], x[1:], working_dtype(x))
+        v = encode(pairs, pairs.nearest(max(k1 + 1, k2)), k1, k2)
+    return jaccard_similarity(vstack([v, v], format='csr'), len(x))
+
+
+def _by_size(labels):
+    "Clusters renumbered by size, the largest first"
+    found, counts = np.unique(labels[labels >= 0], return_counts=True)
+    number = {old: new for new, old in enumerate(found[np.argsort(-counts, kind='stable')])}
+    return np.array([number.get(label, -1) for label in labels], dtype=int)

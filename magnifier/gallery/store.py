@@ -162,6 +162,16 @@ class Store(ABC):
         "All rows of `scan` as one batch"
         return joined(list(self.scan(where, columns)), columns)
 
+    def rows_of(self,
+        keys,  # Keys, all of which are there
+        columns,  # Names
+    ) -> dict:  # Columns
+        "Rows in the order of their keys"
+        found = self.read(Where(keys=tuple(keys)), ('key', *columns))
+        place = {key: i for i, key in enumerate(found['key'])}
+        order = [place[key] for key in keys]
+        return {name: found[name][order] if name in VECTORS else [found[name][i] for i in order] for name in columns}
+
     def known(self,
         keys: list,  # Keys
     ) -> dict:  # key -> [path, *other paths] of those that are there

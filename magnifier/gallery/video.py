@@ -1,7 +1,9 @@
-"One camera's video: its frames, and the boxes of people in them as MOTChallenge text files have them"
+"""One camera's video: its frames, the boxes of people in them, and the people cut out. Boxes come from MOTChallenge
+text files, or from a detector and a tracker"""
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,14 +11,23 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from magnifier.checks import choose, needs, refuse
 from magnifier.data.images import read_image
 from magnifier.files import aside
 
-__all__ = ['read_mot', 'write_mot', 'read_frame', 'read_crop']
+__all__ = ['read_mot', 'write_mot', 'track_people', 'person_network', 'read_frame', 'read_crop']
 
 BOX_COLUMNS = ('frame', 'track', 'left', 'top', 'width', 'height', 'confidence')
 WANTED = 'lines of frame,id,left,top,width,height'
 FEWEST = 6  # Columns that every MOTChallenge file has: frame, id, left, top, width, height
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+ADDRESS = re.compile(r'(?P<video>.*)#frame=(?P<frame>\d+)&xywh=(?P<box>[-\d.]+,[-\d.]+,[\d.]+,[\d.]+)')
+LEAST_VISIBLE = .1  # Share of a box that must lie in its frame
+TRACKERS = {'bytetrack': 'ByteTrackTracker', 'sort': 'SORTTracker'}  # Names in the package `trackers`
+PERSON = 1  # COCO's label, as torchvision numbers it
+NO_PYAV = "video files need PyAV: pip install 'magnifier-reid[video]', or give a folder of frames"
+NO_TRACKERS = ("linking boxes needs the package trackers: pip install 'magnifier-reid[video]'; "
+               'or give boxes as a MOTChallenge file')
 
 
 def read_mot(
@@ -28,14 +39,14 @@ def read_mot(
 
     A ValueError names the file and the box for text that is not a number, a box without an area, a frame below 1, and a
     track with two boxes in one frame. A file without boxes is a ValueError too."""
-    file = Path(file)
-    if not file.is_file(): raise FileNotFoundError(f'{file}: no such file')
-    try: values = pd.read_csv(file, header=None, comment='#', skip_blank_lines=True, dtype=float).to_numpy()
+    try: values = pd.read_csv(Path(file), header=None, comment='#', skip_blank_lines=True, dtype=float).to_numpy()
     except pd.errors.EmptyDataError: values = np.empty((0, FEWEST))
     except ValueError as e:  # pandas' parser errors and decoding errors are ValueErrors too
         raise ValueError(f'{file}: not a MOTChallenge file ({e}); {WANTED} are wanted') from e
-    if not len(values): raise ValueError(f'{file} holds no boxes: run the tracker first, or leave this camera out')
-    if values.shape[1] < FEWEST: raise ValueError(f'{file} has {values.shape[1]} columns: {WANTED} are wanted')
+    refuse({
+        f'{file} holds no boxes: run the tracker first, or leave this camera out': not len(values),
+        f'{file} has {values.shape[1]} columns: {WANTED} are wanted': values.shape[1] < FEWEST,
+    })
     _check_boxes(values, file)
     confidence = values[:, 6] if values.shape[1] > 6 else np.ones(len(values))
     boxes = pd.DataFrame({
@@ -85,19 +96,6 @@ def write_mot(
     with aside(file) as part: table.to_csv(part, header=False, index=False, float_format='%.6g')
 
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-ADDRESS = re.compile(r'(?P<video>.*)#frame=(?P<frame>\d+)&xywh=(?P<box>[-\d.]+,[-\d.]+,[\d.]+,[\d.]+)')
-NO_PYAV = "video files need PyAV: pip install 'magnifier-reid[video]', or give a folder of frames"
-LEAST_VISIBLE = .1  # Share of a box that must lie in its frame
-
-
-class Crop(NamedTuple):
-    "One box cut out of its frame"
-    row: int  # Its row in the table of boxes, from 0
-    frame: int  # Its frame, from 1
-    image: Image.Image  # RGB, the part of the box that lies in the frame
-
-
 class Video:
     """A video file (PyAV decodes it), or a folder of frames whose names end in their number, as 000001.jpg.
 
@@ -108,16 +106,15 @@ class Video:
         self,
         source: str | Path,  # Video file, or folder of frames
         *,
-        fps: float | None = None,  # Frames a second; None takes a video file's own, and is refused for a folder
+        fps: float | None = None,  # Frames a second; None takes a video file's own; a folder has none
     ):
         self.source = Path(source)
         if not self.source.exists(): raise FileNotFoundError(f'{source}: no such video, and no such folder of frames')
         self.files = _numbered(self.source) if self.source.is_dir() else None
-        if self.files is not None and fps is None:
-            raise ValueError(f'{source} is a folder, which has no frame rate: give fps')
-        self.fps = float(fps) if fps is not None else _video_fps(self.source)
-        if not 0 < self.fps <= 1000:
-            raise ValueError(f'fps={self.fps:g}: above 0 and up to 1000 frames a second are wanted')
+        if fps is None and self.files is None: fps = _frame_rate(self.source)
+        if fps is None: raise ValueError(f'{source} has no frame rate: give fps')
+        if not 0 < fps <= 1000: raise ValueError(f'fps={fps:g}: above 0 and up to 1000 frames a second are wanted')
+        self.fps = float(fps)
 
     def frames(
         self,
@@ -148,14 +145,8 @@ def _numbered(folder):
     return dict(sorted(found.items()))
 
 
-def _av():
-    try: import av
-    except ImportError as e: raise ImportError(NO_PYAV) from e
-    return av
-
-
 def _opened(file):
-    av = _av()
+    with needs(NO_PYAV): import av
     try: container = av.open(str(file))
     except av.FFmpegError as e: raise ValueError(f'{file}: not a video that can be read ({e.strerror})') from e
     if not container.streams.video:
@@ -164,16 +155,16 @@ def _opened(file):
     return container
 
 
-def _video_fps(file):
+def _frame_rate(file):
+    "Frames a second, or None where the file does not say"
     with _opened(file) as container: rate = container.streams.video[0].average_rate
-    if not rate: raise ValueError(f'{file} has no frame rate: give fps')
-    return float(rate)
+    return float(rate) if rate else None
 
 
 def _decoded(file):
     "Decodes in order; a damaged frame ends the video"
-    av = _av()
     with _opened(file) as container:
+        from av import FFmpegError
         stream = container.streams.video[0]
         stream.thread_type = 'AUTO'
         number = 0
@@ -181,7 +172,14 @@ def _decoded(file):
             for frame in container.decode(stream):
                 number += 1
                 yield number, lambda frame=frame: frame.to_ndarray(format='rgb24')
-        except av.FFmpegError: return
+        except FFmpegError: return
+
+
+class Crop(NamedTuple):
+    "One box cut out of its frame"
+    row: int  # Its row in the table of boxes, from 0
+    frame: int  # Its frame, from 1
+    image: Image.Image  # RGB, the part of the box that lies in the frame
 
 
 def cut_boxes(
@@ -255,3 +253,72 @@ def read_crop(
     image = _cut(np.asarray(read_frame(video, frame)), np.array([left, top, left + width, top + height]))
     if image is None: raise ValueError(f'{address}: the box lies outside the frame')
     return image
+
+
+def track_people(
+    video: Video,  # Where the frames come from
+    network=None,  # List of (3,h,w) in 0..1 -> list of dicts: boxes, labels, scores; None for `person_network()`
+    *,
+    tracker: str = 'bytetrack',  # 'bytetrack' (Zhang et al. 2022) or 'sort' (Bewley et al. 2016)
+    min_score: float = .5,  # Of a person, 0 to 1; less is no person
+    device=None,  # None takes the GPU where there is one
+    bs: int = 4,  # Frames at once
+) -> pd.DataFrame:  # Boxes of tracks, as `read_mot` gives them
+    """Tracks of the people in one camera's video. Boxes that belong to no track are left out. ValueError for an unknown
+    tracker and for a video in which nobody is found; OSError as of `person_network`."""
+    import torch
+    choose(tracker, TRACKERS, 'tracker')
+    link = _linker(tracker, video.fps, min_score)
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    network = (person_network() if network is None else network).to(device).eval()
+    rows, frames = [], video.frames()
+    while batch := list(islice(frames, bs)):
+        with torch.inference_mode(): found = network([_tensor(frame).to(device) for _, frame in batch])
+        for (number, _), people in zip(batch, found): rows += link(number, *_people(people, min_score))
+    if not rows:
+        raise ValueError(f'{video.source}: nobody was followed; lower min_score={min_score}, or look at the video')
+    return pd.DataFrame(rows, columns=BOX_COLUMNS)
+
+
+def _tensor(frame):
+    import torch
+    return torch.from_numpy(np.array(frame)).permute(2, 0, 1).float() / 255  # (3, h, w)
+
+
+def _people(found, min_score):
+    "Boxes (n, 4) and scores (n,) of the people in a frame"
+    sure = found['scores'] >= min_score
+    if 'labels' in found: sure &= found['labels'] == PERSON
+    return found['boxes'][sure].cpu().numpy(), found['scores'][sure].cpu().numpy()
+
+
+def _linker(tracker, fps, min_score):
+    "(frame, boxes, scores) -> rows of `BOX_COLUMNS`, for frames in order"
+    with needs(NO_TRACKERS):
+        import supervision
+        import trackers
+    following = getattr(trackers, TRACKERS[tracker])(frame_rate=fps, track_activation_threshold=min_score)
+
+    def link(number, boxes, scores):
+        people = supervision.Detections(xyxy=boxes.reshape(-1, 4).astype(float), confidence=scores.astype(float))
+        tracked = following.update(people)
+        if tracked.tracker_id is None: return []
+        rows = zip(tracked.tracker_id, tracked.xyxy, tracked.confidence)
+        return [(number, int(track), box[0], box[1], box[2] - box[0], box[3] - box[1], float(score))
+                for track, box, score in rows if track >= 0 and np.all(box[2:] > box[:2])]
+    return link
+
+
+def person_network(
+    weights: str | Path | None = None,  # File of a state dict; None downloads torchvision's COCO weights once
+    *,
+    short_side: int = 480,  # Pixels that a frame's shorter side is scaled to; more finds smaller people, and is slower
+):  # Faster R-CNN with ResNet-50-FPN, in evaluation mode
+    """Faster R-CNN (Ren et al. 2015) from torchvision. OSError without a network connection, ValueError for a
+    file of other weights."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
+    from magnifier.data.keypoint_masks import detection_network
+    default = FasterRCNN_ResNet50_FPN_Weights.DEFAULT
+    return detection_network(fasterrcnn_resnet50_fpn, default, weights, short_side, otherwise=(
+        'run a detector and a tracker of your own, and give their boxes as a MOTChallenge file '
+        '(--boxes FILE in a shell)'))

@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 from torch import Tensor
+from magnifier.checks import as_count
 from magnifier.retrieval.distance import FeatureDistances, full_precision, like
-from magnifier.retrieval.features import as_count, as_features, as_ids, check_pair, unit, working_dtype
+from magnifier.retrieval.features import as_features, as_ids, check_pair, unit, working_dtype
 
 __all__ = ['average_query_expansion', 'alpha_query_expansion', 'camera_centre']
 

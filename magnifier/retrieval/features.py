@@ -1,8 +1,7 @@
 """Features as a caller gives them, checked and as tensors, and what all distances need of their rows: lengths, rows of
-length 1, and which rows are copies. Distances, ids and numbers are checked here too"""
+length 1, and which rows are copies. Distances and ids are checked here too"""
 
 import hashlib
-import operator
 import warnings
 
 import numpy as np
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from magnifier.checks import refuse
 
-__all__ = ['as_tensor', 'as_features', 'as_matrix', 'as_ids', 'as_count', 'check_pair', 'choose', 'working_dtype',
-           'unit', 'copies']
+__all__ = ['as_tensor', 'as_features', 'as_matrix', 'as_ids', 'check_pair', 'working_dtype', 'unit', 'copies']
 
 WITHOUT_FLOAT64 = ('mps',)  # Devices that cannot sum in float64: Apple's GPUs
 NUMBER_THEM = 'For names, number queries and gallery together: `pd.factorize(names)[0]`'
@@ -109,27 +107,6 @@ def as_ids(
     x = x.astype(np.int64)
     x.setflags(write=False)
     return x
-
-
-def as_count(
-    value,  # What the caller gave: an integer of any kind
-    name: str,  # The argument's name
-    hint: str = '',  # What else to say in an error
-) -> int:  # 1 or more
-    "A count; a ValueError if it is not an integer or less than 1"
-    try: count = operator.index(value)
-    except TypeError: count = 0
-    if count < 1: raise ValueError(f'{name}={value!r}: a whole number of 1 or more wanted{hint}')
-    return count
-
-
-def choose(
-    value: str,  # What the caller gave
-    allowed,  # What there is
-    name: str,  # The argument's name
-):
-    "Checks that `value` is one of the choices; a ValueError lists them"
-    if value not in allowed: raise ValueError(f'{name}={value!r}: use one of {", ".join(allowed)}')
 
 
 def working_dtype(

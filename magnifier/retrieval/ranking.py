@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from magnifier.checks import as_count, choose
 from magnifier.retrieval.distance import FeatureDistances, METRICS, as_distances, to_numpy
-from magnifier.retrieval.features import as_count, as_ids, check_pair, choose
+from magnifier.retrieval.features import as_ids, check_pair
 from magnifier.retrieval.region_distance import by_region
 
 __all__ = ['Ranking', 'rank', 'evaluate_distances', 'cmc_single_shot']

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 from torch import Tensor
-from magnifier.checks import refuse
+from magnifier.checks import choose, refuse
 from magnifier.regions import region_indices
 from magnifier.retrieval.distance import MatrixDistances, band_slices, full_precision, like
 from magnifier.retrieval.features import (
-    as_matrix, as_tensor, can_be_squared, choose, copies, row_norms, working_dtype)
+    as_matrix, as_tensor, can_be_squared, copies, row_norms, working_dtype)
 
 __all__ = ['region_distance']
 

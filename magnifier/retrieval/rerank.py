@@ -5,8 +5,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
+from magnifier.checks import as_count
 from magnifier.retrieval.distance import full_precision, like
-from magnifier.retrieval.features import as_count, as_matrix, check_pair, working_dtype
+from magnifier.retrieval.features import as_matrix, check_pair, working_dtype
 from magnifier.retrieval.neighbours import FeaturePairs, MatrixPairs, Neighbours
 
 __all__ = ['rerank', 'rerank_distances']

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from magnifier.checks import refuse
+from magnifier.checks import as_count, choose, refuse
 from magnifier.retrieval.distance import METRICS, FeatureDistances, as_distances, to_numpy
-from magnifier.retrieval.features import as_count, as_tensor, check_pair, choose, unit, working_dtype
+from magnifier.retrieval.features import as_tensor, check_pair, unit, working_dtype
 from magnifier.retrieval.ranking import JUNK, Labels
 
 __all__ = ['verification_pairs', 'roc', 'verification_table', 'SimilarityThreshold', 'similarity_threshold',

@@ -21,14 +21,17 @@ class Shelf:
         vectors = [unit(rng.normal(size=d).astype(np.float32)) for _ in pids]
         self.rows = [dict(key=f'k{i}', pid=pids[i], camid=cameras[i], vector=vectors[i], regions=parts[i].ravel(),
                           visible=int(visible[i])) for i in range(len(pids))]
-        self.store = self
 
     def images(self): return pd.DataFrame(self.rows)[['key', 'pid', 'camid']].astype({'pid': 'Int64', 'camid': 'Int64'})
 
-    def read(self, where, columns):
-        rows = [r for r in self.rows if r['key'] in where.keys]
-        read = {name: [r[name] for r in rows] for name in columns}
-        return {name: np.array(v) if name in ('vector', 'regions') else v for name, v in read.items()}
+    def embeddings(self, keys):
+        rows = {r['key']: r for r in self.rows}
+        return np.stack([rows[key]['vector'] for key in keys])
+
+    def region_embeddings(self, keys):
+        rows = {r['key']: r for r in self.rows}
+        seen = [[rows[key]['visible'] >> region & 1 for region in range(N_REGIONS)] for key in keys]
+        return np.stack([rows[key]['regions'].reshape(N_REGIONS, -1) for key in keys]), np.array(seen, bool)
 
 
 PIDS, CAMERAS = [1, 1, 1, 2, 2, 3, None, 0, 0, 3], [1, 2, 2, 1, None, 1, 1, 1, 2, 1]

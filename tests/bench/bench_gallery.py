@@ -192,7 +192,7 @@ def make_embedder(file, d):
 def regions(folder, file, queries):
     "Vectors taken for eight regions side by side, of which each image shows some; beside the product with them"
     from magnifier.gallery.lance import LanceStore
-    from magnifier.gallery.region_search import nearest_by_regions
+    from magnifier.gallery.hits import nearest_by_regions
     s, rng = LanceStore(str(folder/'regions'), 'people'), np.random.default_rng(0)
     s.create(dict(fingerprint='bench', d=8, regions=width(file)))
     for numbers, x in parts(file):

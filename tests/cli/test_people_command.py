@@ -5,8 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from magnifier.cli.gallery import magnifier_delete, magnifier_index
-from magnifier.cli.people import magnifier_people
+from magnifier.cli.gallery import magnifier_delete, magnifier_index, magnifier_people
 from magnifier.gallery.video import read_mot
 
 pytest.importorskip('lance')

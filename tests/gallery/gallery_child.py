@@ -7,7 +7,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gallery_stub import Colours, Watching, people  # noqa: E402
-from magnifier.gallery import gallery as gallery_module  # noqa: E402
+from magnifier.gallery import adding  # noqa: E402
 from magnifier.gallery.gallery import Gallery  # noqa: E402
 
 N = 400
@@ -50,7 +50,7 @@ def search(g, rng):
 
 def follow(g, rng, videos=None):
     "Two cameras' videos and the people in them, each batch being written at once"
-    videos, gallery_module.SECONDS = Path(videos or sys.argv[4]), -1
+    videos, adding.SECONDS = Path(videos or sys.argv[4]), -1
     print('begun', flush=True)
     for camera in (1, 2):
         g.add_video(Watching(), videos/f'cam{camera}', videos/f'cam{camera}.txt', camera=camera,

@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from magnifier.gallery.clusters import identity_clusters, jaccard_neighbours
+from magnifier.gallery.people import identity_clusters, jaccard_neighbours
 from magnifier.retrieval.rerank import rerank
 
 pytest.importorskip('sklearn')

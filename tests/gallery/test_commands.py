@@ -153,6 +153,6 @@ def test_an_old_gallery_is_brought_over(place, tmp_path):
     with Gallery(gallery) as g:
         assert g.search(embedder, person(7))[0].pid == 7
         assert g.images()['pid'].isna().sum() == 150
-        np.testing.assert_allclose(g._vectors([f'{i:032x}' for i in range(300)]), x, atol=1e-6)
+        np.testing.assert_allclose(g.embeddings([f'{i:032x}' for i in range(300)]), x, atol=1e-6)
     with Gallery(gallery + '3') as g: g.add(Colours('other'), people(1))
     assert 'were made by two models' in brought(old, gallery + '3').stderr

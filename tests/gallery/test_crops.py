@@ -2,7 +2,7 @@
 import pandas as pd
 import pytest
 from PIL import Image
-from magnifier.gallery.crops import crops_csv, crops_folder
+from magnifier.gallery.entries import crops_csv, crops_folder
 
 
 def folder(root, *names):

@@ -4,8 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from magnifier.gallery.detect import person_network, track_people
-from magnifier.gallery.video import Video
+from magnifier.gallery.video import Video, person_network, track_people
 
 pytest.importorskip('trackers')
 

@@ -48,7 +48,7 @@ def check_whole(uri, least=0):
         assert not images['key'].duplicated().any()
         if not len(g): return set()
         pids = images['pid'].astype(int).tolist()
-        np.testing.assert_allclose(g._vectors(images['key']), vectors(pids), atol=1e-6)
+        np.testing.assert_allclose(g.embeddings(images['key']), vectors(pids), atol=1e-6)
         assert g.search(Colours(), person(pids[0]))[0].pid == pids[0]
         return set(pids)
 

@@ -81,8 +81,7 @@ def test_travel_takes_time_in_either_order():
     assert (never == never.T).all()
 
 
-def test_bad_times_and_travel_are_refused():
-    with pytest.raises(ValueError, match='tracklet 1 ends before'): impossible_pairs([1, 1], [0, 5], [1, 4])
+def test_travel_back_in_time_is_refused():
     with pytest.raises(ValueError, match='-1 seconds'): impossible_pairs([1, 2], [0, 0], [1, 1], travel={(1, 2): -1})
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 from magnifier.data.images import read_image
 from magnifier.gallery.entries import stored_image
 from magnifier.gallery.gallery import Gallery, GalleryWarning
+from magnifier.gallery.people import people_boxes, summarise
 from magnifier.gallery.video import box_of, crop_address, read_crop, read_mot, write_mot
-from magnifier.gallery.tracklets import people_boxes, summarise
 
 pytest.importorskip('lance')
 START = '2026-01-31T08:00:00'
@@ -207,7 +207,7 @@ def test_what_is_no_camera_is_refused(place, cameras):
     with Gallery(**place) as g:
         with pytest.raises(ValueError, match='has no tracklets'): g.people()
         with pytest.raises(ValueError, match='give fps'): g.add_video(Watching(), root/'cam1', boxes[1], camera=1)
-        with pytest.raises(ValueError, match='every=0'):
+        with pytest.raises(ValueError, match='every=0: a whole number'):
             g.add_video(Watching(), root/'cam1', boxes[1], camera=1, fps=5, every=0)
         with pytest.raises(ValueError, match='no boxes for'):
             g.add_video(Watching(), root/'cam1', boxes[1].iloc[:0], camera=1, fps=5)

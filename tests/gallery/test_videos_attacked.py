@@ -84,18 +84,18 @@ def test_killed_at_any_time_and_run_again_everything_is_as_if_undisturbed(videos
 
 
 def test_a_full_disk_while_crops_are_kept_loses_nothing(videos, tmp_path, monkeypatch):
-    from magnifier.gallery import tracklets
-    aside, left = tracklets.aside, iter(range(10))
+    from magnifier.gallery import adding
+    aside, left = adding.aside, iter(range(10))
 
     def full(file, **kwargs):
         if next(left, None) is None: raise OSError(errno.ENOSPC, 'No space left on device', str(file))
         return aside(file, **kwargs)
-    monkeypatch.setattr(tracklets, 'aside', full)
+    monkeypatch.setattr(adding, 'aside', full)
     with Gallery(tmp_path/'people') as g:
         with pytest.raises(OSError, match='No space left.*crops'): follow(g, videos, crops=tmp_path/'crops')
         assert len(g) == 8  # two batches were whole
         assert all(Path(path).is_file() for path in g.images()['path'])
-    monkeypatch.setattr(tracklets, 'aside', aside)
+    monkeypatch.setattr(adding, 'aside', aside)
     with Gallery(tmp_path/'people') as g: assert follow(g, videos, crops=tmp_path/'crops').added == 40
     with Gallery(tmp_path/'other') as g: follow(g, videos, crops=tmp_path/'crops')
     same(everything(tmp_path/'people'), everything(tmp_path/'other'))

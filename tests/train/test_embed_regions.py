@@ -1,7 +1,7 @@
 "A learner in a gallery"
 import numpy as np
 import pytest
-from magnifier.gallery.crops import crops_folder
+from magnifier.gallery.entries import crops_folder
 from magnifier.gallery.gallery import Gallery
 from magnifier.train.learner import magnifier_learner
 from magnifier.train.metrics import embed_parts
