@@ -28,6 +28,7 @@ def run(people, tmp_path_factory):
     return out, said.getvalue()
 
 
+@pytest.mark.slow
 def test_training_writes_learner_figures_and_pictures(run):
     out, said = run
     assert ({p.name for p in out.iterdir()}
@@ -37,18 +38,24 @@ def test_training_writes_learner_figures_and_pictures(run):
     assert list(table.columns) == ['R1', 'R5', 'R10', 'mAP', 'mINP']
     assert table.notna().all(axis=None)
     assert (table <= 1).all(axis=None)
-    assert str(out) in said and 'after, plain' in said and f'{100*table.loc["after, plain", "mAP"]:.1f}' in said
+    assert str(out) in said
+    assert 'after, plain' in said
+    assert f'{100*table.loc["after, plain", "mAP"]:.1f}' in said
     losses = pd.read_csv(out/'losses.csv', index_col='epoch')
-    assert len(losses) == 2 and {'global_cls', 'sab_cls', 'mask', 'sd'} <= set(losses.columns)
-    assert '64 images = 16 identities x 4' in said and 'stage 1 of 1: 2 epochs, rate 0.003' in said
+    assert len(losses) == 2
+    assert {'global_cls', 'sab_cls', 'mask', 'sd'} <= set(losses.columns)
+    assert '64 images = 16 identities x 4' in said
+    assert 'stage 1 of 1: 2 epochs, rate 0.003' in said
     assert json.loads((out/'run.json').read_text())['figures']['after, plain']['R1'] == table.loc['after, plain', 'R1']
 
 
+@pytest.mark.slow
 def test_a_finished_training_says_so(run, people, capsys):
     out, _ = run
     cli.magnifier_train('walkers', str(people), out=str(out), epochs=2, workers=0, rerank=True, resume=True)
     said = capsys.readouterr().out
-    assert 'nothing is left to do' in said and 'after, re-ranked' in said
+    assert 'nothing is left to do' in said
+    assert 'after, re-ranked' in said
     with pytest.raises(SystemExit, match='magnifier_train: .*seed=0, and now it is 1'):
         cli.magnifier_train('walkers', str(people), out=str(out), epochs=2, workers=0, seed=1, resume=True)
 
@@ -65,15 +72,18 @@ def narrow(monkeypatch):
     monkeypatch.setattr(train, '_figures', lambda *args: None)
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_by_name(people, tmp_path, monkeypatch, capsys, narrow):
     monkeypatch.chdir(tmp_path)
     cli.magnifier_train('market1501', str(people), recipe='paper', **SMALL)
     said, losses = capsys.readouterr().out, pd.read_csv('runs/market1501-paper/losses.csv')
     assert {'global_tri', 'sab_cls', 'sfb_tri', 'region_cls', 'mask', 'sd'} <= set(losses.columns)
     assert losses.stage.tolist() == [1, 2]
-    assert 'stage 2 of 2: 1 epoch, rate 0.001' in said and 'semantic diversity loss x 0.002' in said
+    assert 'stage 2 of 2: 1 epoch, rate 0.001' in said
+    assert 'semantic diversity loss x 0.002' in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(people, tmp_path, monkeypatch, capsys, narrow):
     import os, signal
     from magnifier.train.checkpoints import Checkpoints
@@ -83,22 +93,27 @@ def test_ctrl_c_says_how_to_go_on(people, tmp_path, monkeypatch, capsys, narrow)
         patch.setattr(Checkpoints, 'after_epoch', lambda self: (keep(self), os.kill(os.getpid(), signal.SIGINT)))
         cli.magnifier_train('market1501', str(people), **call)
     again = next(line for line in capsys.readouterr().out.splitlines() if 'go on with' in line)
-    assert e.value.code == 130 and 'after epoch 1 of 2' in again
+    assert e.value.code == 130
+    assert 'after epoch 1 of 2' in again
     assert f"magnifier_train market1501 {people} --recipe baseline --out '{out}' --epochs 2 --arch resnet18" in again
     assert again.endswith('--resume')
     cli.magnifier_train('market1501', str(people), resume=True, **call)
-    assert 'continuing after epoch 1 of 2' in capsys.readouterr().out and not (out/'checkpoints').exists()
+    assert 'continuing after epoch 1 of 2' in capsys.readouterr().out
+    assert not (out/'checkpoints').exists()
     parts = {c for c in pd.read_csv(out/'losses.csv').columns if c.endswith(('_cls', '_tri')) or c in ('sd', 'mask')}
     assert parts == {'global_cls', 'global_tri'}
 
 
+@pytest.mark.slow
 def test_pictures_are_pictures(run):
     from PIL import Image
     for picture in run[0].glob('*.png'):
         with Image.open(picture) as image:
-            assert image.size[0] > 300 and len(image.convert('RGB').getcolors(1 << 24)) > 500
+            assert image.size[0] > 300
+            assert len(image.convert('RGB').getcolors(1 << 24)) > 500
 
 
+@pytest.mark.slow
 def test_evaluation_repeats_the_figures_of_the_training(run, people, capsys):
     out, _ = run
     cli.magnifier_eval(str(out/'learner.pkl'), 'walkers', str(people), rerank=True, json=True)
@@ -145,7 +160,8 @@ def test_what_is_no_learner_is_one_sentence(with_a_bar, people, tmp_path):
         for call in (lambda f: cli.magnifier_eval(f, 'walkers', str(people)), lambda f: cli.magnifier_export(f),
                      lambda f: cli.magnifier_app(str(tmp_path/'people'), f)):
             with pytest.raises(SystemExit, match=message) as e: call(str(tmp_path/name))
-            assert '\n' not in str(e.value) and 'give the learner.pkl of `magnifier_train`' in str(e.value)
+            assert '\n' not in str(e.value)
+            assert 'give the learner.pkl of `magnifier_train`' in str(e.value)
 
 
 def test_walkers_prints_where_they_are(people, capsys):
@@ -153,7 +169,8 @@ def test_walkers_prints_where_they_are(people, capsys):
     with pytest.raises(SystemExit, match='magnifier_walkers'): cli.magnifier_walkers(str(people), n_train=3)
     new = people.with_name('more')
     cli.magnifier_walkers(str(new), n_train=1, n_test=1)
-    assert capsys.readouterr().out.strip() == str(new) and (new/'query').is_dir()
+    assert capsys.readouterr().out.strip() == str(new)
+    assert (new/'query').is_dir()
 
 
 @pytest.mark.parametrize('call, message', [
@@ -173,7 +190,8 @@ def test_walkers_prints_where_they_are(people, capsys):
 ])
 def test_mistakes_are_one_line(call, message):
     with pytest.raises(SystemExit, match=message) as e: call()
-    assert str(e.value).startswith('magnifier_') and '\n' not in str(e.value)
+    assert str(e.value).startswith('magnifier_')
+    assert '\n' not in str(e.value)
 
 
 QUICK_NO = """import sys
@@ -204,6 +222,7 @@ def test_mistakes_are_refused_before_anything_heavy_is_imported(tmp_path):
     assert told.returncode == 0, told.stderr
 
 
+@pytest.mark.slow
 def test_an_argument_of_any_part_reaches_the_run(people, tmp_path, narrow):
     cli.magnifier_train('market1501', str(people), recipe='paper', out=str(tmp_path/'run'),
                         set=['keep=2', 'margin=.5', 'pad=3', 'second_lr=0'], **SMALL)
@@ -214,6 +233,7 @@ def test_an_argument_of_any_part_reaches_the_run(people, tmp_path, narrow):
     assert record['stages'][1]['lr'] == 3.5e-4  # what the first stage of one epoch ended with
 
 
+@pytest.mark.slow
 def test_data_are_asked_for_unless_it_learnt_on_walkers(run, people, tmp_path, capsys, monkeypatch):
     import shutil
     alone = tmp_path/'learner.pkl'
@@ -226,6 +246,7 @@ def test_data_are_asked_for_unless_it_learnt_on_walkers(run, people, tmp_path, c
     assert 'query against gallery, in %, ' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_papers_table_beside_ours(run, people, tmp_path, capsys):
     learner, path = str(run[0]/'learner.pkl'), str(people)
     cli.magnifier_eval(learner, 'market1501', path, rerank=True, save=str(tmp_path/'table1.csv'))
@@ -248,7 +269,8 @@ def test_debug_shows_where_it_arose():
 def test_the_keyboard_stops_a_command(monkeypatch, capsys):
     monkeypatch.setattr('magnifier.walkers.dataset.walkers', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(SystemExit) as e: cli.magnifier_walkers(n_train=3)
-    assert e.value.code == 130 and capsys.readouterr().err == 'magnifier_walkers: stopped by the keyboard\n'
+    assert e.value.code == 130
+    assert capsys.readouterr().err == 'magnifier_walkers: stopped by the keyboard\n'
 
 
 HELP = """import sys
@@ -269,7 +291,8 @@ def test_help_teaches_by_example_and_imports_nothing_heavy(tmp_path):
     told = subprocess.run([sys.executable, tmp_path/'help.py'], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     told = told.stdout.split('usage: ')[1:]
-    assert [t.split()[0] for t in told] == cli.__all__ and all('Example' in t and '--debug' in t for t in told)
+    assert [t.split()[0] for t in told] == cli.__all__
+    assert all('Example' in t and '--debug' in t for t in told)
 
 
 def test_recipes_by_name():

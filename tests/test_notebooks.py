@@ -19,6 +19,7 @@ def test_notebook_is_kept_with_outputs_and_without_errors(path):
     assert not [o for c in cells for o in c.outputs if o.output_type == 'error']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv('MAGNIFIER_QUICK', '1')

@@ -80,7 +80,8 @@ def documented(module):
 def test_everything_public_is_documented(module):
     from fastcore.docments import docments
     loaded = importlib.import_module(module)
-    assert loaded.__doc__ and hasattr(loaded, '__all__')
+    assert loaded.__doc__
+    assert hasattr(loaded, '__all__')
     missing = []
     for name, thing in documented(module):
         thing = inspect.unwrap(thing)
@@ -119,7 +120,9 @@ def test_every_command_exists_and_starts_without_heavy_imports():
     commands = dict(line.split('=') for line in settings()['console_scripts'].split())
     from magnifier.cli import all as cli
     assert set(commands) == set(cli.__all__)
-    for name, target in commands.items(): assert target == f'magnifier.cli.all:{name}' and callable(getattr(cli, name))
+    for name, target in commands.items():
+        assert target == f'magnifier.cli.all:{name}'
+        assert callable(getattr(cli, name))
     loaded = subprocess.run([sys.executable, '-c', 'import sys, magnifier.cli.all; print(" ".join(sys.modules))'],
                             capture_output=True, text=True, check=True).stdout
     assert not {'torch', 'fastai', 'pandas', 'matplotlib', 'numpy'} & set(loaded.split())

@@ -75,10 +75,12 @@ def run(line, folder):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_python_of_the_five_things(folder):
     "One process, as one session: what the first trains the others use"
     texts = [text for language, text in map(snippet, NAMES) if language == 'python']
-    assert len(texts) == 3 and all(long in ''.join(texts) for long in SMALL)
+    assert len(texts) == 3
+    assert all(long in ''.join(texts) for long in SMALL)
     code = 'crops = [__import__("numpy").zeros((90, 40, 3), "uint8")]*3\n' + shortened('\n'.join(texts)) + \
            '\nassert embeddings.shape == (3, 4096) and Path("people.pkl").exists(), embeddings.shape\n'
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=folder, env=environment(folder),
@@ -86,6 +88,7 @@ def test_the_python_of_the_five_things(folder):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_five_things(folder):
     "The learner of the test before; the page is asked for and stopped"
     if not (folder/'people.pkl').exists(): test_the_python_of_the_five_things(folder)
@@ -103,9 +106,11 @@ def test_the_commands_of_the_five_things(folder):
         while 'http://127.0.0.1' not in said and time.time() < end and page.poll() is None:
             said += page.stdout.readline()
         page.send_signal(signal.SIGINT)
-        assert page.wait(30) == 0 and 'searches 12 images' in said, said
+        assert page.wait(30) == 0, said
+        assert 'searches 12 images' in said
 
 
+@pytest.mark.slow
 def test_who_was_where(folder):
     """Two people, two cameras, from videos to a table, a figure and boxes; so few are followed that a threshold
     has to be named"""

@@ -9,7 +9,9 @@ from magnifier.regions import (BODY_REGIONS, LABEL_TABLES, LOWER_TORSO, N_REGION
 
 def test_regions_are_the_paper_s():
     assert REGIONS == ('background', 'head', 'chest', 'upper_arm', 'lower_arm', 'upper_leg', 'lower_leg', 'foot')
-    assert N_REGIONS == 8 and BODY_REGIONS == REGIONS[1:] and NO_MASK not in range(N_REGIONS)
+    assert N_REGIONS == 8
+    assert BODY_REGIONS == REGIONS[1:]
+    assert NO_MASK not in range(N_REGIONS)
     assert sorted(UPPER_TORSO + LOWER_TORSO) == list(range(1, 8))
 
 
@@ -76,14 +78,17 @@ def test_parser_tables(name):
 @pytest.mark.parametrize('name', LABEL_TABLES)
 def test_every_table_has_its_source_and_reaches_the_body(name):
     table = LABEL_TABLES[name]
-    assert table.source and table.regions[0] == 0
+    assert table.source
+    assert table.regions[0] == 0
     reached = set(table.regions) | {s.lower for s in table.splits}
     assert reached == set(range(8)) - ({7} if name == 'pascal' else set())
 
 
 def test_label_table():
-    assert label_table('lip') is LABEL_TABLES['lip'] and label_table(LABEL_TABLES['atr']) is LABEL_TABLES['atr']
-    assert label_table([0, 7, 'head']).regions == (0, 7, 1) and label_table([0, 'foot', 7]).regions == (0, 7, 7)
+    assert label_table('lip') is LABEL_TABLES['lip']
+    assert label_table(LABEL_TABLES['atr']) is LABEL_TABLES['atr']
+    assert label_table([0, 7, 'head']).regions == (0, 7, 1)
+    assert label_table([0, 'foot', 7]).regions == (0, 7, 7)
     assert label_table(np.array([0, 2])).regions == (0, 2)
     with pytest.raises(ValueError, match="unknown labels 'coco'.*densepose14.*lip.*sapiens"): label_table('coco')
     with pytest.raises(ValueError, match='unknown region 9'): label_table([0, 9])

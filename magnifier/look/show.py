@@ -23,7 +23,6 @@ __all__ = ['draw_samples', 'draw_results', 'show_masks', 'contact_sheet']
 
 NO_MASKS = ('no image of this catalog has a part mask: name their folder to the reader (masks=...), or make some with '
             '`magnifier_masks make`')
-NOTHING = 'no images to show: ask for at least one'
 HEAT_MEANS = {'pixels': 'the embedding is made of this', 'share': 'the embedding comes from here',
               'energy': 'channel energy'}
 
@@ -31,30 +30,39 @@ HEAT_MEANS = {'pixels': 'the embedding is made of this', 'share': 'the embedding
 def draw_samples(
     images,  # (h,w,3) each, in [0,1]
     labels,  # (h',w') part labels each; None, or `NO_MASK` everywhere, for an image without
-    titles=None,  # Words over each; None draws the masks alone
+    titles,  # Words over each
     *,
     cols: int = 8,  # Images in a row
-    width: float = 1.,  # Of an image, in inches
     title: str | None = None,  # Heading
     save=None,  # Where to write the figure
 ) -> Figure:
-    "Images, each with its part mask below, or the masks alone; and one legend for all"
-    if not len(images): raise ValueError(NOTHING)
+    "Images, each with its part mask below, and one legend for all"
     labels = [None if mask is None else _known(mask) for mask in labels]
-    masked, alone = _has(labels), titles is None
-    cols = min(cols, len(images))
-    aspect = float(np.median([image.shape[0]/image.shape[1] for image in images]))
-    lines = 2 if masked and not alone else 1  # of tiles, for each row of images
-    room = legend_room(max(3.4, cols*(width + .1)), 7) if masked else 0.
-    figure, axes = tiles(-(-len(images)//cols)*lines, cols, aspect=aspect, width=width, above=0. if alone else .2,
-                         bottom=room, gap=.05 if alone else .1, title=title)
-    for i, (image, mask) in enumerate(zip(images, labels)):
-        column = axes[i//cols*lines:, i % cols]
-        if not alone: put_image(column[0], image, title=titles[i])
-        if mask is not None: put_image(column[lines - 1], paint_mask(image, mask))
-        elif masked or alone: put_note(column[lines - 1], 'no mask')
+    masked = _has(labels)
+    figure, columns = _sheet(images, cols, lines=1 + masked, legend=masked, above=.2, title=title)
+    for (top, *below), image, mask, words in zip(columns, images, labels, titles):
+        put_image(top, image, title=words)
+        if masked: _put(below[0], _masked(image, mask))
     if masked: region_legend(figure, stripes=all_stripes(labels))
     return finish(figure, save)
+
+
+def _sheet(images, cols, *, lines=1, width=1., legend=True, **kwargs):
+    "Figure, and the tiles of each image: `lines` of them, one below the other"
+    if not len(images): raise ValueError('no images to show: ask for at least one')
+    cols = min(cols, len(images))
+    rows = -(-len(images)//cols)
+    aspect = float(np.median([image.shape[0]/image.shape[1] for image in images]))
+    room = legend_room(max(3.4, cols*(width + .1)), 7) if legend else 0.
+    figure, axes = tiles(rows*lines, cols, aspect=aspect, width=width, bottom=room, **kwargs)
+    return figure, axes.reshape(rows, lines, cols).swapaxes(1, 2).reshape(rows*cols, lines)
+
+
+def _masked(image, mask): return None if mask is None else paint_mask(image, mask)
+
+def _put(ax, image, title=None):
+    if image is None: put_note(ax, 'no mask')
+    else: put_image(ax, image, title=title)
 
 
 def _known(labels): return None if (labels == NO_MASK).any() else labels
@@ -90,7 +98,10 @@ def contact_sheet(
 ) -> Figure:
     "Many small images with their masks, to judge the masks at a glance"
     _, images, masks = _read(catalog, n, seed)
-    return draw_samples(images, masks, cols=12, width=.7, save=save)
+    figure, columns = _sheet(images, 12, width=.7, gap=.05)
+    for (ax,), image, mask in zip(columns, images, masks): _put(ax, _masked(image, mask))
+    region_legend(figure, stripes=all_stripes(masks))
+    return finish(figure, save)
 
 
 def _title(row):
@@ -172,24 +183,23 @@ def draw_results(
     "Rows of image, true mask, the model's own mask, and maps; without masks or maps there is no such column"
     stripes = stripes or true is not None and all_stripes(true)
     names = ('stripes', 'predicted stripes') if stripes else ('true mask', 'predicted')
-    masks = {name: labels for name, labels in zip(names, (true, predicted)) if _has(labels)}
-    painted = _painted(images, masks, heats or {})
+    painted = _painted(images, dict(zip(names, (true, predicted))), heats or {})
+    masked = any(name in painted for name in names)
     (h, w), width = images[0].shape[:2], 1.25
-    room = legend_room(max(3.4, len(painted)*(width + .1)), 7*bool(masks) + 2*bool(heats))
+    room = legend_room(max(3.4, len(painted)*(width + .1)), 7*masked + 2*bool(heats))
     figure, axes = tiles(len(images), len(painted), aspect=h/w, width=width, above=.2, bottom=room)
-    for i, line in enumerate(axes):
-        for (name, column), ax in zip(painted.items(), line):
-            if column[i] is None: put_note(ax, 'no mask')
-            else: put_image(ax, column[i], title=titles[i] if name == 'image' else name)
-    region_legend(figure, regions=bool(masks), stripes=stripes, heat=heat_means if heats else None)
+    for (name, column), line in zip(painted.items(), axes.T):
+        for ax, image, words in zip(line, column, titles if name == 'image' else [name]*len(images)):
+            _put(ax, image, words)
+    region_legend(figure, regions=masked, stripes=stripes, heat=heat_means if heats else None)
     return finish(figure, save)
 
 
 def _painted(images, masks, heats):
-    "Column -> a picture of each image, None where it has no mask"
+    "Column -> an array for each image, None where it has no mask"
     painted = {'image': list(images)}
     for name, labels in masks.items():
-        painted[name] = [None if m is None else paint_mask(image, m) for image, m in zip(images, labels)]
+        if _has(labels): painted[name] = [_masked(image, mask) for image, mask in zip(images, labels)]
     for name, maps in heats.items(): painted[name] = [paint_heat(image, m) for image, m in zip(images, maps)]
     return painted
 
@@ -231,9 +241,10 @@ def show_results(self: ReIDLearner,
 def _rows(learn, ds_idx, dl):
     "Catalog rows that a loader loads; of mere images, or a loader over them, a table"
     if isinstance(dl, pd.DataFrame): return dl
-    if dl is None and (ds_idx >= len(learn.dls.loaders) or not len(learn.dls[ds_idx].dataset)):
-        raise ValueError('this learner has no data: pass a catalog, as in learn.show_results(dl=catalog)')
-    if dl is None: dl = learn.dls[ds_idx]
+    if dl is None:
+        if ds_idx >= len(learn.dls.loaders) or not len(learn.dls[ds_idx].dataset):
+            raise ValueError('this learner has no data: pass a catalog, as in learn.show_results(dl=catalog)')
+        dl = learn.dls[ds_idx]
     items = dl.dataset.items if isinstance(dl, DataLoader) else as_images(dl)
     return items if isinstance(items, pd.DataFrame) else pd.DataFrame({'path': pd.Series(list(items), dtype=object)})
 
@@ -248,7 +259,7 @@ def show_occlusion(self: ReIDDataLoaders,
     save=None,  # Where to write the figure
 ) -> Figure:
     "Occlusions of the adversarial branch in training: images with the dropped regions blanked (paper, section 3.2)"
-    shown, labels = _masked(self.train, seed, images)
+    shown, labels = _with_masks(self.train, seed, images)
     if occlusion is None: occlusion = RegionOcclusion(seed=seed)
     rng = deepcopy(occlusion.rng)
     dropped = [np.flatnonzero(~occlusion.draw(rng).numpy()) for _ in range(n)]
@@ -267,7 +278,7 @@ def _in_two_lines(names):
     return ',\n'.join(', '.join(part) for part in (names[:half], names[half:]) if part) or 'nothing'
 
 
-def _masked(dl, seed, n):
+def _with_masks(dl, seed, n):
     "The first images of a batch that have a mask, (n,h,w,3) in [0,1], and their labels"
     x, mask, *_ = batch_to_show(dl, seed)
     mask = _as_labels(mask)

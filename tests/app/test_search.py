@@ -135,6 +135,7 @@ def test_a_match_is_the_learners_own_explanation(finder, seer, key):
     assert len(match.heats) == 2
 
 
+@pytest.mark.slow
 def test_a_search_by_regions_is_explained_by_regions(finder, key):
     regions = ('head', 'chest', 'upper_leg')
     found = ask(finder, key, regions=regions)
@@ -184,6 +185,7 @@ def test_galleries_that_cannot_be_searched(blind, people, seer, tmp_path):
         Finder(seer, g, {})
 
 
+@pytest.mark.slow
 def test_what_was_asked_is_not_worked_out_again(finder, key, monkeypatch):
     found, rates = ask(finder, key), finder.rates(())
     match = finder.match(found, 1)

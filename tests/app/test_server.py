@@ -95,6 +95,7 @@ VALUES = st.one_of(st.text(max_size=20), st.sampled_from(ODD))
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(route=st.sampled_from(['/search', '/choose', '/gallery', '/people', '/upload']), known=st.booleans(),
        fields=st.dictionaries(st.sampled_from(FIELDS), st.one_of(VALUES, st.lists(VALUES, max_size=3)), max_size=6))
+@pytest.mark.slow
 def test_whatever_a_form_says_the_server_stands(client, keys, route, known, fields):
     fields = {**fields, 'query': keys[0]} if known else fields
     assert client.post(route, data=fields).status_code in (200, 404)

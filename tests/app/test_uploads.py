@@ -126,7 +126,7 @@ def test_noise_is_refused(data):
     with pytest.raises(ValueError): read_upload(data)
 
 
-@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('kind', ['JPEG', pytest.param('PNG', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('size', [(2100, 1050), (1050, 2100), (MAX_SIDE + 1, 8), (MAX_SIDE, 700)])
 def test_a_large_image_is_shrunk_in_proportion(kind, size):
     image = read_upload(encoded(IMAGE.resize(size), kind))

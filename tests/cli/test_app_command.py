@@ -5,7 +5,8 @@ from magnifier.cli import all as cli
 
 def test_a_gallery_that_is_not_there_is_not_made(tmp_path):
     with pytest.raises(SystemExit) as e: cli.magnifier_app(gallery=str(tmp_path/'people'))
-    assert 'no such gallery; make one with `magnifier_index' in str(e.value) and not list(tmp_path.iterdir())
+    assert 'no such gallery; make one with `magnifier_index' in str(e.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_learner_that_is_not_there(tmp_path):

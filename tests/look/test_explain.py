@@ -35,6 +35,7 @@ def test_shares_add_up_to_the_score_of_the_ranking(seer, few, tmp_path):
     assert '<table' in made._repr_html_()
 
 
+@pytest.mark.slow
 def test_both_orders_tell_the_same(seer, few):
     a, b = few.path.iat[0], few.path.iat[-1]
     one, two = seer.explain(a, b), seer.explain(b, a)
@@ -51,6 +52,7 @@ def test_a_picture_with_itself(seer, few):
     assert np.allclose(seen, 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_paths_and_pictures_are_one(seer, few):
     from PIL import Image
     first, second = few.iloc[0], few.iloc[4]
@@ -71,6 +73,7 @@ def test_a_model_without_masks_needs_those_of_the_data(blind, few):
     assert np.allclose(made.table['seen_query'].iloc[:8], areas[0])
 
 
+@pytest.mark.slow
 def test_heat_is_by_pixels_of_both_sides(seer, few):
     compared = explain_images(seer, few.path.iat[0], few.path.iat[5])
     inputs = compared.sight.inputs
@@ -141,6 +144,7 @@ def test_a_wrong_hit_is_said_and_framed(seer, few):
     assert unlabelled.words.startswith('Similarity')
 
 
+@pytest.mark.slow
 def test_half_precision_explains_the_score_of_half_precision(seer, few):
     "The shares are of what the learner embeds in bfloat16, and they move by its rounding alone"
     for hit in few.path.iloc[[5, 7, 9]]:
@@ -164,6 +168,7 @@ def shoes_case(rng):
     return draw(person, 0), draw(person, 1), draw(replace(person, shoe_colour=other), 1)
 
 
+@pytest.mark.slow
 def test_other_shoes_lower_the_foot_most(seer):
     """A walker against himself in other shoes: the foot's similarity falls most in all of 16 (chance: one in eight).
     Seen in another pose by another camera, it still falls most on average. The network was never trained"""

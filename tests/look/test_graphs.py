@@ -34,6 +34,7 @@ def test_one_seed_says_so_and_missing_runs_are_left_out(runs):
         plot_studies(runs[runs.setting == 'G'], ['cell'])
 
 
+@pytest.mark.slow
 def test_history_of_a_fit(learn):
     with pytest.raises(ValueError, match='no epoch'): learn.plot_training()
     learn.fit(1)

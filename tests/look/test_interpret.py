@@ -79,7 +79,8 @@ def test_camera_pairs_against_the_hits(interp):
         assert np.mean(right) == pytest.approx(row.R1)
 
 
-@pytest.mark.parametrize('kwargs', [dict(ap='trapezoid'), dict(no_match='zero'), dict(separate_cameras=True)])
+@pytest.mark.parametrize('kwargs', [dict(ap='trapezoid'), pytest.param(dict(no_match='zero'), marks=pytest.mark.slow),
+                                    pytest.param(dict(separate_cameras=True), marks=pytest.mark.slow)])
 def test_camera_pairs_keep_the_settings_of_the_ranking(seer, interp, kwargs):
     from magnifier.retrieval.ranking import rank
     own = ReIDInterpretation.from_learner(seer, **kwargs)
@@ -120,6 +121,7 @@ def test_occlusion_and_visible_regions(interp, blind_interp, seer, few):
     with pytest.raises(ValueError, match='no mask module'): blind_interp.plot_visible_regions()
 
 
+@pytest.mark.slow
 def test_areas_come_from_the_model_where_masks_are_missing(seer, few):
     from magnifier.train.metrics import embed_parts
     bare = few.assign(mask=None)

@@ -112,7 +112,8 @@ def test_images_are_plain_unless_asked_for(seer, ranked):
         assert all(len(b) > 2*len(p) for b, p in zip(both.images, plain.images))
 
 
-@pytest.mark.parametrize('overlay, entry', [('heat', 'similarity comes from here'), ('masks', 'foot')])
+@pytest.mark.parametrize('overlay, entry', [('masks', 'foot'),
+                                            pytest.param('heat', 'similarity comes from here', marks=pytest.mark.slow)])
 def test_overlays_and_their_legends(seer, overlay, entry, tmp_path):
     figure = seer.show_ranking(n=1, k=3, save=tmp_path/'x.png', **{overlay: True})
     assert entry in legend(figure)
@@ -120,12 +121,14 @@ def test_overlays_and_their_legends(seer, overlay, entry, tmp_path):
     assert legend(seer.show_ranking(n=1, k=3)) == ['✓ same person', '✗ another person']
 
 
+@pytest.mark.slow
 def test_removed_hits_are_greyed_and_explained(seer):
     figure = seer.show_ranking(n=6, k=30, show_removed=True)
     assert any(w.startswith('removed') for w in words(figure))
     assert 'removed: same camera' in ' '.join(legend(figure))
 
 
+@pytest.mark.slow
 def test_two_learners_on_the_same_queries(seer, blind):
     figure = seer.show_ranking(n=2, k=2, versus=blind, names=('full', 'G'))
     assert [w for w in words(figure) if w in ('full', 'G')] == ['full', 'G']*2
@@ -193,6 +196,7 @@ def test_browser_steps_and_ranks_once(seer, tmp_path):
     assert (tmp_path/'b.png').exists()
 
 
+@pytest.mark.slow
 def test_browser_widget(seer, blind):
     pytest.importorskip('ipywidgets')
     bar, ticks, image = Browser(seer, k=2).widget().children
@@ -218,6 +222,7 @@ def notebook(monkeypatch):
     return shown
 
 
+@pytest.mark.slow
 def test_a_widget_shows_its_figure_once(seer, notebook, tmp_path):
     pytest.importorskip('ipywidgets')
     box = seer.browse(k=1)
@@ -228,6 +233,7 @@ def test_a_widget_shows_its_figure_once(seer, notebook, tmp_path):
     assert len(notebook) == 1
 
 
+@pytest.mark.slow
 def test_browse_in_a_notebook_and_without_widgets(seer, notebook, monkeypatch):
     widgets = pytest.importorskip('ipywidgets')
     assert isinstance(seer.browse(k=1), widgets.VBox)

@@ -21,6 +21,8 @@ SETTINGS = dict(G=dict(mask=False, sab=False, sfb=False), GM=dict(sab=False, sfb
                 raw=dict(normalise_branches=False), weighed=dict(branch_weights={'global': .5, 'sfb': 2.}),
                 faceless=dict(keep_background=False), large=dict(upsample_maps=True))
 
+NETWORKS = [name if name in ('G', 'full') else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
+
 
 def untrained(**kwargs):
     "A small network whose norms hold something, so that averages and slopes are not 0 and 1"
@@ -58,7 +60,7 @@ def joined(model, normed):
     return [f/whole for f in parts]
 
 
-@pytest.mark.parametrize('name', SETTINGS)
+@pytest.mark.parametrize('name', NETWORKS)
 def test_branch_embeddings_make_the_embedding_and_contributions_the_score(name):
     model = untrained(**SETTINGS[name])
     (x, a), (y, b) = maps_of(model), maps_of(model, seed=2)
@@ -82,7 +84,7 @@ def of_an_average_person(model, a, b):
     return (f*joined(model, e)[-1]).sum(1)*held
 
 
-@pytest.mark.parametrize('name', SETTINGS)
+@pytest.mark.parametrize('name', NETWORKS)
 def test_what_is_not_shared_out_is_what_an_average_person_earns(name):
     model = untrained(**SETTINGS[name])
     (_, a), (_, b) = maps_of(model), maps_of(model, seed=2)
@@ -250,6 +252,7 @@ def test_pixel_shares_of_a_linear_model():
     assert torch.allclose(pixel_shares(model, x, steps=3)['global'].sum((1, 2)), torch.ones(2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pixel_shares_add_up_to_what_a_grey_image_leaves():
     model = untrained()
     x = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(1))
