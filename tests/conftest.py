@@ -77,9 +77,11 @@ def make_learner(catalog, few, path, **kwargs):
     torch.manual_seed(0)
     learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, **kwargs)
     images, masks, _ = learn.dls.train.new(shuffle=False, bs=16).one_batch()
+    norms = [m for m in learn.model.modules() if isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d))]
+    for norm in norms: norm.momentum = 1 - .9**30  # what thirty passes of one batch leave
     learn.model.train()
-    with torch.no_grad():
-        for _ in range(30): learn.model(images, masks if learn.model.segmentation is not None else None)
+    with torch.no_grad(): learn.model(images, masks if learn.model.segmentation is not None else None)
+    for norm in norms: norm.momentum = .1
     learn.model.eval()
     return learn
 

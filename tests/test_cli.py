@@ -133,6 +133,7 @@ def with_a_bar(dls):
     return str(learn.path/'bar.pkl')
 
 
+@pytest.mark.slow
 def test_json_of_many_batches_is_json_alone(with_a_bar, people, capsys):
     cli.magnifier_eval(with_a_bar, 'walkers', str(people))
     assert '\r' in capsys.readouterr().out  # there is a bar to leave out
@@ -140,7 +141,7 @@ def test_json_of_many_batches_is_json_alone(with_a_bar, people, capsys):
     assert json.loads(capsys.readouterr().out)['plain']['mAP'] > 0
 
 
-def test_what_is_no_learner_is_one_sentence(with_a_bar, people, tmp_path):
+def test_what_is_no_learner_is_one_sentence(with_a_bar, walkers_root, tmp_path):
     import pickle
     import torch
     from fastai.vision.all import Learner, load_learner
@@ -157,17 +158,17 @@ def test_what_is_no_learner_is_one_sentence(with_a_bar, people, tmp_path):
                           ('cut.pkl', 'cannot be read'), ('plain.pkl', 'cannot be read'),
                           ('weights.pth', "no attribute 'dls'"), ('other.pkl', 'holds a Learner'),
                           ('people.onnx', 'is an .onnx file')):
-        for call in (lambda f: cli.magnifier_eval(f, 'walkers', str(people)), lambda f: cli.magnifier_export(f),
+        for call in (lambda f: cli.magnifier_eval(f, 'walkers', str(walkers_root)), lambda f: cli.magnifier_export(f),
                      lambda f: cli.magnifier_app(str(tmp_path/'people'), f)):
             with pytest.raises(SystemExit, match=message) as e: call(str(tmp_path/name))
             assert '\n' not in str(e.value)
             assert 'give the learner.pkl of `magnifier_train`' in str(e.value)
 
 
-def test_walkers_prints_where_they_are(people, capsys):
+def test_walkers_prints_where_they_are(walkers_root, tmp_path, capsys):
     # another set is there
-    with pytest.raises(SystemExit, match='magnifier_walkers'): cli.magnifier_walkers(str(people), n_train=3)
-    new = people.with_name('more')
+    with pytest.raises(SystemExit, match='magnifier_walkers'): cli.magnifier_walkers(str(walkers_root), n_train=3)
+    new = tmp_path/'more'
     cli.magnifier_walkers(str(new), n_train=1, n_test=1)
     assert capsys.readouterr().out.strip() == str(new)
     assert (new/'query').is_dir()

@@ -71,6 +71,7 @@ def test_mistakes_are_one_line_and_make_no_gallery(crops, tmp_path, call, messag
     assert not (tmp_path/'people').exists()
 
 
+@pytest.mark.slow
 def test_mistakes_in_a_search(exported, crops, tmp_path):
     db, image = str(tmp_path/'people'), str(sorted(crops.iterdir())[0])
     cli.magnifier_index(str(crops), gallery=db, learner=exported)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
 
 import magnifier
@@ -20,8 +21,13 @@ FLOORS = ['regions', 'files', 'checks', 'docs', 'retrieval', 'data', 'walkers', 
 MODULES = sorted(m.name for m in pkgutil.walk_packages([str(PACKAGE)], 'magnifier.') if not m.ispkg)
 
 
+@cache
 def imports(module):
     "Own modules that a module imports, wherever in it"
+    return set(_imports(module))
+
+
+def _imports(module):
     tree = ast.parse((ROOT/Path(*module.split('.'))).with_suffix('.py').read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import): yield from (a.name for a in node.names if a.name.startswith('magnifier.'))
@@ -46,7 +52,7 @@ def test_a_module_imports_only_from_below(module):
 def test_no_module_stands_on_itself():
     from graphlib import TopologicalSorter
     # raises CycleError, and names the circle
-    list(TopologicalSorter({m: set(imports(m)) - {m} for m in MODULES}).static_order())
+    list(TopologicalSorter({m: imports(m) - {m} for m in MODULES}).static_order())
 
 
 def test_no_name_is_undefined_or_for_nothing():

@@ -77,6 +77,7 @@ def test_tracklets_that_nobody_joined(seer, followed):
 def test_single_images_have_no_timeline(seer, people): assert 'magnifier_index --video' in shown(seer, people)
 
 
+@pytest.mark.slow
 def test_a_deleted_person_is_gone_when_the_page_is_opened_again(seer, followed):
     joined(followed)
     with TestClient(make_page(seer, followed), base_url='http://127.0.0.1:7860') as client:
@@ -97,6 +98,7 @@ def test_names_are_text_and_long_tables_are_cut():
     assert '<script' not in text
 
 
+@pytest.mark.slow
 def test_nobody_is_joined_by_looking(followed):
     joined(followed)
     found = who_was_where(followed)

@@ -163,6 +163,7 @@ def test_regions_in_numbers_and_words():
     assert (table['share'] == 9).all()  # as it was
 
 
+@pytest.mark.slow
 def test_a_model_without_parts(blind, few, tmp_path):
     from magnifier.gallery.gallery import Gallery
     with Gallery(tmp_path/'blind') as g:

@@ -130,6 +130,7 @@ def test_stripes_are_numbered_and_said():
 def test_verdicts(pids, says): assert verdict(*pids) == says
 
 
+@pytest.mark.slow
 def test_a_wrong_hit_is_said_and_framed(seer, few):
     query = few.iloc[0]
     right = few[(few.pid == query.pid) & (few.index != few.index[0])].iloc[0]

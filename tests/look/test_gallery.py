@@ -18,7 +18,7 @@ def rows(folder, n, **kwargs):
 def words(picture): return [t.get_text() for ax in picture.axes for t in ax.texts]
 
 
-@pytest.mark.parametrize('n', [0, 1, 8, 9, 20])
+@pytest.mark.parametrize('n', [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 9, 20))])
 def test_pictures_with_who_where_and_when(tmp_path, n):
     hits = Hits(as_table(rows(tmp_path, n), ('similarity',)), np.zeros((40, 20, 3), np.uint8),
                 ('foot', 'lower_leg', 'head'))

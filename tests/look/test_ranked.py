@@ -186,6 +186,7 @@ def test_a_shuffled_loader_is_refused(seer, few):
     with pytest.raises(ValueError, match='does not shuffle'): seer.show_ranking(catalog=dl)
 
 
+@pytest.mark.slow
 def test_browser_steps_and_ranks_once(seer, tmp_path):
     browser = Browser(seer, k=2)
     assert [browser.step(by) for by in (0, 1, -2)] == [browser.order[0], browser.order[1], browser.order[-1]]
