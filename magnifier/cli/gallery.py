@@ -4,6 +4,7 @@ import re
 import sys
 import warnings
 
+from magnifier.checks import refuse
 from magnifier.cli.common import check_gallery, command, open_embedder, open_learner, say
 
 __all__ = ['magnifier_index', 'magnifier_search', 'magnifier_people', 'magnifier_delete', 'magnifier_app']
@@ -37,60 +38,55 @@ def magnifier_index(
     `magnifier_index crops --pattern 'cam(?P<camid>\\d+)/t(?P<time>\\d+)'` · `magnifier_index --from OLD.db --gallery
     people` · `magnifier_index --video cam1.mp4 --boxes cam1.txt --camera 1 --start 2026-01-31T08:00 --gallery
     people`"""
-    if sum(x is not None for x in (src, from_old, video)) != 1:
-        raise ValueError('name one of a folder of crops or a CSV table, a video with --video, '
-                         'or an old gallery with --from')
-    bar = not json and sys.stderr.isatty()
-    if video is not None:
-        followed = dict(camera=camera, start=start, fps=fps, every=every, crops=crops)
-        told = _followed(video, boxes, gallery, learner, regions, bs, bar, tracker, weights, followed)
-    elif from_old is not None: told = _brought(from_old, gallery, regions)
-    else: told = _indexed(src, gallery, learner, pattern, regions, bs, bar)
-    problems = told.pop('problems')
+    refuse({
+        'name one of a folder of crops or a CSV table, a video with --video, or an old gallery with --from':
+            sum(x is not None for x in (src, from_old, video)) != 1,
+        f'{video}: name the camera that took it, as --camera 1': video is not None and camera is None,
+    })
+    from magnifier.gallery.gallery import Gallery, GalleryWarning
+    adding = dict(bs=bs, progress=not json and sys.stderr.isatty())
+    if src is not None: table = _crops(src, pattern)
+    if video is not None: boxes = _boxes(video, boxes, fps, tracker, weights)
+    embedder = None if from_old is not None else open_embedder(learner)
+    with Gallery(gallery, regions=regions) as g, warnings.catch_warnings():
+        warnings.simplefilter('ignore', GalleryWarning)  # said below
+        if src is not None: result = g.add(embedder, table, **adding)
+        elif video is not None:
+            adding |= dict(camera=camera, start=start, fps=fps, every=every, crops=crops)
+            result = g.add_video(embedder, video, boxes, **adding)
+        else: result = _bring_over(from_old, g)
+        told = dict(gallery=gallery, added=result.added, known=result.known)
+        told |= dict(unreadable=result.skipped['path'].tolist(), images=len(g))
     if json: return _json(told)
-    skipped = told['unreadable']
-    said = f'; {len(skipped)} unreadable (first: {skipped[0]}: {problems[0]})' if skipped else ''
-    say(f'{gallery}: {told["added"]} images added, {told["known"]} known{said}; it holds {told["images"]}')
+    say(f'{gallery}: {result.added} images added, {result.known} known{_unreadable(result)}; it holds {told["images"]}')
 
 
-def _indexed(src, gallery, learner, pattern, regions, bs, bar):
+def _unreadable(result):
+    "How many files were no images, and the first of them; empty for none"
+    if not len(result.skipped): return ''
+    first = result.skipped.iloc[0]
+    return f'; {len(result.skipped)} unreadable (first: {first.path}: {first.problem})'
+
+
+def _crops(src, pattern):
+    "The table of a folder of crops, or of a CSV file"
     from pathlib import Path
     from magnifier.gallery.entries import CROP_PATTERN, crops_csv, crops_folder
-    from magnifier.gallery.gallery import Gallery, GalleryWarning
-    table = crops_csv(src) if Path(src).suffix.lower() == '.csv' else crops_folder(src, pattern or CROP_PATTERN)
-    embedder = open_embedder(learner)
-    with Gallery(gallery, regions=regions) as g, warnings.catch_warnings():
-        warnings.simplefilter('ignore', GalleryWarning)  # said by the command
-        result = g.add(embedder, table, bs=bs, progress=bar)
-        return _told(gallery, g, result.added, result.known, result.skipped)
+    return crops_csv(src) if Path(src).suffix.lower() == '.csv' else crops_folder(src, pattern or CROP_PATTERN)
 
 
-def _followed(video, boxes, gallery, learner, regions, bs, bar, tracker, weights, followed):
-    from magnifier.gallery.gallery import Gallery, GalleryWarning
+def _boxes(video, boxes, fps, tracker, weights):
+    "Boxes of people as given, or found in the video"
     from magnifier.gallery.video import Video, person_network, track_people
-    if followed['camera'] is None: raise ValueError(f'{video}: name the camera that took it, as --camera 1')
-    frames = Video(video, fps=followed['fps'])
-    if boxes is None:
-        boxes = track_people(frames, person_network(weights), tracker=tracker)
-    embedder = open_embedder(learner)
-    with Gallery(gallery, regions=regions) as g, warnings.catch_warnings():
-        warnings.simplefilter('ignore', GalleryWarning)  # said by the command
-        result = g.add_video(embedder, video, boxes, bs=bs, progress=bar, **followed)
-        return _told(gallery, g, result.added, result.known, result.skipped)
+    frames = Video(video, fps=fps)
+    return track_people(frames, person_network(weights), tracker=tracker) if boxes is None else boxes
 
 
-def _brought(old, gallery, regions):
+def _bring_over(old, gallery):
     import pandas as pd
-    from magnifier.gallery.gallery import Gallery
+    from magnifier.gallery.gallery import Added
     from magnifier.gallery.milvus import bring_over
-    with Gallery(gallery, regions=regions) as g:
-        added = bring_over(old, g.store)
-        return _told(gallery, g, added, 0, pd.DataFrame(columns=['path', 'problem']))
-
-
-def _told(gallery, g, added, known, skipped):
-    unreadable, problems = skipped['path'].tolist(), skipped['problem'].tolist()
-    return dict(gallery=gallery, added=added, known=known, unreadable=unreadable, problems=problems, images=len(g))
+    return Added(bring_over(old, gallery.store), 0, pd.DataFrame(columns=['path', 'problem']))
 
 
 @command('image')

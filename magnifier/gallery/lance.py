@@ -125,7 +125,7 @@ class LanceStore(Store):
     def scan(self, where=EVERYTHING, columns=COLUMNS):
         table = self._newest()
         if table is None: return
-        with self._told():
+        with self._plain_errors():
             at_once = _scanned(table, columns)
             for batch in table.to_batches(columns=list(columns), filter=_sql(where), batch_size=at_once):
                 yield {name: _values(batch.column(name), name) for name in columns}
@@ -185,7 +185,7 @@ class LanceStore(Store):
     def _newest(self):
         "The newest version of the table, or None if nothing was added yet"
         if self.local: self.sums.check()
-        with self._told():
+        with self._plain_errors():
             if self._opened is not None and self._opened.latest_version == self._opened.version: return self._opened
             self._opened = self._open()
             return self._opened
@@ -202,7 +202,7 @@ class LanceStore(Store):
             table = self._newest()
             if table is None: return otherwise
             try:
-                with self._told(): return read(table)
+                with self._plain_errors(): return read(table)
             except OSError:
                 if table.latest_version == table.version: raise
 
@@ -210,15 +210,15 @@ class LanceStore(Store):
     def _writing(self):
         "The table, locked for writing if it is local; None if nothing was added yet"
         if not self.local:
-            with self._told(): yield self._open()
+            with self._plain_errors(): yield self._open()
             return
         with _alone(self.folder, self.uri):
             self.sums.check()
-            with self._told(): yield self._open()
+            with self._plain_errors(): yield self._open()
             self.sums.record()
 
     @contextmanager
-    def _told(self):
+    def _plain_errors(self):
         "Turns errors of the database into one sentence"
         try: yield
         except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -251,10 +251,10 @@ def _alone(folder, uri):
     while True:
         turn = locked(folder)
         try: turn.__enter__()
-        except BlockingIOError:
-            if time.monotonic() > until: raise
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) or time.monotonic() > until:
+                raise OSError(f'{uri}: cannot be written ({error.strerror or error})') from error
             time.sleep(.02)
-        except OSError as error: raise OSError(f'{uri}: cannot be written ({error.strerror or error})') from error
         else: break
     try: yield
     finally: turn.__exit__(None, None, None)

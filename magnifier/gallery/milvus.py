@@ -41,14 +41,14 @@ class MilvusStore(Store):
         with needs(NO_CLIENT): from pymilvus import MilvusClient, MilvusException
         self._milvus_error = MilvusException
         logging.getLogger('pymilvus.client.iterator').setLevel(logging.ERROR)  # it warns at each scan of a small server
-        with self._told(): self.client = MilvusClient(uri, token=token, grpc_options=NO_PINGS)
+        with self._plain_errors(): self.client = MilvusClient(uri, token=token, grpc_options=NO_PINGS)
         if self.about:
-            with self._told(): self.client.load_collection(name)
+            with self._plain_errors(): self.client.load_collection(name)
 
     @property
     def about(self):
         if not self._about:  # another may have added since
-            with self._told():
+            with self._plain_errors():
                 there = self.client.has_collection(self.name)
                 properties = self.client.describe_collection(self.name).get('properties') or {} if there else {}
             if there and 'magnifier' not in properties:
@@ -60,12 +60,12 @@ class MilvusStore(Store):
     @property
     def kind(self):
         if not self.about: return None
-        with self._told(): told = self.client.describe_index(self.name, 'vector')
+        with self._plain_errors(): told = self.client.describe_index(self.name, 'vector')
         return 'exact' if told['index_type'] == 'FLAT' else 'ivf'
 
     def create(self, about):
         if self.about: return
-        with self._told():
+        with self._plain_errors():
             indexes = self._indexes('exact')
             if about['regions']: indexes.add_index('regions', metric_type='IP', **INDEXES['exact'][0])
             properties = {'magnifier': json.dumps(about)}
@@ -83,24 +83,24 @@ class MilvusStore(Store):
 
     def _upsert(self, rows, **kwargs):
         at_once = AT_ONCE['vector' in rows[0]] if rows else 1
-        with self._told():
+        with self._plain_errors():
             for i in range(0, len(rows), at_once): self.client.upsert(self.name, rows[i:i+at_once], **kwargs)
 
     def delete(self, where):
         keys = self.read(where, ('key',))['key']
-        with self._told():
+        with self._plain_errors():
             for i in range(0, len(keys), AT_ONCE[False]): self.client.delete(self.name, ids=keys[i:i+AT_ONCE[False]])
         return len(keys)
 
     def count(self):
         if not self.about: return 0
-        with self._told():
+        with self._plain_errors():
             return int(self.client.query(self.name, filter='', output_fields=['count(*)'])[0]['count(*)'])
 
     def scan(self, where=EVERYTHING, columns=COLUMNS):
         if not self.about: return
         for part in _parts(where):
-            with self._told():
+            with self._plain_errors():
                 pages = self.client.query_iterator(self.name, batch_size=AT_ONCE[bool(set(VECTORS) & set(columns))],
                                                    filter=_expression(part), output_fields=list(columns))
                 while rows := pages.next(): yield as_columns(rows, columns)
@@ -110,7 +110,7 @@ class MilvusStore(Store):
         if not self.about: return joined([], (*COLUMNS, 'similarity'))
         told = INDEXES[self.kind if field == 'vector' else 'exact'][1]
         if exact and told: told = {'nprobe': INDEXES['ivf'][0]['params']['nlist']}  # every list
-        with self._told():
+        with self._plain_errors():
             hits = self.client.search(
                 self.name,
                 data=[vector],
@@ -124,7 +124,7 @@ class MilvusStore(Store):
         return as_columns(rows, (*COLUMNS, 'similarity'))
 
     def index(self, kind):
-        with self._told():
+        with self._plain_errors():
             self.client.release_collection(self.name)
             self.client.drop_index(self.name, 'vector')
             self.client.create_index(self.name, self._indexes(kind))
@@ -136,11 +136,11 @@ class MilvusStore(Store):
         return indexes
 
     def settle(self):
-        with self._told(): self.client.flush(self.name)
+        with self._plain_errors(): self.client.flush(self.name)
 
     def compact(self):
         if not self.about: return
-        with self._told():
+        with self._plain_errors():
             self.client.flush(self.name)
             self.client.compact(self.name)
 
@@ -148,7 +148,7 @@ class MilvusStore(Store):
         self.client.close()
 
     @contextmanager
-    def _told(self):
+    def _plain_errors(self):
         "Turns errors of the server or the connection into one sentence"
         try: yield
         except self._milvus_error as error:

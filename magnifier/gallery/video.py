@@ -112,8 +112,10 @@ class Video:
         if not self.source.exists(): raise FileNotFoundError(f'{source}: no such video, and no such folder of frames')
         self.files = _numbered(self.source) if self.source.is_dir() else None
         if fps is None and self.files is None: fps = _frame_rate(self.source)
-        if fps is None: raise ValueError(f'{source} has no frame rate: give fps')
-        if not 0 < fps <= 1000: raise ValueError(f'fps={fps:g}: above 0 and up to 1000 frames a second are wanted')
+        refuse({
+            f'{source} has no frame rate: give fps': fps is None,
+            f'fps={fps}: above 0 and up to 1000 frames a second are wanted': fps is not None and not 0 < fps <= 1000,
+        })
         self.fps = float(fps)
 
     def frames(

@@ -39,13 +39,15 @@ def test_planted_people(noise, least):
 def test_strangers_stay_alone():
     x, _ = planted(5, 14, .2)
     labels = identity_clusters(np.concatenate([x, 3*np.random.default_rng(5).normal(size=(8, 32))]))
-    assert len(set(labels[:70])) == 5 and (labels[70:] == -1).mean() > .5
+    assert len(set(labels[:70])) == 5
+    assert (labels[70:] == -1).mean() > .5
 
 
 @pytest.mark.parametrize('n', [1, 2, 3, 5, 12])
 def test_few_images(n):
     labels = identity_clusters(np.random.default_rng(0).normal(size=(n, 8)))
-    assert labels.shape == (n,) and labels.min() >= -1
+    assert labels.shape == (n,)
+    assert labels.min() >= -1
     assert (identity_clusters(np.eye(4)[:1], min_images=1) == 0).all()
     assert (identity_clusters(np.eye(4)[:1]) == -1).all()
 

@@ -17,13 +17,20 @@ def test_types_and_missing_values():
     assert t['pid'].isna().tolist() == [False, True, False, True]
     assert t['time'][0] == pd.Timestamp(60, unit='s', tz='UTC')
     empty = as_table([], ('similarity', 'shared'))
-    assert len(empty) == 0 and str(empty['pid'].dtype) == 'Int64' and str(empty['shared'].dtype) == 'Int64'
+    assert len(empty) == 0
+    assert str(empty['pid'].dtype) == 'Int64'
+    assert str(empty['shared'].dtype) == 'Int64'
 
 
 def test_hits_behave_like_a_list():
     hits = Hits(as_table(ROWS, ('similarity',)), 'q.png')
-    assert len(hits) == 4 and hits[0].pid == 3 and [h.path for h in hits][3] == 'd.png' and hits.df is hits.table
-    assert len(hits[1:3]) == 2 and hits[1:3][0].similarity == .8 and hits[1:3].query == 'q.png'
+    assert len(hits) == 4
+    assert hits[0].pid == 3
+    assert [h.path for h in hits][3] == 'd.png'
+    assert hits.df is hits.table
+    assert len(hits[1:3]) == 2
+    assert hits[1:3][0].similarity == .8
+    assert hits[1:3].query == 'q.png'
     assert 'key' not in repr(hits)
     assert '0.9' in repr(hits)
     assert '<table' in hits._repr_html_()

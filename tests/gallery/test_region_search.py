@@ -50,6 +50,22 @@ def test_the_order_is_that_of_region_distance(gallery, regions):
     assert (hits.table['shared'].to_numpy(int) == wanted[hits.table['pid'].to_numpy(int)]).all()
 
 
+def test_embeddings_come_in_the_order_of_their_keys(gallery):
+    from PIL import Image
+    g, images = gallery
+    keys = g.images()['key'].sample(frac=1, random_state=0)
+    who = g.images().set_index('key').loc[keys]['pid']
+    shown = [Image.fromarray(images[pid]) for pid in who]
+    wanted, seen = Colours().embed_regions(shown)
+    x, visible = g.region_embeddings(keys)
+    assert (visible == seen).all()
+    norms = np.linalg.norm(wanted, axis=2, keepdims=True)
+    np.testing.assert_allclose(x, wanted / np.where(norms > 0, norms, 1), atol=1e-6)
+    whole = Colours().embed(shown)
+    np.testing.assert_allclose(g.embeddings(keys), whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-6)
+    with pytest.raises(KeyError, match='nobody'): g.embeddings(['nobody'])
+
+
 def test_what_a_query_does_not_show(gallery):
     g, _ = gallery
     barefoot = person(3, {FOOT: (0, 0, 0)})

@@ -64,7 +64,9 @@ def test_half_precision_is_summed_in_float32():
 def test_normalise_keeps_kind_and_length():
     assert np.abs(np.linalg.norm(normalise(q), axis=1) - 1).max() < 1e-12
     t = normalise(torch.from_numpy(g).bfloat16().requires_grad_())
-    assert isinstance(t, torch.Tensor) and t.dtype == torch.float32 and not t.requires_grad
+    assert isinstance(t, torch.Tensor)
+    assert t.dtype == torch.float32
+    assert not t.requires_grad
     assert np.abs(normalise(g.astype(np.float32) * 1e30) - normalise(g)).max() < 1e-6
     assert np.abs(normalise(g.astype(np.float32) * 1e-30) - normalise(g)).max() < 1e-6
     assert normalise([[3, 4]]).tolist() == [[0.6, 0.8]]
@@ -79,13 +81,15 @@ def test_cosine_of_features_of_any_length(scale):
 def test_tensors_give_tensors():
     for dist in (cosine_distances, euclidean_distances):
         got = dist(torch.from_numpy(q), torch.from_numpy(g))
-        assert isinstance(got, torch.Tensor) and np.abs(got.numpy() - dist(q, g)).max() == 0
+        assert isinstance(got, torch.Tensor)
+        assert np.abs(got.numpy() - dist(q, g)).max() == 0
 
 
 def test_matrix_is_read_as_it_lies():
     m = torch.from_numpy(q @ g.T).half()
     lazy = MatrixDistances(m)
-    assert lazy.shape == (7, 23) and lazy.row(2).dtype == np.float32
+    assert lazy.shape == (7, 23)
+    assert lazy.row(2).dtype == np.float32
     (rows, band), = lazy.bands()
     assert (rows, band.data_ptr()) == (slice(0, 7), m.data_ptr())
 
@@ -121,7 +125,8 @@ def test_lengths_beyond_float32_and_squares_beyond_float64_keep_their_directions
 
 def test_float32_to_its_last_number():
     x = np.full((2, 200), 3e38, np.float32) * np.sign(rng.normal(size=(2, 200))).astype(np.float32)
-    assert normalise(x).dtype == np.float32 and np.abs(np.linalg.norm(normalise(x), axis=1) - 1).max() < 1e-6
+    assert normalise(x).dtype == np.float32
+    assert np.abs(np.linalg.norm(normalise(x), axis=1) - 1).max() < 1e-6
     assert np.abs(cosine_distances(x, x[:1]) - cosine_distances(np.sign(x), np.sign(x[:1]))).max() < 1e-6
     seen = np.ones((1, 2), bool)
     assert (np.abs(region_distance(x[None, :, :], x[None, ::-1], seen, seen) - cosine_distances(x[:1], x[1:])).max()

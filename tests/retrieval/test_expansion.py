@@ -32,7 +32,8 @@ def test_expansion_equals_the_loop(k, dtype, tolerance):
 
 def test_expansion_of_tensors_and_alpha_zero():
     got = average_query_expansion(torch.from_numpy(q), torch.from_numpy(g), 3)
-    assert isinstance(got, torch.Tensor) and np.abs(got.numpy() - average_query_expansion(q, g, 3)).max() == 0
+    assert isinstance(got, torch.Tensor)
+    assert np.abs(got.numpy() - average_query_expansion(q, g, 3)).max() == 0
     positive = np.abs(q), np.abs(g)
     assert np.abs(alpha_query_expansion(*positive, alpha=0) - average_query_expansion(*positive)).max() < 1e-12
 
@@ -54,7 +55,8 @@ def test_camera_means_are_gone():
     for c in range(3): assert np.abs(centred[cams == c] - (g[cams == c] - g[cams == c].mean(0))).max() < 1e-12
     assert (shifted == g + np.eye(5)[cams] * 10).all()
     half = camera_centre(torch.from_numpy(shifted).half(), torch.from_numpy(cams))
-    assert half.dtype == torch.float32 and np.abs(half.numpy() - centred).max() < 0.02
+    assert half.dtype == torch.float32
+    assert np.abs(half.numpy() - centred).max() < 0.02
 
 
 def test_queries_are_centred_by_the_gallery():

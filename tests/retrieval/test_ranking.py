@@ -111,7 +111,8 @@ def test_worked_cases():
 
 def test_cmc_takes_one_rank_or_several_and_refuses_zero():
     r = evaluate_distances(np.tile(np.arange(4.), (2, 1)), [1, 2], [0, 1, 0, 2], [0, 0], [1] * 4)
-    assert r.cmc(1) == 0 and isinstance(r.cmc(1), float)
+    assert r.cmc(1) == 0
+    assert isinstance(r.cmc(1), float)
     assert r.cmc(np.arange(1, 6)).tolist() == [0, 0.5, 0.5, 1, 1]
     for bad in (0, 1.5, [1, -1]):
         with pytest.raises(ValueError, match='ranks are integers from 1'): r.cmc(bad)
@@ -119,7 +120,8 @@ def test_cmc_takes_one_rank_or_several_and_refuses_zero():
 
 def test_table_is_one_row_of_the_usual_figures():
     t = worked().table('re-ranked')
-    assert list(t.columns) == ['R1', 'R5', 'R10', 'mAP', 'mINP'] and list(t.index) == ['re-ranked']
+    assert list(t.columns) == ['R1', 'R5', 'R10', 'mAP', 'mINP']
+    assert list(t.index) == ['re-ranked']
     assert t.iloc[0].tolist() == pytest.approx([1, 1, 1, 0.830357, 4 / 7], abs=1e-6)
 
 
@@ -128,7 +130,9 @@ def test_why_queries_lost_their_matches():
         r = evaluate_distances(np.zeros((3, 4)), [7, 1, -1], [1, 1, 2, -1], [0, 0, 0], [0, 0, 1, 1])
     assert r.unmatched.to_dict() == {0: 'identity not in the gallery', 1: 'identity only in the same camera',
                                      2: 'the query is junk'}
-    assert np.isnan([r.mAP, r.mINP, r.cmc(1)]).all() and np.isnan(r.ap).all() and r.n_skipped == r.n_unmatched == 3
+    assert np.isnan([r.mAP, r.mINP, r.cmc(1)]).all()
+    assert np.isnan(r.ap).all()
+    assert r.n_skipped == r.n_unmatched == 3
     with pytest.warns(UserWarning, match='none of'):
         z = evaluate_distances(np.zeros((1, 1)), [0], [0], [0], [0], no_match='zero')
     assert (z.mAP, z.mINP, z.cmc(1), z.n_skipped, z.n_unmatched, z.ap.tolist()) == (0, 0, 0, 0, 1, [0])
@@ -136,9 +140,12 @@ def test_why_queries_lost_their_matches():
 
 def test_a_gallery_of_junk_alone_and_of_one_image():
     with may_warn(): r = evaluate_distances(np.zeros((2, 3)), [1, 2], [-1] * 3, [0, 0], [1] * 3)
-    assert r.n_skipped == 2 and len(r.hits(0)) == 0 and len(r.hits(0, removed=True)) == 3
+    assert r.n_skipped == 2
+    assert len(r.hits(0)) == 0
+    assert len(r.hits(0, removed=True)) == 3
     one = rank([[1., 0]], [[0., 1]], [3], [3], [0], [1])
-    assert (one.mAP, one.cmc(1)) == (1, 1) and one.hits(0)['distance'].tolist() == [1]
+    assert (one.mAP, one.cmc(1)) == (1, 1)
+    assert one.hits(0)['distance'].tolist() == [1]
 
 
 def features(q=5, g=30, d=8, seed=0):
@@ -214,7 +221,8 @@ def test_features_by_region_are_ranked_by_region_distance(convert):
     for regions in (None, 'foot', ['head', 2]):
         r = rank(*map(convert, (q, g)), *ids, regions=regions, q_visible=q_seen, g_visible=g_seen, ap='trapezoid')
         wanted = evaluate_distances(region_distance(q, g, q_seen, g_seen, regions=regions), *ids, ap='trapezoid')
-        assert r.ap.tolist() == wanted.ap.tolist() and r.hits(2, 30).equals(wanted.hits(2, 30))
+        assert r.ap.tolist() == wanted.ap.tolist()
+        assert r.hits(2, 30).equals(wanted.hits(2, 30))
     assert rank(q, g, *ids).ap.tolist() == rank(q / np.linalg.norm(q, axis=2, keepdims=True), g, *ids,
                                                 q_visible=np.ones((5, 8))).ap.tolist()
 

@@ -67,7 +67,8 @@ def test_tensors_and_numbers_as_visibility():
     q, g, q_seen, g_seen = case()
     got = region_distance(torch.from_numpy(q), torch.from_numpy(g), q_seen.astype(int),
                           torch.from_numpy(g_seen).float())
-    assert isinstance(got, torch.Tensor) and (got.numpy() == region_distance(q, g, q_seen, g_seen)).all()
+    assert isinstance(got, torch.Tensor)
+    assert (got.numpy() == region_distance(q, g, q_seen, g_seen)).all()
 
 
 @pytest.mark.parametrize('change, message', [

@@ -44,9 +44,11 @@ def test_equals_the_published_algorithm(k1, k2, lambda_value, dtype, tolerance):
     q, g = people()
     wanted, sets = dense.dense_rerank(*matrices(q, g), k1, k2, lambda_value)
     got = rerank(q.astype(dtype), g.astype(dtype), k1, k2, lambda_value)
-    assert got.dtype == dtype and np.abs(got - wanted).max() < tolerance
+    assert got.dtype == dtype
+    assert np.abs(got - wanted).max() < tolerance
     got = rerank_distances(*(m.astype(dtype) for m in matrices(q, g)), k1, k2, lambda_value)
-    assert got.dtype == dtype and np.abs(got - wanted).max() < tolerance
+    assert got.dtype == dtype
+    assert np.abs(got - wanted).max() < tolerance
     assert sets_of(FeaturePairs(*map(torch.from_numpy, (q, g)), torch.float64), k1) == sets
     assert sets_of(MatrixPairs(*map(torch.from_numpy, matrices(q, g))), k1) == sets
 
@@ -103,7 +105,8 @@ def test_a_common_offset_does_not_eat_the_digits():
 def test_sparse_result_is_the_dense_one():
     q, g = people()
     wanted, sparse = rerank(q, g), rerank(q, g, return_sparse=True)
-    assert isinstance(sparse, Reranked) and sparse.shape == wanted.shape
+    assert isinstance(sparse, Reranked)
+    assert sparse.shape == wanted.shape
     assert sparse.similarity.nnz < wanted.size
     assert np.abs(sparse.dense().numpy() - wanted).max() == 0
     assert np.abs(np.stack([sparse.row(i) for i in range(len(q))]) - wanted).max() < 1e-6
@@ -118,10 +121,12 @@ def test_sparse_result_is_the_dense_one():
 def test_tensors_give_tensors_and_half_precision_float32():
     q, g = people()
     got = rerank(torch.from_numpy(q), torch.from_numpy(g))
-    assert isinstance(got, torch.Tensor) and np.abs(got.numpy() - rerank(q, g)).max() == 0
+    assert isinstance(got, torch.Tensor)
+    assert np.abs(got.numpy() - rerank(q, g)).max() == 0
     q, g = normalise(q).astype(np.float16), normalise(g).astype(np.float16)
     half = rerank(q, g)
-    assert half.dtype == np.float32 and np.abs(half - rerank(q.astype(np.float32), g.astype(np.float32))).max() == 0
+    assert half.dtype == np.float32
+    assert np.abs(half - rerank(q.astype(np.float32), g.astype(np.float32))).max() == 0
     assert rerank_distances(*(m.astype(np.float16) for m in matrices(q, g))).dtype == np.float32
 
 

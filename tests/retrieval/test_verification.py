@@ -26,7 +26,8 @@ def test_rates_and_thresholds(genuine, impostor, far):
     table = verification_table(genuine, impostor, false_accept=[far])
     assert list(table.index) == ['EER', f'FAR {far:g}']
     reached = slow_rates(genuine, impostor, table['threshold'].iloc[1])
-    assert (table['false_accept'].iloc[1], table['false_reject'].iloc[1]) == reached and reached[0] <= far + 1e-9
+    assert (table['false_accept'].iloc[1], table['false_reject'].iloc[1]) == reached
+    assert reached[0] <= far + 1e-9
     better = [slow_rates(genuine, impostor, t)[1]
               for t in genuine + impostor if slow_rates(genuine, impostor, t)[0] <= far]
     assert reached[1] <= min(better, default=1)  # no other threshold rejects fewer at that rate
@@ -39,7 +40,8 @@ def test_equal_error_of_two_normal_distributions():
     rng = np.random.default_rng(0)
     pairs = VerificationPairs(rng.normal(0, 1, 100_000), rng.normal(2, 1, 300_000))
     rate, threshold = pairs.equal_error()
-    assert rate == pytest.approx(0.1587, abs=2e-3) and threshold == pytest.approx(1, abs=0.02)
+    assert rate == pytest.approx(0.1587, abs=2e-3)
+    assert threshold == pytest.approx(1, abs=0.02)
     assert pairs.false_accept(pairs.threshold(1e-3)) == pytest.approx(1e-3, abs=1e-5)
 
 
@@ -47,7 +49,8 @@ def test_long_curves_are_thinned_and_stay_exact():
     rng = np.random.default_rng(0)
     genuine, impostor = rng.normal(0, 1, 5000), rng.normal(2, 1, 70_000)
     curve = roc(genuine, impostor, points=100)
-    assert 50 < len(curve) <= 110 and curve['false_accept'].iloc[0] < 1e-3
+    assert 50 < len(curve) <= 110
+    assert curve['false_accept'].iloc[0] < 1e-3
     for row in curve.iloc[::9].itertuples():
         assert (row.false_accept, row.false_reject) == slow_rates(genuine, impostor, row.threshold)
     from sklearn.metrics import roc_auc_score
@@ -70,14 +73,17 @@ def test_pairs_are_those_of_the_protocol(seed):
     same = [dist[i, j] for i in range(6) for j in range(25) if qp[i] == gp[j] != -1 and qc[i] != gc[j]]
     other = [dist[i, j] for i in range(6) for j in range(25) if qp[i] != -1 != gp[j] != qp[i]]
     for pairs in (verification_pairs(q, g, qp, gp, qc, gc), verification_pairs(dist, None, qp, gp, qc, gc)):
-        assert pairs.genuine == pytest.approx(sorted(same)) and pairs.impostor == pytest.approx(sorted(other))
+        assert pairs.genuine == pytest.approx(sorted(same))
+        assert pairs.impostor == pytest.approx(sorted(other))
 
 
 def test_a_random_part_of_the_impostors():
     big = case(n_q=40, n_g=500)
     part, again, whole = (verification_pairs(*big, max_impostors=n, seed=1) for n in (2000, 2000, 10**9))
-    assert part.impostor.tolist() == again.impostor.tolist() and 800 < len(part.impostor) < 2100 < len(whole.impostor)
-    assert set(part.impostor) <= set(whole.impostor) and part.genuine.tolist() == whole.genuine.tolist()
+    assert part.impostor.tolist() == again.impostor.tolist()
+    assert 800 < len(part.impostor) < 2100 < len(whole.impostor)
+    assert set(part.impostor) <= set(whole.impostor)
+    assert part.genuine.tolist() == whole.genuine.tolist()
 
 
 def test_compare_one_pair_and_several():
