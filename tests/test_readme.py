@@ -10,9 +10,34 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).resolve().parents[1]/'README.md').read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT/'README.md').read_text()
 SMALL = {'60, 3.5e-4': '1, 3.5e-4', 'size=(256, 128), bs=64': 'size=(64, 32), bs=8'}
 NAMES = ['Train on your own data', 'Evaluate', 'Search', 'Who was where', 'Deploy']
+
+
+def section(heading):
+    return re.search(rf'^#+ {heading}$(.*?)^#', README, re.M | re.S).group(1)
+
+
+def test_ablation_table_is_that_of_the_runs():
+    import pandas as pd
+    from magnifier.train.ablation import summary
+    made = summary(pd.read_csv(ROOT/'nbs'/'ablation-walkers.csv')).loc['Table 2']
+    rows = [[cell.strip() for cell in line.split('|')[1:4]] for line in section('What each part adds').splitlines()
+            if line.startswith('| G')]
+    expected = [[line.replace('+', ' + '), f'{row["R1"]:.1f} ± {row["± R1"]:.1f}', f'{row["mAP"]:.1f} ± {row["± mAP"]:.1f}']
+                for line, row in made.iterrows()]
+    assert rows == expected
+
+
+def test_figures_of_who_was_where_are_those_of_the_benchmark():
+    import pandas as pd
+    found = pd.read_csv(ROOT/'tests'/'bench'/'2026-11-28-people.csv').set_index(['embedder', 'setting', 'tracks'])['idf1']
+    text = section('Who was where')
+    for case in (('model', 'as it is'), ('HSV stripes', 'as it is'), ('HSV stripes', 'best threshold'),
+                 ('HSV stripes', 'chance')):
+        assert re.search(rf'\b{found[case]["true"]:.2f}\b.*?\b{found[case]["tracker"]:.2f}\b', text, re.S), case
 
 
 def snippet(name):

@@ -14,6 +14,7 @@ from magnifier.look.drawing import TEXT, Figure, finish, put_image, put_note, re
 __all__ = ['show_timeline']
 
 PER_ROW = 8
+NARROW = .01  # Bars shorter than this share of the time shown have no number
 GONE = 'no image:\nits file is gone\nor was changed'
 
 
@@ -100,16 +101,24 @@ def show_timeline(
     lanes, faces = .5 + LANE*len(cameras), 1.5*rows + .25
     figure = Figure(figsize=(9, lanes + faces + .3))
     left_out = f', {len(seen) - len(shown)} more not shown' if len(seen) > len(shown) else ''
-    figure.suptitle(f'{len(shown)} people in front of {len(cameras)} cameras{left_out}', fontsize=TEXT + 3)
+    persons = 'person' if len(shown) == 1 else 'people'
+    figure.suptitle(f'{len(shown)} {persons} in front of {len(cameras)} cameras {_days(table)}{left_out}',
+                    fontsize=TEXT + 3)
     height = lanes + faces + .3
     grid = figure.add_gridspec(2, 1, height_ratios=[lanes, faces], left=.09, right=.98, top=1 - .35/height, bottom=.02,
-                               hspace=.5/((lanes + faces)/2))  # half an inch for the times and the date
+                               hspace=.5/((lanes + faces)/2))  # half an inch for the times
     _draw_lanes(figure.add_subplot(grid[0]), table, cameras, colour)
     _draw_faces(figure, grid[1], table, shown, colour, rows)
     return finish(figure, save)
 
 
+def _days(table):
+    first, last = (f'{time:%Y-%m-%d}' for time in (table['start'].min(), table['end'].max()))
+    return f'on {first}' if first == last else f'from {first} to {last}'
+
+
 def _draw_lanes(ax, table, cameras, colour):
+    narrow = NARROW*(table['end'].max() - table['start'].min())
     for lane, camera in enumerate(cameras):
         here = table[table['camid'] == camera].sort_values('start')
         levels = _levels(here['start'].to_list(), here['end'].to_list())
@@ -119,15 +128,15 @@ def _draw_lanes(ax, table, cameras, colour):
             bottom = lane - .4 + level*height
             ax.broken_barh([(start, max(end - start, 1e-6))], (bottom, height*.9), facecolors=[colour[row.person]],
                            edgecolor='black', linewidth=.4)
+            if row.end - row.start < narrow: continue  # its number would hide its neighbour's
             ax.text((start + end)/2, bottom + height*.45, str(row.person), ha='center', va='center', fontsize=TEXT - 1,
                     clip_on=True)
     ax.set_yticks(range(len(cameras)), [f'camera {camera}' for camera in cameras], fontsize=TEXT)
     ax.set_ylim(len(cameras) - .5, -.5)
     ax.xaxis_date(tz='UTC')
     ax.xaxis.set_major_locator(locator := AutoDateLocator(tz='UTC'))
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz='UTC'))
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz='UTC', show_offset=False))  # the title has the date
     ax.tick_params(labelsize=TEXT)
-    ax.xaxis.offsetText.set_fontsize(TEXT)
     ax.spines[['top', 'right']].set_visible(False)
     ax.margins(x=.01)
 

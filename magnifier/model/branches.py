@@ -391,7 +391,7 @@ def create_branches(
     keep_background: bool = True,  # Whether SAB pools the background: False leaves it out in training and in evaluation
     sab_original: bool = False,  # Whether SAB trains on the features without occlusion too
     hidden: int = 1024,  # Channels of f_sab and f_sfb
-    n_regions: int = N_REGIONS,  # k, the number of part labels
+    n_regions: int = N_REGIONS,  # k, part labels; another number only for a network alone: all else knows these eight
 ) -> dict[str, Branch]:  # By name
     "Builds the branches. A ValueError for an unknown `sfb`, `cell` or `region_stage`"
     if sfb not in (True, False, 'ab'): raise ValueError(f"sfb={sfb!r}: it is True, False or 'ab' (the ablation twin)")

@@ -75,7 +75,7 @@ class RegionOcclusion(Callback):
         keep: int = 4,  # K-hat, regions kept; the paper's best
         *,
         seed: int = 0,  # Seed of the generator that this callback holds
-        alike: bool = True,  # Several processes: one occlusion for all, as for one batch; False: each its own
+        alike: bool = True,  # In training on several GPUs, whether all draw the same occlusion; False: each its own
     ):
         self.strategy, self.keep, self.alike = strategy, keep, alike
         _check_keep(strategy, keep, self.keep_background)

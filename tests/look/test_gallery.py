@@ -99,8 +99,18 @@ def test_faces_name_their_person_and_cameras(people, tmp_path):
 
 def test_who_is_left_out_is_said(people):
     figure = show_timeline(people, most=1)
-    assert figure.get_suptitle() == '1 people in front of 2 cameras, 2 more not shown'
+    assert figure.get_suptitle() == '1 person in front of 2 cameras on 2026-01-31, 2 more not shown'
     assert [ax.get_title() for ax in figure.axes[1:]] == ['0: cam 1, 2']
+
+
+def test_the_title_names_all_days(people):
+    people.loc[3, 'end'] += pd.Timedelta(days=2)
+    assert show_timeline(people).get_suptitle() == '3 people in front of 2 cameras from 2026-01-31 to 2026-02-02'
+
+
+def test_a_bar_too_narrow_for_a_number_has_none(people):
+    people.loc[3, 'end'] = people.loc[3, 'start'] + pd.Timedelta(seconds=.4)
+    assert [text.get_text() for text in show_timeline(people).axes[0].texts] == ['0', '1', '0']
 
 
 def test_nobody(people):
