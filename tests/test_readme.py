@@ -26,14 +26,14 @@ def test_ablation_table_is_that_of_the_runs():
     made = summary(pd.read_csv(ROOT/'nbs'/'ablation-walkers.csv')).loc['Table 2']
     rows = [[cell.strip() for cell in line.split('|')[1:4]] for line in section('What each part adds').splitlines()
             if line.startswith('| G')]
-    expected = [[line.replace('+', ' + '), f'{row["R1"]:.1f} ± {row["± R1"]:.1f}', f'{row["mAP"]:.1f} ± {row["± mAP"]:.1f}']
-                for line, row in made.iterrows()]
-    assert rows == expected
+    figures = [[f'{row[name]:.1f} ± {row[f"± {name}"]:.1f}' for name in ('R1', 'mAP')] for _, row in made.iterrows()]
+    assert rows == [[line.replace('+', ' + '), *of_line] for line, of_line in zip(made.index, figures)]
 
 
 def test_figures_of_who_was_where_are_those_of_the_benchmark():
     import pandas as pd
-    found = pd.read_csv(ROOT/'tests'/'bench'/'2026-11-28-people.csv').set_index(['embedder', 'setting', 'tracks'])['idf1']
+    found = pd.read_csv(ROOT/'tests'/'bench'/'2026-11-28-people.csv')
+    found = found.set_index(['embedder', 'setting', 'tracks'])['idf1']
     text = section('Who was where')
     for case in (('model', 'as it is'), ('HSV stripes', 'as it is'), ('HSV stripes', 'best threshold'),
                  ('HSV stripes', 'chance')):
