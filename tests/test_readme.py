@@ -33,7 +33,7 @@ def test_ablation_table_is_that_of_the_runs():
 def test_figures_of_who_was_where_are_those_of_the_benchmark():
     import pandas as pd
     found = pd.read_csv(ROOT/'tests'/'bench'/'2026-11-28-people.csv')
-    found = found.set_index(['embedder', 'setting', 'tracks'])['idf1']
+    found = found.set_index(['embedder', 'setting', 'tracks'])['idf1'].sort_index()
     text = section('Who was where')
     for case in (('model', 'as it is'), ('HSV stripes', 'as it is'), ('HSV stripes', 'best threshold'),
                  ('HSV stripes', 'chance')):
