@@ -298,4 +298,4 @@ def test_help_teaches_by_example_and_imports_nothing_heavy(tmp_path):
 
 def test_recipes_by_name():
     assert recipe('quick') is RECIPES['quick']
-    with pytest.raises(ValueError, match='quick, one_cycle'): recipe('fast')
+    with pytest.raises(ValueError, match='quick, light, one_cycle'): recipe('fast')

@@ -19,7 +19,7 @@ REPEATED = dict(action='append', default=None)
 def magnifier_train(
     data: str = EMBEDDED,  # Data set: walkers (embedded), market1501, cuhk03_np_detected, identity_folders (own), ...
     path: str = None,  # Its folder; the embedded set is drawn if it is not there yet
-    recipe: str = 'quick',  # How to train: quick (two CPU cores, minutes); one_cycle, baseline or paper (a GPU)
+    recipe: str = 'quick',  # How to train: quick or light (a CPU, minutes); one_cycle, baseline or paper (a GPU)
     out: str = None,  # Folder of the run; runs/RECIPE, or runs/DATA-RECIPE where the data are not walkers
     epochs: int = None,  # Epochs; the recipe's where not given. Its stages, warm-up and milestones follow
     arch: str = None,  # Backbone, as resnet18 or resnet50; the recipe's where not given

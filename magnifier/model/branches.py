@@ -385,7 +385,7 @@ def create_branches(
     sab: bool = True,  # Semantic adversarial branch
     sfb: bool | str = True,  # Semantic fusion branch; 'ab' is its ablation twin
     cell: str = 'gru',  # SFB's recurrent cell: 'gru' as in the paper, 'lstm' as in its code
-    region_stage: int = 3,  # The stage that SAB and SFB hang on: 3 (paper), or 4
+    region_stage: int = 3,  # The stage that SAB and SFB hang on: 3 (paper), 4, or 5 where the backbone has one
     branch_bottleneck: bool = True,  # A bottleneck of its own for each part branch, as in the authors' code
     upsample_maps: bool = False,  # Part branches pool maps of twice the size, where the segmentation head's labels are
     keep_background: bool = True,  # Whether SAB pools the background: False leaves it out in training and in evaluation
@@ -395,7 +395,9 @@ def create_branches(
 ) -> dict[str, Branch]:  # By name
     "Builds the branches. A ValueError for an unknown `sfb`, `cell` or `region_stage`"
     if sfb not in (True, False, 'ab'): raise ValueError(f"sfb={sfb!r}: it is True, False or 'ab' (the ablation twin)")
-    if region_stage not in (3, 4): raise ValueError(f'region_stage={region_stage!r}: it is 3 or 4')
+    if region_stage not in widths:
+        allowed = ', '.join(map(str, widths))
+        raise ValueError(f'region_stage={region_stage!r}: with this backbone use one of {allowed}')
     width = widths[region_stage]
     last = max(widths)
     of_parts = dict(stage=region_stage, bottleneck=branch_bottleneck, upsample=upsample_maps)

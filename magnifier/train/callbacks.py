@@ -260,7 +260,7 @@ def stage_callbacks(
     if stage.rank_every > 1: cbs.append(ValidateEvery(stage.rank_every))
     if stage.diversity_epoch is not None: cbs.append(SemanticDiversityPhase(stage.gamma, stage.diversity_epoch))
     on_cpu = learn.dls.device.type == 'cpu'
-    if stage.for_cpu and on_cpu and bfloat16_pays() and not hasattr(learn, 'cpu_bfloat16'): cbs.append(CPUBfloat16())
+    if stage.bfloat16 and on_cpu and bfloat16_pays() and not hasattr(learn, 'cpu_bfloat16'): cbs.append(CPUBfloat16())
     return cbs
 
 

@@ -170,7 +170,7 @@ class ReIDLearner(Learner):
         state there"""
         for stage in stages:
             if done <= stage.epochs:
-                if stage.for_cpu: self.model.to(memory_format=torch.channels_last)
+                if stage.channels_last: self.model.to(memory_format=torch.channels_last)
                 self.fit(stage.epochs, stage.lr, cbs=stage_callbacks(stage, self), start_epoch=done)
             done = max(0, done - stage.epochs)
 

@@ -110,6 +110,13 @@ def test_unknown_name_without_timm_mentions_it(monkeypatch):
     with pytest.raises(ValueError, match=r'install timm for more'): create_backbone('convnext_tiny', False)
 
 
+def test_part_branches_may_hang_on_the_convolution_that_ends_a_network():
+    pytest.importorskip('timm')
+    from magnifier.model.net import create_magnifier
+    model = create_magnifier('test_efficientnet', 5, False, hidden=16, region_stage=5).eval()
+    assert model(torch.randn(2, 3, 64, 32)).region_features.shape == (2, 8, 256)
+
+
 # A convolutional network with stages, one with squeeze and excitation, windows, patch grids (DINO's too, of 14
 # pixels), and their smallest sizes
 @pytest.mark.parametrize('name, last_stride, widths', [

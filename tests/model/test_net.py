@@ -73,7 +73,7 @@ def test_shapes(arch, options, training, images, labels):
     (dict(mask=False), 'mask=False leaves out: pass mask=True, or sab=False and sfb=False'),
     (dict(mask=False, sab=False), 'mask=False'),
     (dict(sfb='gru'), "sfb='gru': it is True, False or 'ab'"), (dict(cell='rnn'), 'unknown cell'),
-    (dict(region_stage=2), 'it is 3 or 4'),
+    (dict(region_stage=2), 'use one of 3, 4'), (dict(region_stage=5), 'use one of 3, 4'),
     (dict(mask_resize='bicubic'), 'use one of bilinear, nearest'), (dict(sfb='ab', hidden=20), 'multiple of 8'),
     (dict(arch='resnet19'), 'unknown arch')])
 def test_combinations_without_sense(kwargs, said):

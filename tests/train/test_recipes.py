@@ -6,6 +6,7 @@ import pytest
 import torch
 from fastai.callback.schedule import ParamScheduler
 
+from magnifier.train import callbacks
 from magnifier.train.callbacks import SemanticDiversityPhase, WarmupMilestones, stage_callbacks
 from magnifier.train.learner import OPTIMISERS
 from magnifier.train.recipes import RECIPES, Stage, recipe
@@ -138,8 +139,16 @@ def test_a_stage_becomes_its_callbacks(small_learn):
     assert stage_callbacks(Stage(10, .01), small_learn) == []
 
 
+@pytest.mark.parametrize('pays', [True, False])
+def test_bfloat16_is_a_stages_choice_where_it_pays(small_learn, monkeypatch, pays):
+    monkeypatch.setattr(callbacks, 'bfloat16_pays', lambda: pays)
+    asked = stage_callbacks(Stage(1, .01, bfloat16=True), small_learn)
+    assert [cb.name for cb in asked] == ['cpu_bfloat16']*pays
+    assert stage_callbacks(Stage(1, .01, channels_last=True), small_learn) == []
+
+
 def test_an_unknown_recipe_lists_the_known():
-    with pytest.raises(ValueError, match='unknown recipe \'fast\': use one of quick, one_cycle, baseline, paper'):
+    with pytest.raises(ValueError, match="unknown recipe 'fast': use one of quick, light, one_cycle, baseline, paper"):
         recipe('fast')
 
 
