@@ -20,6 +20,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from magnifier.app.page import (MAX_BYTES, chosen, gallery_page, hits_list, people_page, rates_said, status, whole_page,
                                 why)
 from magnifier.app.search import UPLOAD, Asked, Finder
+from magnifier.checks import refuse
 from magnifier.data.images import read_image
 
 __all__ = ['make_page', 'serve_page']
@@ -100,9 +101,11 @@ def read_upload(
 ) -> Image.Image:  # Mode RGB, upright, no side over `MAX_SIDE`; nothing else of the file (EXIF, profiles, comments)
     "Decodes an untrusted image. A ValueError says in one sentence what is wrong, and quotes nothing from the file"
     size = max(size, len(data))
-    _refuse({f'this file has {size/1e6:.1f} MB, and at most {MAX_BYTES/1e6:.0f} MB are read: use a smaller image':
-             size > MAX_BYTES,
-             f'this file is empty: {WANTED}': not data})
+    refuse({
+        f'this file has {size/1e6:.1f} MB, and at most {MAX_BYTES/1e6:.0f} MB are read: use a smaller image':
+            size > MAX_BYTES,
+        f'this file is empty: {WANTED}': not data,
+    })
     try: image = Image.open(BytesIO(data), formats=FORMATS)
     except Exception as e:  # hostile bytes raise what they like
         bomb = isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning))
@@ -110,18 +113,13 @@ def read_upload(
                          f'this is not an image that can be read: {WANTED}') from None
     w, h = image.size
     moves = getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO'  # MPO: a phone's JPEG with a second view
-    _refuse({f'this image has {w} x {h} pixels, {TOO_MANY}': w*h > MAX_PIXELS,
-             f'this image has {w} x {h} pixels, too few to show a person: at least {MIN_SIDE} a side':
-             min(w, h) < MIN_SIDE,
-             f'this is an animation: {WANTED} without animation': moves})
+    refuse({
+        f'this image has {w} x {h} pixels, {TOO_MANY}': w*h > MAX_PIXELS,
+        f'this image has {w} x {h} pixels, too few to show a person: at least {MIN_SIDE} a side': min(w, h) < MIN_SIDE,
+        f'this is an animation: {WANTED} without animation': moves,
+    })
     try: return _shrunk(image)
     except Exception: raise ValueError('this image is damaged or cut off: it does not decode to its end') from None
-
-
-def _refuse(wrong):
-    "Raises the first message that holds"
-    for message, holds in wrong.items():
-        if holds: raise ValueError(message)
 
 
 def _shrunk(image):

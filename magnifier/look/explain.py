@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.vision.all import patch
+
 from magnifier.look.saliency import Sight, contributions, learnt_stripes, pixel_shares, smoothed
 from magnifier.look.drawing import (REGION_COLOURS, TEXT, Figure, finish, legend_room, outline, paint_heat, put_image,
                                     region_legend, region_name, tiles)

@@ -7,6 +7,8 @@ import torch
 from fastai.vision.all import ClassificationInterpretation, TensorImage, patch, to_device
 from plum import dispatch
 from torch.nn.functional import interpolate
+
+from magnifier.checks import as_count, choose, refuse
 from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.data.masks import read_mask
 from magnifier.look.drawing import Figure, finish, plot, put_image, tiles
@@ -77,7 +79,7 @@ class ReIDInterpretation:
         save=None,  # Where to write the figure
     ) -> pd.DataFrame:  # pid, taken_for, times, of (its queries), query and item (an example); most often first
         "Confused identities: wrong first hits, counted by pair of identities"
-        if n < 1: raise ValueError(f'n={n}: draw at least one pair')
+        n = as_count(n, 'n')
         wrong = np.flatnonzero((self.ranking.first_match > 1) & (self.ranking.n_matches > 0))
         items = np.array([self.ranking.hits(int(q), 1)['item'].iat[0] for q in wrong], dtype=int)
         pids, _ = self.ranked.ids(self.ranked.query_rows)
@@ -241,16 +243,12 @@ class ReIDInterpretation:
         save=None,  # Where to write the figure
     ) -> pd.DataFrame:  # One row an image: path, pid, camid, x, y
         "Embeddings of a few identities in two dimensions, as thumbnails"
+        choose(method, FLATTEN, 'method')
         pids, _ = self.ranked.ids(self.ranked.query_rows)
         pids = np.unique(pids)
         chosen = np.random.default_rng(seed).permutation(pids)[:n_ids]
         rows = np.concatenate([np.flatnonzero(self.ranked.identity[:, 1] == pid)[:n_images] for pid in chosen])
-        wrong = {
-            f"method={method!r}: use 'pca' or 't-sne'": method not in FLATTEN,
-            f'{len(rows)} images are too few: choose more identities or images': len(rows) < 3,
-        }
-        for message, is_wrong in wrong.items():
-            if is_wrong: raise ValueError(message)
+        refuse({f'{len(rows)} images are too few: choose more identities or images': len(rows) < 3})
         points = FLATTEN[method](self.ranked.embeddings[rows].numpy(), seed)
         items = self.ranked.items.iloc[rows]
         table = items[['path', 'pid', 'camid']].assign(x=points[:, 0], y=points[:, 1])
@@ -264,13 +262,11 @@ class ReIDInterpretation:
     ) -> pd.DataFrame:  # Index the true region: iou, pixels, and the share of its pixels seen as each region
         "Quality of the model's part masks: intersection over union by region, and the confused regions"
         items = self.ranked.items
-        wrong = {
+        refuse({
             'this model has no mask module: build the learner with mask=True': self.learn.model.segmentation is None,
             'no image here has a part mask to compare with: name a folder of masks to the reader':
                 'mask' not in items or not items['mask'].notna().any(),
-        }
-        for message, is_wrong in wrong.items():
-            if is_wrong: raise ValueError(message)
+        })
         counts = _confusion(self.learn, items)
         true, seen, both = counts.sum(1), counts.sum(0), counts.diagonal()
         with np.errstate(invalid='ignore', divide='ignore'):

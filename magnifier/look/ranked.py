@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from fastai.vision.all import patch
 
+from magnifier.checks import as_count, refuse
 from magnifier.data.block import ROLES
 from magnifier.look.drawing import (Figure, finish, legend_room, paint_heat, paint_mask, put_image, put_note,
                                     region_legend, region_name, spotlight, stack, tiles)
@@ -79,10 +80,8 @@ class RankedSet:
         "Queries by name, or by their average precision; a ValueError for a name that no query or several queries have"
         if queries is None: queries = 'random'
         wanted = [queries] if isinstance(queries, (str, Path, int, np.integer)) else list(queries)
-        _refuse({
-            f'n={n}: show at least one query': n < 1,
-            f'no queries given: give identities, file names, or one of {", ".join(CHOICES)}': not wanted,
-        })
+        n = as_count(n, 'n')
+        refuse({f'no queries given: give identities, file names, or one of {", ".join(CHOICES)}': not wanted})
         if isinstance(queries, str) and queries in CHOICES: return self._by_success(queries, n, seed)
         found = [self._by_name(q) for q in wanted]
         return np.array(list(dict.fromkeys(_in_turns(found, n))))[:max(n, len(wanted))]
@@ -105,7 +104,7 @@ class RankedSet:
         known = [path.name for path in paths] if by_file else np.unique(pids)
         found = np.flatnonzero([_is_called(path, name) for path in paths] if by_file else pids == name)
         called = _few([paths[i] for i in found])
-        _refuse({
+        refuse({
             f'no query {name!r}: the {len(known)} here are {_few(known)}; or use {", ".join(CHOICES)}': not len(found),
             f'{len(found)} queries are called {str(name)!r}: {called}; name one by its whole path':
                 by_file and len(found) > 1,
@@ -132,12 +131,6 @@ def _is_called(path, name):
 
 
 def _few(names, n=5): return ', '.join(map(str, names[:n])) + (', ...' if len(names) > n else '')
-
-
-def _refuse(wrong):
-    "Raises the first message that holds"
-    for message, holds in wrong.items():
-        if holds: raise ValueError(message)
 
 
 def _loader(learn, catalog):
@@ -284,10 +277,8 @@ def show_ranking(self: ReIDLearner,
     names=('this', 'other'),  # Names of the two learners
 ) -> Figure:
     "Queries and their first hits, right and wrong framed apart, with identity, camera and cosine similarity"
-    _refuse({
-        f'k={k}: show at least one hit': k < 1,
-        'heat=True and masks=True: choose one, each image has room for one below it': heat and masks,
-    })
+    k = as_count(k, 'k')
+    refuse({'heat=True and masks=True: choose one, each image has room for one below it': heat and masks})
     mine = RankedSet.of(self, catalog, regions)
     models = [(self, mine)]
     if versus is not None: models.append((versus, RankedSet.of(versus, mine.items, regions)))

@@ -11,6 +11,7 @@ from fastai.vision.all import TensorImage, patch, to_device, tuplify
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
+from magnifier.checks import choose, refuse
 from magnifier.data.masks import read_mask
 from magnifier.look.drawing import all_stripes, are_stripes, resized_heat
 from magnifier.model.branches import branch_scales
@@ -270,16 +271,12 @@ def saliency_maps(
 
 def _names(learn, branches, kind):
     "Maps that are asked for, all of which the model has"
+    choose(kind, KINDS, 'kind')
     own = list(getattr(learn.model, 'module', learn.model).branches)
     known = [*own, *(STAGES if kind == 'energy' else ())]
     names = own if branches is None else tuplify(branches)
-    unknown = next((name for name in names if name not in known), None)
-    wrong = {
-        f'kind={kind!r}: use one of {", ".join(KINDS)}': kind not in KINDS,
-        f'no map {unknown!r} of kind {kind!r} in this model: it has {", ".join(known)}': unknown is not None,
-    }
-    for message, is_wrong in wrong.items():
-        if is_wrong: raise ValueError(message)
+    refuse({f'no map {name!r} of kind {kind!r} in this model: it has {", ".join(known)}': name not in known
+            for name in names})
     return names
 
 

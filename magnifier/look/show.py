@@ -7,6 +7,7 @@ import pandas as pd
 from fastai.vision.all import DataLoader, TensorImage, no_random, patch
 from plum import dispatch
 from torch import Tensor
+
 from magnifier.data.batches import IdentityBatches
 from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.data.images import as_images, read_image

@@ -78,7 +78,7 @@ def test_a_name_of_several_queries_says_which(seer, few):
 
 def test_refused_choices(ranked):
     with pytest.raises(ValueError, match='no queries given'): ranked.choose([])
-    with pytest.raises(ValueError, match='at least one query'): ranked.choose(None, 0)
+    with pytest.raises(ValueError, match='n=0: a whole number of 1 or more'): ranked.choose(None, 0)
 
 
 def test_all_who_are_named_are_shown(ranked):
@@ -170,7 +170,7 @@ def test_search_by_region_drawn_and_refused(seer, blind, tmp_path):
     with pytest.raises(ValueError, match='unknown region'): seer.show_ranking(regions='sock')
 
 
-@pytest.mark.parametrize('kwargs, says', [(dict(k=0), 'at least one hit'), (dict(n=0), 'at least one query'),
+@pytest.mark.parametrize('kwargs, says', [(dict(k=0), 'k=0: a whole number of 1'), (dict(n=0), 'n=0: a whole number'),
                                           (dict(heat=True, masks=True), 'room for one below')])
 def test_bad_arguments_of_show_ranking(seer, kwargs, says):
     with pytest.raises(ValueError, match=says): seer.show_ranking(**kwargs)

@@ -151,10 +151,6 @@ def test_show_results_of_images_without_a_loader(seer, few):
     assert len(seer.show_results(dl=[Image.open(path)]*2, branches=()).axes) == 4
 
 
-def test_what_show_batch_does_not_know_is_refused(dls):
-    with pytest.raises(TypeError, match='split'): dls.show_batch(split='valid')
-
-
 def test_show_results_without_masks_or_branches(blind):
     picture = blind.show_results(max_n=2)
     assert words(picture)[1::2] == ['global', 'global']
