@@ -1,4 +1,4 @@
-"""Adding to a gallery: images are read in advance and rows are written in the background, while the caller embeds"""
+"Adding to a gallery: images are read in advance and rows are written in the background, while the caller embeds"
 
 import time
 from collections.abc import Iterator
@@ -215,8 +215,8 @@ def with_bar(
     "Batches with a progress bar"
     from fastprogress.fastprogress import progress_bar
     bar, start = progress_bar(batches, total=-(-n // bs), leave=False), time.monotonic()
-    def told():
+    def commented():
         for i, batch in enumerate(bar, 1):
             bar.comment = f'{i*bs/(time.monotonic() - start):.0f} images/s, {max(0, n - i*bs)} left'
             yield batch
-    return told()
+    return commented()

@@ -14,6 +14,8 @@ from magnifier.gallery.store import COLUMNS, EVERYTHING, MOST_NAMES, Store, VECT
 __all__ = ['MilvusStore', 'as_columns', 'is_old', 'bring_over']
 
 NO_CLIENT = "a gallery on a server needs pymilvus: pip install 'magnifier-reid[milvus]'"
+NO_LITE = "an old gallery is read by Milvus Lite: pip install 'magnifier-reid[milvus]' milvus-lite"
+OLD_NAME = 'people'  # Of the collection in a gallery of an earlier version
 AT_ONCE = {False: 2_000, True: 256}  # Rows in one message, without vectors and with them
 # A small server hangs up on a client that asks every few seconds whether it lives, as the client does by default
 NO_PINGS = {'grpc.keepalive_time_ms': 2**31 - 1, 'grpc.keepalive_permit_without_calls': 0}
@@ -214,10 +216,6 @@ def _list(values): return '[' + ', '.join(_quoted(v) if isinstance(v, str) else 
 def _quoted(text): return '"' + re.sub(r'(["\\])', r'\\\1', text).replace('\n', '\\n') + '"'
 
 
-NO_LITE = "an old gallery is read by Milvus Lite: pip install 'magnifier-reid[milvus]' milvus-lite"
-OLD_AT_ONCE = 256  # Rows
-
-
 def is_old(
     uri: str | Path,  # Of a local gallery
 ) -> bool:
@@ -228,7 +226,6 @@ def is_old(
 def bring_over(
     old: str,  # Folder of an old gallery
     store: Store,  # Of a gallery, new or of the same model
-    name: str = 'people',  # Of the collection in the old one
 ) -> int:  # Rows that are new
     """Copies rows and vectors; the old gallery is not changed. FileNotFoundError or ValueError if there is none or it
     cannot be used, ImportError without Milvus Lite, OSError if another process has it open"""
@@ -240,14 +237,14 @@ def bring_over(
     if servers.start_and_get_uri(path) is None:
         raise OSError(f'{old} cannot be opened: another process has it open, or it is damaged')
     client = MilvusClient(path)
-    try: return _copied(client, old, store, name)
+    try: return _copy_rows(client, old, store)
     finally:
         client.close()
         servers.release_server(path)
 
 
-def _copied(client, old, store, name):
-    about = _about(client, old, name)
+def _copy_rows(client, old, store):
+    about = _about_old(client, old)
     if about.get('width'):
         raise ValueError(f'{old} keeps embeddings reduced to {about["width"]} dimensions, which galleries no longer '
                          'do: add its images again')
@@ -255,21 +252,21 @@ def _copied(client, old, store, name):
     store.create(about)
     if store.about != about:
         raise ValueError(f'{old} and {store.uri} were made by two models: their embeddings cannot be compared')
-    client.load_collection(name)
-    keys = [row['key'] for row in client.query(name, filter='key != ""', output_fields=['key'])]
+    client.load_collection(OLD_NAME)
+    keys = [row['key'] for row in client.query(OLD_NAME, filter='key != ""', output_fields=['key'])]
     columns = ['key', 'path', 'pid', 'camid', 'time', 'vector', *(['regions', 'visible'] if about['regions'] else [])]
     added = 0
-    for i in range(0, len(keys), OLD_AT_ONCE):
-        rows = as_columns(client.get(name, ids=keys[i:i+OLD_AT_ONCE], output_fields=columns), columns)
+    for i in range(0, len(keys), AT_ONCE[True]):
+        rows = as_columns(client.get(OLD_NAME, ids=keys[i:i+AT_ONCE[True]], output_fields=columns), columns)
         nothing = [None for _ in rows['key']]
         added += store.add({**rows, 'also': [[] for _ in rows['key']], 'tracklet': nothing, 'visibility': nothing})
     store.settle()
     return added
 
 
-def _about(client, old, name):
+def _about_old(client, old):
     "What an old gallery stores about itself"
-    told = client.describe_collection(name) if client.has_collection(name) else {}
+    told = client.describe_collection(OLD_NAME) if client.has_collection(OLD_NAME) else {}
     text = (told.get('properties') or {}).get('magnifier') or told.get('description') or ''
-    if not text.startswith('{'): raise ValueError(f'{old} holds no gallery {name!r}')
+    if not text.startswith('{'): raise ValueError(f'{old} holds no gallery {OLD_NAME!r}')
     return json.loads(text)

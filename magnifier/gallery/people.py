@@ -16,7 +16,7 @@ from magnifier.checks import needs, refuse
 from magnifier.gallery.store import Where
 from magnifier.gallery.video import box_of, is_address
 
-__all__ = ['identity_clusters']
+__all__ = ['Tracklets', 'identity_clusters']
 
 OF_AN_IMAGE = ('tracklet', 'camid', 'time', 'pid', 'path', 'key', 'visibility')
 LEAST_WEIGHT = .05  # Of an image of which nothing is seen, so that a tracklet of such images has an embedding too
@@ -28,7 +28,7 @@ EPOCH = pd.Timestamp(0, unit='s', tz='UTC')
 
 
 class Tracklets(NamedTuple):
-    "Tracklets of a gallery"
+    "The tracklets of a gallery: their table and their embeddings"
 
     table: pd.DataFrame  # tracklet, camid, start, end (UTC), images, visibility, pid; path and key of the best
     vectors: np.ndarray  # (t, d) float32 of length 1, in the order of the table

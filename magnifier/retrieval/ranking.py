@@ -1,7 +1,7 @@
 """Rankings and their figures: CMC, AP, mAP, mINP; and CMC by single shot.
 
-A gallery is not sorted. The rank of a true match is counted: one plus the number of allowed gallery items that are
-nearer"""
+The gallery is not sorted for a query. The rank of each true match is counted instead: one plus the number of allowed
+gallery items that are nearer"""
 
 import warnings
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from magnifier.retrieval.region_distance import by_region
 
 __all__ = ['Ranking', 'rank', 'evaluate_distances', 'cmc_single_shot']
 
-JUNK = -1            # The identity of images that are never used, as in Market-1501
+JUNK = -1  # The identity of images that are never used, as in Market-1501
 GPU_ITEMS = 1 << 27  # Distances compared at once where there is no cache to stay in
 
 

@@ -48,6 +48,7 @@ def test_an_unknown_tracker(video):
     with pytest.raises(ValueError, match='use one of bytetrack, sort'): track_people(video, Finds(), tracker='deepsort')
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused_by_name(tmp_path):
     torch.save({'a': torch.zeros(1)}, tmp_path/'weights.pth')
     with pytest.raises(ValueError, match='weights.pth does not hold the weights of .*fasterrcnn'):
