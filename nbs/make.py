@@ -1,16 +1,20 @@
 """Remakes everything that README and the notebooks show.
 
-    python nbs/make.py                 # everything; what is not trained yet takes some minutes a model
-    python nbs/make.py --only figures  # README's pictures and numbers alone: one training
+    python nbs/make.py                    # everything
+    python nbs/make.py --only figures     # README's pictures and numbers
+    python nbs/make.py --only api         # the API reference
+    python nbs/make.py --only notebooks   # the notebooks' outputs, in place
 
-It trains, draws README's pictures (`nbs/images`), writes its numbers (`nbs/figures.json`), checks what is claimed of
-them, writes the API reference and executes the notebooks in place. It names the folder of the models first: delete that
-to train anew. The pictures of the page need playwright and chromium; without them they stay as they are.
+README's pictures go to `nbs/images`, its numbers to `nbs/figures.json`. Models that are missing are trained first, some
+minutes each; their folder is printed. Delete it to train anew, as after a class has moved to another module. The time of
+each notebook is printed too. The first claim of README or of a notebook that no longer holds ends all with its
+AssertionError. The pictures of the page need playwright and chromium; without them they stay as they are.
 """
 import json
 import os
 import shutil
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -166,5 +170,6 @@ def main(
         api.write()
     if only in ('', 'notebooks'):
         for path in sorted(HERE.glob('*.ipynb')):
-            print(path.name, flush=True)
+            start = time.perf_counter()
             execute(path)
+            print(f'{path.name}: {time.perf_counter() - start:.0f} s', flush=True)
