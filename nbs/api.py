@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 WINGS = {
     'regions': 'The eight regions',
     'data': 'Data sets, masks and batches',
-    'walkers': 'The embedded data set',
+    'walkers': 'The built-in data set',
     'model': 'The network',
     'train': 'Training and evaluation',
     'look': 'Figures',

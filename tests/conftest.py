@@ -31,7 +31,7 @@ def _one_thread():
 
 @pytest.fixture(scope='session')
 def walkers_root(tmp_path_factory):
-    "A small embedded data set, drawn once"
+    "A small built-in data set, drawn once"
     from magnifier.walkers.dataset import walkers
     return walkers(tmp_path_factory.mktemp('walkers')/'market', n_train=8, n_test=6, seed=0, n_queries=3)
 

@@ -79,7 +79,7 @@ def say_imports():
 
 def check_data(
     data: str,  # walkers (embedded), a reader's name, or cuhk03_np_detected and its kin
-    path: str,  # The set's folder or file; the embedded set may do without
+    path: str,  # The set's folder or file; the built-in set may do without
 ):
     "Refuses unknown names and missing folders, before anything heavy is imported"
     from pathlib import Path
@@ -112,7 +112,7 @@ def read_catalog(
     if data == EMBEDDED:
         drawn = path is not None and (Path(path)/'walkers.json').exists()  # taken as it is, whatever its size
         path = Path(path) if drawn else walkers(path)
-        say(f'{path}: the embedded data set (drawn pedestrians)')
+        say(f'{path}: the built-in data set (drawn pedestrians)')
     return reader(path, masks=masks, **given)
 
 

@@ -15,7 +15,7 @@ def magnifier_walkers(
     mask_noise: float = 0.,  # 0 exact part masks, 1 those of a poor parser
     debug: bool = False,  # Shows the traceback of an error
 ):
-    """Draws the embedded data set, walkers, in Market-1501's layout with part masks, and prints where it is.
+    """Draws the built-in data set, walkers, in Market-1501's layout with part masks, and prints where it is.
 
     Example: `magnifier_walkers /data/walkers --n-train 200`"""
     from magnifier.walkers.dataset import walkers

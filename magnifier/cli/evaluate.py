@@ -82,7 +82,7 @@ def _jobs(learner, data, path):
 
 
 def _trained_on_walkers(learner):
-    "The embedded set, if the run beside the learner was trained on it"
+    "The built-in set, if the run beside the learner was trained on it"
     from json import loads
     from pathlib import Path
     record = Path(learner).parent/'run.json'

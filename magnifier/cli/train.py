@@ -18,7 +18,7 @@ REPEATED = dict(action='append', default=None)
 @command('data', 'path')
 def magnifier_train(
     data: str = EMBEDDED,  # Data set: walkers (embedded), market1501, cuhk03_np_detected, identity_folders (own), ...
-    path: str = None,  # Its folder; the embedded set is drawn if it is not there yet
+    path: str = None,  # Its folder; the built-in set is drawn if it is not there yet
     recipe: str = 'quick',  # How to train: quick or light (a CPU, minutes); one_cycle, baseline or paper (a GPU)
     out: str = None,  # Folder of the run; runs/RECIPE, or runs/DATA-RECIPE where the data are not walkers
     epochs: int = None,  # Epochs; the recipe's where not given. Its stages, warm-up and milestones follow
@@ -42,7 +42,7 @@ def magnifier_train(
 ):
     """Trains MagnifierNet, evaluates it before and after, and writes learner, figures and a record of what was done.
 
-    Examples: `magnifier_train` (the embedded set, a few minutes on two cores) ·
+    Examples: `magnifier_train` (the built-in set, a few minutes on two cores) ·
     `magnifier_train market1501 /data/Market-1501 --recipe paper` (the row of the paper's table) · the same with
     `--resume` after a crash or Ctrl-C ·
     `magnifier_train cuhk03_np_detected /data/cuhk03-np --recipe paper --set milestones=40 --set second_lr=0` (as the
@@ -114,7 +114,7 @@ def _figures(learn, out, seed):
 @command('data', 'path')
 def magnifier_ablate(
     data: str = EMBEDDED,  # Data set: walkers (embedded), market1501, cuhk03_np_labelled, ...
-    path: str = None,  # Its folder; the embedded set is drawn if it is not there yet
+    path: str = None,  # Its folder; the built-in set is drawn if it is not there yet
     recipe: str = 'quick',  # How each run is trained, as in magnifier_train
     out: str = 'runs/ablation',  # Folder of the runs, the tables and the figure
     studies: str = None,  # Some alone, with commas between: Table 2, Figure 4, Figure 5 (whole network), cell, ...

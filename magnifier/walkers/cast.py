@@ -1,4 +1,4 @@
-"The people and images of the embedded data set, and the truth about each image"
+"The people and images of the built-in data set, and the truth about each image"
 
 from dataclasses import asdict, dataclass
 import numpy as np

@@ -1,4 +1,4 @@
-"The embedded data set: pedestrians drawn in Market-1501's layout, with exact part masks and the truth of every image"
+"The built-in data set: pedestrians drawn in Market-1501's layout, with exact part masks and the truth of every image"
 
 import csv
 import json
@@ -114,7 +114,7 @@ def walkers(
     occluded: float = .25,  # Share of images in which a pole, a bag or another walker stands in front
     mask_noise: float = 0.,  # 0 to 1: boundary errors and lost limbs of a real parser, in the masks alone
 ) -> Path:  # The root; the masks lie beside it in `<root>_ps_label`
-    """Draw the embedded data set once and return its folder, in Market-1501's layout and names; a later call finds it.
+    """Draw the built-in data set once and return its folder, in Market-1501's layout and names; a later call finds it.
 
     Of every twelve identities, four are a family who share everything except one detail, such as shoes, hat or bag.
     Part masks (the eight regions of `REGIONS`) are exact and lie in `<root>_ps_label/<same sub-path>.png` for all
