@@ -6,8 +6,8 @@
     python nbs/make.py --only notebooks   # the notebooks' outputs, in place
 
 README's pictures go to `nbs/images`, its numbers to `nbs/figures.json`. Models that are missing are trained first, some
-minutes each; their folder is printed. Delete it to train anew, as after a class has moved to another module. The time of
-each notebook is printed too. The first claim of README or of a notebook that no longer holds ends all with its
+minutes each; their folder is printed. Delete it to train anew, as after a class has moved to another module. The time
+of each notebook is printed too. The first claim of README or of a notebook that no longer holds ends everything with an
 AssertionError. The pictures of the page need playwright and chromium; without them they stay as they are.
 """
 import json
