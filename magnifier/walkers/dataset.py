@@ -6,98 +6,33 @@ import logging
 import math
 import os
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from magnifier.checks import refuse
 from magnifier.files import aside_folder
-from magnifier.walkers.canvas import stream
-from magnifier.walkers.cast import FOLDERS, identities, noisy_mask, plan, take
+from magnifier.regions import region_indices
+from magnifier.walkers.appearance import DETAILS, Appearance, family, random_appearance
+from magnifier.walkers.body import Box, random_box, random_pose
+from magnifier.walkers.cameras import CAMERAS
+from magnifier.walkers.canvas import enlarge, pick, stream
+from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
 
 __all__ = ['walkers', 'walkers_truth']
-
-
-def mark(
-    folder: Path,  # A whole set
-    marker: dict,  # version, arguments, files (sub-folder -> number of files)
-    name: str,  # Of the marker's file
-):
-    "Writes the file that describes the folder"
-    (folder/name).write_text(json.dumps(marker, indent=1), 'utf-8')
-
-
-def holds(
-    folder: Path,  # Where the set may be
-    marker: dict,  # As in `mark`
-    name: str,  # Of the marker's file
-) -> bool:  # Whether it is there
-    "True if the folder holds this set, False if it is missing or empty; a ValueError otherwise"
-    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return False
-    try: found = json.loads((folder/name).read_text('utf-8'))
-    except (OSError, ValueError): found = None
-    if not isinstance(found, dict):
-        raise ValueError(
-            f'{folder} exists and does not hold drawn walkers: choose another path, or remove it')
-    if found != marker:
-        had, wanted = (f'{m.get("arguments")} (version {m.get("version")})' for m in (found, marker))
-        raise ValueError(
-            f'{folder} holds walkers drawn with {had}, wanted are {wanted}: choose another path, or remove that set')
-    short = list(_short(folder, marker['files']))
-    if short: raise ValueError(f'{folder} lacks files ({", ".join(short)}): remove it, and draw it again')
-    return True
-
-
-def _short(folder, files):
-    for sub, n in files.items():
-        seen = len(list((folder/sub).glob('*')))
-        if seen < n: yield f'{sub} has {seen} of {n} files'
-
-
-def cached(
-    kind: str,  # As 'walkers'
-    version: int,  # Of the drawing
-    args: dict,  # Every argument
-) -> Path:  # Among fastai's data (`FASTAI_HOME` or ~/.fastai)
-    "The default folder for these arguments"
-    key = '-'.join(f'{k}{v}' for k, v in args.items()).replace('_', '')
-    return Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser()/'data'/f'{kind}-v{version}-{key}'
-
-
-def whole_number(
-    name: str,  # Of the argument
-    value,  # Given
-    low: int,  # Lowest allowed
-    high: int,  # Highest allowed
-) -> int:
-    "The value as an int; a TypeError or ValueError says what is allowed"
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f'{name}={value!r}: use a whole number')
-    if not low <= value <= high: raise ValueError(f'{name}={value}: use {low} or more, at most {high}')
-    return int(value)
-
-
-def share(
-    name: str,  # Of the argument
-    value,  # Given
-    high: float = 1.,  # Highest allowed
-) -> float:
-    "The value as a float from 0 to `high`; a ValueError says what is allowed"
-    if not isinstance(value, (int, float)) or not 0 <= value <= high or math.isnan(value):
-        raise ValueError(f'{name}={value!r}: use a number from 0 to {high:g}')
-    return float(value)
-
 
 log = logging.getLogger(__name__)
 
 VERSION = 2  # Of the drawing: raised whenever the same arguments give other images
 MARKER, TRUTH, PEOPLE = 'walkers.json', 'walkers.csv', 'identities.json'
-_ALLOWED = dict(  # Names have four digits for the identity, and six for a frame that counts its images
+FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')
+LIMBS = ('upper_arm', 'lower_arm', 'upper_leg', 'lower_leg', 'foot')
+ALLOWED = dict(  # Names have four digits for the identity, and six for a frame that counts its images
     seed=(0, 2**63), n_train=(1, 9998), n_test=(1, 9998), n_images=(1, 7000), n_queries=(1, 3500), n_gallery=(1, 3500),
     n_distractors=(0, 7000), n_junk=(0, 7000))
-
 
 
 def walkers(
@@ -158,6 +93,18 @@ def _joints(text):
     return np.array([joint.split(',') for joint in text.split()], np.float32) if text else None
 
 
+def _checked(args):
+    "The arguments with their defaults, or an error that says what is allowed"
+    out = dict(args)
+    for name, limits in ALLOWED.items():
+        if name == 'n_distractors' and out[name] is None: out[name] = out['n_test']
+        if name == 'n_junk' and out[name] is None: out[name] = out['n_distractors'] // 2
+        out[name] = whole_number(name, out[name], *limits)
+    refuse({f'{out["n_train"]} + {out["n_test"]} identities: names have four digits, use 9999 or fewer in all':
+            out['n_train'] + out['n_test'] > 9999})
+    return out | {name: share(name, out[name]) for name in ('occluded', 'mask_noise')}
+
+
 def _labels(root): return root.with_name(f'{root.name}_ps_label')
 
 
@@ -185,21 +132,260 @@ def _draw_all(root, labels, shots, args):
         if labels:
             mask = noisy_mask(picture.mask, args['mask_noise'], stream(args['seed'], 'mask', shot.name))
             Image.fromarray(mask).save(labels/f'{shot.file}.png')
-    if not root: return
-    with open(root/TRUTH, 'w', newline='', encoding='utf-8') as f:
+    if root: write_table(root/TRUTH, rows)
+
+
+# Who is in the set, and which images of them
+
+
+@dataclass(frozen=True)
+class Identity:
+    "A person in the data set"
+    pid: int
+    appearance: Appearance
+    family: int = None  # Four identities share it; None for somebody without relatives
+    detail: str = ''    # One of DETAILS, in which they differ
+
+    @property
+    def value(self) -> str:
+        "What the detail is here: words and colours"
+        fields = [getattr(self.appearance, name) for name in DETAILS.get(self.detail, ())]
+        return ' '.join(v if isinstance(v, str) else '#%02x%02x%02x' % v for v in fields)
+
+
+@dataclass(frozen=True)
+class Shot:
+    "One image to draw"
+    split: str
+    pid: int     # -1 junk, 0 distractor
+    camid: int
+    name: str    # File name without its ending
+    who: Identity = None  # None for distractors and their boxes
+
+    @property
+    def file(self) -> str:  # Path below the root, without its ending
+        "Where the image lies"
+        return f'{FOLDERS[self.split]}/{self.name}'
+
+
+def identities(
+    n: int,  # How many
+    seed: int,  # Of the set
+) -> list[Identity]:  # With pids from 1
+    "The people of the set: of every twelve, four are a family, and eight have no family"
+    people = []
+    for first in range(1, n + 1, 12):
+        rng = stream(seed, 'family', first)
+        detail = pick(rng, tuple(DETAILS))
+        people += [Identity(first + i, a, first, detail) for i, a in enumerate(family(rng, detail))]
+        others = range(first + 4, first + 12)
+        people += [Identity(pid, random_appearance(stream(seed, 'person', pid))) for pid in others]
+    return people[:n]
+
+
+def plan(
+    people: list,  # From `identities`
+    *,
+    n_train: int,  # The first so many are for training
+    n_images: int,  # Images of each of them
+    n_queries: int,  # Queries of each of the others
+    n_gallery: int,  # Gallery images of each of the others
+    n_distractors: int,  # Gallery images of nobody
+    n_junk: int,  # Junk boxes, of test identities
+    seed: int,  # Of the set
+) -> list[Shot]:  # In order
+    "All images of the set; each query has a match in another camera even with a single gallery image"
+    shots = []
+    for who in people:
+        rng = stream(seed, 'plan', who.pid)
+        if who.pid <= n_train:
+            cams = _cameras(rng)[:4 + int(rng.integers(3))]
+            shots += _shots('train', who, cams, n_images, rng)
+        else:
+            # One camera in common: relatives look alike, and seldom pass the camera of the query
+            cams = _cameras(stream(seed, 'cameras', who.family or who.pid))
+            shots += _shots('query', who, cams[:3], n_queries, rng)
+            shots += _shots('gallery', who, cams[5:1:-1], n_gallery, rng, start=n_queries)
+    for i in range(n_distractors):
+        rng = stream(seed, 'plan', 0, i)
+        shots.append(_shot('gallery', 0, pick(rng, CAMERAS).camid, i, rng, None))
+    for i in range(n_junk):
+        rng = stream(seed, 'plan', -1, i)
+        who = pick(rng, people[n_train:])
+        shots.append(_shot('gallery', -1, pick(rng, CAMERAS).camid, i, rng, who))
+    return shots
+
+
+def _cameras(rng): return [int(c) + 1 for c in rng.permutation(len(CAMERAS))]
+
+
+def _shots(split, who, cams, n, rng, start=0):
+    "Images of a person, from each camera in turn"
+    return [_shot(split, who.pid, cams[i % len(cams)], start + i, rng, who) for i in range(n)]
+
+
+def _shot(split, pid, camid, i, rng, who):
+    "An image named in Market-1501's manner: identity, camera, sequence, frame, box"
+    pre = '-1' if pid < 0 else f'{pid:04d}'
+    frame, box = 125 * i + int(rng.integers(1, 120)), int(rng.integers(1, 5))
+    return Shot(split, pid, camid, f'{pre}_c{camid}s{i % 3 + 1}_{frame:06d}_{box:02d}', who)
+
+
+# One image, and what is true of it
+
+
+def take(
+    shot: Shot,  # From `plan`
+    seed: int,  # Of the set
+    occluded: float,  # Share of images with an occluder
+) -> tuple:  # WalkerPicture, and its row of the table of truths
+    "Draw one image of the plan"
+    rng = stream(seed, 'image', shot.name)
+    pose = random_pose(rng)
+    box = random_box(rng)
+    occluder = pick(rng, OCCLUDERS) if rng.random() < occluded else None
+    appearance = _appearance(shot, rng)
+    if shot.pid < 0: box = _junk_box(rng)
+    if appearance is None and occluder == 'walker': occluder = 'pole'
+    picture = draw_walker(appearance, pose, camera=shot.camid, seed=rng, occluder=occluder, box=box)
+    return picture, _truth(shot, picture, pose if appearance else None, box, occluder)
+
+
+def _appearance(shot, rng):
+    "The appearance in a distractor: a person outside of the set, or nobody"
+    if shot.who: return shot.who.appearance
+    return random_appearance(rng) if rng.random() < .6 else None
+
+
+def _junk_box(rng):
+    "A box that contains only a part of a person"
+    zoom = 1.7 + .9 * float(rng.random())
+    return Box(zoom, .9 * (float(rng.random()) - .5), (float(rng.random()) - .5) * zoom)
+
+
+def _truth(shot, picture, pose, box, occluder):
+    "A row of the table of truths"
+    who = shot.who
+    joints = zip(picture.joints, picture.visible) if pose else ()
+    return dict(
+        file=f'{shot.file}.jpg', split=shot.split, pid=shot.pid, camid=shot.camid,
+        person=who.pid if who else '',
+        **{name: getattr(pose, name) if pose else '' for name in ('view', 'yaw', 'phase', 'arms')},
+        **{name: round(value, 3) for name, value in asdict(box).items()},
+        occluder=occluder or '', occluded=round(picture.occluded, 4),
+        **{name: getattr(who, name, None) or '' for name in ('family', 'detail', 'value')},
+        joints=' '.join(f'{x:.2f},{y:.2f},{int(seen)}' for (x, y), seen in joints))
+
+
+def noisy_mask(
+    mask,  # (h, w) uint8 regions
+    strength: float,  # 0 changes nothing; 1 moves boundaries by up to 5 pixels of 128 and loses a limb in most images
+    rng,  # numpy Generator
+) -> np.ndarray:  # (h, w) uint8 regions
+    "The mask with errors like those of a real parser: shifted boundaries, and sometimes a missing limb"
+    if not strength: return mask
+    h, w = mask.shape
+    reach = max(1, round(10 * strength * h / 128))
+    shift = []
+    for _ in range(2):
+        smooth = enlarge(rng.integers(0, 256, (h // 12 + 2, w // 12 + 2)), (h, w))
+        shift.append((smooth * reach + 128) // 256 - reach // 2)
+    y = np.arange(h)[:, None] + shift[0]
+    x = np.arange(w)[None] + shift[1]
+    out = mask[np.clip(y, 0, h - 1), np.clip(x, 0, w - 1)]
+    for region in region_indices(LIMBS):
+        lost = rng.random() < .25 * strength
+        right = rng.random() < .5
+        if lost: out = _without(out, region, right)
+    return out
+
+
+def _without(mask, region, right):
+    "The mask without one side of a region, which becomes background"
+    columns = np.nonzero(mask == region)[1]
+    if not len(columns): return mask
+    middle = (int(columns.min()) + int(columns.max())) // 2
+    at = np.arange(mask.shape[1])[None] > middle
+    return np.where((mask == region) & (at if right else ~at), np.uint8(0), mask)
+
+
+# What every drawn set has: arguments in range, its own folder, a marker in it, tables
+
+
+def whole_number(
+    name: str,  # Of the argument
+    value,  # Given
+    low: int,  # Lowest allowed
+    high: int,  # Highest allowed
+) -> int:
+    "The value as an int; a TypeError or ValueError says what is allowed"
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f'{name}={value!r}: use a whole number')
+    refuse({f'{name}={value}: use {low} or more, at most {high}': not low <= value <= high})
+    return int(value)
+
+
+def share(
+    name: str,  # Of the argument
+    value,  # Given
+    high: float = 1.,  # Highest allowed
+) -> float:
+    "The value as a float from 0 to `high`; a ValueError says what is allowed"
+    refuse({f'{name}={value!r}: use a number from 0 to {high:g}':
+            not isinstance(value, (int, float)) or math.isnan(value) or not 0 <= value <= high})
+    return float(value)
+
+
+def cached(
+    kind: str,  # As 'walkers'
+    version: int,  # Of the drawing
+    args: dict,  # Every argument
+) -> Path:  # Among fastai's data (`FASTAI_HOME` or ~/.fastai)
+    "The default folder for these arguments"
+    key = '-'.join(f'{k}{v}' for k, v in args.items()).replace('_', '')
+    return Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser()/'data'/f'{kind}-v{version}-{key}'
+
+
+def holds(
+    folder: Path,  # Where the set may be
+    marker: dict,  # As in `mark`
+    name: str,  # Of the marker's file
+) -> bool:  # Whether it is there
+    "True if the folder holds this set, False if it is missing or empty; a ValueError otherwise"
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return False
+    try: found = dict(json.loads((folder/name).read_text('utf-8')))
+    except (OSError, ValueError, TypeError): found = {}
+    had, wanted = (f'{m.get("arguments")} (version {m.get("version")})' for m in (found, marker))
+    short = list(_short(folder, marker['files']))
+    refuse({
+        f'{folder} exists and does not hold drawn walkers: choose another path, or remove it': not found,
+        f'{folder} holds walkers drawn with {had}, wanted are {wanted}: choose another path, or remove that set':
+            found != marker,
+        f'{folder} lacks files ({", ".join(short)}): remove it, and draw it again': short})
+    return True
+
+
+def _short(folder, files):
+    for sub, n in files.items():
+        seen = len(list((folder/sub).glob('*')))
+        if seen < n: yield f'{sub} has {seen} of {n} files'
+
+
+def mark(
+    folder: Path,  # A whole set
+    marker: dict,  # version, arguments, files (sub-folder -> number of files)
+    name: str,  # Of the marker's file
+):
+    "Writes the file that describes the folder"
+    (folder/name).write_text(json.dumps(marker, indent=1), 'utf-8')
+
+
+def write_table(
+    file: Path,  # A CSV file, with Unix's line ends on every system
+    rows: list[dict],  # Of the same keys, which are its header
+):
+    "Writes a table"
+    with open(file, 'w', newline='', encoding='utf-8') as f:
         writer = csv.DictWriter(f, rows[0], lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _checked(args):
-    "The arguments with their defaults, or an error that says what is allowed"
-    out = dict(args)
-    for name, limits in _ALLOWED.items():
-        if name == 'n_distractors' and out[name] is None: out[name] = out['n_test']
-        if name == 'n_junk' and out[name] is None: out[name] = out['n_distractors'] // 2
-        out[name] = whole_number(name, out[name], *limits)
-    if out['n_train'] + out['n_test'] > 9999:
-        raise ValueError(
-            f'{out["n_train"]} + {out["n_test"]} identities: names have four digits, use 9999 or fewer in all')
-    return out | {name: share(name, out[name]) for name in ('occluded', 'mask_noise')}

@@ -1,13 +1,14 @@
 "One image of a drawn pedestrian: the body, an occluder in front, the camera, and the exact part mask"
 
 from typing import NamedTuple
+
 import numpy as np
-from magnifier.walkers.appearance import Appearance, random_appearance
-from magnifier.walkers.body import Body
+
+from magnifier.checks import refuse
+from magnifier.walkers.appearance import Appearance, random_appearance, where
+from magnifier.walkers.body import ARMS, COCO_JOINTS, Body, Box, Pose, fit, random_pose, skeleton
 from magnifier.walkers.cameras import CAMERAS, NEUTRAL, Camera, background, expose
 from magnifier.walkers.canvas import SUPERSAMPLE, Canvas, grid, pick, stream
-from magnifier.walkers.clothes import where
-from magnifier.walkers.figure import COCO_JOINTS, Box, Pose, fit, random_pose, skeleton
 
 __all__ = ['draw_walker', 'WalkerPicture', 'shadowed', 'OCCLUDERS']
 
@@ -38,11 +39,15 @@ def draw_walker(
     """Draw one image. The same arguments give the same pixels on every machine; another appearance changes nothing
     else.
 
-    Raises ValueError for an unknown camera or occluder, or a size too small to see anything in."""
-    if occluder is not None and occluder not in OCCLUDERS:
-        raise ValueError(f'unknown occluder {occluder!r}: use {", ".join(OCCLUDERS)} or None')
-    if len(size) != 2 or min(size) < 16: raise ValueError(f'size={size}: use (height, width), 16 or more each')
-    camera = _camera(camera)
+    Raises ValueError for an unknown camera, occluder or arms, or a size too small to see anything in."""
+    refuse({
+        f'unknown occluder {occluder!r}: use {", ".join(OCCLUDERS)} or None': occluder not in (None, *OCCLUDERS),
+        f'size={size}: use (height, width), 16 or more each': len(size) != 2 or min(size) < 16,
+        f'unknown arms {pose.arms!r}: use one of {", ".join(ARMS)}': pose.arms not in ARMS,
+        f'camera {camera!r}: use 1 to {len(CAMERAS)}, a Camera, or None for a studio':
+            not isinstance(camera, Camera) and camera not in (None, *range(1, len(CAMERAS) + 1))})
+    if camera is None: camera = NEUTRAL
+    if not isinstance(camera, Camera): camera = CAMERAS[camera - 1]
     rng = seed if isinstance(seed, np.random.Generator) else stream(seed, 'walker')
     canvas = Canvas(size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE, camera.light, camera.ambient)
     ground = background(camera, size, rng)
@@ -53,14 +58,6 @@ def draw_walker(
     occluded = float((body & hidden).sum()) / max(1, int(body.sum()))
     image = expose(canvas.reduced(ground), camera, rng)
     return WalkerPicture(image, canvas.mask, points, _seen(points, hidden), occluded)
-
-
-def _camera(camera):
-    if camera is None: return NEUTRAL
-    if isinstance(camera, Camera): return camera
-    if camera not in range(1, len(CAMERAS) + 1):
-        raise ValueError(f'camera {camera!r}: use 1 to {len(CAMERAS)}, a Camera, or None for a studio')
-    return CAMERAS[camera - 1]
 
 
 def _person(canvas, ground, appearance, pose, box, camera):

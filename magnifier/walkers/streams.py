@@ -1,20 +1,21 @@
 "Streams of several cameras with drawn pedestrians who come and go, and the truth about every frame"
 
-import csv
 import json
 import logging
 import math
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
+
 from PIL import Image
+
+from magnifier.checks import refuse
 from magnifier.files import aside_folder
 from magnifier.walkers.appearance import random_appearance
 from magnifier.walkers.cameras import CAMERAS
 from magnifier.walkers.canvas import stream
-from magnifier.walkers.scene import View, things_of, visits_of
-from magnifier.walkers.dataset import cached, holds, mark, share, whole_number
-from magnifier.walkers.stage import Person, Stage
+from magnifier.walkers.dataset import cached, holds, mark, share, whole_number, write_table
+from magnifier.walkers.scene import Person, Stage, View, things_of, visits_of
 
 __all__ = ['walkers_streams']
 
@@ -25,7 +26,7 @@ MARKER, CAMERA_TABLE, TRUTH, PEOPLE = 'streams.json', 'cameras.csv', 'truth.csv'
 LOST = 1.   # Seconds without a detection after which the tracker takes somebody for somebody new
 SEEN = .3   # Share of a person that must be seen for a detection
 SMALL = 24  # Pixels of height below which there is no detection
-_ALLOWED = dict(people=(1, 999), cameras=(1, len(CAMERAS)), fps=(1, 30), seed=(0, 2**63))
+ALLOWED = dict(people=(1, 999), cameras=(1, len(CAMERAS)), fps=(1, 30), seed=(0, 2**63))
 
 
 def walkers_streams(
@@ -78,13 +79,13 @@ def walkers_streams(
 
 def _checked(args):
     "The arguments, or an error that says what is allowed"
-    out = args | {name: whole_number(name, args[name], *limits) for name, limits in _ALLOWED.items()}
+    out = args | {name: whole_number(name, args[name], *limits) for name, limits in ALLOWED.items()}
     out['minutes'] = share('minutes', args['minutes'], 24 * 60)
-    if _frames(out) < 1:
-        raise ValueError(f'minutes={args["minutes"]}: too short for a frame at {out["fps"]} a second')
     size = args['size']
-    if len(size) != 2 or min(size) < 64 or any(side % 2 for side in size):
-        raise ValueError(f'size={size}: use (height, width), even numbers, 64 or more each')
+    refuse({
+        f'minutes={args["minutes"]}: too short for a frame at {out["fps"]} a second': _frames(out) < 1,
+        f'size={size}: use (height, width), even numbers, 64 or more each':
+            len(size) != 2 or min(size) < 64 or any(side % 2 for side in size)})
     try: datetime.fromisoformat(args['start'])
     except (TypeError, ValueError) as e:
         raise ValueError(f'start={args["start"]!r}: use a date and a time, as 2026-01-31T08:00:00') from e
@@ -119,8 +120,8 @@ def _draw(root, args):
         table.append(dict(camera=camera, file=file, start=first.isoformat(), fps=args['fps'], frames=_frames(args),
                           width=view.width, height=view.height))
         truth += [_span(camera, track, *span, first, args['fps']) for track, span in spans.items()]
-    _table(root/CAMERA_TABLE, table)
-    _table(root/TRUTH, sorted(truth, key=lambda row: (row['person'], row['from'])))
+    write_table(root/CAMERA_TABLE, table)
+    write_table(root/TRUTH, sorted(truth, key=lambda row: (row['person'], row['from'])))
     appearances = {n: asdict(look) for n, look in looks.items()}
     (root/PEOPLE).write_text(json.dumps(appearances, indent=1), 'utf-8')
 
@@ -235,11 +236,3 @@ class _Folder:
         Image.fromarray(image).save(self.folder/f'{self.n:06d}.jpg', quality=92)
 
     def __exit__(self, *_): pass
-
-
-def _table(file, rows):
-    "Write rows, dicts of the same keys, as CSV"
-    with open(file, 'w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(f, rows[0], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from magnifier.walkers.appearance import random_appearance
 from magnifier.walkers.canvas import stream
-from magnifier.walkers.figure import random_box, random_pose
+from magnifier.walkers.body import random_box, random_pose
 from magnifier.data.joints import regions_from_fields, regions_from_joints, stripe_masks
 from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
 from magnifier.regions import BODY_REGIONS

@@ -17,8 +17,7 @@ from magnifier.files import aside_folder, clear_leftovers
 from magnifier.walkers import dataset as module
 from magnifier.walkers.appearance import DETAILS
 from magnifier.walkers.canvas import stream
-from magnifier.walkers.cast import FOLDERS, identities, noisy_mask, plan
-from magnifier.walkers.dataset import walkers, walkers_truth
+from magnifier.walkers.dataset import FOLDERS, identities, noisy_mask, plan, walkers, walkers_truth
 
 SMALL = dict(n_train=4, n_test=5, n_images=5, n_queries=3, n_gallery=4, n_distractors=6, n_junk=3)
 TINY = dict(n_train=2, n_test=2, n_images=2, n_queries=2, n_gallery=1, n_distractors=1, n_junk=1)   # 12 images
@@ -136,6 +135,7 @@ def test_the_truth_table(small):
     assert ((table.occluded > 0) <= (table.occluder != '')).all()
 
 
+@pytest.mark.slow
 def test_a_third_is_occluded():
     shots = plan(identities(8, 0), n_train=8, n_images=25, n_queries=1, n_gallery=1, n_distractors=0, n_junk=0, seed=0)
     drawn = [module.take(shot, 0, .33)[1]['occluder'] for shot in shots]
@@ -231,7 +231,8 @@ module.walkers(root, n_train=2, n_test=2, n_images=2, n_queries=2, n_gallery=1, 
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='no SIGKILL on this system')
-@pytest.mark.parametrize('where', ['images', 'labels', 'between', 'after'])
+@pytest.mark.parametrize('where', [
+    'images', *(pytest.param(w, marks=pytest.mark.slow) for w in ('labels', 'between', 'after'))])
 def test_killed(tmp_path, tiny, where):
     root = tmp_path/'killed'
     assert subprocess.run([sys.executable, '-c', CHILD, where, str(root)]).returncode == -signal.SIGKILL
@@ -251,6 +252,7 @@ def test_what_a_living_process_draws_is_left_alone(tmp_path):
         assert part.exists()
 
 
+@pytest.mark.slow
 def test_calls_at_the_same_time(tmp_path, tiny):
     root = tmp_path/'shared'
     children = [subprocess.Popen([sys.executable, '-c', CHILD, 'nowhere', str(root)]) for _ in range(2)]
@@ -260,7 +262,7 @@ def test_calls_at_the_same_time(tmp_path, tiny):
     assert leftovers(root) == []
 
 
-@pytest.mark.parametrize('late', ['set', 'set_ps_label'])
+@pytest.mark.parametrize('late', ['set', pytest.param('set_ps_label', marks=pytest.mark.slow)])
 def test_another_call_was_first(tmp_path, tiny, monkeypatch, late):
     "The root or its masks appear after the check and before the rename"
     root, rename = tmp_path/'set', os.rename

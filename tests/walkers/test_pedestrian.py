@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from magnifier.walkers.appearance import COLOURS, DETAILS, Appearance, family, random_appearance
 from magnifier.walkers.cameras import CAMERAS, Camera, background, expose
 from magnifier.walkers.canvas import Canvas, stream
-from magnifier.walkers.figure import ARMS, COCO_JOINTS, VIEWS, Box, Pose, Projection, random_box, random_pose, skeleton
+from magnifier.walkers.body import ARMS, COCO_JOINTS, VIEWS, Box, Pose, Projection, random_box, random_pose, skeleton
 from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
 
 PLAIN = Appearance(
@@ -99,7 +99,7 @@ def test_families_differ_in_one_detail(detail):
             assert len({getattr(a, field) for a in four}) == (3 if field == 'hair_style' else 4)
 
 
-@pytest.mark.parametrize('detail', DETAILS)
+@pytest.mark.parametrize('detail', [d if d == 'shoes' else pytest.param(d, marks=pytest.mark.slow) for d in DETAILS])
 def test_details_are_seen_at_this_size(detail):
     "From front, back and sides together, every two of a family differ in many pixels, by much"
     for seed in range(3):

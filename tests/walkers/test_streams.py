@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 from magnifier.walkers.appearance import random_appearance
 from magnifier.walkers.canvas import stream
-from magnifier.walkers.scene import Place, View, Visit, things_of, visits_of
-from magnifier.walkers.stage import Person, Seen, Stage
+from magnifier.walkers.scene import Person, Place, Seen, Stage, View, Visit, things_of, visits_of
 from magnifier.walkers.streams import _Tracker, walkers_streams
 
 SMALL = dict(people=3, cameras=2, minutes=.1, fps=5, size=(144, 256))
@@ -161,6 +160,7 @@ def test_a_track_breaks_where_somebody_was_hidden_for_more_than_a_second():
     assert all(np.abs(np.subtract(line[2:6], box)).max() <= .03 * 60 + .05 for line in found)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_frames(streams, tmp_path):
     again = walkers_streams(tmp_path/'again', video=False, **SMALL)
     for file in sorted(p.relative_to(streams) for p in streams.rglob('*') if p.is_file()):
@@ -193,7 +193,7 @@ def test_video_shows_the_frames(tmp_path):
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     def full(*args): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr('magnifier.walkers.stage.Stage.frame', full)
+    monkeypatch.setattr('magnifier.walkers.scene.Stage.frame', full)
     with pytest.raises(OSError, match='No space left'): walkers_streams(tmp_path/'set', video=False, **SMALL)
     assert list(tmp_path.iterdir()) == []
 
