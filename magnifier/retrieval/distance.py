@@ -112,7 +112,8 @@ def ready_to_square(
     too small"""
     norms = finite_norms(query, 'query_feats'), finite_norms(gallery, 'gallery_feats')
     offset = common_offset(gallery, norms[1])
-    if offset is not None: norms = tuple(moved_norms(x, offset) for x in (query, gallery))
+    if offset is not None:
+        norms = [torch.cat([row_norms(f.double() - offset) for f in x.split(ROW_BLOCK)]) for x in (query, gallery)]
     fitting = [t for t in (dtype, torch.float64) if all(can_be_squared(n, t) for n in norms)]
     if not fitting:
         lengths = torch.cat(norms)
@@ -144,14 +145,6 @@ def moved(
     result = torch.empty(feats.shape, dtype=dtype, device=feats.device)
     for rows in row_slices(len(feats), ROW_BLOCK): result[rows] = feats[rows].double() - offset
     return result
-
-
-def moved_norms(
-    feats: Tensor,  # (n, d) features
-    offset: Tensor,  # (d,) what is subtracted
-) -> Tensor:  # (n,) float64
-    "Norms of features minus their common offset"
-    return torch.cat([row_norms(f.double() - offset) for f in feats.split(ROW_BLOCK)])
 
 
 METRICS = {'cosine': Cosine, 'euclidean': Euclidean, 'sqeuclidean': SquaredEuclidean}

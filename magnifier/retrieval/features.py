@@ -33,10 +33,8 @@ def as_tensor(
     return x if x.is_floating_point() else x.double()
 
 
-def from_array(
-    x: np.ndarray,  # Real numbers
-) -> Tensor:  # The same memory wherever torch can read it; float64 where it has no such type
-    "An array as a tensor that is only read"
+def from_array(x: np.ndarray) -> Tensor:
+    "An array as a tensor: the same memory wherever torch can read it, float64 where torch has no such type"
     wanted = x.dtype.newbyteorder('=') if x.dtype in (np.float16, np.float32) else np.dtype(np.float64)
     if x.dtype != wanted or any(s < 0 for s in x.strides): x = x.astype(wanted)
     with warnings.catch_warnings():
@@ -224,8 +222,6 @@ def copies(
     return np.array(later, dtype=np.int64), np.array(first, dtype=np.int64)
 
 
-def row_bytes(
-    parts: list[Tensor],  # (n, d_i) each
-) -> np.ndarray:  # (n, bytes of a row)
-    "The bytes of rows, block by block"
+def row_bytes(parts: list[Tensor]) -> np.ndarray:
+    "(n, bytes of a row) of parts of (n, d_i) each"
     return torch.cat([p.contiguous().view(torch.uint8) for p in parts], 1).cpu().numpy()

@@ -161,18 +161,14 @@ def count_matches(
     return Matches(offsets, ranks[order], items[order])
 
 
-def step_terms(
-    i: np.ndarray,  # (m,) number of the match within its query, from 1
-    rank: np.ndarray,  # (m,) its rank, from 1
-) -> np.ndarray:  # (m,) what each match adds
+# What each match adds to the average precision: i (m,) is its number within its query and rank (m,) its rank, from 1
+
+def step_terms(i, rank):
     "Precision at each match: reid-strong-baseline, fast-reid, torchreid"
     return i / rank
 
 
-def trapezoid_terms(
-    i: np.ndarray,  # (m,) number of the match within its query, from 1
-    rank: np.ndarray,  # (m,) its rank, from 1
-) -> np.ndarray:  # (m,) what each match adds
+def trapezoid_terms(i, rank):
     "Mean of the precision at each match and just before it, 1 before the first rank: Market-1501's MATLAB code"
     before = np.where(rank > 1, (i - 1) / np.maximum(rank - 1, 1), 1.)
     return (before + i / rank) / 2
@@ -331,17 +327,13 @@ def first_k(
     return items[np.argsort(dist, kind='stable')[:k]]
 
 
-def frozen(
-    x: np.ndarray,  # An array that will be handed out
-) -> np.ndarray:  # The same, read-only
-    "A read-only array"
+def frozen(x: np.ndarray) -> np.ndarray:
+    "The same array, read-only"
     x.setflags(write=False)
     return x
 
 
-def mean(
-    x: np.ndarray,  # Values, perhaps none
-) -> float:  # NaN for none
+def mean(x: np.ndarray) -> float:
     "Mean; NaN without NumPy's warning for an empty array"
     return float(x.mean()) if len(x) else float('nan')
 
