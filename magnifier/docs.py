@@ -6,7 +6,7 @@ import ast
 import inspect
 import sys
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,20 +26,11 @@ class _Source(NamedTuple):
     returns: str  # The comment beside the return annotation
 
 
-_sources = {}  # Module -> {qualified name -> _Source}
-
-
+@cache
 def _of_module(name):
-    "Comments of all functions and classes of a module, read once"
-    if name not in _sources:
-        module = sys.modules.get(name)
-        path = getattr(module, '__file__', None)
-        _sources[name] = _read(Path(path).read_text(encoding='utf-8')) if path else {}
-    return _sources[name]
-
-
-def _read(source):
-    "Qualified name -> _Source; functions inside functions are left out"
+    "Qualified name -> _Source of a module's functions and classes; functions inside functions are left out"
+    path = getattr(sys.modules.get(name), '__file__', None)
+    source = Path(path).read_text(encoding='utf-8') if path else ''
     return dict(_visit(ast.parse(source).body, '', source.splitlines()))
 
 
@@ -117,10 +108,8 @@ def fields(
     return [Parameter(name, '', text) for name, text in _source(cls).texts.items() if text]
 
 
-def describe_call(
-    function,  # A function or method of the package
-) -> str:  # Lines; empty where no parameter has a text
-    "Parameters and what is returned, as they stand in the docstring"
+def _described(function):
+    "Parameters and what is returned as lines for the docstring; empty where no parameter has a text"
     rows = parameters(function)
     if not any(row.text for row in rows): return ''
     text = _table('Parameters', rows)
@@ -137,7 +126,7 @@ def _document(module):
     "Adds the tables to the docstrings of a module's own functions and classes"
     for thing in list(vars(module).values()):
         if getattr(thing, '__module__', None) != module.__name__: continue
-        if inspect.isfunction(thing): _add(thing, describe_call(thing))
+        if inspect.isfunction(thing): _add(thing, _described(thing))
         elif inspect.isclass(thing): _document_class(thing)
 
 
@@ -146,7 +135,7 @@ def _document_class(cls):
     for method in vars(cls).values():
         method = getattr(method, '__func__', method)
         if inspect.isfunction(method) and method.__module__.startswith('magnifier.'):
-            _add(method, describe_call(method))
+            _add(method, _described(method))
 
 
 def _add(thing, table):

@@ -155,16 +155,14 @@ def plot(
     cols: int = 1,  # Columns
     *,
     size: tuple = (4.6, 3.2),  # Width and height of one plot, in inches
-    title: str | None = None,  # Heading of the figure
     **kwargs,  # Passed to `Figure.subplots`
 ) -> tuple:  # Figure, and (rows, cols) axes
     "Figure for curves and bars"
-    figure = Figure(figsize=(size[0]*cols, size[1]*rows + (.3 if title else 0)), layout='constrained')
+    figure = Figure(figsize=(size[0]*cols, size[1]*rows), layout='constrained')
     axes = figure.subplots(rows, cols, squeeze=False, **kwargs)
     for ax in axes.flat:
         ax.spines[['top', 'right']].set_visible(False)
         ax.tick_params(labelsize=TEXT)
-    if title: figure.suptitle(title, fontsize=TEXT + 3)
     return figure, axes
 
 
@@ -218,23 +216,21 @@ def all_stripes(
 def paint_mask(
     image: np.ndarray,  # (h,w,3) in [0,1]
     labels: np.ndarray,  # (h',w') part labels, any size
-    alpha: float = .62,  # Opacity of the regions
 ) -> np.ndarray:  # (h,w,3): the image in grey, its body regions in their colours
     "Part mask over an image; the background stays as it is, in grey"
     labels = resized_labels(labels, image.shape[:2])
-    share = np.where(labels[..., None] > 0, alpha, 0.)
+    share = np.where(labels[..., None] > 0, .62, 0.)  # opacity
     return _grey(image)*(1 - share) + REGION_COLOURS[np.minimum(labels, N_REGIONS - 1)]*share
 
 
 def paint_heat(
     image: np.ndarray,  # (h,w,3) in [0,1]
     heat: np.ndarray,  # (h',w') in [0,1], any size
-    alpha: float = .9,  # Opacity where the heat is 1
 ) -> np.ndarray:  # (h,w,3): pale and almost grey, and the darker violet the hotter
     "A map over an image; where the map is low, the image stays visible"
     heat = resized_heat(heat, image.shape[:2]).clip(0, 1)[..., None]
     pale = .42 + .40*_grey(image) + .18*image
-    share = alpha*heat**.75
+    share = .9*heat**.75  # opacity
     return pale*(1 - share) + HEAT(heat[..., 0])[..., :3]*share
 
 
@@ -277,15 +273,13 @@ def stack(
 def outline(
     ax,  # Axis that already holds an image of the labels' size
     labels: np.ndarray,  # (h,w) part labels
-    regions=range(1, N_REGIONS),  # Regions to draw
-    width: float = 1.3,  # Line width in points
 ):
-    "Edges of regions in their colours, on a dark line so that they are visible on any image"
+    "Edges of the body's regions in their colours, on a dark line so that they are visible on any image"
     y, x = np.arange(-1, labels.shape[0] + 1), np.arange(-1, labels.shape[1] + 1)
-    for k in regions:
+    for k in range(1, N_REGIONS):
         inside = np.pad((labels == k).astype(float), 1)
         if not inside.any(): continue
-        for colour, line in (('#111111', width + 1.2), (REGION_COLOURS[k], width)):
+        for colour, line in (('#111111', 2.5), (REGION_COLOURS[k], 1.3)):
             ax.contour(x, y, inside, levels=[.5], colors=[colour], linewidths=line)
     ax.set_xlim(-.5, labels.shape[1] - .5)
     ax.set_ylim(labels.shape[0] - .5, -.5)

@@ -196,16 +196,14 @@ def _draw_identities(ax, catalog, splits):
 
 def draw_table(
     ax,  # Where
-    table: pd.DataFrame,  # Numbers; NaN stays white
+    table: pd.DataFrame,  # Numbers, 0 to 1; NaN stays white
     *,
-    title: str = '',  # Over it
-    top: float = 1.,  # Value of the darkest colour
-    number: str = '.2f',  # Format of a cell's number
+    title: str,  # Over it
 ):
     "A matrix as colours with its numbers in the cells, where these are large enough"
     values = table.to_numpy(float)
-    ax.imshow(values, cmap='Blues', vmin=0, vmax=top, aspect='auto')
-    if max(values.shape) <= 16: _write_cells(ax, values, top, number)
+    ax.imshow(values, cmap='Blues', vmin=0, vmax=1, aspect='auto')
+    if max(values.shape) <= 16: _write_cells(ax, values)
     for set_ticks, names in ((ax.set_xticks, table.columns), (ax.set_yticks, table.index)):
         set_ticks(range(len(names)), [str(n).replace('_', ' ') for n in names], fontsize=TEXT - .5)
     if max(len(str(n)) for n in table.columns) > 3:
@@ -215,12 +213,12 @@ def draw_table(
     ax.set_title(title, fontsize=TEXT + 1)
 
 
-def _write_cells(ax, values, top, number):
+def _write_cells(ax, values):
     size = TEXT - (2.5 if max(values.shape) > 10 else .5)
     for (r, c), v in np.ndenumerate(values):
         if np.isnan(v): continue
-        ax.text(c, r, format(v, number), ha='center', va='center', fontsize=size,
-                color='white' if v > .6*top else '#222222')
+        ax.text(c, r, f'{v:.2f}', ha='center', va='center', fontsize=size,
+                color='white' if v > .6 else '#222222')
 
 
 def draw_bars(
@@ -315,11 +313,10 @@ def draw_thumbnails(
     images,  # (h,w,3) each
     groups,  # Whom each shows
     title: str,  # Over it
-    *,
-    tall: float = .42,  # Height of a thumbnail, in inches
 ):
     "Images where their embeddings lie, framed by identity, each identity named once"
     figure, ((ax,),) = plot(size=(8.6, 6.4))
+    tall = .42  # Height of a thumbnail, in inches
     names = list(dict.fromkeys(groups))
     for point, image, group in zip(points, images, groups):
         i = names.index(group)

@@ -33,14 +33,13 @@ def draw_samples(
     labels,  # (h',w') part labels each; None, or `NO_MASK` everywhere, for an image without
     titles,  # Words over each
     *,
-    cols: int = 8,  # Images in a row
     title: str | None = None,  # Heading
     save=None,  # Where to write the figure
 ) -> Figure:
     "Images, each with its part mask below, and one legend for all"
     labels = [None if mask is None else _known(mask) for mask in labels]
     masked = _has(labels)
-    figure, columns = _sheet(images, cols, lines=1 + masked, legend=masked, above=.2, title=title)
+    figure, columns = _sheet(images, 8, lines=1 + masked, legend=masked, above=.2, title=title)
     for (top, *below), image, mask, words in zip(columns, images, labels, titles):
         put_image(top, image, title=words)
         if masked: _put(below[0], _masked(image, mask))

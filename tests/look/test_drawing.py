@@ -152,7 +152,7 @@ def touches(a, b): return a.x0 < b.x1 - 1 and b.x0 < a.x1 - 1 and a.y0 < b.y1 - 
 
 @pytest.mark.parametrize('ending', ['png', 'jpg', 'pdf', 'svg'])
 def test_finish_saves_what_the_ending_says(ending, tmp_path):
-    sheet, _ = plot(title='x')
+    sheet, _ = plot()
     assert finish(sheet, tmp_path/'a'/f'b.{ending}') is sheet
     assert (tmp_path/'a'/f'b.{ending}').stat().st_size > 1000
 
@@ -183,7 +183,7 @@ def test_a_notebook_shows_a_picture_once_a_cell(monkeypatch):
 
 def test_pyplot_saves_the_figure_that_was_drawn_last(tmp_path):
     own = plt.figure()
-    first, second = (finish(plot(title=title)[0]) for title in 'ab')
+    first, second = (finish(plot(1, cols)[0]) for cols in (1, 2))
     assert plt.gcf() is second
     plt.savefig(tmp_path/'pyplot.png')
     second.save(tmp_path/'own.png')
