@@ -8,20 +8,10 @@ from functools import wraps
 
 from fastcore.script import call_parse
 
-__all__ = [
-    'EMBEDDED',
-    'command',
-    'say',
-    'say_imports',
-    'check_data',
-    'read_catalog',
-    'percent',
-    'quietly',
-    'check_gallery',
-    'check_learner',
-    'open_learner',
-    'open_embedder',
-]
+from magnifier.checks import refuse
+
+__all__ = ['EMBEDDED', 'command', 'say', 'say_imports', 'check_data', 'read_catalog', 'percent', 'quietly',
+           'check_gallery', 'check_learner', 'open_learner', 'open_embedder']
 
 EMBEDDED = 'walkers'
 LEARNERS = 'give the learner.pkl of `magnifier_train`, or a folder of `learn.save_pretrained`'
@@ -85,9 +75,11 @@ def check_data(
     from pathlib import Path
     from magnifier.data.readers import READERS
     if data == EMBEDDED: return
-    if data not in READERS and data not in KINDS:
-        raise ValueError(f'unknown data set {data!r}: use {EMBEDDED} or one of {", ".join(sorted([*READERS, *KINDS]))}')
-    if path is None: raise ValueError(f'{data}: name the folder that holds it, as in `magnifier_train {data} PATH`')
+    known = sorted([*READERS, *KINDS])
+    refuse({
+        f'unknown data set {data!r}: use {EMBEDDED} or one of {", ".join(known)}': data not in known,
+        f'{data}: name the folder that holds it, as in `magnifier_train {data} PATH`': path is None,
+    })
     if not Path(path).expanduser().exists(): raise FileNotFoundError(f'{path}: no such file or folder')
 
 
@@ -106,9 +98,8 @@ def read_catalog(
     given = {name: value for name, value in reading.items() if value is not None}
     if data in KINDS: data, given['kind'] = KINDS[data]
     reader = market1501 if data == EMBEDDED else READERS[data]
-    foreign = sorted(set(given) - set(signature(reader).parameters))
-    if foreign:
-        raise ValueError(f'--{foreign[0]} is not an argument of {data}: it is for your own folders (identity_folders)')
+    refuse({f'--{name} is not an argument of {data}: it is for your own folders (identity_folders)':
+            name not in signature(reader).parameters for name in sorted(given)})
     if data == EMBEDDED:
         drawn = path is not None and (Path(path)/'walkers.json').exists()  # taken as it is, whatever its size
         path = Path(path) if drawn else walkers(path)
@@ -154,8 +145,7 @@ def check_learner(
     if not Path(learner).exists():
         raise FileNotFoundError(f'{learner}: no such learner; train one with '
                                 '`magnifier_train`, which writes learner.pkl')
-    if learner.endswith('.onnx'):
-        raise ValueError(f'{learner} is an .onnx file, which can only embed: {LEARNERS}')
+    refuse({f'{learner} is an .onnx file, which can only embed: {LEARNERS}': learner.endswith('.onnx')})
 
 
 def open_learner(
@@ -168,8 +158,8 @@ def open_learner(
     say_imports()
     from magnifier.train.learner import ReIDLearner
     learn = ReIDLearner.from_pretrained(learner) if Path(learner).is_dir() else _unpickled(learner)
-    if not isinstance(learn, ReIDLearner):
-        raise ValueError(f'{learner} holds a {type(learn).__name__}, not a learner of magnifier: {LEARNERS}')
+    refuse({f'{learner} holds a {type(learn).__name__}, not a learner of magnifier: {LEARNERS}':
+            not isinstance(learn, ReIDLearner)})
     if not bar and hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
     return learn
 

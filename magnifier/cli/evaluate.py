@@ -3,18 +3,9 @@ file or as a folder that runs no code when it is loaded"""
 
 from functools import partial
 
-from magnifier.cli.common import (
-    EMBEDDED,
-    check_data,
-    check_learner,
-    command,
-    open_learner,
-    percent,
-    quietly,
-    read_catalog,
-    say,
-    say_imports,
-)
+from magnifier.checks import refuse
+from magnifier.cli.common import (EMBEDDED, check_data, check_learner, command, open_learner, percent, quietly,
+                                  read_catalog, say, say_imports)
 
 __all__ = ['magnifier_eval', 'magnifier_export']
 
@@ -50,14 +41,11 @@ def magnifier_eval(
     m.pkl,d.pkl market1501,dukemtmc /data/Market-1501,/data/DukeMTMC-reID --rerank --save table1.md` · `torchrun
     --nproc_per_node 4 --no-python magnifier_eval ...` (four GPUs or processes share the embedding)"""
     jobs = _jobs(learner, data, path)
-    if save and not save.endswith(('.csv', '.md')):
-        raise ValueError(f'--save {save}: a name that ends in .csv or .md is wanted')
-    reading, how = (
-        dict(camera=camera, include=include, exclude=exclude),
-        dict(rerank=rerank, flip_test=flip_test, by_branch=by_branch),
-    )
-    tables = {}
-    for file, name, folder in jobs: tables[COLUMNS.get(name, name)] = _evaluated(file, name, folder, reading, how, json)
+    refuse({f'--save {save}: a name that ends in .csv or .md is wanted': save and not save.endswith(('.csv', '.md'))})
+    reading = dict(camera=camera, include=include, exclude=exclude)
+    how = dict(rerank=rerank, flip_test=flip_test, by_branch=by_branch)
+    tables = {COLUMNS.get(name, name): _evaluated(file, name, folder, reading, how, json)
+              for file, name, folder in jobs}
     from fastai.vision.all import rank_distrib
     if rank_distrib(): return
     if json: say(_as_json(tables))
@@ -72,11 +60,8 @@ def _jobs(learner, data, path):
     for file in learners: check_learner(file)
     sets = [_trained_on_walkers(learners[0])] if data is None else data.split(',')
     paths = [None] if path is None else path.split(',')
-    if not (len(sets) == len(paths) and len(learners) in (1, len(sets))):
-        raise ValueError(
-            f'{len(learners)} learners, {len(sets)} data sets and {len(paths)} folders: name as many of each, or '
-            'one learner for all'
-        )
+    refuse({f'{len(learners)} learners, {len(sets)} data sets and {len(paths)} folders: name as many of each, or one '
+            'learner for all': not (len(sets) == len(paths) and len(learners) in (1, len(sets)))})
     for name, folder in zip(sets, paths): check_data(name, folder)
     return list(zip(learners * (len(sets) // len(learners)), sets, paths))
 
@@ -123,17 +108,11 @@ def _save(tables, file):
     from magnifier.files import aside
     from magnifier.train.ablation import TABLE_1
 
-    ours = pd.DataFrame(
-        {
-            f'{name} {figure}': (100 * table[figure]).round(1)
-            for name, table in tables.items()
-            for figure in ('R1', 'mAP')
-        }
-    )
+    ours = pd.DataFrame({f'{name} {figure}': (100 * table[figure]).round(1)
+                         for name, table in tables.items() for figure in ('R1', 'mAP')})
     paper = TABLE_1.loc[[row for row in ours.index if row in TABLE_1.index]].reindex(columns=ours.columns)
-    both = pd.concat([ours.rename(lambda row: f'ours, {row}'), paper.rename(lambda row: f'paper, {row}')]).rename_axis(
-        '%'
-    )
+    both = pd.concat([ours.rename(lambda row: f'ours, {row}'), paper.rename(lambda row: f'paper, {row}')])
+    both = both.rename_axis('%')
     with aside(file) as part: part.write_text(both.to_csv() if file.endswith('.csv') else _markdown(both))
     say(f'written to {file}')
 
@@ -161,9 +140,10 @@ def magnifier_export(
 
     Examples: `magnifier_export runs/quick/learner.pkl people.onnx` · `magnifier_export runs/quick/learner.pkl
     --format pretrained people` · `magnifier_export runs/quick/learner.pkl --json | jq -r .fingerprint`"""
-    if format not in FORMATS: raise ValueError(f'unknown format {format!r}: use {" or ".join(FORMATS)}')
-    if masks and format != 'onnx':
-        raise ValueError('--masks goes with --format onnx: a saved folder has the whole model')
+    refuse({
+        f'unknown format {format!r}: use {" or ".join(FORMATS)}': format not in FORMATS,
+        '--masks goes with --format onnx: a saved folder has the whole model': masks and format != 'onnx',
+    })
     from json import dumps
     from pathlib import Path
     from magnifier.model.embedder import Embedder
@@ -172,17 +152,10 @@ def magnifier_export(
     written = learn.export_onnx(out, masks=masks) if format == 'onnx' else learn.save_pretrained(out)
     embedder = Embedder(written)
     size = sum(f.stat().st_size for f in written.iterdir()) if written.is_dir() else written.stat().st_size
-    about = dict(
-        file=str(written),
-        format=format,
-        fingerprint=embedder.fingerprint,
-        dimensions=embedder.dim,
-        size=embedder.size,
-        bytes=size,
-    )
-    say(
-        dumps(about)
-        if json
-        else f'{written}: {embedder.dim} dimensions, crops of {embedder.size[0]} x {embedder.size[1]}, '
-        f'{size / 1e6:.0f} MB, fingerprint {embedder.fingerprint}'
-    )
+    height, width = embedder.size
+    if json:
+        say(dumps(dict(file=str(written), format=format, fingerprint=embedder.fingerprint, dimensions=embedder.dim,
+                       size=embedder.size, bytes=size)))
+    else:
+        say(f'{written}: {embedder.dim} dimensions, crops of {height} x {width}, {size / 1e6:.0f} MB, '
+            f'fingerprint {embedder.fingerprint}')

@@ -6,6 +6,7 @@ from inspect import Parameter, signature
 from types import NoneType
 from typing import Annotated, NamedTuple, get_args, get_origin
 
+from magnifier.checks import refuse
 from magnifier.cli.common import EMBEDDED, check_data, command, percent, read_catalog, say, say_imports
 
 __all__ = ['magnifier_train', 'magnifier_ablate']
@@ -68,21 +69,8 @@ def magnifier_train(
     with rank0_first():  # of several processes one draws or unpacks, the others find it
         catalog = read_catalog(data, path, masks, camera=camera, include=include, exclude=exclude)
     try:
-        run = train_run(
-            catalog,
-            recipe,
-            out,
-            epochs=epochs,
-            seed=seed,
-            workers=workers,
-            **asked,
-            dataset=data,
-            rerank=rerank,
-            fast=fast,
-            resume=resume,
-            then=lambda learn: _figures(learn, out, seed),
-            say=say,
-        )
+        run = train_run(catalog, recipe, out, epochs=epochs, seed=seed, workers=workers, **asked, dataset=data,
+                        rerank=rerank, fast=fast, resume=resume, then=lambda learn: _figures(learn, out, seed), say=say)
     except KeyboardInterrupt as e:
         say(f'magnifier_train: {e or "stopped by the keyboard"}; go on with: {_again(given)}')
         raise SystemExit(130) from None  # what a shell expects of a command that SIGINT ended
@@ -157,18 +145,8 @@ def magnifier_ablate(
     say(f'{len(names)} settings x {len(numbers)} seeds with recipe {recipe}: {", ".join(names)}')
     logging.basicConfig(format='%(asctime)s %(message)s')
     logging.getLogger('magnifier.train.ablation').setLevel(logging.INFO)
-    runs = ablate(
-        catalog,
-        out,
-        recipe=recipe,
-        studies=wanted,
-        seeds=numbers,
-        epochs=epochs,
-        workers=workers,
-        **asked,
-        fast=fast,
-        learners=keep_learners,
-    )
+    runs = ablate(catalog, out, recipe=recipe, studies=wanted, seeds=numbers, epochs=epochs, workers=workers, **asked,
+                  fast=fast, learners=keep_learners)
     table = summary(runs)
     runs.to_csv(Path(out)/'ablation.csv', index=False)
     table.round(2).to_csv(Path(out)/'summary.csv')
@@ -192,10 +170,11 @@ def _loading(
     "Arguments of the loaders that are not the recipe's"
     import re
 
-    if size and not re.fullmatch(r'\d+x\d+', size):
-        raise ValueError(f'size {size!r}: give height x width in pixels, as 256x128')
-    if bs is not None and bs < 1: raise ValueError(f'bs {bs}: give 1 or more images a batch')
-    if cache and cache not in CACHES: raise ValueError(f'unknown cache {cache!r}: use one of {", ".join(CACHES)}')
+    refuse({
+        f'size {size!r}: give height x width in pixels, as 256x128': size and not re.fullmatch(r'\d+x\d+', size),
+        f'bs {bs}: give 1 or more images a batch': bs is not None and bs < 1,
+        f'unknown cache {cache!r}: use one of {", ".join(CACHES)}': cache and cache not in CACHES,
+    })
     loading = {}
     if size: loading['size'] = tuple(map(int, size.split('x')))
     if bs: loading['bs'] = bs
@@ -211,8 +190,7 @@ def _model(
     "Arguments of the learner that are not the recipe's"
     from pathlib import Path
 
-    if branches and branches not in BRANCHES:
-        raise ValueError(f'unknown branches {branches!r}: use one of {", ".join(BRANCHES)}')
+    refuse({f'unknown branches {branches!r}: use one of {", ".join(BRANCHES)}': branches and branches not in BRANCHES})
     model = dict(BRANCHES.get(branches, {}))
     if arch: model['arch'] = arch
     if weights == 'none': model['pretrained'] = False
@@ -227,8 +205,7 @@ def _settings(
 ) -> list[str]:
     "Settings of the form name=value; a ValueError for any other form"
     settings = [set] if isinstance(set, str) else set or []
-    for text in settings:
-        if '=' not in text: raise ValueError(f'--set {text}: give name=value, as --set keep=6')
+    refuse({f'--set {text}: give name=value, as --set keep=6': '=' not in text for text in settings})
     return settings
 
 
@@ -283,8 +260,10 @@ def parse_arguments(
     known, found = known_arguments(), dict(fitting={}, loss={}, model={}, loading={})
     for text in texts:
         name, equals, word = text.partition('=')
-        if not equals: raise ValueError(f'{text!r}: give name=value, as keep=6')
-        if name not in known: raise ValueError(f'unknown argument {name!r}: use one of {", ".join(sorted(known))}')
+        refuse({
+            f'{text!r}: give name=value, as keep=6': not equals,
+            f'unknown argument {name!r}: use one of {", ".join(sorted(known))}': name not in known,
+        })
         group, types = known[name]
         found[group][name] = _value(name, word, types)
     return found

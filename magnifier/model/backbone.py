@@ -10,6 +10,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from magnifier.checks import refuse
+
 __all__ = ['create_backbone', 'backbone_names']
 
 
@@ -22,9 +24,13 @@ def create_backbone(
     """A network cut after its last map. If torchvision and timm have the same name, it is torchvision's
     ('timm/resnet50' is timm's). An OSError if weights cannot be downloaded, a ValueError for an unknown `arch` or
     stride"""
-    for what, stride in dict(last_stride=last_stride, stage3_stride=stage3_stride).items():
-        if stride not in (1, 2): raise ValueError(f'{what}={stride!r}: it is 1 or 2')
     name = arch if isinstance(arch, str) else getattr(arch, '__name__', repr(arch))
+    refuse({
+        f'last_stride={last_stride!r}: it is 1 or 2': last_stride not in (1, 2),
+        f'stage3_stride={stage3_stride!r}: it is 1 or 2': stage3_stride not in (1, 2),
+        f'{name} has no ImageNet weights to download: pass pretrained=False, or weights=FILE':
+            pretrained and name in (*OSNETS, *OWN),
+    })
     build = _builder(arch, name, pretrained)
     try: return build(last_stride=last_stride, stage3_stride=stage3_stride)
     except OSError as e:  # no network, or no room
@@ -34,12 +40,12 @@ def create_backbone(
 
 def _builder(arch, name, pretrained):  # -> a function of last_stride and stage3_stride
     if not isinstance(arch, str): return _residual(arch, pretrained)
-    if name in OSNETS: return partial(_osnet, name, pretrained)
+    if name in OSNETS: return partial(_osnet, name)
     if name in OWN: return _residual(OWN[name], pretrained)
     if name in _residual_names(): return _residual(torchvision.models.get_model_builder(name), pretrained)
-    if not _timm_has(name.removeprefix('timm/')):
-        hint = '' if find_spec('timm') else ' (or install timm for more)'
-        raise ValueError(f'unknown arch {name!r}: use one of {", ".join(backbone_names())}{hint}')
+    hint = '' if find_spec('timm') else ' (or install timm for more)'
+    refuse({f'unknown arch {name!r}: use one of {", ".join(backbone_names())}{hint}':
+            not _timm_has(name.removeprefix('timm/'))})
     return partial(TimmBackbone, name.removeprefix('timm/'), bool(pretrained))
 
 
@@ -49,11 +55,8 @@ def _residual(make, pretrained):
     return lambda **strides: Backbone(make(weights=weights), **strides)
 
 
-def _osnet(name, pretrained, last_stride, stage3_stride):
-    # Stage 4 keeps stage 3's size as published: `last_stride` is either way
-    if pretrained:
-        raise ValueError(f'{name} has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
-    return OSNet(name, stage3_stride)
+def _osnet(name, last_stride, stage3_stride):
+    return OSNet(name, stage3_stride)  # stage 4 keeps stage 3's size as published, whatever `last_stride`
 
 
 def _timm_has(name):
@@ -95,8 +98,8 @@ class Backbone(nn.Module):
         of the image"""
         super().__init__()
         for name in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'):
-            if not hasattr(net, name):
-                raise ValueError(f'{type(net).__name__} has no `{name}`: use one of {", ".join(backbone_names())}')
+            refuse({f'{type(net).__name__} has no `{name}`: use one of {", ".join(backbone_names())}':
+                    not hasattr(net, name)})
             setattr(self, name, getattr(net, name))
         _set_stride(self.layer3[0], stage3_stride)
         _set_stride(self.layer4[0], last_stride)
@@ -170,13 +173,14 @@ def _ends_in_convolution(net):
 def _timm_options(name, net, last_stride, stage3_stride):
     # What makes a network's maps ours: of stride 16, for images of any size, channels first
     strides = tuple(net.feature_info.reduction())
-    if stage3_stride == 1 and (strides != (16, 32) or last_stride == 2):
-        raise ValueError(f'{name}: stage3_stride=1 goes with a network of stages and last_stride=1')
+    refuse({
+        f'{name}: stage3_stride=1 goes with a network of stages and last_stride=1':
+            stage3_stride == 1 and (strides != (16, 32) or last_stride == 2),
+        f'{name}: its last two maps have strides {strides[0]} and {strides[1]}; 16 and 32, or 16 and 16, are wanted':
+            strides not in ((16, 32), (16, 16), (14, 14)),
+    })
     if strides == (16, 16): return dict(dynamic_img_size=True)  # a ViT resizes its position embeddings to the image
     if strides == (14, 14): return dict(dynamic_img_size=True, patch_size=16)  # and timm the patches of its weights
-    if strides != (16, 32):
-        raise ValueError(f'{name}: its last two maps have strides {strides[0]} and {strides[1]}; '
-                         '16 and 32, or 16 and 16, are wanted')
     options = dict(output_stride=8 * stage3_stride) if last_stride == 1 else {}
     channels_last = str(getattr(net, 'output_fmt', '')).endswith('NHWC')  # Swin
     return options | dict(strict_img_size=False, feature_cls='getter') if channels_last else options
@@ -293,12 +297,9 @@ WIDTHS = (32, 64, 128, 256)  # Channels of the four stages, half of ResNet-18's
 
 
 def resnet10_narrow(
-    weights: str | None = None,  # As torchvision's builders take it; nobody has trained this network on ImageNet
+    weights: None = None,  # As torchvision's builders take it; nobody has trained this network on ImageNet
 ) -> nn.Module:  # With torchvision's names: conv1, bn1, relu, maxpool, layer1 to layer4
-    """ResNet of one basic block a stage, ten layers in all, and half of ResNet-18's channels. A ValueError if
-    pretrained weights are asked for"""
-    if weights:
-        raise ValueError('resnet10_narrow has no ImageNet weights to download: pass pretrained=False, or weights=FILE')
+    "ResNet of one basic block a stage, ten layers in all, and half of ResNet-18's channels"
     net, channels = nn.Module(), WIDTHS[0]
     net.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
     net.bn1 = nn.BatchNorm2d(channels)

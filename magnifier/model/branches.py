@@ -4,6 +4,7 @@ A branch defines its map, its feature, its description of one region, its contri
 inference. All other code iterates over `MagnifierNet.branches`. To add a branch, write a class here, add it to
 `BRANCHES`, and add an argument to `create_branches`"""
 
+from abc import ABC, abstractmethod
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
+from magnifier.checks import refuse
 from magnifier.model.heads import BNNeck, RegionNecks, affine_of, at_least_float32, fold_norms
 from magnifier.model.pooling import kept_region_pool, region_max, region_max_pool
 from magnifier.regions import N_REGIONS
@@ -44,7 +46,7 @@ class BranchOutput(NamedTuple):
     region_logits: Tensor | None = None  # n x k x n_classes, in training alone
 
 
-class Branch(nn.Module):
+class Branch(nn.Module, ABC):
     """The base class of all branches: its own map, a feature f pooled from it, and a BNNeck.
 
     A subclass defines `pool`, `describe_regions` and `contribution`. It pools with `self.region_pool`, which the folded
@@ -93,6 +95,7 @@ class Branch(nn.Module):
         normed, logits = self.neck(feature)
         return BranchOutput(normed, {self.name: feature}, {self.name: logits})
 
+    @abstractmethod
     def pool(
         self,
         feature_map: Tensor,  # n x c x h x w, this branch's own
@@ -100,16 +103,16 @@ class Branch(nn.Module):
         kept_regions: Tensor | None = None,  # k booleans
     ) -> Tensor:  # n x width
         "The branch's feature f"
-        raise NotImplementedError
 
+    @abstractmethod
     def describe_regions(
         self,
         feature_map: Tensor,  # n x c x h x w, this branch's own
         region_masks: Tensor,  # n x k x h x w
     ) -> Tensor:  # n x k x c
         "The branch's description of each region, after a batch norm that removes what all people have in common"
-        raise NotImplementedError
 
+    @abstractmethod
     def contribution(
         self,
         feature_map: Tensor,  # n x c x h x w, this branch's own
@@ -119,7 +122,6 @@ class Branch(nn.Module):
         """The part of each region and position in <f_bn, weight>, minus its value for an average person's features: the
         Aumann-Shapley value (integrated gradients; Sundararajan et al. 2017) along the way from the running means of
         the batch norms to this image"""
-        raise NotImplementedError
 
     def slope(
         self,
@@ -302,9 +304,7 @@ class RecurrentFusion(nn.Module):
         hidden: int = 1024,  # Channels of the fusion
         cell: str = 'gru',  # 'gru' as in the paper, 'lstm' as in its code
     ):
-        "A ValueError for an unknown `cell`"
         super().__init__()
-        if cell not in CELLS: raise ValueError(f'unknown cell {cell!r}: use one of {", ".join(CELLS)}')
         self.rnn = CELLS[cell](width, hidden, batch_first=True)
 
     def forward(
@@ -326,8 +326,6 @@ class ConcatFusion(nn.Module):
     ):
         "Has the same output width as SFB"
         super().__init__()
-        if hidden % n_regions:
-            raise ValueError(f'hidden={hidden}: the ablation twin needs a multiple of {n_regions} regions')
         self.weight = nn.Parameter(torch.empty(n_regions, width, hidden // n_regions))
         nn.init.normal_(self.weight, std=(2 * n_regions / hidden) ** 0.5)  # kaiming, fan out of hidden/k
 
@@ -394,10 +392,14 @@ def create_branches(
     n_regions: int = N_REGIONS,  # k, part labels; another number only for a network alone: all else knows these eight
 ) -> dict[str, Branch]:  # By name
     "Builds the branches. A ValueError for an unknown `sfb`, `cell` or `region_stage`"
-    if sfb not in (True, False, 'ab'): raise ValueError(f"sfb={sfb!r}: it is True, False or 'ab' (the ablation twin)")
-    if region_stage not in widths:
-        allowed = ', '.join(map(str, widths))
-        raise ValueError(f'region_stage={region_stage!r}: with this backbone use one of {allowed}')
+    refuse({
+        f"sfb={sfb!r}: it is True, False or 'ab' (the ablation twin)": sfb not in (True, False, 'ab'),
+        f'unknown cell {cell!r}: use one of {", ".join(CELLS)}': cell not in CELLS,
+        f'region_stage={region_stage!r}: with this backbone use one of {", ".join(map(str, widths))}':
+            region_stage not in widths,
+        f'hidden={hidden}: the ablation twin needs a multiple of {n_regions} regions':
+            sfb == 'ab' and hidden % n_regions,
+    })
     width = widths[region_stage]
     last = max(widths)
     of_parts = dict(stage=region_stage, bottleneck=branch_bottleneck, upsample=upsample_maps)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import magnifier
+from magnifier.checks import as_count, needs, refuse
 from magnifier.data.images import as_images
 from magnifier.data.preprocess import Preprocessing
 
@@ -26,8 +27,8 @@ class Embedder:
         threads: int | None = None,  # Of an .onnx file on a CPU; None for one a core
     ):
         "A ValueError for files that this package has not written, a FileNotFoundError for missing ones"
-        if bs < 1: raise ValueError(f'bs={bs}: 1 or more')
-        self.source, self.bs = str(source), bs
+        self.source = str(source)
+        self.bs = as_count(bs, 'bs')
         open_it = _open_onnx if str(source).endswith('.onnx') else _open_folder
         self._run, self.fingerprint, self.preprocessing, self.dim = open_it(source, device, threads)
 
@@ -54,21 +55,19 @@ class Embedder:
 
 
 def _open_onnx(source, device, threads):
-    try: import onnxruntime as ort
-    except ImportError as e: raise ImportError(f"{source}: pip install onnxruntime to run it") from e
+    with needs(f'{source}: pip install onnxruntime to run it'): import onnxruntime as ort
     if not Path(source).is_file(): raise FileNotFoundError(f'{source}: no such file')
     options = ort.SessionOptions()
     if threads: options.intra_op_num_threads = threads
     provider = dict(cpu='CPUExecutionProvider', cuda='CUDAExecutionProvider').get(device)
     available = ort.get_available_providers()
-    if provider not in available: raise ValueError(f'device={device!r}: this onnxruntime has {", ".join(available)}')
+    refuse({f'device={device!r}: this onnxruntime has {", ".join(available)}': provider not in available})
     try: session = ort.InferenceSession(str(source), options, providers=[provider])
     except Exception as e:  # onnxruntime's own classes, one a kind of damage
         raise ValueError(f'{source} is not an ONNX file that onnxruntime {ort.__version__} can run '
                          f'({str(e).splitlines()[0]})') from e
     about = session.get_modelmeta().custom_metadata_map.get(magnifier.__name__)
-    if about is None:
-        raise ValueError(f'{source} does not describe its preprocessing: a file of learn.export_onnx is wanted')
+    refuse({f'{source} does not describe its preprocessing: a file of learn.export_onnx is wanted': about is None})
     about = json.loads(about)
     run = lambda images: session.run(['embedding'], {'images': images})[0]
     return run, about['fingerprint'], Preprocessing.from_json(about['preprocessing']), session.get_outputs()[0].shape[1]

@@ -8,6 +8,7 @@ import torch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
+from magnifier.checks import refuse
 from magnifier.model.backbone import arch_name, create_backbone
 from magnifier.model.branches import BRANCHES, FoldedBranch, create_branches, join_branches
 from magnifier.model.heads import (BNNeck, FoldedHead, RegionNecks, SegmentationHead, at_least_float32,
@@ -295,24 +296,25 @@ def _defaults(function):
 
 
 def _check_arguments(given):
-    n_classes = given['n_classes']
-    if not isinstance(n_classes, int) or n_classes < 1:
-        raise ValueError(f'n_classes={n_classes!r}: the number of training identities is wanted')
-    for name in ('hidden', 'n_regions'):
-        if given[name] < 1: raise ValueError(f'{name}={given[name]}: 1 or more is wanted')
-    if (given['sab'] or given['sfb']) and not given['mask']:
-        raise ValueError('sab and sfb pool by region masks, which mask=False leaves out: pass mask=True, '
-                         'or sab=False and sfb=False too')
-    if given['mask_resize'] not in MASK_RESIZES:
-        raise ValueError(f'mask_resize={given["mask_resize"]!r}: use one of {", ".join(MASK_RESIZES)}')
-    _check_weights(given['branch_weights'] or {})
+    n_classes, hidden, n_regions = given['n_classes'], given['hidden'], given['n_regions']
+    weights = given['branch_weights'] or {}
+    refuse({
+        f'n_classes={n_classes!r}: the number of training identities is wanted':
+            not isinstance(n_classes, int) or n_classes < 1,
+        f'hidden={hidden}: 1 or more is wanted': hidden < 1,
+        f'n_regions={n_regions}: 1 or more is wanted': n_regions < 1,
+        'sab and sfb pool by region masks, which mask=False leaves out: pass mask=True, or sab=False and sfb=False too':
+            (given['sab'] or given['sfb']) and not given['mask'],
+        f'mask_resize={given["mask_resize"]!r}: use one of {", ".join(MASK_RESIZES)}':
+            given['mask_resize'] not in MASK_RESIZES,
+        f'branch_weights={weights!r}: zero or positive weights by branch are wanted, of {", ".join(BRANCHES)}':
+            not _are_branch_weights(weights),
+    })
 
 
-def _check_weights(weights):
-    numbers = all(isinstance(weight, (int, float)) and weight >= 0 for weight in weights.values())
-    if not numbers or set(weights) - set(BRANCHES):
-        raise ValueError(f'branch_weights={weights!r}: zero or positive weights by branch are wanted, '
-                         f'of {", ".join(BRANCHES)}')
+def _are_branch_weights(weights):
+    if not isinstance(weights, dict) or set(weights) - set(BRANCHES): return False
+    return all(isinstance(weight, (int, float)) and weight >= 0 for weight in weights.values())
 
 
 def model_splitter(
@@ -339,8 +341,7 @@ class EmbeddingNet(nn.Module):
     ):
         "A ValueError if part labels are asked for and the model has no segmentation head"
         super().__init__()
-        if masks and model.segmentation is None:
-            raise ValueError('this model has no segmentation head: pass masks=False')
+        refuse({'this model has no segmentation head: pass masks=False': masks and model.segmentation is None})
         self.with_masks = masks
         self.mask_resize = model.mask_resize
         self.soft_masks = model.soft_masks

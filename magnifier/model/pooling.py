@@ -50,12 +50,10 @@ def kept_region_pool(
 
 
 def _check_shapes(feature_map, region_masks):
-    if feature_map.ndim != 4 or region_masks.ndim != 4:
-        raise ValueError(f'feature map {tuple(feature_map.shape)} and region masks {tuple(region_masks.shape)}: '
-                         'n x c x h x w and n x k x h x w are wanted')
-    if feature_map.shape[0] != region_masks.shape[0] or feature_map.shape[2:] != region_masks.shape[2:]:
-        raise ValueError(f'feature map {tuple(feature_map.shape)} and region masks {tuple(region_masks.shape)} differ '
-                         'in n, h or w: resize the masks to the map (`labels_to_masks`)')
+    there, wanted = tuple(region_masks.shape), tuple(feature_map.shape)
+    if len(there) == len(wanted) == 4 and there[0] == wanted[0] and there[2:] == wanted[2:]: return
+    raise ValueError(f'feature map {wanted} and region masks {there}: n x c x h x w and n x k x h x w of one '
+                     'n, h and w are wanted; `labels_to_masks` and `resize_masks` bring masks to the size of a map')
 
 
 class _RegionMax(torch.autograd.Function):

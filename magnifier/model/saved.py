@@ -5,15 +5,14 @@ import hashlib
 import json
 import re
 import warnings
-from inspect import signature
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
 import magnifier
+from magnifier.checks import needs, refuse
 from magnifier.data.preprocess import Preprocessing
 from magnifier.files import aside, aside_folder
 from magnifier.model.net import EmbeddingNet, MagnifierNet, create_magnifier
@@ -35,9 +34,9 @@ def write_model(
     """Writes weights and arguments. A new folder appears only when it is complete; if a kill leaves new weights beside
     old arguments, reading refuses the folder. A ValueError for a model that cannot be built again from its arguments"""
     from safetensors.torch import save_file
-    if not model.arguments or model.arguments['arch'] is None:
-        raise ValueError('only a network that can be built again by its arguments can be saved so: use '
-                         "create_magnifier with an arch of torchvision's or timm's, or learn.export, which pickles it")
+    refuse({'only a network that can be built again by its arguments can be saved so: use create_magnifier with an '
+            "arch of torchvision's or timm's, or learn.export, which pickles it":
+            not model.arguments or model.arguments['arch'] is None})
     Preprocessing.from_json(preprocessing)  # refuses what cannot be read again
     config = dict(
         format=FORMAT, version=magnifier.__version__, fingerprint=fingerprint(model, preprocessing),
@@ -58,9 +57,8 @@ def model_folder(
     "The folder itself, or a downloaded copy of a repository's two files. A FileNotFoundError if there is neither"
     if Path(source).is_dir(): return Path(source)
     if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', str(source)): raise FileNotFoundError(f'{source}: no such folder')
-    try: from huggingface_hub import snapshot_download
-    except ImportError as e:
-        raise ImportError(f"{source} is not a folder here; to use the hub: pip install 'magnifier-reid[hub]'") from e
+    with needs(f"{source} is not a folder here; to use the hub: pip install 'magnifier-reid[hub]'"):
+        from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(str(source), allow_patterns=list(MODEL_FILES), **hub))
     except (OSError, ValueError) as e:
         raise FileNotFoundError(f'{source}: no such folder here, and it could not be downloaded from the hub '
@@ -71,86 +69,59 @@ def read_model(
     source: str | Path,  # See `model_folder`
     **hub,  # See `model_folder`
 ) -> tuple[MagnifierNet, dict]:  # The model, in training mode as `create_magnifier` gives it; what config.json holds
-    """Reads a saved model. A ValueError names a file that is damaged, of another format or has unknown keys, arguments
-    that build no network or another one than the weights are for, and files that do not belong together"""
+    """Reads a saved model. A ValueError names a file that is damaged or of another format, arguments that build no
+    network or another one than the weights are for, and files that do not belong together"""
     folder = model_folder(source, **hub)
     for name in MODEL_FILES:
         if not (folder/name).is_file():
             raise FileNotFoundError(f'{folder} holds no {name}: a folder of learn.save_pretrained is wanted')
     tensors, config = read_safetensors(folder/WEIGHTS), _read_config(folder/CONFIG)
-    model = _build(config['model'], tensors, folder)
+    model = _build(config, tensors, folder)
     found = fingerprint(model, config['preprocessing'])
-    if found != config['fingerprint']:
-        raise ValueError(f'{folder}: its weights and its {CONFIG} do not belong together (fingerprint {found}, written '
-                         f'was {config["fingerprint"]}): one of them was replaced or changed; save the model again')
+    refuse({f'{folder}: its weights and its {CONFIG} do not belong together (fingerprint {found}, written was '
+            f'{config["fingerprint"]}): one of them was replaced or changed; save the model again':
+            found != config['fingerprint']})
     return model, config
 
 
 def _read_config(file):
     try: config = json.loads(file.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e: raise ValueError(f'{file} is not JSON ({e})') from e
-    if not isinstance(config, dict) or 'format' not in config:
-        raise ValueError(f'{file} was not written by this package: it has no "format"')
-    if config['format'] != FORMAT:
-        raise ValueError(f'{file} is of format {config["format"]}, by magnifier {config.get("version")}; '
-                         f'this is magnifier {magnifier.__version__}, which reads format {FORMAT}: '
-                         'install the version that wrote it')
-    _check_keys(file, config, KEYS)
-    _check_arguments(f'{file}: model', config['model'])
-    try: Preprocessing.from_json(config['preprocessing'])
-    except ValueError as e: raise ValueError(f'{file}: {e}') from e
-    _check_classes(file, config['classes'], config['model']['n_classes'])
+    config = config if isinstance(config, dict) else {}
+    missing = [key for key in KEYS if key not in config]
+    refuse({
+        f'{file} was not written by this package: it has no "format"': 'format' in missing,
+        f'{file} is of format {config.get("format")}, by magnifier {config.get("version")}; this is magnifier '
+        f'{magnifier.__version__}, which reads format {FORMAT}: install the version that wrote it':
+            config.get('format') != FORMAT,
+        f'{file}: missing {", ".join(missing)}; {", ".join(KEYS)} are wanted': missing,
+    })
     return config
 
 
-def _check_classes(file, classes, wanted):
-    plain = isinstance(classes, list) and all(type(c) in (int, str) for c in classes)
-    if plain and len(classes) == len(set(classes)) == wanted: return
-    raise ValueError(f'{file}: as many different classes as n_classes={wanted} are wanted, numbers or words')
-
-
-def _check_arguments(where, found):
-    parameters = {k: p for k, p in signature(create_magnifier).parameters.items() if k not in ('pretrained', 'weights')}
-    _check_keys(where, found, parameters)
-    for key, parameter in parameters.items():
-        wanted = get_args(parameter.annotation) or (parameter.annotation,)
-        names = ['null' if t is type(None) else getattr(t, '__name__', str(t)) for t in wanted]
-        if type(found[key]) not in wanted:
-            raise ValueError(f'{where}: {key} is {found[key]!r}; {" or ".join(names)} is wanted')
-
-
-def _check_keys(where, found, wanted):
-    found = found if isinstance(found, dict) else {}
-    for what, keys in (('unknown', set(found) - set(wanted)), ('missing', set(wanted) - set(found))):
-        if not keys: continue
-        raise ValueError(f'{where}: {what} {", ".join(sorted(map(str, keys)))}; {", ".join(wanted)} are wanted')
-
-
-def _build(arguments, tensors, folder):
+def _build(config, tensors, folder):
     # Without memory first: arguments that do not fit the file are refused before anything is made for them
+    arguments, classes = config['model'], config['classes']
     try:
+        Preprocessing.from_json(config['preprocessing'])
         with torch.device('meta'): model = create_magnifier(pretrained=False, **arguments)
-    except (ValueError, RuntimeError) as e: raise ValueError(f'{folder/CONFIG}: {e}') from e
-    _check_tensors(model, tensors, folder)
-    model.load_state_dict(tensors, assign=True)
+    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f'{folder/CONFIG}: {e}') from e
+    n = model.arguments['n_classes']
+    broken = next((name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
+    refuse({
+        f'{folder/CONFIG}: a list of n_classes={n} different classes is wanted':
+            not isinstance(classes, list) or not len(classes) == len(set(map(str, classes))) == n,
+        f'{folder/WEIGHTS}: {broken} holds NaN or infinite values': broken,
+    })
+    try: model.load_state_dict(tensors, assign=True)
+    except RuntimeError as e:
+        raise ValueError(f'{folder}: {WEIGHTS} does not fit the network of {CONFIG}; save the model again '
+                         f'({" ".join(str(e).split())[:300]})') from e
     if not any(t.is_meta for t in model.buffers()): return model
     # Some of timm's networks have buffers that no file holds
     model = create_magnifier(pretrained=False, **arguments)
     model.load_state_dict(tensors)
     return model
-
-
-def _check_tensors(model, tensors, folder):
-    own = model.state_dict()
-    for what in (lambda tensor: tuple(tensor.shape), lambda tensor: tensor.dtype):
-        for name in [*own, *tensors]:
-            there = what(tensors[name]) if name in tensors else 'missing'
-            wanted = what(own[name]) if name in own else 'unknown'
-            if there == wanted: continue
-            raise ValueError(f'{folder}: {name} is {there} in {WEIGHTS} and {wanted} by {CONFIG}: files of two models; '
-                             'save the model again')
-    broken = next((name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
-    if broken: raise ValueError(f'{folder/WEIGHTS}: {broken} holds NaN or infinite values')
 
 
 # What trains and evaluates but never reaches an embedding: another number of identities makes no other model of it
@@ -193,9 +164,8 @@ def write_onnx(
     """Writes the network, compares it with torch (cosine above 0.9999), and only then gives the file its name. A
     RuntimeError if they differ, an ImportError without the libraries, a ValueError for another suffix"""
     file = Path(file)
-    if file.suffix != '.onnx': raise ValueError(f'{file}: a name that ends in .onnx is wanted')
-    try: import onnx, onnxruntime, onnxscript  # noqa: E401, F401
-    except ImportError as e: raise ImportError(f"no {e.name}: pip install 'magnifier-reid[onnx]' to export") from e
+    refuse({f'{file}: a name that ends in .onnx is wanted': file.suffix != '.onnx'})
+    with needs("pip install 'magnifier-reid[onnx]' to export"): import onnx, onnxruntime, onnxscript  # noqa: E401, F401
     about = dict(version=magnifier.__version__, fingerprint=fingerprint, preprocessing=preprocessing)
     net = EmbeddingNet(model, masks=masks).cpu()
     with aside(file) as part:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from magnifier.checks import needs, refuse
+
 __all__ = ['load_weights']
 
 WRAPPERS = ('state_dict', 'model_state_dict', 'model')  # keys under which training scripts keep the tensors
@@ -51,22 +53,21 @@ def read_safetensors(
     file: Path,  # A `.safetensors` file
 ) -> dict[str, Tensor]:  # Tensors by name, on the CPU
     "The tensors of a file, under their own names. A ValueError for a damaged file, an ImportError without the library"
-    try:
+    with needs(f"{file}: pip install 'magnifier-reid[safetensors]' to read it"):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
-    except ImportError as e: raise ImportError(f"{file}: pip install 'magnifier-reid[safetensors]' to read it") from e
     try: return load_file(file)
     except SafetensorError as e: raise ValueError(f'{file} is cut off or not a safetensors file ({e})') from e
 
 
 def _unpickled(file):
-    try: found = torch.load(file, map_location='cpu', weights_only=True)
-    except OSError: raise
-    except Exception as e:  # whatever a file of another kind makes the unpickler say
-        raise ValueError(f'{file} is not a file of plain tensors: save a state dict, as torch.save(model.state_dict(), '
-                         'file) does, or learn.save(file, with_opt=False)') from e
+    with open(file, 'rb') as f:
+        try: found = torch.load(f, map_location='cpu', weights_only=True)
+        except Exception as e:  # whatever a file of another kind makes the unpickler say
+            raise ValueError(f'{file} is not a file of plain tensors: save a state dict, as '
+                             'torch.save(model.state_dict(), file) does, or learn.save(file, with_opt=False)') from e
     tensors = _named_tensors(found)
-    if not tensors: raise ValueError(f'{file} holds no named tensors: a state dict is wanted')
+    refuse({f'{file} holds no named tensors: a state dict is wanted': not tensors})
     return tensors
 
 
@@ -88,9 +89,8 @@ def load_weights(
     sources = _sources(model, own, tensors)
     _resample_patches(tensors, own, sources)
     loaded = [name for name, source in sources.items() if tensors[source].shape == own[name].shape]
-    if not any(own[name].ndim for name in loaded):
-        raise ValueError(f'{file}: none of its {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...) fits the '
-                         f'model ({", ".join(list(own)[:3])}, ...); is it of another arch?')
+    refuse({f'{file}: none of its {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...) fits the model '
+            f'({", ".join(list(own)[:3])}, ...); is it of another arch?': not any(own[name].ndim for name in loaded)})
     report = _report(file, tensors, own, sources, loaded)
     _check_arch(report, tensors, own, sources)
     model.load_state_dict({name: tensors[sources[name]] for name in loaded}, strict=False)

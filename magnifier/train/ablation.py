@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 from fastai.vision.all import load_learner
 
+from magnifier.checks import refuse
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.recipes import recipe as named
@@ -100,8 +101,7 @@ def settings_of(
 ) -> list:  # The settings that they show, each once
     "The settings to train; a ValueError for an unknown study lists the known ones"
     studies = list(STUDIES) if studies is None else list(studies)
-    unknown = [s for s in studies if s not in STUDIES]
-    if unknown: raise ValueError(f'unknown study {unknown[0]!r}: use one of {", ".join(STUDIES)}')
+    for study in studies: refuse({f'unknown study {study!r}: use one of {", ".join(STUDIES)}': study not in STUDIES})
     return list(dict.fromkeys(setting for study in studies for setting in STUDIES[study].values()))
 
 
@@ -131,29 +131,17 @@ def ablate(
         if learners: _remove_without_learner(folder)
         log.info('%s, seed %s (%s of %s)', name, seed, i + 1, len(wanted))
         setting = SETTINGS[name]
-        train_run(
-            catalog,
-            recipe,
-            folder,
-            epochs=epochs,
-            seed=seed,
-            workers=workers,
-            loading=loading,
-            model={**(model or {}), **setting.model},
-            loss=loss,
-            fitting={'diversity': setting.diversity, **(fitting or {})},
-            fast=fast,
-            resume=True,
-            before=False,
-            quiet=True,
-        )
+        train_run(catalog, recipe, folder, epochs=epochs, seed=seed, workers=workers, loading=loading,
+                  model={**(model or {}), **setting.model}, loss=loss,
+                  fitting={'diversity': setting.diversity, **(fitting or {})},
+                  fast=fast, resume=True, before=False, quiet=True)
         if not learners: (folder/'learner.pkl').unlink(missing_ok=True)
         gc.collect()  # a learner refers to itself: without this, dozens of them wait for the next collection
     return read_runs(out)
 
 
 def _known(name):
-    if name not in SETTINGS: raise ValueError(f'unknown setting {name!r}: use one of {", ".join(SETTINGS)}')
+    refuse({f'unknown setting {name!r}: use one of {", ".join(SETTINGS)}': name not in SETTINGS})
     return name
 
 
@@ -179,10 +167,8 @@ def setting_learner(
 ) -> ReIDLearner:  # The learner of one run, with its images
     "The learner of one run. A ValueError for an unknown setting, or if its learner was not kept"
     folder = _folder(out, _known(name), seed)
-    if not (folder/'learner.pkl').exists():
-        raise ValueError(
-            f'{folder} keeps no learner: ablate(..., learners=True) trains that setting and keeps its learner'
-        )
+    refuse({f'{folder} keeps no learner: ablate(..., learners=True) trains that setting and keeps its learner':
+            not (folder/'learner.pkl').exists()})
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*insecure pickle.*')  # this folder's own
         learn = load_learner(folder/'learner.pkl')
@@ -198,7 +184,7 @@ def read_runs(
     "The finished runs, in the order of `SETTINGS` and of the seeds"
     folders = sorted(file.parent for file in (Path(out)/'runs').glob('*/run.json'))
     rows = [_row(folder) for folder in folders if _is_finished(folder)]
-    if not rows: raise ValueError(f'{out}: no finished run; `magnifier_ablate --out {out}` makes them')
+    refuse({f'{out}: no finished run; `magnifier_ablate --out {out}` makes them': not rows})
     order = {name: i for i, name in enumerate(SETTINGS)}
     return pd.DataFrame(sorted(rows, key=lambda row: (order[row['setting']], row['seed'])))
 
@@ -210,17 +196,8 @@ def _row(folder):
     setting = next(name for name in SETTINGS if _folder('', name, asked['seed']).name == folder.name)
     about = {key: data[key] for key in ('images', 'queries', 'gallery', 'digest')}
     figures = {name: record['figures']['after, plain'][name] for name in FIGURES}
-    return dict(
-        setting=setting,
-        seed=asked['seed'],
-        recipe=asked['recipe'],
-        epochs=asked['epochs'],
-        arch=asked['model']['arch'],
-        **about,
-        **figures,
-        seconds=record['seconds'],
-        commit=record['commit'],
-    )
+    return dict(setting=setting, seed=asked['seed'], recipe=asked['recipe'], epochs=asked['epochs'],
+                arch=asked['model']['arch'], **about, **figures, seconds=record['seconds'], commit=record['commit'])
 
 
 def summary(

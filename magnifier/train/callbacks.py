@@ -9,6 +9,7 @@ import torch
 from fastai.callback.schedule import ParamScheduler, SchedCos, combined_cos
 from fastai.vision.all import AMPMode, Callback, CancelValidException, MixedPrecision, rank_distrib
 
+from magnifier.checks import refuse
 from magnifier.regions import LOWER_TORSO, N_REGIONS, UPPER_TORSO
 from magnifier.train.recipes import DROP
 
@@ -41,17 +42,14 @@ def draw_kept_regions(
 
 
 def _check_keep(strategy, keep, keep_background):
-    if strategy not in STRATEGIES:
-        raise ValueError(f'unknown strategy {strategy!r}: use one of {", ".join(STRATEGIES)}')
+    refuse({f'unknown strategy {strategy!r}: use one of {", ".join(STRATEGIES)}': strategy not in STRATEGIES})
     groups = STRATEGIES[strategy]
     allowed = range(len(groups), len(groups)*min(map(len, groups)) + 1, len(groups))
-    if keep not in allowed:
-        raise ValueError(f'keep={keep} with strategy {strategy!r}: keep one of {", ".join(map(str, allowed))}')
-    if strategy == 'random_all' and not keep_background:
-        raise ValueError(
-            "strategy 'random_all' draws the background among the regions, and keep_background=False never keeps "
-            "it: use 'random'"
-        )
+    refuse({
+        f'keep={keep} with strategy {strategy!r}: keep one of {", ".join(map(str, allowed))}': keep not in allowed,
+        "strategy 'random_all' draws the background among the regions, and keep_background=False never keeps it: use "
+        "'random'": strategy == 'random_all' and not keep_background,
+    })
 
 
 class TeacherMasks(Callback):
@@ -113,16 +111,13 @@ class SemanticDiversityPhase(Callback):
         gamma: float = 2e-3,  # Weight of the loss in the total (Eq. 4)
         start_epoch: int = 0,  # First epoch, counted from 0 in this fit, with the loss
     ):
-        if gamma < 0: raise ValueError(f'gamma={gamma}: a weight is zero or positive')
+        refuse({f'gamma={gamma}: a weight is zero or positive': gamma < 0})
         self.gamma, self.start_epoch = gamma, start_epoch
 
     def before_fit(self):
         "Stores the former weight; a ValueError for a model without region features"
-        if self.learn.net.sfb is None:
-            raise ValueError(
-                'the semantic diversity loss compares the fusion branch\'s region features: build the learner with '
-                'sfb=True'
-            )
+        refuse({"the semantic diversity loss compares the fusion branch's region features: build the learner with "
+                'sfb=True': self.learn.net.sfb is None})
         self.former = self.learn.loss_func.gamma
 
     def before_epoch(self):
@@ -143,7 +138,7 @@ class ValidateEvery(Callback):
         self,
         n: int = 5,  # Epochs from one validation to the next
     ):
-        if n < 1: raise ValueError(f'n={n}: validate every epoch (1) or less often')
+        refuse({f'n={n}: validate every epoch (1) or less often': n < 1})
         self.n = n
 
     def before_validate(self):
@@ -269,8 +264,5 @@ def _schedule(stage, learn):
     if stage.schedule == 'annealed': return [ParamScheduler({'lr': SchedCos(stage.lr, 0.)})]
     if stage.schedule == 'constant': return []
     # fastai's one cycle: a quarter upwards, from a 25th of the rate
-    return [
-        ParamScheduler(
-            {'lr': combined_cos(0.25, stage.lr / 25, stage.lr, stage.lr / 1e5), 'mom': combined_cos(0.25, *learn.moms)}
-        )
-    ]
+    rate = combined_cos(0.25, stage.lr / 25, stage.lr, stage.lr / 1e5)
+    return [ParamScheduler({'lr': rate, 'mom': combined_cos(0.25, *learn.moms)})]

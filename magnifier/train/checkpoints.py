@@ -18,6 +18,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.vision.all import (Callback, L, SkipToEpoch, get_model, num_distrib, rank_distrib, set_seed,
                                to_device)
 
+from magnifier.checks import refuse
 from magnifier.data.batches import IdentityBatches
 from magnifier.files import aside, clear_leftovers
 
@@ -71,12 +72,11 @@ def restore_training(
 
 def _check_state(learn, state, found):
     generators, n_processes = state['generators'], max(1, num_distrib())
-    if len(generators) != n_processes:
-        raise ValueError(f'this state is of {len(generators)} processes, and {n_processes} run now: start as many')
+    refuse({f'this state is of {len(generators)} processes, and {n_processes} run now: start as many':
+            len(generators) != n_processes})
     mine = generators[rank_distrib()]
     differing = set(mine['held']) ^ set(found) | set(state['stateful']) ^ set(_stateful(learn))
-    if differing:
-        raise ValueError(f'this state is of another training: {", ".join(sorted(differing))} are in one of them alone')
+    refuse({f'this state is of another training: {", ".join(sorted(differing))} are in one of them alone': differing})
 
 
 def _restore_optimiser(opt, state):
@@ -263,8 +263,8 @@ def read_checkpoint(
             )
             if not rank_distrib(): os.replace(file, file.with_name(file.name + '.damaged'))
             continue
-        if state.get('version') != VERSION:
-            raise ValueError(f'{file} was written by another version of magnifier: train again, in another folder')
+        refuse({f'{file} was written by another version of magnifier: train again, in another folder':
+                state.get('version') != VERSION})
         return state
     return None
 
@@ -333,18 +333,9 @@ class Checkpoints(Callback):
         self.rows.append(self._row())
         training = training_state(self.learn)  # of all processes together
         if rank_distrib(): return
-        write_checkpoint(
-            self.folder,
-            self.done,
-            dict(
-                stage=self.stage,
-                done=self.done,
-                rows=self.rows,
-                seconds=self.seconds,
-                note=self.note,
-                training=training,
-            ),
-        )
+        state = dict(stage=self.stage, done=self.done, rows=self.rows, seconds=self.seconds, note=self.note,
+                     training=training)
+        write_checkpoint(self.folder, self.done, state)
         if self.each: self.each(self)
 
     def _row(self):

@@ -7,24 +7,15 @@ import torch
 import torch.distributed as dist
 from fastai.vision.all import L, num_distrib, rank_distrib
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from magnifier.checks import needs
 from magnifier.data.transforms import OwnGenerator
 
-__all__ = [
-    'n_ranks',
-    'join_ranks',
-    'rank0_first',
-    'on_all_ranks',
-    'gather_rows',
-    'gather_own',
-    'mean_over_ranks',
-    'same_state',
-    'Share',
-    'distributed',
-]
+__all__ = ['n_ranks', 'join_ranks', 'rank0_first', 'on_all_ranks', 'gather_rows', 'gather_own', 'mean_over_ranks',
+           'same_state', 'Share', 'distributed']
 
-NEEDS_ACCELERATE = (
-    "training on several processes needs accelerate, as fastai's distrib_ctx does: pip install accelerate"
-)
+NEEDS_ACCELERATE = ("training on several processes needs accelerate, as fastai's distrib_ctx does: pip install "
+                    'accelerate')
 
 
 def n_ranks() -> int:  # 1 where there is one process, or several that have not met
@@ -203,8 +194,7 @@ def on_all_ranks(
 def _trainer_class():
     """fastai's trainer over several processes, with loaders that send an epoch's indices through the device that the
     backend needs; fastai's own loaders always use a GPU"""
-    try: import accelerate  # noqa: F401, without it fastai's module does not load
-    except ImportError as e: raise ImportError(NEEDS_ACCELERATE) from e
+    with needs(NEEDS_ACCELERATE): import accelerate  # noqa: F401, without it fastai's module does not load
     from fastai.distributed import DistributedDL, DistributedTrainer
 
     class RankDL(DistributedDL):

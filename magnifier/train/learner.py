@@ -19,6 +19,7 @@ from fastai.vision.all import (
 from torch.nn.functional import interpolate
 
 import magnifier
+from magnifier.checks import needs, refuse
 from magnifier.data.batches import NO_DRAWING
 from magnifier.data.images import as_images, read_image
 from magnifier.data.loaders import ReIDDataLoaders, preprocessing_of
@@ -58,10 +59,8 @@ class Prediction(NamedTuple):
         *masks, identity = self.decoded
         labels = set(self.tensors[0].flatten().tolist()) if masks else set()
         parts = ', '.join(REGIONS[k] for k in sorted(labels) if k < N_REGIONS)
-        return (
-            f'of the people that training knew, {identity} (a stranger too resembles one of them most: compare '
-            f'embeddings to know); regions seen: {parts or "unknown"}; embedding of {len(self.embedding)} numbers'
-        )
+        return (f'of the people that training knew, {identity} (a stranger too resembles one of them most: compare '
+                f'embeddings to know); regions seen: {parts or "unknown"}; embedding of {len(self.embedding)} numbers')
 
 
 class ReIDLearner(Learner):
@@ -99,7 +98,7 @@ class ReIDLearner(Learner):
         if isinstance(images, DataLoader): return images if bs in (None, images.bs) else images.new(bs=bs)
         if isinstance(images, pd.DataFrame): table = images
         else: table = pd.DataFrame({'path': pd.Series(list(as_images(images)), dtype=object)})
-        if not len(table): raise ValueError('no images: give at least one path, image or catalog row')
+        refuse({'no images: give at least one path, image or catalog row': not len(table)})
         if num_workers is None and len(table) < 256: num_workers = 0
         kwargs = {k: v for k, v in dict(bs=bs, num_workers=num_workers).items() if v is not None}
         return self.dls.test_dl(table, with_labels={'pid', 'camid', 'split'} <= set(table.columns), **kwargs)
@@ -184,8 +183,7 @@ class ReIDLearner(Learner):
         **kwargs,  # Passed to `fit`
     ):
         "The second stage of the paper: trains further with the semantic diversity loss"
-        if schedule not in ('constant', 'annealed'):
-            raise ValueError(f'unknown schedule {schedule!r}: use constant or annealed')
+        refuse({f'unknown schedule {schedule!r}: use constant or annealed': schedule not in ('constant', 'annealed')})
         if lr is None: lr = self.lr if self.opt is None else self.opt.hypers[-1]['lr']
         stage = Stage(n_epoch, lr, schedule)
         self.fit(n_epoch, lr, cbs=[SemanticDiversityPhase(gamma), *stage_callbacks(stage, self), *L(cbs)], **kwargs)
@@ -277,8 +275,7 @@ class ReIDLearner(Learner):
         if distance == 'regions':
             rows = rank_parts(embed_parts(self, dl, regions, given_masks=given_masks), again, **kwargs)
         else: rows = self._rank_embeddings(dl, flip_test, by_branch, again, kwargs)
-        if not rows:
-            raise ValueError('nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"')
+        refuse({'nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"': not rows})
         table = pd.concat([ranking.table().set_axis([name]) for name, ranking in rows.items()])
         first = next(iter(rows.values()))
         table.attrs = dict(queries=len(first.ap), left_out=int(first.n_skipped))
@@ -294,9 +291,8 @@ class ReIDLearner(Learner):
 
     def _test_images(self, catalog):
         if catalog is not None: return catalog
-        if not self.dls.valid.n:
-            raise ValueError('this learner was loaded and has no images: give a catalog '
-                             'with queries and gallery')
+        refuse({'this learner was loaded and has no images: give a catalog with queries and gallery':
+                not self.dls.valid.n})
         return self.dls.valid
 
     def threshold(
@@ -308,8 +304,7 @@ class ReIDLearner(Learner):
         "The similarity from which two images count as one person; `compare` uses the last result"
         embeddings, identity = self.embed(self._test_images(test), with_identity=True)
         sides = by_role(identity)
-        if sides is None:
-            raise ValueError('nothing to compare: the catalog needs rows of split "query" and of split "gallery"')
+        refuse({'nothing to compare: the catalog needs rows of split "query" and of split "gallery"': sides is None})
         pairs = verification_pairs(embeddings[sides.query], embeddings[sides.gallery], *sides.ids)
         self.last_threshold = similarity_threshold(pairs, far=far)
         return self.last_threshold
@@ -322,8 +317,8 @@ class ReIDLearner(Learner):
     ) -> Comparison:  # True or false by itself; its words say the similarity and the threshold
         "Are these two the same person? A ValueError where no threshold is known"
         threshold = getattr(self, 'last_threshold', None) if threshold is None else threshold
-        if threshold is None:
-            raise ValueError('no threshold is set: learn.threshold(test, far=.01) finds one, or give threshold=...')
+        refuse({'no threshold is set: learn.threshold(test, far=.01) finds one, or give threshold=...':
+                threshold is None})
         return compare(*self.embed([a, b]), threshold)
 
     def gradient_shares(
@@ -337,9 +332,8 @@ class ReIDLearner(Learner):
         output = net(images, masks if net.segmentation is not None else None, kept)
         parts = self.loss_func.parts(output, masks, identity)
         norms = gradient_norms(parts, net.backbone)
-        rows = {
-            part.name: dict(loss=part.value.item(), weight=part.weight, gradient=norms[part.name]) for part in parts
-        }
+        rows = {part.name: dict(loss=part.value.item(), weight=part.weight, gradient=norms[part.name])
+                for part in parts}
         table = pd.DataFrame.from_dict(rows, orient='index')
         return table.assign(share=table['gradient']/table['gradient'].sum())
 
@@ -406,8 +400,8 @@ class ReIDLearner(Learner):
         (self-training).
 
         ValueError for a model without that head, and for masks that are there already"""
-        if self.model.segmentation is None:
-            raise ValueError('this model has no segmentation head: build the learner with mask=True')
+        refuse({'this model has no segmentation head: build the learner with mask=True':
+                self.model.segmentation is None})
         targets = mask_targets(images, dst)
         if rank_distrib(): return [mask for _, mask in targets]  # the first of several processes writes
         if not overwrite: _check_none_exists(targets)
@@ -505,12 +499,9 @@ class ReIDLearner(Learner):
         model, config = read_model(source, **hub or {})
         classes = config['classes']
         if dls is None: dls = ReIDDataLoaders.without_images(Preprocessing.from_json(config['preprocessing']), classes)
-        elif list(dls.vocab) != classes:
-            raise ValueError(
-                f'{source} was trained on {len(classes)} identities, and dls has {len(dls.vocab)} others: give its '
-                'loaders '
-                f'vocab=..., or start from its weights with magnifier_learner(dls, weights="{source}/{MODEL_FILES[0]}")'
-            )
+        refuse({f'{source} was trained on {len(classes)} identities, and dls has {len(dls.vocab)} others: give its '
+                'loaders vocab=..., or start from its weights with '
+                f'magnifier_learner(dls, weights="{source}/{MODEL_FILES[0]}")': list(dls.vocab) != classes})
         arguments = {k: v for k, v in config['model'].items() if k != 'n_classes'}
         learn = magnifier_learner(dls, pretrained=False, **arguments, **kwargs)
         learn.model.load_state_dict(model.state_dict())
@@ -525,16 +516,13 @@ class ReIDLearner(Learner):
         message: str = 'Model',  # Of the commit
     ):  # What `huggingface_hub.upload_folder` returns: the commit
         "Saves the model (`save_pretrained`) to the Hugging Face hub. An ImportError without its library"
-        try:
+        with needs("no huggingface_hub: pip install 'magnifier-reid[hub]' to push to it"):
             from huggingface_hub import HfApi
-        except ImportError as e:
-            raise ImportError("no huggingface_hub: pip install 'magnifier-reid[hub]' to push to it") from e
         with tempfile.TemporaryDirectory() as parent:
             folder, api = self.save_pretrained(Path(parent)/'model'), HfApi(token=token)
             api.create_repo(name, private=private, exist_ok=True)
-            return api.upload_folder(
-                repo_id=name, folder_path=str(folder), commit_message=message, allow_patterns=list(MODEL_FILES)
-            )
+            return api.upload_folder(repo_id=name, folder_path=str(folder), commit_message=message,
+                                     allow_patterns=list(MODEL_FILES))
 
 
 LIBRARIES = ('torch', 'torchvision', 'fastai', 'fastcore', 'numpy')
@@ -542,16 +530,14 @@ LIBRARIES = ('torch', 'torchvision', 'fastai', 'fastcore', 'numpy')
 
 def versions() -> dict:  # name -> version
     "Python, the package, and the libraries that a pickled learner depends on"
-    return dict(
-        magnifier=magnifier.__version__, python=platform.python_version(), **{name: version(name) for name in LIBRARIES}
-    )
+    libraries = {name: version(name) for name in LIBRARIES}
+    return dict(magnifier=magnifier.__version__, python=platform.python_version(), **libraries)
 
 
 def _steps_of(dls):
     "The validation's transforms as text; a transform with split_idx 0 is for training images only"
-    steps = [
-        tfm for pipeline in (dls.valid.after_item, dls.valid.after_batch) for tfm in pipeline.fs if tfm.split_idx != 0
-    ]
+    tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
+    steps = [tfm for tfm in tfms if tfm.split_idx != 0]
     return re.sub(' at 0x[0-9a-f]+', '', repr(steps))
 
 
@@ -592,12 +578,9 @@ def magnifier_learner(
     **kwargs,  # Passed to `create_magnifier`
 ) -> ReIDLearner:  # Learner with the losses, callbacks and metrics of the rows of Table 2
     "Learner for MagnifierNet or any row of the paper's Table 2; a ValueError names arguments that do not go together"
-    if mask and getattr(dls, 'masks_found', 1.) == 0:
-        raise ValueError(
-            'no training image has a part mask, and without masks the mask module, SAB and SFB cannot be trained: '
-            'name a folder of masks to the reader (masks=...), make some with `magnifier_masks make`, or pass '
-            'mask=False, sab=False, sfb=False'
-        )
+    refuse({'no training image has a part mask, and without masks the mask module, SAB and SFB cannot be trained: name '
+            'a folder of masks to the reader (masks=...), make some with `magnifier_masks make`, or pass mask=False, '
+            'sab=False, sfb=False': mask and getattr(dls, 'masks_found', 1.) == 0})
     model = create_magnifier(arch, n_classes=dls.c, pretrained=pretrained, mask=mask, sab=sab, sfb=sfb, **kwargs)
     callbacks = [LossParts(), TrackersWait()]
     if mask: callbacks.append(TeacherMasks())
@@ -610,27 +593,24 @@ def magnifier_learner(
 
 def _optimiser(given):
     if not isinstance(given, str): return given
-    if given not in OPTIMISERS: raise ValueError(f'unknown optimiser {given!r}: use one of {", ".join(OPTIMISERS)}')
+    refuse({f'unknown optimiser {given!r}: use one of {", ".join(OPTIMISERS)}': given not in OPTIMISERS})
     return OPTIMISERS[given]
 
 
 def _check_distance(distance, of_embeddings, of_regions):
     "Refuses what does not go together in `evaluate`"
-    wrong = {
+    refuse({
         f'unknown distance {distance!r}: use cosine or regions': distance not in ('cosine', 'regions'),
         'flip_test and by_branch need embeddings: they do not go with distance="regions"':
             distance == 'regions' and of_embeddings,
         'regions and given_masks go with distance="regions"': distance != 'regions' and of_regions,
-    }
-    for message, is_wrong in wrong.items():
-        if is_wrong: raise ValueError(message)
+    })
 
 
 def _check_none_exists(targets):
     there = [mask for _, mask in targets if mask.exists()]
-    if there:
-        raise ValueError(f'{len(there)} of {len(targets)} masks exist (first: {there[0]}): name another dst, or pass '
-                         'overwrite=True')
+    refuse({f'{len(there)} of {len(targets)} masks exist (first: {next(iter(there), None)}): name another dst, or pass '
+            'overwrite=True': there})
 
 
 def recipe_learner(
@@ -642,6 +622,5 @@ def recipe_learner(
 ) -> ReIDLearner:  # Nothing is trained; `fit_recipe` does that
     "The learner that a recipe trains"
     plan = named(recipe)
-    return magnifier_learner(
-        dls, **{'loss_func': partial(MagnifierLoss, **{**plan.loss, **(loss or {})}), **plan.model, **kwargs}
-    )
+    loss_func = partial(MagnifierLoss, **{**plan.loss, **(loss or {})})
+    return magnifier_learner(dls, **{'loss_func': loss_func, **plan.model, **kwargs})

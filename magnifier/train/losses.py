@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from magnifier.checks import choose, refuse
 from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.model.branches import BRANCHES, AdversarialBranch
 from magnifier.model.heads import at_least_float32
@@ -142,10 +143,8 @@ class MagnifierLoss:
     ):
         "A ValueError for a negative weight or an unknown triplet"
         weights = dict(gamma=gamma, mask_weight=mask_weight, region_weight=region_weight, margin=margin)
-        for name, value in weights.items():
-            if value < 0: raise ValueError(f'{name}={value}: zero or positive is wanted')
-        if sab_triplet not in TRIPLETS:
-            raise ValueError(f'sab_triplet={sab_triplet!r}: use one of {", ".join(TRIPLETS)}')
+        refuse({f'{name}={value}: zero or positive is wanted': value < 0 for name, value in weights.items()})
+        choose(sab_triplet, TRIPLETS, 'sab_triplet')
         self.gamma = gamma
         self.mask_weight = mask_weight
         self.region_weight = region_weight
@@ -176,8 +175,6 @@ class MagnifierLoss:
         *targets: Tensor,  # As for a call
     ) -> list[LossPart]:
         "The terms of the total, one by one, with gradient"
-        if len(targets) not in (1, 2):
-            raise TypeError(f'{len(targets)} targets: (mask, identity) or (identity,) are wanted')
         output = MagnifierOutput(output)
         mask, identity = (None, *targets)[-2:]
         labels = identity.as_subclass(Tensor)[:, 0]

@@ -8,6 +8,7 @@ from fastai.vision.all import Metric, to_detach, to_device, tuplify
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from magnifier.checks import refuse
 from magnifier.data.block import ROLES
 from magnifier.model.pooling import labels_to_masks, predicted_masks, resize_masks
 from magnifier.regions import BODY_REGIONS, NO_MASK, N_REGIONS, REGIONS, region_indices
@@ -63,10 +64,8 @@ def rank_embeddings(
     plain = rank_by_role(embeddings, identity, **kwargs)
     if plain is None or again is None: return {} if plain is None else {'plain': plain}
     query, gallery, ids = by_role(identity)
-    return {
-        'plain': plain,
-        're-ranked': evaluate_distances(rerank(embeddings[query], embeddings[gallery], **again), *ids, **kwargs),
-    }
+    re_ranked = rerank(embeddings[query], embeddings[gallery], **again)
+    return {'plain': plain, 're-ranked': evaluate_distances(re_ranked, *ids, **kwargs)}
 
 
 class Parts(NamedTuple):
@@ -101,7 +100,7 @@ def region_embeddings(
     BNNeck of its region, which was trained to classify identities by that region. With SAB alone: its feature of the
     region alone. With neither: the mean of the map over the region. A ValueError without masks"""
     masks = region_masks(maps) if masks is None else masks
-    if masks is None: raise ValueError(NO_REGIONS)
+    refuse({NO_REGIONS: masks is None})
     name, branch = list(model.branches.items())[-1]
     if branch.needs_masks: masks = maps['masks']
     with torch.no_grad(), torch.autocast(masks.device.type, enabled=False):
@@ -114,7 +113,7 @@ def region_areas(
 ) -> np.ndarray:  # (n, k) share of each image that a region covers
     "The visible area of each region, by the model's own masks or else by the labels; a ValueError without either"
     if 'mask_logits' in maps: labels = maps['mask_logits'].argmax(1)
-    if labels is None or (labels == NO_MASK).any(): raise ValueError(NO_REGIONS)
+    refuse({NO_REGIONS: labels is None or (labels == NO_MASK).any()})
     return _areas(labels)
 
 
@@ -132,9 +131,11 @@ def embed_parts(
     """Region features of a whole set. A ValueError for a model without regions, and for images without the requested
     masks"""
     own = learn.model.segmentation is not None
-    if not own and not given_masks: raise ValueError(NO_OWN_REGIONS)
     wanted = region_indices(regions)
-    if not wanted: raise ValueError('regions=[]: name one or more regions')
+    refuse({
+        NO_OWN_REGIONS: not own and not given_masks,
+        'regions=[]: name one or more regions': not wanted,
+    })
     share = Share(learn, learn.loader(images))
     embeddings, areas, identities = [], [], []
     with learn.evaluating() as (model, device):
@@ -156,14 +157,12 @@ def embed_parts(
 
 def _given_labels(targets):
     # Part masks of a batch
-    if len(targets) < 2:
-        raise ValueError('given_masks=True: these images come without part masks. Pass a catalog with path, mask, pid, '
-                         'camid and split')
+    refuse({'given_masks=True: these images come without part masks. Pass a catalog with path, mask, pid, camid and '
+            'split': len(targets) < 2})
     labels = targets[0].as_subclass(Tensor)
     missing = int((labels == NO_MASK).flatten(1).any(1).sum())
-    if missing:
-        raise ValueError(f'given_masks=True: {missing} of {len(labels)} images of a batch have no part mask. Give each '
-                         'one, or leave given_masks out')
+    refuse({f'given_masks=True: {missing} of {len(labels)} images of a batch have no part mask. Give each one, or '
+            'leave given_masks out': missing})
     return labels
 
 
@@ -194,9 +193,14 @@ def rank_parts(
 
 class _Embeddings:
     "Embeddings and identities of a validation pass, ranked once for all metrics"
-    def __init__(self, **kwargs): self.kwargs = kwargs; self.reset()
 
-    def reset(self): self.parts, self.ranking = [], None
+    def __init__(self, **kwargs):
+        self.kwargs = kwargs
+        self.reset()
+
+    def reset(self):
+        self.parts = []
+        self.ranking = None
 
     def accumulate(self, learn):
         keep = lambda x: to_detach(x, gather=False)
@@ -205,10 +209,9 @@ class _Embeddings:
 
     def compute(self):
         if self.ranking is None and self.parts:
-            self.ranking, self.parts = (
-                rank_by_role(*(self._whole(torch.cat(parts)) for parts in zip(*self.parts)), **self.kwargs),
-                [],
-            )
+            embeddings, identity = (self._whole(torch.cat(parts)) for parts in zip(*self.parts))
+            self.ranking = rank_by_role(embeddings, identity, **self.kwargs)
+            self.parts = []
         return self.ranking
 
     def _whole(self, x):
@@ -222,11 +225,16 @@ class _Embeddings:
 
 class ReIDMetric(Metric):
     "One figure of a ranking; only the first of a group collects embeddings, so several metrics need one ranking"
-    def __init__(self,
+
+    def __init__(
+        self,
         source: _Embeddings,  # What gathers, shared by a group
         key: str,  # Column: 'mAP', 'mINP' or 'R' and a rank, as 'R1'
         lead: bool = True,  # Whether this one resets and gathers
-    ): self.source, self.key, self.lead = source, key, lead
+    ):
+        self.source = source
+        self.key = key
+        self.lead = lead
 
     def reset(self):
         "Forget the last pass"
@@ -255,8 +263,8 @@ def reid_metrics(
 ) -> list:  # One metric a key, sharing one ranking
     "Metrics for a Learner that SaveModelCallback and EarlyStoppingCallback can monitor by name"
     keys = [keys] if isinstance(keys, str) else list(keys)
-    wrong = [k for k in keys if k not in ('mAP', 'mINP') and not (k[:1] == 'R' and k[1:].isdigit() and int(k[1:]))]
-    if wrong: raise ValueError(f'unknown metric {wrong[0]!r}: use mAP, mINP, or R and a rank from 1, as R1')
+    refuse({f'unknown metric {key!r}: use mAP, mINP, or R and a rank from 1, as R1':
+            key not in ('mAP', 'mINP') and not (key[:1] == 'R' and key[1:].isdigit() and int(key[1:])) for key in keys})
     source = _Embeddings(**kwargs)
     return [ReIDMetric(source, key, lead=i == 0) for i, key in enumerate(keys)]
 

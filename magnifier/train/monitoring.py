@@ -15,6 +15,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.callback.tracker import TrackerCallback
 from fastai.vision.all import AvgSmoothLoss, Callback, L, ProgressCallback, Recorder, tensor
 
+from magnifier.checks import refuse
 from magnifier.files import aside
 from magnifier.train.distributed import mean_over_ranks
 
@@ -189,14 +190,8 @@ class StopAtNonFinite(Callback):
     def after_loss(self):
         "Starts the check of this batch, and reads the results that have arrived"
         parts = getattr(self.learn.loss_func, 'last', {})
-        seen = dict(
-            epoch=self.learn.epoch,
-            step=self.learn.iter,
-            loss=self.learn.loss_grad.detach(),
-            parts=dict(parts),
-            xb=self.learn.xb,
-            yb=self.learn.yb,
-        )
+        seen = dict(epoch=self.learn.epoch, step=self.learn.iter, loss=self.learn.loss_grad.detach(), parts=dict(parts),
+                    xb=self.learn.xb, yb=self.learn.yb)
         self.waiting.append((*_asked(torch.isfinite(seen['loss']).all()), seen))
         while self.waiting and (self.waiting[0][1].query() or len(self.waiting) > _MOST_WAITING): self._look()
 
@@ -285,16 +280,13 @@ def check_callbacks(
     "A ValueError for callbacks that do not work for a training of identities"
     for cb in cbs:
         kind = cb if isinstance(cb, type) else type(cb)
-        if issubclass(kind, MixHandler):
-            raise ValueError(
-                f'{kind.__name__} mixes images and class labels, but the triplet loss needs one identity '
-                'per image: use the loaders\' erase=0.5, which erases a part of each image'
-            )
-        if issubclass(kind, TrackerCallback) and getattr(cb, 'monitor', 'valid_loss') == 'valid_loss':
-            raise ValueError(
-                f'{kind.__name__} would monitor valid_loss, which is not defined for people who are not in '
-                f"training: use {kind.__name__}(monitor='mAP')"
-            )
+        refuse({
+            f'{kind.__name__} mixes images and class labels, but the triplet loss needs one identity per image: use '
+            "the loaders' erase=0.5, which erases a part of each image": issubclass(kind, MixHandler),
+            f'{kind.__name__} would monitor valid_loss, which is not defined for people who are not in training: use '
+            f"{kind.__name__}(monitor='mAP')":
+                issubclass(kind, TrackerCallback) and getattr(cb, 'monitor', 'valid_loss') == 'valid_loss',
+        })
 
 
 class TrackersWait(Callback):
@@ -310,12 +302,8 @@ class TrackersWait(Callback):
     def after_epoch(self):
         "Turns trackers off whose metric is missing"
         for cb in self.learn.cbs:
-            if (
-                isinstance(cb, TrackerCallback)
-                and cb.run
-                and not getattr(cb, 'every_epoch', False)
-                and self._is_missing(cb)
-            ):
+            waits = isinstance(cb, TrackerCallback) and cb.run and not getattr(cb, 'every_epoch', False)
+            if waits and self._is_missing(cb):
                 cb.run = False
                 self.asleep.append(cb)
 

@@ -1,6 +1,9 @@
 """Whole trainings as data: arguments of loaders, model and loss, and the stages of the fit. Importing this module is
 fast"""
+
 from typing import NamedTuple
+
+from magnifier.checks import refuse
 
 __all__ = ['Stage', 'Recipe', 'RECIPES', 'recipe']
 
@@ -95,8 +98,7 @@ class Recipe(NamedTuple):
         if {'warmup', 'milestones'} & set(first): first.setdefault('schedule', 'steps')
         stages[0] = stages[0]._replace(**first)
         second = _given(lr=second_lr, schedule=second_schedule)
-        if second and len(self.stages) == 1:
-            raise ValueError('second_lr and second_schedule: this recipe has a single stage')
+        refuse({'second_lr and second_schedule: this recipe has a single stage': second and len(self.stages) == 1})
         stages[1:2] = [stage._replace(**second) for stage in stages[1:2]]
         changes = _given(gamma=gamma, rank_every=rank_every)
         if not (self.diversity if diversity is None else diversity): changes['diversity_from'] = 1.
@@ -109,7 +111,7 @@ class Recipe(NamedTuple):
     def _shares(self, epochs):
         """The stages shortened or lengthened to this number of epochs; each has at least one, except in a training of
         one epoch"""
-        if epochs < 1: raise ValueError(f'epochs={epochs}: train one or more')
+        refuse({f'epochs={epochs}: train one or more': epochs < 1})
         later = [max(round(epochs * stage.epochs / self.epochs), int(epochs > 1)) for stage in self.stages[1:]]
         counts = [epochs - sum(later), *later]
         return [stage.of(n) for stage, n in zip(self.stages, counts) if n]
@@ -123,17 +125,14 @@ def _counted(n, what): return f'{n} {what}' + 's'*(n != 1)
 
 def _check(stage):
     "Refuses invalid numbers of a stage"
-    if stage.schedule not in SCHEDULES:
-        raise ValueError(f'unknown schedule {stage.schedule!r}: use one of {", ".join(SCHEDULES)}')
-    wrong = {
+    refuse({
+        f'unknown schedule {stage.schedule!r}: use one of {", ".join(SCHEDULES)}': stage.schedule not in SCHEDULES,
         f'lr={stage.lr}: a rate is positive': stage.lr <= 0,
         f'warmup={stage.warmup}: give 0 or more epochs': stage.warmup < 0,
         f'milestones={stage.milestones}: give them in order': list(stage.milestones) != sorted(stage.milestones),
         f'gamma={stage.gamma}: a weight is zero or positive': stage.gamma < 0,
         f'rank_every={stage.rank_every}: rank every epoch (1) or less often': stage.rank_every < 1,
-    }
-    for message, is_wrong in wrong.items():
-        if is_wrong: raise ValueError(message)
+    })
 
 
 RECIPES = {
@@ -187,5 +186,5 @@ def recipe(
     name: str,  # One of `RECIPES`
 ) -> Recipe:  # The recipe of that name
     "Recipe by name; a ValueError for an unknown one lists the known ones"
-    if name not in RECIPES: raise ValueError(f'unknown recipe {name!r}: use one of {", ".join(RECIPES)}')
+    refuse({f'unknown recipe {name!r}: use one of {", ".join(RECIPES)}': name not in RECIPES})
     return RECIPES[name]

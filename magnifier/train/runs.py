@@ -18,6 +18,7 @@ import torch
 from fastai.vision.all import noop, num_distrib, rank_distrib
 
 import magnifier
+from magnifier.checks import refuse
 from magnifier.data.catalog import validate_catalog
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.files import aside, clear_leftovers, locked
@@ -76,27 +77,13 @@ def train_run(
     NaN or infinite; the batch is in nonfinite.pth. RunStopped: Ctrl-C; the last finished epoch is kept"""
     plan, out, catalog = named(recipe), Path(out), validate_catalog(catalog, ('train',))
     epochs = plan.epochs if epochs is None else epochs
-    loading, model, loss = (
-        {**plan.loading, **(loading or {})},
-        {**plan.model, 'seed': seed, **(model or {})},
-        {**plan.loss, **(loss or {})},
-    )
+    loading = {**plan.loading, **(loading or {})}
+    model = {**plan.model, 'seed': seed, **(model or {})}
+    loss = {**plan.loss, **(loss or {})}
     fitting = fitting or {}
     plan.plan(epochs, **fitting)  # a mistake is said before anything is read
-    asked = as_json(
-        dict(
-            recipe=recipe,
-            epochs=epochs,
-            seed=seed,
-            loading=loading,
-            model=model,
-            loss=loss,
-            fitting=fitting,
-            rerank=rerank,
-            fast=fast,
-            data=describe_data(catalog),
-        )
-    )
+    asked = as_json(dict(recipe=recipe, epochs=epochs, seed=seed, loading=loading, model=model, loss=loss,
+                         fitting=fitting, rerank=rerank, fast=fast, data=describe_data(catalog)))
     with nullcontext() if rank_distrib() else locked(out):  # of several processes the first one keeps the folder
         state, record = _found(out, asked, resume, say)
         if record is not None:
@@ -131,11 +118,8 @@ def _found(out, asked, resume, say):
     record, checkpoints = read_json(out/'run.json'), out/'checkpoints'
     finished = record is not None and record['finished']
     if not resume:
-        if not finished and checkpoint_files(checkpoints):
-            raise ValueError(
-                f'{out} holds a run that was not finished: continue it (--resume, resume=True), name another folder, '
-                f'or remove {checkpoints}'
-            )
+        refuse({f'{out} holds a run that was not finished: continue it (--resume, resume=True), name another folder, '
+                f'or remove {checkpoints}': not finished and checkpoint_files(checkpoints)})
         return None, None
     if finished:
         _check_same(out, record['arguments'], asked)
@@ -150,12 +134,8 @@ def _found(out, asked, resume, say):
 def _check_same(out, before, now):
     "Refuses arguments that differ from those of the run"
     found = differing({k: v for k, v in before.items() if k in now}, now)
-    if not found: return
-    name, was, wanted = found[0]
-    raise ValueError(
-        f'{out} holds a run with {name}={was!r}, and now it is {wanted!r}, which would give another result: '
-        f'resume it with {was!r}, or name another folder'
-    )
+    refuse({f'{out} holds a run with {name}={was!r}, and now it is {wanted!r}, which would give another result: resume '
+            f'it with {was!r}, or name another folder': True for name, was, wanted in found})
 
 
 def _begin(out, plan, learn, stages, asked, *, dataset, state, say):
@@ -165,22 +145,9 @@ def _begin(out, plan, learn, stages, asked, *, dataset, state, say):
     if state is None:
         shutil.rmtree(out/'checkpoints', ignore_errors=True)  # of a run that was finished
         parameters = sum(p.numel() for p in learn.model.parameters())
-        record = dict(
-            recipe=asked['recipe'],
-            says=plan.says,
-            dataset=dataset,
-            arguments=asked,
-            data=asked['data'],
-            device=str(learn.dls.device),
-            parameters=parameters,
-            **now,
-            started=_now(),
-            resumed=[],
-            epochs_done=0,
-            seconds=0.0,
-            finished=None,
-            figures={},
-        )
+        record = dict(recipe=asked['recipe'], says=plan.says, dataset=dataset, arguments=asked, data=asked['data'],
+                      device=str(learn.dls.device), parameters=parameters, **now, started=_now(), resumed=[],
+                      epochs_done=0, seconds=0.0, finished=None, figures={})
     else: record = _taken_up(out, asked, state, now, say)
     record['stages'] = as_json([stage._asdict() for stage in stages])
     say('\n'.join(_plan(record, learn.dls.train, stages)))
@@ -257,9 +224,8 @@ def _write(out, record, rows=()):
 
 def _figures(learn, when, rerank):
     "Retrieval figures as rows"
-    return {
-        f'{when}, {row}': as_json(figures) for row, figures in learn.evaluate(rerank=rerank).to_dict('index').items()
-    }
+    rows = learn.evaluate(rerank=rerank).to_dict('index')
+    return {f'{when}, {row}': as_json(figures) for row, figures in rows.items()}
 
 
 def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
@@ -271,21 +237,18 @@ def describe_data(
     catalog: pd.DataFrame,  # One row an image: `path`, `mask`, `pid`, `camid`, `split`
 ) -> dict:  # Counts, and a digest of which images these are, wherever their folder lies
     "The data that a run trains and is evaluated on"
-    train, masks = catalog[catalog.split == 'train'], [None if pd.isna(m) else os.fspath(m) for m in catalog['mask']]
-    rows = zip(
-        _below(catalog['path']), _below(masks), map(_size, masks), catalog['pid'], catalog['camid'], catalog['split']
-    )
-    digest = hashlib.sha256(
-        json.dumps([[*files, int(pid), int(cam), s] for *files, pid, cam, s in rows]).encode()
-    ).hexdigest()[:16]
+    train = catalog[catalog.split == 'train']
+    masks = [None if pd.isna(m) else os.fspath(m) for m in catalog['mask']]
+    rows = zip(_below(catalog['path']), _below(masks), map(_size, masks), catalog['pid'], catalog['camid'],
+               catalog['split'])
+    text = json.dumps([[*files, int(pid), int(cam), split] for *files, pid, cam, split in rows])
     return dict(
         images=len(train),
         identities=int(train['pid'].nunique()),
         masks=int(train['mask'].notna().sum()),
         queries=int((catalog.split == 'query').sum()),
         gallery=int((catalog.split == 'gallery').sum()),
-        digest=digest,
-    )
+        digest=hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def _below(paths):
@@ -303,9 +266,8 @@ def _size(path):
 def environment() -> dict:  # versions, commit (None outside a clone), hardware
     "The hardware and software of a run"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    hardware = dict(
-        cpu=_cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpus=gpus, system=platform.platform()
-    )
+    hardware = dict(cpu=_cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpus=gpus,
+                    system=platform.platform())
     return dict(versions=versions(), commit=_commit(), hardware=hardware)
 
 
@@ -315,9 +277,8 @@ def _commit():
     if not (root/'.git').exists(): return None  # installed: a repository further up would be another project's
 
     def git(*args):
-        return subprocess.run(
-            ['git', '-C', str(root), *args], capture_output=True, text=True, check=True, timeout=30
-        ).stdout.strip()
+        done = subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout.strip()
 
     try: return git('rev-parse', 'HEAD') + '+'*bool(git('status', '--porcelain', '--untracked-files=no'))
     except (OSError, subprocess.SubprocessError): return None
@@ -327,10 +288,8 @@ def _cpu():
     "The processor's name, if the system gives it"
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: lines = []
-    return next(
-        (line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')),
-        platform.processor() or platform.machine(),
-    )
+    names = (line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
+    return next(names, platform.processor() or platform.machine())
 
 
 def as_json(
@@ -354,11 +313,8 @@ def _call(value):
 
 def _name(value):
     name = value.__name__ if hasattr(value, '__name__') else str(value)
-    if name == '<lambda>' or ' at 0x' in name:
-        raise ValueError(
-            f'{name} cannot be recorded, so a resumed run could not be compared with this one: give a named '
-            'function, a class, or a functools.partial of either'
-        )
+    refuse({f'{name} cannot be recorded, so a resumed run could not be compared with this one: give a named function, '
+            'a class, or a functools.partial of either': name == '<lambda>' or ' at 0x' in name})
     return name
 
 
@@ -387,9 +343,7 @@ def read_json(
     file,  # Where from
 ):  # What is in it; None where it is not there
     "Reads a file of `write_json`; a ValueError if it is not JSON"
-    try:
-        return json.loads(Path(file).read_text())
-    except FileNotFoundError:
-        return None
+    try: return json.loads(Path(file).read_text())
+    except FileNotFoundError: return None
     except ValueError as e:
         raise ValueError(f'{file}: not the record of a run ({e}); remove it, or name another folder') from e

@@ -119,6 +119,7 @@ def test_part_branches_may_hang_on_the_convolution_that_ends_a_network():
 
 # A convolutional network with stages, one with squeeze and excitation, windows, patch grids (DINO's too, of 14
 # pixels), and their smallest sizes
+@pytest.mark.slow
 @pytest.mark.parametrize('name, last_stride, widths', [
     ('timm/resnet18', 1, (256, 512)), ('seresnext26t_32x4d', 2, (1024, 2048)), ('test_convnext', 1, (48, 64)),
     ('test_efficientnet', 1, (48, 64, 256)),

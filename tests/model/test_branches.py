@@ -117,7 +117,7 @@ class Parser(nn.Module):
         return torch.nn.functional.one_hot(nearest, 8).permute(0, 3, 1, 2).float()
 
 
-@pytest.mark.parametrize('size', [(384, 192), (128, 64)])
+@pytest.mark.parametrize('size', [pytest.param((384, 192), marks=pytest.mark.slow), (128, 64)])
 @pytest.mark.parametrize('mask_resize', ['bilinear', 'nearest'])
 @pytest.mark.parametrize('upsample', [False, True])
 def test_a_perfect_parser_gives_the_features_of_given_labels(size, mask_resize, upsample):

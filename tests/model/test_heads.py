@@ -45,14 +45,12 @@ def test_recurrent_fusion_reads_in_index_order():
         state = None
         for k in range(8): state = one(x[:, k], state)
         torch.testing.assert_close(fuse(x), state if cell == 'gru' else state[0])
-    with pytest.raises(ValueError, match="unknown cell 'rnn': use one of gru, lstm"): RecurrentFusion(6, 5, 'rnn')
 
 
 def test_concat_fusion_is_a_linear_layer_a_region():
     torch.manual_seed(0)
     fuse, x = ConcatFusion(6, 16), torch.randn(3, 8, 6)
     torch.testing.assert_close(fuse(x), torch.cat([x[:, k] @ fuse.weight[k] for k in range(8)], 1))
-    with pytest.raises(ValueError, match='hidden=20: .* multiple of 8 regions'): ConcatFusion(6, 20)
 
 
 def test_branch_map_is_non_negative_and_keeps_the_shape():

@@ -278,6 +278,7 @@ def test_properties(model):
     assert plain.sab is None and plain.sfb is None and plain.segmentation is None
 
 
+@pytest.mark.slow
 def test_an_image_overfits_in_a_few_steps(model, images, labels):
     identity, loss = torch.tensor([[0], [0], [1], [1]]).expand(4, 4), MagnifierLoss()
     opt = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
@@ -307,14 +308,12 @@ def lived_in(arch='resnet18', **kwargs):
     return model.eval()
 
 
-@pytest.mark.parametrize('kwargs', [{}, dict(mask=False, sab=False, sfb=False), dict(sab=False, sfb=False),
-                                    dict(sfb=False), dict(sab=False),
-                                    dict(sfb='ab'), dict(cell='lstm'), dict(region_stage=4),
-                                    dict(branch_bottleneck=False),
-                                    dict(soft_masks=True), dict(mask_resize='nearest'), dict(last_stride=2),
-                                    dict(arch='resnet50'), dict(n_regions=4),
-                                    dict(normalise_branches=False), dict(keep_background=False),
-                                    dict(upsample_maps=True), dict(stage3_stride=1), dict(arch='osnet_x0_25')])
+@pytest.mark.parametrize('kwargs', [
+    {}, dict(mask=False, sab=False, sfb=False), *(pytest.param(options, marks=pytest.mark.slow) for options in (
+        dict(sab=False, sfb=False), dict(sfb=False), dict(sab=False), dict(sfb='ab'), dict(cell='lstm'),
+        dict(region_stage=4), dict(branch_bottleneck=False), dict(soft_masks=True), dict(mask_resize='nearest'),
+        dict(last_stride=2), dict(arch='resnet50'), dict(n_regions=4), dict(normalise_branches=False),
+        dict(keep_background=False), dict(upsample_maps=True), dict(stage3_stride=1), dict(arch='osnet_x0_25')))])
 def test_embeds_as_the_model_does(kwargs):
     model = lived_in(**kwargs)
     images, state = torch.randn(3, 3, 64, 48), {k: v.clone() for k, v in model.state_dict().items()}

@@ -108,7 +108,7 @@ def test_no_images():
 
 @pytest.mark.parametrize('shapes, said', [
     (((2, 3, 4), (2, 8, 4, 4)), 'n x c x h x w'), (((2, 3, 4, 4), (2, 4, 4)), 'n x k x h x w'),
-    (((2, 3, 4, 4), (1, 8, 4, 4)), 'differ in n, h or w'), (((2, 3, 4, 4), (2, 8, 4, 5)), 'resize the masks')])
+    (((2, 3, 4, 4), (1, 8, 4, 4)), 'of one n, h and w'), (((2, 3, 4, 4), (2, 8, 4, 5)), 'bring masks to the size')])
 def test_shapes_that_do_not_fit(shapes, said):
     with pytest.raises(ValueError, match=said): region_max_pool(*(torch.rand(s) for s in shapes))
 

@@ -92,20 +92,18 @@ def test_half_replaced_is_refused(folder, monkeypatch):
 
 @pytest.mark.parametrize('values, message', [
     (dict(format=3, version='9.1'), 'format 3, by magnifier 9.1.*reads format 2'),
-    (dict(format=None), 'has no "format"'), (dict(hook='os.system'), 'unknown hook'),
-    (dict(classes=None), 'missing classes'), (dict(model__depth=3), 'model: unknown depth'),
-    (dict(model__cell=None), 'model: missing cell'),
-    (dict(model__hidden='16'), "hidden is '16'; int"), (dict(model__hidden=True), 'hidden is True; int'),
+    (dict(format=None), 'has no "format"'),
+    (dict(classes=None), 'missing classes'),
+    (dict(model__depth=3), "config.json: .*unexpected keyword argument 'depth'"),
     (dict(model__sfb='abc'), "config.json: sfb='abc'"),
     (dict(model__arch='os.system'), "unknown arch 'os.system'"),
-    (dict(model__hidden=8), r'sab.neck.bn.weight is \(16,\) in .* and \(8,\) by'),
-    (dict(model__hidden=10**6), r'and \(1000000,\) by'),  # refused before memory is asked for
-    (dict(model__arch='resnet34'), 'layer1.2.*missing'), (dict(model__sab=False), 'branches.sab.*unknown by'),
+    (dict(model__hidden=8), 'does not fit the network of config.json.*size mismatch for branches.sab'),
+    (dict(model__hidden=10**6), 'size mismatch'),  # refused before memory is asked for
+    (dict(model__arch='resnet34'), 'Missing key.*layer1.2'),
+    (dict(model__sab=False), 'Unexpected key.*branches.sab'),
     (dict(classes=[1]), 'n_classes=3'),
-    (dict(classes=[1, 1, 2]), 'config.json: as many different classes as n_classes=3'),
-    (dict(classes=[[1], [2], [3]]), 'numbers or words'),
-    (dict(classes=[1, 2, None]), 'numbers or words'),
-    (dict(classes=3), 'numbers or words'),
+    (dict(classes=[1, 1, 2]), 'config.json: a list of n_classes=3 different classes'),
+    (dict(classes=3), 'a list of n_classes=3'),
     (dict(preprocessing__size=[64]), 'height and width'),
     (dict(preprocessing__size=[128, 64]), 'do not belong together'), (dict(fingerprint='0'*16), 'do not belong')])
 def test_changed_arguments_are_refused(folder, values, message):
@@ -119,8 +117,7 @@ def test_damaged_files_are_refused(folder):
     save_file({k: v + (k == 'backbone.conv1.weight') for k, v in tensors.items()}, weights)
     with pytest.raises(ValueError, match='do not belong together'): read_model(folder)
     save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, weights)
-    with pytest.raises(ValueError, match='is torch.float16 in model.safetensors and torch.float32 by'):
-        read_model(folder)
+    with pytest.raises(ValueError, match='do not belong together'): read_model(folder)
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match='cut off or not a safetensors file'): read_model(folder)
     weights.write_bytes(pickle.dumps({'a': 1}))
@@ -139,15 +136,17 @@ def test_damaged_files_are_refused(folder):
     (dict(model__hidden=0), 'hidden=0: 1 or more'),
     (dict(model__n_regions=-8), 'n_regions=-8: 1 or more'),
     (dict(model__branch_weights={'sab': 'much'}), "branch_weights={'sab': 'much'}"),
-    (dict(model__branch_weights=[1]), 'branch_weights is .1.; dict or null is wanted'),
-    (dict(model__arch=18), 'arch is 18; str or Callable'),
-    (dict(model={}), 'model: missing'), (dict(model=[]), 'model: missing'), (dict(preprocessing=3), 'config.json: ')])
+    (dict(model__branch_weights=[1]), r'branch_weights=\[1\]: zero or positive weights by branch'),
+    (dict(model__hidden='16'), 'config.json: '),
+    (dict(model__arch=18), 'config.json: '),
+    (dict(model=[]), 'config.json: '), (dict(preprocessing=3), 'config.json: ')])
 def test_arguments_of_no_network_name_the_file(folder, values, message):
     change(folder, **values)
     with pytest.raises(ValueError, match=message) as e: read_model(folder)
     assert str(folder/'config.json') in str(e.value)
 
 
+@pytest.mark.slow
 def test_a_foreign_arch_is_refused_before_it_is_built(folder, monkeypatch):
     pytest.importorskip('timm')
     change(folder, model__arch='vit_giant_patch14_dinov2')
@@ -155,7 +154,7 @@ def test_a_foreign_arch_is_refused_before_it_is_built(folder, monkeypatch):
     init = torch.nn.init.trunc_normal_
     monkeypatch.setattr(torch.nn.init, 'trunc_normal_',
                         lambda tensor, **how: made.append(tensor.device.type) or init(tensor, **how))
-    with pytest.raises(ValueError, match='by config.json: files of two models'): read_model(folder)
+    with pytest.raises(ValueError, match='does not fit the network of config.json'): read_model(folder)
     assert set(made) <= {'meta'}
 
 
@@ -177,6 +176,7 @@ def test_weights_that_are_no_numbers_are_refused_whatever_the_fingerprint(folder
         read_model(folder)
 
 
+@pytest.mark.slow
 def test_a_network_of_timm_comes_back_with_the_buffers_that_no_file_holds(tmp_path):
     pytest.importorskip('timm')
     model = create_magnifier('swin_tiny_patch4_window7_224', 3, False, hidden=16, last_stride=2).eval()

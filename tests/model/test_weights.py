@@ -27,7 +27,7 @@ def check_backbone(model, tensors, prefix=''):
 
 
 @pytest.mark.parametrize('prefix', ['', 'base.', 'module.base.', 'backbone.', '_orig_mod.module.encoder.net.'])
-@pytest.mark.parametrize('wrapper', [None, 'state_dict', 'model'])
+@pytest.mark.parametrize('wrapper', [None, *(pytest.param(w, marks=pytest.mark.slow) for w in ('state_dict', 'model'))])
 def test_backbone_under_any_prefix(tmp_path, imagenet, prefix, wrapper, caplog):
     tensors = {prefix + k: v for k, v in imagenet.items()}
     torch.save({wrapper: tensors, 'epoch': 3} if wrapper else tensors, tmp_path/'w.pth')
@@ -126,6 +126,7 @@ def test_load_weights_onto_a_model(tmp_path, imagenet):
     check_backbone(model, imagenet)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arch', ['test_convnext', 'test_vit', 'test_efficientnet', 'timm/resnet18',
                                   'swin_tiny_patch4_window7_224'])
 @pytest.mark.parametrize('prefix', ['', 'module.base.'])
@@ -144,6 +145,7 @@ def test_a_file_of_timms_network(tmp_path, arch, prefix):
         assert torch.equal(filled[name], values[name.removeprefix('net.').removeprefix('model.').replace('_', '.')])
 
 
+@pytest.mark.slow
 def test_a_file_of_patches_of_14(tmp_path):
     timm = pytest.importorskip('timm')
     arch = 'vit_small_patch14_dinov2'
@@ -166,6 +168,7 @@ def test_a_pickled_model_says_what_to_save(tmp_path):
         build(weights=tmp_path/'resnet50_model_120.pth')
 
 
+@pytest.mark.slow
 def test_a_backbone_of_another_arch_is_refused(tmp_path):
     other, model = create_magnifier('resnet34', 5, False, hidden=16), create_magnifier('resnet50', 5, False, hidden=16)
     torch.save(other.backbone.state_dict(), tmp_path/'other.pth')
@@ -180,7 +183,8 @@ def test_a_backbone_of_another_arch_is_refused(tmp_path):
 @pytest.mark.parametrize('there, here, said', [('resnet18', 'resnet34', 'it has no layer1.2.conv1.weight'),
                                                ('resnet34', 'resnet18', 'its .*layer1.2.conv1.weight is no part'),
                                                ('resnet50', 'resnet101', 'it has no layer3.6.conv1.weight')])
-@pytest.mark.parametrize('prefix', ['', 'module.base.', 'backbone.'])
+@pytest.mark.parametrize('prefix', ['', pytest.param('module.base.', marks=pytest.mark.slow),
+                                    pytest.param('backbone.', marks=pytest.mark.slow)])
 def test_a_backbone_with_fewer_or_more_blocks_is_refused(tmp_path, there, here, said, prefix):
     tensors = torchvision.models.get_model(there).state_dict()
     torch.save({prefix + k: v for k, v in tensors.items()}, tmp_path/'w.pth')

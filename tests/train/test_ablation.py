@@ -64,6 +64,7 @@ def test_settings_build_what_their_names_say(name, dls):
     if name == 'stage 4': assert model.sfb.stage == 4
 
 
+@pytest.mark.slow
 def test_runs_are_written_once_and_gone_on_with(tiny, catalog, tmp_path, monkeypatch):
     how = dict(studies=['cell'], seeds=(3,), epochs=1, workers=0)
     runs = ablate(catalog, tmp_path, **how)
@@ -85,6 +86,7 @@ def test_runs_are_written_once_and_gone_on_with(tiny, catalog, tmp_path, monkeyp
     assert len(trained) == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_after_its_last_epoch(tiny, catalog, tmp_path, monkeypatch):
     how = dict(settings=['G'], epochs=3, workers=0)
     straight = ablate(catalog, tmp_path/'straight', **how)
@@ -102,6 +104,7 @@ def test_a_stopped_run_goes_on_after_its_last_epoch(tiny, catalog, tmp_path, mon
     pd.testing.assert_frame_equal(stopped[FIGURES], straight[FIGURES])
 
 
+@pytest.mark.slow
 def test_learners_are_kept_on_demand_and_make_the_same_figures(tiny, catalog, tmp_path):
     wanted = dict(settings=['G'], seeds=(0,), epochs=1, workers=0)
     with pytest.raises(ValueError, match='learners=True'): setting_learner(catalog, tmp_path, 'G', workers=0)
@@ -115,6 +118,7 @@ def test_learners_are_kept_on_demand_and_make_the_same_figures(tiny, catalog, tm
     with learn.no_bar(): assert learn.evaluate().loc['plain', 'mAP'] == pytest.approx(runs.mAP[0], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_what_holds_for_every_run_reaches_it(tiny, catalog, tmp_path):
     ablate(catalog, tmp_path, settings=['G'], epochs=1, workers=0, loading=dict(bs=4), model=dict(hidden=16),
            loss=dict(margin=.5))
@@ -144,6 +148,7 @@ def test_no_epochs_are_no_ablation(catalog, tmp_path):
     with pytest.raises(ValueError, match='epochs=0: train one or more'): ablate(catalog, tmp_path, epochs=0)
 
 
+@pytest.mark.slow
 def test_an_ablation_leaves_the_generators_alone(tiny, catalog, tmp_path):
     before = torch.get_rng_state()
     ablate(catalog, tmp_path, settings=['G'], epochs=1, workers=0)

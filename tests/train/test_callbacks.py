@@ -96,6 +96,7 @@ class Watch(Callback):
         if self.training: self.gammas.append((self.epoch, self.learn.loss_func.gamma))
 
 
+@pytest.mark.slow
 def test_training_sees_masks_and_one_occlusion_a_batch_and_validation_neither(learn):
     watch = Watch()
     learn.fit(1, cbs=watch)
@@ -105,6 +106,7 @@ def test_training_sees_masks_and_one_occlusion_a_batch_and_validation_neither(le
     assert all(len(xb) == 1 for is_training, xb, _ in watch.seen if not is_training)
 
 
+@pytest.mark.slow
 def test_the_phase_starts_at_its_epoch_and_ends_with_the_fit(learn):
     watch = Watch()
     learn.fit(3, cbs=[watch, SemanticDiversityPhase(gamma=.01, start_epoch=2)])
@@ -119,6 +121,7 @@ def test_a_cancelled_phase_puts_the_weight_back(learn):
     assert learn.loss_func.gamma == 0.
 
 
+@pytest.mark.slow
 def test_the_second_stage_has_the_diversity_loss_in_its_total(learn):
     watch = Watch()
     learn.fit_semantic_diversity(1, lr=1e-4, gamma=.5, cbs=watch)
@@ -126,6 +129,7 @@ def test_the_second_stage_has_the_diversity_loss_in_its_total(learn):
     with pytest.raises(ValueError, match='gamma=-1'): SemanticDiversityPhase(-1)
 
 
+@pytest.mark.slow
 def test_the_second_stage_goes_on_at_the_decayed_rate_or_falls(learn):
     learn.fit(1, 2e-4)
     learn.fit_semantic_diversity(1, lr=None)
@@ -168,6 +172,7 @@ def test_columns_are_the_epochs_means(learn):
     assert row['sd'] == pytest.approx(expected['sd'], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_columns_stay_one_set_over_fits(learn):
     learn.fit(1); learn.fit(1)
     names = list(learn.recorder.metric_names)
@@ -179,6 +184,7 @@ def test_callbacks_come_before_types_are_cast_and_precision_is_lowered():
     assert TeacherMasks.order < RegionOcclusion.order < CastToTensor.order < MixedPrecision.order
 
 
+@pytest.mark.slow
 def test_validation_every_second_epoch_and_the_last(learn):
     learn.fit(3, cbs=ValidateEvery(2))
     at = list(learn.recorder.metric_names[1:-1]).index('mAP')
@@ -196,6 +202,7 @@ class Precision(Callback):
     def after_pred(self): self.outside.add(torch.is_autocast_enabled('cpu')); self.out |= {o.dtype for o in self.pred}
 
 
+@pytest.mark.slow
 def test_bfloat16_ends_before_the_loss_and_leaves_float32(learn):
     seen = Precision()
     learn.fit(1, cbs=[CPUBfloat16(), seen])
@@ -211,6 +218,7 @@ def test_a_cancelled_batch_does_not_stay_in_bfloat16():
     assert not torch.is_autocast_enabled('cpu')
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_float32_does(catalog, tmp_path):
     # A bfloat16 keeps 8 bits: each layer's output is off by up to 0.4 %, and 18 steps of Adam on such gradients
     # drift apart. Measured: the mean losses of an epoch differ by 0.8 % at most, while those of identities and

@@ -156,6 +156,7 @@ def test_frozen_stays_frozen(small_learn):
     assert not any(p.requires_grad for p in small_learn.model.backbone.layer2.parameters() if p.ndim > 1)
 
 
+@pytest.mark.slow
 def test_torchs_own_optimisers_are_stored_too(small, how, tmp_path):
     from functools import partial
     from fastai.vision.all import Callback, OptimWrapper
@@ -172,6 +173,7 @@ def test_torchs_own_optimisers_are_stored_too(small, how, tmp_path):
     for a, b in zip(straight.model.parameters(), resumed.model.parameters()): assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_any_wrong_byte_of_the_index_is_damage_or_harmless(tmp_path, recwarn):
     write_checkpoint(tmp_path, 1, dict(weights=torch.arange(3.)))
     data = (tmp_path/'00001.pth').read_bytes()

@@ -53,6 +53,7 @@ def alone(script, catalog, tmp_path_factory):
         return dict(untrained=script.tables(learn, catalog), epoch=script.epoch(learn, catalog))
 
 
+@pytest.mark.slow
 def test_embeddings_and_figures_are_those_of_one_process(ranks, alone):
     (first, second), *_ = ranks
     for found in (first['untrained'], second['untrained']):
@@ -65,6 +66,7 @@ def test_embeddings_and_figures_are_those_of_one_process(ranks, alone):
             for name in ('R1', 'mAP'): assert found[key][name] == pytest.approx(alone['untrained'][key][name], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_epoch_is_the_one_processs_batches_and_the_first_once_more(ranks, alone):
     found, want = [f['epoch'] for f in ranks[0]], alone['epoch']['batches']
     key = lambda batch: tuple(round(v, 3) for v in batch)
@@ -78,6 +80,7 @@ def test_an_epoch_is_the_one_processs_batches_and_the_first_once_more(ranks, alo
     assert kept == found[1]['kept'] == alone['epoch']['kept'][:len(kept)], 'occlusions are alike'
 
 
+@pytest.mark.slow
 def test_the_command_shares_the_evaluation_and_prints_one_table(ranks):
     (first, second), *_ = ranks
     table = first['run'][0]  # rows before and after
@@ -85,6 +88,7 @@ def test_the_command_shares_the_evaluation_and_prints_one_table(ranks):
     assert second['printed'] == ''
 
 
+@pytest.mark.slow
 def test_a_broken_run_of_two_ranks_ends_as_if_it_had_not_been(ranks):
     for found in ranks[0]:
         (straight, figures, never), (weights, again, once) = found['resumed']
@@ -92,6 +96,7 @@ def test_a_broken_run_of_two_ranks_ends_as_if_it_had_not_been(ranks):
         assert straight.keys() == weights.keys() and all(torch.equal(v, weights[k]) for k, v in straight.items())
 
 
+@pytest.mark.slow
 def test_ranks_end_an_epoch_with_the_same_figures_and_model(ranks):
     (first, second), *_ = ranks
     assert first['epoch']['row'] == second['epoch']['row']
@@ -100,6 +105,7 @@ def test_ranks_end_an_epoch_with_the_same_figures_and_model(ranks):
     assert first['cached']['row'] == second['cached']['row'] and not torch.equal(first['erasing'], second['erasing'])
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_writes(ranks):
     (first, second), *_ = ranks
     assert {'learner.pkl', 'models/weights.pth'} < set(first['files'])
@@ -107,10 +113,12 @@ def test_only_the_first_rank_writes(ranks):
     assert second['files'] == []
 
 
+@pytest.mark.slow
 def test_the_learner_is_as_it_was(ranks):
     for found in ranks[0]: assert found['wrapped'] == ('MagnifierNet', 'IdentityBatches', False, False)
 
 
+@pytest.mark.slow
 def test_exchanges(ranks):
     (first, second), *_ = ranks
     for found in (first['primitives'], second['primitives']):
@@ -122,6 +130,7 @@ def test_exchanges(ranks):
     assert (first['made'], second['made']) == (False, True)
 
 
+@pytest.mark.slow
 def test_gathered_pairs_give_the_gradients_of_the_doubled_batch(ranks, script, catalog, tmp_path):
     (first, second), *_ = ranks
     learn = script.learner(catalog, tmp_path)
@@ -150,6 +159,7 @@ def test_gathered_pairs_give_the_gradients_of_the_doubled_batch(ranks, script, c
     assert n > 60
 
 
+@pytest.mark.slow
 def test_a_run_on_two_ranks_is_one_run(ranks, tmp_path_factory):
     (first, second), run, *_ = ranks
     (table, says, model), (table2, says2, model2) = first['run'], second['run']
@@ -162,6 +172,7 @@ def test_a_run_on_two_ranks_is_one_run(ranks, tmp_path_factory):
             == ['learner.pkl', 'losses.csv', 'metrics.csv', 'pictures0', 'run.json'])
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run(ranks):
     _, run, seconds = ranks
     assert run.returncode and 'SIGKILL' in run.stderr and seconds < 60
@@ -181,6 +192,7 @@ except RuntimeError as e: print(time.time() - started, e, flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='speaks of processes on a CPU')
 def test_a_rank_that_hangs_is_given_up():
     with socket.socket() as s:

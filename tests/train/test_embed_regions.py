@@ -9,6 +9,7 @@ from magnifier.train.metrics import embed_parts
 pytest.importorskip('lance')
 
 
+@pytest.mark.slow
 def test_walkers_are_added_and_found(learn, catalog, tmp_path):
     gallery = catalog[catalog.split == 'gallery'].iloc[:24]
     with Gallery(tmp_path/'people', regions=True) as g:

@@ -18,6 +18,8 @@ from magnifier.train.learner import magnifier_learner
 onnx, ort = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 
+pytestmark = pytest.mark.slow  # a network is trained and exported before the first
+
 
 @pytest.fixture(scope='module')
 def learn(catalog, tmp_path_factory):
@@ -135,7 +137,6 @@ def test_files_that_are_not_ours(file, tmp_path):
     with pytest.raises(ValueError, match="device='tpu'.*CPUExecutionProvider"): Embedder(file, device='tpu')
 
 
-@pytest.mark.slow
 def test_openvino_reads_the_file(file, tmp_path):
     openvino = pytest.importorskip('openvino')
     openvino.save_model(openvino.convert_model(str(file)), tmp_path/'people.xml')
@@ -145,7 +146,6 @@ def test_openvino_reads_the_file(file, tmp_path):
     for n in (1, 3): assert (network(images[:n])['embedding']*expected[:n]).sum(1).min() > .999  # weights of 16 bits
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:.*torch.jit.*is deprecated', 'ignore::torch.jit.TracerWarning')
 def test_the_network_can_be_traced(learn, tmp_path):
     torch.jit.trace(EmbeddingNet(learn.net).cpu(), torch.zeros(2, 3, 64, 32)).save(tmp_path/'people.ts')

@@ -28,11 +28,11 @@ def paths(catalog): return catalog[catalog.split == 'query'].path.tolist()[:5]
 # Table 2's rows, Figure 4 and what makes no sense
 @pytest.mark.parametrize('kwargs, branches, callbacks', [
     (dict(mask=False, sab=False, sfb=False), ['global'], (0, 0)),
-    (dict(sab=False, sfb=False), ['global'], (1, 0)),
-    (dict(sfb=False), ['global', 'sab'], (1, 1)),
-    (dict(sab=False), ['global', 'sfb'], (1, 0)),
+    pytest.param(dict(sab=False, sfb=False), ['global'], (1, 0), marks=pytest.mark.slow),
+    pytest.param(dict(sfb=False), ['global', 'sab'], (1, 1), marks=pytest.mark.slow),
+    pytest.param(dict(sab=False), ['global', 'sfb'], (1, 0), marks=pytest.mark.slow),
     (dict(), ['global', 'sab', 'sfb'], (1, 1)),
-    (dict(sfb='ab'), ['global', 'sab', 'sfb'], (1, 1)),
+    pytest.param(dict(sfb='ab'), ['global', 'sab', 'sfb'], (1, 1), marks=pytest.mark.slow),
 ])
 def test_every_row_of_table_2_is_built_and_trains_a_step(dls, kwargs, branches, callbacks):
     learn = magnifier_learner(dls, 'resnet18', **TINY, **kwargs)
@@ -58,6 +58,7 @@ def test_unknown_arguments_are_refused(dls):
     with pytest.raises(TypeError, match='hiden'): magnifier_learner(dls, 'resnet18', pretrained=False, hiden=32)
 
 
+@pytest.mark.slow
 def test_without_masks_the_learner_says_what_to_do(catalog, tmp_path):
     dls = ReIDDataLoaders.from_df(catalog.assign(mask=None), path=tmp_path, size=(64, 32), bs=8, n_per_id=2,
                                   num_workers=0)
@@ -69,6 +70,7 @@ def test_without_masks_the_learner_says_what_to_do(catalog, tmp_path):
     assert learn.evaluate().notna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_images_with_and_without_masks_train_together(catalog, tmp_path):
     some = catalog.copy()
     some.loc[some.index[some.split == 'train'][::3], 'mask'] = None
@@ -78,6 +80,7 @@ def test_images_with_and_without_masks_train_together(catalog, tmp_path):
     assert np.isfinite(learn.recorder.losses).all()
 
 
+@pytest.mark.slow
 def test_training_learns_a_handful_of_people_by_heart(catalog, tmp_path):
     train = catalog[catalog.split == 'train']
     few = train[train.pid.isin(sorted(train.pid.unique())[:4])].groupby('pid').head(6)
@@ -167,6 +170,7 @@ def test_the_table_is_retrievals(learn, catalog):
     assert trapezoid.loc['plain', 'R1'] == table.loc['plain', 'R1']
 
 
+@pytest.mark.slow
 def test_re_ranking_adds_a_row(learn):
     table = learn.evaluate(rerank=True, k1=5, k2=2)
     assert list(table.index) == ['plain', 're-ranked'] and table.notna().all(axis=None)
@@ -174,6 +178,7 @@ def test_re_ranking_adds_a_row(learn):
     np.testing.assert_allclose(same.loc['re-ranked'], same.loc['plain'], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluation_by_regions_is_region_distance(learn, catalog):
     from magnifier.retrieval.ranking import evaluate_distances
     from magnifier.retrieval.region_distance import region_distance
@@ -212,6 +217,7 @@ def test_predictions_of_one_picture(learn, paths):
     assert len(learn.predict(paths[0], with_input=True)) == 4
 
 
+@pytest.mark.slow
 def test_get_preds_in_the_data_sets_order(learn, catalog):
     preds, (mask, identity) = learn.get_preds()
     rows = catalog[catalog.split != 'train']
@@ -223,11 +229,13 @@ def test_get_preds_in_the_data_sets_order(learn, catalog):
     assert loss.shape == (len(rows),) and torch.isfinite(loss).all()
 
 
+@pytest.mark.slow
 def test_training_predictions_go_through_the_data_in_order(learn, catalog):
     _, (_, identity) = learn.get_preds(ds_idx=0)
     assert identity[:, 1].tolist() == catalog[catalog.split == 'train'].pid.tolist()
 
 
+@pytest.mark.slow
 def test_export_and_load_give_the_same_embeddings(learn, paths, catalog):
     learn.fit(1)
     expected = learn.embed(paths)
@@ -239,6 +247,7 @@ def test_export_and_load_give_the_same_embeddings(learn, paths, catalog):
     assert again.predict(paths[0])[0][1].startswith('like id')
 
 
+@pytest.mark.slow
 def test_save_and_load_weights(learn, dls, paths):
     expected = learn.embed(paths)
     learn.save('here')
@@ -261,6 +270,7 @@ def test_freezing_trains_the_heads_alone(learn):
     assert all(p.requires_grad for p in frozen)
 
 
+@pytest.mark.slow
 def test_the_usual_fits_and_looks(learn, capsys):
     learn.fine_tune(1, freeze_epochs=1)
     learn.fit_one_cycle(1, 1e-3)
@@ -268,6 +278,7 @@ def test_the_usual_fits_and_looks(learn, capsys):
     assert 'Total params' in str(learn.summary())
 
 
+@pytest.mark.slow
 def test_trackers_and_one_cycle_together(learn):
     learn.fit_one_cycle(1, 1e-3, cbs=SaveModelCallback(monitor='mAP', fname='best'))
     assert (learn.path/'models/best.pth').exists()
@@ -310,6 +321,7 @@ def test_cpu_bfloat16_is_asked_for_by_its_callback(learn, paths):
     assert half.dtype == torch.float32 and not torch.equal(half, whole) and (half*whole).sum(1).min() > .98
 
 
+@pytest.mark.slow
 def test_a_given_loaders_batches_are_as_large_as_asked_for(learn, catalog):
     dl = learn.dls.valid
     assert learn.loader(dl) is dl and learn.loader(dl, bs=dl.bs) is dl

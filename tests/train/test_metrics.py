@@ -78,6 +78,7 @@ def test_a_pass_without_queries_has_no_value(learn):
     assert list(learn.validate(ds_idx=0))[1:] == [None, None]
 
 
+@pytest.mark.slow
 def test_trackers_monitor_them(learn):
     learn.fit(2, 0.,
               cbs=[SaveModelCallback(monitor='mAP', fname='best'), EarlyStoppingCallback(monitor='R1', patience=1)])
@@ -106,6 +107,7 @@ def test_the_background_is_compared_where_it_is_named_and_nowhere_else():
     assert both['re-ranked'].ap.tolist() == both['regions'].ap.tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_evaluation_takes_the_body(learn):
     table = learn.evaluate(distance='regions')
     pd.testing.assert_frame_equal(table, learn.evaluate(distance='regions', regions=BODY_REGIONS))
@@ -126,6 +128,7 @@ def halved(catalog, tmp_path):
     return test
 
 
+@pytest.mark.slow
 def test_given_masks_say_what_is_seen(learn, halved):
     own, given = embed_parts(learn, halved), embed_parts(learn, halved, given_masks=True)
     assert torch.equal(own.embeddings, given.embeddings) and not np.array_equal(own.areas, given.areas)

@@ -80,11 +80,13 @@ def fit(learn, *cbs):
     return steps
 
 
+@pytest.mark.slow
 def test_no_step_asks(learn, blind):
     steps = fit(learn)
     assert (steps.asked, steps.copies) == ([], []) and len(learn.recorder.losses) > 4
 
 
+@pytest.mark.slow
 def test_the_bar_asks_once_a_second(dls, blind, monkeypatch, capsys):
     from magnifier.train.learner import magnifier_learner
     learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=16)

@@ -11,7 +11,7 @@ from magnifier.train.callbacks import fast_training
 from magnifier.train.runs import train_run
 
 # torch's own tracing looks at it
-pytestmark = pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor:UserWarning')
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor:UserWarning')]
 
 
 @pytest.fixture(autouse=True)

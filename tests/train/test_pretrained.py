@@ -106,6 +106,7 @@ def test_saved_and_loaded_without_loaders(silent, catalog, tmp_path):
     assert load_learner(tmp_path/'again.pkl').fingerprint == silent.fingerprint
 
 
+@pytest.mark.slow
 def test_loaded_to_train_on(silent, dls, tmp_path):
     folder = silent.save_pretrained(str(tmp_path/'people'))
     again = ReIDLearner.from_pretrained(folder, dls, keep=2, lr=1e-3)
@@ -131,6 +132,7 @@ def test_what_no_folder_can_hold_is_refused(catalog, tmp_path):
     assert not (tmp_path/'people').exists()
 
 
+@pytest.mark.slow
 def test_the_hub_gets_the_two_files(silent, tmp_path, monkeypatch):
     import huggingface_hub
     shelf, calls = tmp_path/'hub', []

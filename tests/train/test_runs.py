@@ -91,9 +91,10 @@ def straight(small, how, tmp_path_factory):
 
 
 @pytest.mark.parametrize('where', [
-    dict(epoch=0, batch=1), dict(epoch=1, batch=2), dict(epoch=2, batch=0, event='after_pred'),
-    dict(epoch=2, batch=1, training=False), dict(stage=1, batch=0),
-    dict(stage=1, batch=3, event='after_step')])
+    dict(epoch=1, batch=2), *(pytest.param(where, marks=pytest.mark.slow) for where in (
+        dict(epoch=0, batch=1), dict(epoch=2, batch=0, event='after_pred'),
+        dict(epoch=2, batch=1, training=False), dict(stage=1, batch=0),
+        dict(stage=1, batch=3, event='after_step')))])
 def test_killed_at_a_batch(straight, small, how, where, tmp_path):
     out = tmp_path/'run'
     killed(lambda: train_run(small, 'paper', out, epochs=4, cbs=[DoAt(die, **where)], **how))
@@ -101,6 +102,7 @@ def test_killed_at_a_batch(straight, small, how, where, tmp_path):
     assert_same(out, straight[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('where', ['while writing', 'before the rename', 'after the rename'])
 def test_killed_at_a_checkpoint(straight, small, how, where, tmp_path):
     out = tmp_path/'run'
@@ -120,6 +122,7 @@ def test_killed_at_a_checkpoint(straight, small, how, where, tmp_path):
     assert not (out/'checkpoints').exists()
 
 
+@pytest.mark.slow
 def test_killed_after_the_last_checkpoint_its_records_are_whole(straight, small, how, tmp_path):
     out = tmp_path/'run'
 
@@ -152,6 +155,7 @@ def test_a_folder_is_one_runs_at_a_time(small, how, tmp_path):
         train_run(small, 'paper', tmp_path/'run', epochs=1, **how)
 
 
+@pytest.mark.slow
 def test_killed_twice_and_resumed_twice(straight, small, how, tmp_path):
     out, said = tmp_path/'run', []
     again = lambda **kwargs: train_run(small, 'paper', out, epochs=4, **kwargs, **how)
@@ -162,6 +166,7 @@ def test_killed_twice_and_resumed_twice(straight, small, how, tmp_path):
     assert [r['epochs_done'] for r in record['resumed']] == [1, 2] and 'continuing after epoch 2 of 4' in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, recipe, change', [
     ('whole batches from decoded originals', 'quick',
      dict(loading=dict(size=(32, 16), bs=4, n_per_id=2, pad=2, cache='ram', erase=.5))),
@@ -204,6 +209,7 @@ def test_it_says_what_it_will_do_and_stores_what_it_did(straight, small):
     assert not (out/'checkpoints').exists() and not list(out.glob('.*'))
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_run_and_leave_the_generators_alone(straight, small, how, tmp_path):
     import random
     import numpy as np
@@ -226,6 +232,7 @@ def test_a_finished_run_is_finished(straight, small, how):
         train_run(small, 'paper', straight[0], epochs=5, resume=True, **how)
 
 
+@pytest.mark.slow
 def test_nothing_to_resume_is_a_beginning(straight, small, how, tmp_path):
     said, out = [], tmp_path/'run'
     killed(lambda: train_run(small, 'paper', out, epochs=4, cbs=[DoAt(die)], **how))
@@ -273,6 +280,7 @@ def test_an_unfinished_run_is_not_overwritten(unfinished, small, how):
     assert len(list((unfinished/'checkpoints').iterdir())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('harm', ['truncated', 'a byte', 'empty'])
 def test_a_damaged_checkpoint_falls_back(straight, unfinished, small, how, harm, tmp_path):
     import shutil
@@ -309,9 +317,10 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_batch(small, how, tmp_pa
     assert [f.name for f in (out/'checkpoints').iterdir()] == ['00001.pth']  # of before
 
 
-@pytest.mark.parametrize('where, done', [(dict(epoch=1, batch=1), 1), (dict(epoch=0, batch=0), 0),
-                                         (dict(epoch=2, batch=1, training=False, event='after_pred'), 2),
-                                         (dict(epoch=2, batch=3, event='after_step'), 2)])
+@pytest.mark.parametrize('where, done', [
+    (dict(epoch=1, batch=1), 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (dict(epoch=0, batch=0), 0), (dict(epoch=2, batch=1, training=False, event='after_pred'), 2),
+        (dict(epoch=2, batch=3, event='after_step'), 2)))])
 def test_ctrl_c_ends_after_the_batch(straight, small, how, where, done, tmp_path):
     out, said, batches = tmp_path/'run', [], []
     class Count(Callback):

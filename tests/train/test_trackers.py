@@ -36,6 +36,7 @@ def test_mixed_identities_are_refused(small_learn, mix):
     with pytest.raises(ValueError, match=f'{mix.__name__} mixes images.*erase=0.5'): small_learn.fit(1, cbs=mix())
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_saved_and_loaded_and_missing_figures_are_skipped(small_learn):
     save, weights = SaveModelCallback(monitor='mAP'), []
 
@@ -48,12 +49,14 @@ def test_the_best_epoch_is_saved_and_loaded_and_missing_figures_are_skipped(smal
     assert torch.equal(small_learn.model.backbone.conv1.weight, weights[2])
 
 
+@pytest.mark.slow
 def test_patience_counts_measured_epochs_alone(small_learn):
     stop = EarlyStoppingCallback(monitor='mAP', patience=2)
     small_learn.fit(6, 1e-3, cbs=[stop, Figures(.5, None, .4, None, .3, .9)])
     assert len(small_learn.recorder.values) == 5  # the second epoch that is worse is the fifth
 
 
+@pytest.mark.slow
 def test_a_plateau_is_of_measured_epochs_alone(small_learn):
     small_learn.fit(5, 1e-3,
                     cbs=[ReduceLROnPlateau(monitor='mAP', patience=2, factor=10), Figures(.5, None, .4, .3, .3)])
@@ -111,6 +114,7 @@ def test_a_learner_in_one_line(learn):
     assert repr(learn) == f'ReIDLearner: resnet18, branches global + sab + sfb, d = {learn.model.embedding_dim}'
 
 
+@pytest.mark.slow
 def test_branches_alone(learn, catalog):
     from magnifier.train.metrics import rank_by_role
     table = learn.evaluate(by_branch=True)
