@@ -2,6 +2,8 @@
 import json
 import os
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +25,13 @@ def build(seed=0, arch='resnet18', **kwargs):
     return create_magnifier(arch, 3, False, **{'hidden': 16, **kwargs})
 
 
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    return write_model(build(), tmp_path_factory.mktemp('saved')/'deep'/'people', HOW, [7, 2, np.int64(11)])
+
+
 @pytest.fixture
-def folder(tmp_path): return write_model(build(), tmp_path/'deep'/'people', HOW, [7, 2, np.int64(11)])
+def folder(written, tmp_path): return Path(shutil.copytree(written, tmp_path/'deep'/'people'))
 
 
 def change(folder, **values):

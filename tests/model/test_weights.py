@@ -26,7 +26,8 @@ def check_backbone(model, tensors, prefix=''):
     for name, value in model.backbone.state_dict().items(): assert torch.equal(value, tensors[prefix + name])
 
 
-@pytest.mark.parametrize('prefix', ['', 'base.', 'module.base.', 'backbone.', '_orig_mod.module.encoder.net.'])
+@pytest.mark.parametrize('prefix', ['', '_orig_mod.module.encoder.net.', *(
+    pytest.param(prefix, marks=pytest.mark.slow) for prefix in ('base.', 'module.base.', 'backbone.'))])
 @pytest.mark.parametrize('wrapper', [None, *(pytest.param(w, marks=pytest.mark.slow) for w in ('state_dict', 'model'))])
 def test_backbone_under_any_prefix(tmp_path, imagenet, prefix, wrapper, caplog):
     tensors = {prefix + k: v for k, v in imagenet.items()}

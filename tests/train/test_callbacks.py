@@ -156,6 +156,7 @@ class Parts(Callback):
         if self.training: self.rows.append({k: float(v) for k, v in self.learn.loss_func.last.items()})
 
 
+@pytest.mark.slow
 def test_columns_are_the_epochs_means(learn):
     import pandas as pd
     parts = Parts()

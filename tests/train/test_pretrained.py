@@ -89,6 +89,7 @@ def quiet(learn):
     return learn
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_without_loaders(silent, catalog, tmp_path):
     folder = silent.save_pretrained(tmp_path/'people')
     again = quiet(ReIDLearner.from_pretrained(folder))
