@@ -48,8 +48,9 @@ OPTIONS = [dict(cell='lstm'), dict(region_stage=4), dict(branch_bottleneck=False
 
 
 @pytest.mark.parametrize('arch, options',
-                         [*itertools.product(['resnet18'], ROWS + OPTIONS), ('resnet34', {}), ('resnet50', {}),
-                                           ('resnet50', dict(sfb='ab', region_stage=4))])
+                         [*itertools.product(['resnet18'], ROWS + OPTIONS), *(
+                             pytest.param(arch, options, marks=pytest.mark.slow) for arch, options in (
+                                 ('resnet34', {}), ('resnet50', {}), ('resnet50', dict(sfb='ab', region_stage=4))))])
 @pytest.mark.parametrize('training', [True, False])
 def test_shapes(arch, options, training, images, labels):
     model = build(arch, **options).train(training)
