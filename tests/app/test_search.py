@@ -126,6 +126,7 @@ def test_masks_of_hits(finder, key):
     assert finder.labels(found) == found.images
 
 
+@pytest.mark.slow
 def test_a_match_is_the_learners_own_explanation(finder, seer, key):
     match = finder.match(ask(finder, key), 2)
     own = seer.explain(match.query.image, finder.image(match.row['key']))

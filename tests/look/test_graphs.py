@@ -12,6 +12,7 @@ def runs():
                          for i, name in enumerate(SETTINGS) for s in (0, 1)])
 
 
+@pytest.mark.slow
 def test_a_panel_a_study_with_its_figures(runs, tmp_path):
     figure = plot_studies(runs, save=tmp_path/'all.png')
     titles = [ax.get_title() for ax in figure.axes if ax.axison]

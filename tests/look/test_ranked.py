@@ -100,6 +100,7 @@ def test_random_queries_follow_the_seed(ranked):
     assert list(ranked.choose(None, 4, seed=3)) != list(ranked.choose(None, 4, seed=4))
 
 
+@pytest.mark.slow
 def test_images_are_plain_unless_asked_for(seer, ranked):
     "Pixels as the loader gives them; with an overlay they stand unchanged above it"
     plain = ranked_row(seer, ranked, 0, k=2)
@@ -112,8 +113,8 @@ def test_images_are_plain_unless_asked_for(seer, ranked):
         assert all(len(b) > 2*len(p) for b, p in zip(both.images, plain.images))
 
 
-@pytest.mark.parametrize('overlay, entry', [('masks', 'foot'),
-                                            pytest.param('heat', 'similarity comes from here', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('overlay, entry', [('heat', 'similarity comes from here'), ('masks', 'foot')])
 def test_overlays_and_their_legends(seer, overlay, entry, tmp_path):
     figure = seer.show_ranking(n=1, k=3, save=tmp_path/'x.png', **{overlay: True})
     assert entry in legend(figure)

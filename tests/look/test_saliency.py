@@ -266,6 +266,7 @@ def test_pixel_shares_add_up_to_what_a_grey_image_leaves():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_pixel_shares_of_two_images_add_up_over_branches_too():
     model = untrained()
     x, y = torch.randn(2, 2, 3, 64, 32, generator=torch.Generator().manual_seed(1))

@@ -46,6 +46,7 @@ def test_validation_batches_show_their_roles(dls):
     assert all(title.endswith(('query', 'gallery')) for title in titles)
 
 
+@pytest.mark.slow
 def test_unique_shows_one_picture_under_augmentation(dls):
     assert len({w for w in words(dls.show_batch(max_n=6, unique=True)) if w}) == 1
 
@@ -65,6 +66,7 @@ def test_looking_moves_no_generator(dls):
     assert state() == before
 
 
+@pytest.mark.slow
 def test_seeds_draw_other_batches(dls):
     first, again, other = (words(dls.show_batch(seed=s)) for s in (0, 0, 1))
     assert first == again != other
