@@ -416,7 +416,7 @@ def create_branches(
 def branch_scales(
     normed: list[Tensor],  # f_bn of each branch, n x c_branch
     weights: list[float],  # Of each branch, 0 or more
-    normalise: bool = True,  # Whether each has length 1 before its weight; False leaves it its batch norm's scale
+    normalise: bool,  # Whether each has length 1 before its weight; False leaves it its batch norm's scale
 ) -> Tensor:  # n x b: what each f_bn is multiplied with in an embedding of length 1
     "The factor of each branch in the embedding of each image"
     lengths = torch.stack([f.norm(dim=1) for f in normed], 1)  # n x b
@@ -428,7 +428,7 @@ def branch_scales(
 def join_branches(
     normed: list[Tensor],  # See `branch_scales`
     weights: list[float],  # See `branch_scales`
-    normalise: bool = True,  # See `branch_scales`
+    normalise: bool,  # See `branch_scales`
 ) -> Tensor:  # n x d, L2-normalised
     "The embedding: the branches' features, scaled and concatenated"
     scales = branch_scales(normed, weights, normalise)

@@ -105,7 +105,7 @@ class MagnifierNet(nn.Module):
         *,
         mask_resize: str = 'bilinear',  # How region masks come to the map's size
         soft_masks: bool = False,  # Predicted masks are the softmax instead of the one-hot argmax
-        normalise_branches: bool = True,  # Whether each branch has length 1 in the embedding, before its weight
+        normalise_branches: bool = False,  # Whether each branch has length 1 in the embedding, before its weight
         branch_weights: dict[str, float] | None = None,  # By branch, 0 or more; 1 where not named
     ):
         "Takes built parts; `create_magnifier` builds them"
@@ -267,7 +267,7 @@ def create_magnifier(
     mask_resize: str = 'bilinear',  # Masks to the map's size: 'bilinear' (paper) or 'nearest' (code)
     last_stride: int = 1,  # Stride of stage 4: 1 (paper) or 2
     stage3_stride: int = 2,  # Stride of stage 3: 2 (paper), or 1 for maps of twice the size
-    normalise_branches: bool = True,  # Whether each branch has length 1 in the embedding; False joins f_bn as it is
+    normalise_branches: bool = False,  # Whether each branch has length 1 in the embedding; False (paper): f_bn as it is
     branch_weights: dict | None = None,  # By branch, 0 or more: its weight in the embedding; 1 where not named
     weights: str | Path | None = None,  # A file in place of ImageNet's (`load_weights`); see `.weights_report`
     **kwargs,  # Passed to `create_branches`

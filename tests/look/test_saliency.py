@@ -18,7 +18,7 @@ SETTINGS = dict(G=dict(mask=False, sab=False, sfb=False), GM=dict(sab=False, sfb
                 AB=dict(sfb='ab'), lstm=dict(cell='lstm'), stage4=dict(region_stage=4),
                 nearest=dict(mask_resize='nearest'),
                 soft=dict(soft_masks=True), stride2=dict(last_stride=2), bare=dict(branch_bottleneck=False),
-                raw=dict(normalise_branches=False), weighed=dict(branch_weights={'global': .5, 'sfb': 2.}),
+                unit=dict(normalise_branches=True), weighed=dict(branch_weights={'global': .5, 'sfb': 2.}),
                 faceless=dict(keep_background=False), large=dict(upsample_maps=True))
 
 NETWORKS = [name if name in ('G', 'full') else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]

@@ -174,15 +174,15 @@ def test_branches_are_joined_by_their_weights(normalise):
 
 
 def test_a_branch_that_says_nothing_is_zero_and_no_nan():
-    scales = branch_scales([torch.zeros(1, 2), torch.ones(1, 4)], [1., 1.])
+    scales = branch_scales([torch.zeros(1, 2), torch.ones(1, 4)], [1., 1.], True)
     assert scales.isfinite().all()
-    joined = join_branches([torch.zeros(1, 2), torch.ones(1, 4)], [1., 1.])
+    joined = join_branches([torch.zeros(1, 2), torch.ones(1, 4)], [1., 1.], True)
     torch.testing.assert_close(joined, torch.tensor([[0., 0., .5, .5, .5, .5]]))
-    assert join_branches([torch.zeros(2, 2)], [1.]).tolist() == [[0., 0.], [0., 0.]]
+    assert join_branches([torch.zeros(2, 2)], [1.], True).tolist() == [[0., 0.], [0., 0.]]
 
 
 def test_a_weight_of_zero_leaves_a_branch_out(images):
-    model = build(branch_weights={'sfb': 0, 'global': 2.5}).eval()
+    model = build(branch_weights={'sfb': 0, 'global': 2.5}, normalise_branches=True).eval()
     with torch.no_grad(): embedding, folded = model(images).embedding, EmbeddingNet(model)(images)
     lengths = {name: embedding[:, where].norm(dim=1) for name, where in model.branch_slices.items()}
     assert lengths['sfb'].max() == 0

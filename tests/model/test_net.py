@@ -218,7 +218,7 @@ def test_float64(model, images, labels):
 
 
 def test_bfloat16_autocast_keeps_heads_in_float32(images, labels):
-    model, seen = build(normalise_branches=False), {}
+    model, seen = build(), {}
     for name in ('branches.sab.reduce', 'branches.sfb.fuse', 'branches.global.neck', 'branches.sfb.region_necks',
                  'backbone.layer4'):
         model.get_submodule(name).register_forward_hook(lambda m, x, y, name=name: seen.update({name: y[0].dtype}))
@@ -313,7 +313,7 @@ def lived_in(arch='resnet18', **kwargs):
     {}, dict(mask=False, sab=False, sfb=False), *(pytest.param(options, marks=pytest.mark.slow) for options in (
         dict(sab=False, sfb=False), dict(sfb=False), dict(sab=False), dict(sfb='ab'), dict(cell='lstm'),
         dict(region_stage=4), dict(branch_bottleneck=False), dict(soft_masks=True), dict(mask_resize='nearest'),
-        dict(last_stride=2), dict(arch='resnet50'), dict(n_regions=4), dict(normalise_branches=False),
+        dict(last_stride=2), dict(arch='resnet50'), dict(n_regions=4), dict(normalise_branches=True),
         dict(keep_background=False), dict(upsample_maps=True), dict(stage3_stride=1), dict(arch='osnet_x0_25')))])
 def test_embeds_as_the_model_does(kwargs):
     model = lived_in(**kwargs)

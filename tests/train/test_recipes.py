@@ -17,7 +17,7 @@ PAPER, BASELINE = RECIPES['paper'], RECIPES['baseline']
 def test_the_papers_two_stages():
     one, two = PAPER.plan()
     assert one == Stage(460, 3.5e-4, 'steps', warmup=10, milestones=(40, 70), rank_every=20)
-    assert two == Stage(40, 1e-3, diversity_from=0., rank_every=20)
+    assert two == Stage(40, 1e-3, 'annealed', diversity_from=0., rank_every=20)
     assert (one.diversity_epoch, two.diversity_epoch, two.gamma) == (None, 0, 2e-3)
 
 
@@ -98,7 +98,7 @@ def test_stages_in_words():
     one, two = PAPER.plan()
     assert str(one) == ('460 epochs, rate 0.00035, linear warm-up over 10 epochs, x 0.1 from epoch 41 and 71 on, '
                         'ranked every 20 epochs')
-    assert str(two) == '40 epochs, rate 0.001, semantic diversity loss x 0.002, ranked every 20 epochs'
+    assert str(two) == '40 epochs, rate 0.001, falling to 0, semantic diversity loss x 0.002, ranked every 20 epochs'
     assert (str(Stage(1, .01, 'one_cycle', diversity_from=.8))
             == '1 epoch, rate 0.01, one cycle with that rate at its top')
     assert (str(Stage(2, .01, 'annealed', diversity_from=.5))
