@@ -112,14 +112,15 @@ def test_global_and_sab_against_loops():
     (_, a), (_, b) = maps_of(model, 1), maps_of(model, 1, seed=2)
     made = contributions(model, a, b)
     z, e = (branch_embeddings(model, m) for m in (a, b))
-    norms = {name: 2*(z[name].norm()*e[name].norm()).item() for name in z}  # two branches of length 1
+    lengths = [torch.cat(list(parts.values()), 1).norm().item() for parts in (z, e)]
+    norm = lengths[0]*lengths[1]
     masks, (h, w) = a['masks'][0].numpy(), a['masks'].shape[-2:]
     bn = model.branches['global'].neck.bn
     scale = (bn.weight/(bn.running_var + bn.eps).sqrt()).detach().numpy()
     for y in range(h):
         for x in range(w):
             gains = [scale[c]*(a['global'][0, c, y, x].item() - bn.running_mean[c].item()) for c in range(len(scale))]
-            value = sum(g*e['global'][0, c].item() for c, g in enumerate(gains))/(h*w)/norms['global']
+            value = sum(g*e['global'][0, c].item() for c, g in enumerate(gains))/(h*w)/norm
             assert np.allclose(made.parts['global'][0, :, y, x], value*masks[:, y, x], atol=1e-6)
     bn, reduce = model.sab.neck.bn, model.sab.reduce.weight.detach().numpy()
     scale = (bn.weight/(bn.running_var + bn.eps).sqrt()).detach().numpy()
@@ -130,7 +131,7 @@ def test_global_and_sab_against_loops():
         place = np.unravel_index(f[c].argmax(), (h, w))
         want[place] += sum(reduce[d, c]*f[c].max()*scale[d]*e['sab'][0, d].item()
                            for d in range(len(scale))) - mass[c]*average
-    assert np.allclose(made.parts['sab'][0].sum(0), want/norms['sab'], atol=1e-5)
+    assert np.allclose(made.parts['sab'][0].sum(0), want/norm, atol=1e-5)
 
 
 def test_maps_have_no_gradient_left_and_the_model_none():

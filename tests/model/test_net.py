@@ -136,7 +136,7 @@ def test_forward_is_the_method_step_by_step(model, images, labels):
         regions = region_max_pool(model.sfb.map(stage3), masks)
         f_sfb = model.sfb.fuse.rnn(regions)[0][:, -1]
         normed = [model.branches[b].neck.bn(f) for b, f in (('global', f_global), ('sab', f_sab), ('sfb', f_sfb))]
-        embedding = torch.cat([f / f.norm(dim=1, keepdim=True) for f in normed], 1)
+        embedding = torch.cat(normed, 1)
     for got, want in ((out.features['global'], f_global), (out.features['sab'], f_sab), (out.features['sfb'], f_sfb),
                       (out.region_features, regions), (out.mask_logits, model.segmentation(stage4)),
                       (out.embedding, embedding / embedding.norm(dim=1, keepdim=True))):
