@@ -19,8 +19,6 @@ from magnifier.walkers.appearance import *
 from magnifier.walkers.dataset import *
 from magnifier.walkers.streams import *
 from magnifier.data.masks import *
-from magnifier.data.checks import *
-from magnifier.data.joints import *
 from magnifier.data.keypoint_masks import *
 from magnifier.data.block import *
 from magnifier.data.preprocess import *

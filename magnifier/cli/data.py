@@ -59,7 +59,7 @@ def _convert(src, dst, *, labels, images, **others):
 def _make(src, dst, *, weights, bs, **others):
     "Makes masks, and writes a report and a contact sheet beside their folder"
     from pathlib import Path
-    from magnifier.data.folders import mask_folder
+    from magnifier.data.images import mask_folder
     from magnifier.data.keypoint_masks import make_masks
     from magnifier.look.show import contact_sheet
     folder = mask_folder(src) if dst is None else Path(dst)
@@ -84,7 +84,7 @@ ACTIONS = dict(convert=_convert, make=_make, stripes=_stripes)
 
 def _found_by_loaders(src, dst):
     "Where the loaders look for masks"
-    from magnifier.data.folders import mask_folder
+    from magnifier.data.images import mask_folder
     if dst is None: return f'The loaders look in {mask_folder(src)} by themselves'
     return f'Name their folder to the loaders: masks={str(dst)!r}, or --masks {dst} in a shell'
 

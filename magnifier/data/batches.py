@@ -1,9 +1,12 @@
 "Batches of P identities x M images, drawn by the loader's own generator"
+
 import random
 import sys
 from collections import defaultdict
 
 from fastai.vision.all import TfmdDL, delegates, num_distrib
+
+from magnifier.checks import refuse
 
 __all__ = ['IdentityBatches']
 
@@ -116,20 +119,17 @@ class IdentityBatches(TfmdDL):
     def _check(self):
         "Number of batches an epoch; a ValueError if there cannot be a single one"
         m, pids = self.n_per_id, [int(p) for p in self.dataset.items['pid']]
-        if m < 2 or self.bs % m or self.bs < 2*m:
-            raise ValueError(f'bs={self.bs}, n_per_id={m}: a batch is at least 2 identities x 2 images, so bs must '
-                             'be a multiple of n_per_id, and at least twice as large')
+        refuse({f'bs={self.bs}, n_per_id={m}: a batch is at least 2 identities x 2 images, so bs must be a multiple of '
+                'n_per_id, and at least twice as large': m < 2 or self.bs % m or self.bs < 2*m})
         self.n_ids = self.bs // m
         counts = [len(g) for g in identity_groups(pids, m, random.Random(0)).values()]
-        if len(counts) < 2:
-            raise ValueError('1 training identity: at least 2 are needed, since training distinguishes identities')
-        if len(counts) < self.n_ids:
-            raise ValueError(f'{len(counts)} training identities, but bs={self.bs} with n_per_id={m} needs '
-                             f'{self.n_ids} different ones in a batch: take bs={m*len(counts)} or less')
         n = n_full_batches(counts, self.n_ids)
-        if n < num_distrib():
-            raise ValueError(f'{n} batches an epoch for {num_distrib()} processes: take a smaller bs or fewer '
-                             'processes')
+        refuse({
+            '1 training identity: at least 2 are needed, since training distinguishes identities': len(counts) < 2,
+            f'{len(counts)} training identities, but bs={self.bs} with n_per_id={m} needs {self.n_ids} different ones '
+            f'in a batch: take bs={m*len(counts)} or less': len(counts) < self.n_ids,
+            f'{n} batches an epoch for {num_distrib()} processes: take a smaller bs or fewer processes':
+                n < num_distrib()})
         return n
 
     def get_idxs(self):

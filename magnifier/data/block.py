@@ -1,12 +1,12 @@
 "The parts of a batch: image, part mask and identity as fastai blocks"
+
 import numpy as np
 from fastai.vision.all import (AddMaskCodes, CategoryMap, ColReader, DataBlock, DisplayedTransform, IndexSplitter,
                                IntToFloatTensor, ItemTransform, PILImage, PILMask, ShowTitle, Tensor, TensorBase,
                                TensorMask, TransformBlock, show_title)
 from PIL import Image
 
-from magnifier.data.images import read_image
-from magnifier.data.masks import check_same_size, read_mask
+from magnifier.data.images import check_same_size, read_image, read_mask
 from magnifier.regions import NO_MASK, REGIONS
 
 __all__ = ['TensorPartMask', 'TensorIdentity', 'ReIDDataBlock']

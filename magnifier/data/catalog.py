@@ -1,22 +1,29 @@
-"The catalog: the table that describes a data set, with one row for each image"
+"The catalog: the table that describes a data set, with one row for each image; its masks, its checks, its summary"
 
+import hashlib
 import logging
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from magnifier.data.images import IMAGE_ENDINGS
+from magnifier.checks import refuse
+from magnifier.data.images import IMAGE_ENDINGS, UnreadableImage, opened_image, read_image, read_mask
 
-__all__ = ['CatalogWarning', 'make_catalog', 'validate_catalog', 'find_masks', 'join_catalogs', 'describe']
+__all__ = ['CatalogWarning', 'make_catalog', 'validate_catalog', 'check_catalog', 'find_masks', 'join_catalogs',
+           'describe']
 
 COLUMNS = ('path', 'mask', 'pid', 'camid', 'split')
 SPLITS = ('train', 'query', 'gallery')
 LARGEST = 2**63 - 1  # of 64 bits
 EXACT = 2**53  # Whole numbers above it lose digits as floats
+EXIF_ORIENTATION = 0x0112
+DEEP = ('I', 'F')  # Modes of more than 8 bits, and I;16 and its kin
 log = logging.getLogger(__name__)
 
 
@@ -30,7 +37,7 @@ def make_catalog(
     """A catalog in the form and order that every reader returns, the same on every machine; a ValueError says what a
     row lacks"""
     rows = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
-    if len(rows) == 0: raise ValueError('no images: a catalog needs at least one row')
+    refuse({'no images: a catalog needs at least one row': len(rows) == 0})
     if 'mask' not in rows: rows = rows.assign(mask=None)
     check_columns(rows)
     _check_are_paths(rows['path'], 'path')
@@ -47,59 +54,47 @@ def make_catalog(
     return rows[[*COLUMNS, *(c for c in rows if c not in COLUMNS)]].iloc[order].reset_index(drop=True)
 
 
-def validate_catalog(
-    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
-    splits: Iterable[str] = (),  # Splits that must be there, such as `('train',)`; none by default
-) -> pd.DataFrame:  # The same catalog, untouched
-    """The quick check: columns, types, splits, identities, duplicates, existing files, a match for every query.
+def join_catalogs(
+    *catalogs: pd.DataFrame,  # Two or more, each complete in itself
+    test: int | None = None,  # Position of the one whose query and gallery stay; default: those of all
+) -> pd.DataFrame:  # One catalog; the first keeps its numbers, those of the others are moved up past it
+    """Several sets as one, with separate identities and cameras: train on several, test on one (`join_catalogs(market,
+    duke, test=0)`)"""
+    refuse({f'test={test}: the position of one of the {len(catalogs)} catalogs, 0 to {len(catalogs)-1}, or None for '
+            'all': test is not None and not 0 <= test < len(catalogs)})
+    parts, pids, cams = [], 0, 0
+    for i, c in enumerate(catalogs):
+        check_columns(c)
+        c = c.assign(pid=_moved(c, 'pid', pids), camid=_moved(c, 'camid', cams))
+        _check_pids(c)
+        pids = max(pids, int(c['pid'].max()) + 1)
+        cams = max(cams, int(c['camid'].max()) + 1)
+        parts.append(c if test in (None, i) else c[c['split'] == 'train'])
+    joined = make_catalog(pd.concat(parts, ignore_index=True))
+    _check_duplicates(joined)
+    return joined
 
-    Wrong rows are a ValueError (for missing files a FileNotFoundError) that names the first one. Identities in both
-    training and test, and queries without a match under the camera rule, are a `CatalogWarning`; if no query has a
-    match, a ValueError. `check_catalog` opens the files too."""
-    if not isinstance(catalog, pd.DataFrame):
-        raise TypeError(f'a catalog is a pandas DataFrame, not a {type(catalog).__name__}')
+
+def _moved(catalog, column, by):
+    values = whole_numbers(catalog, column)
+    refuse({f'{column} up to {values.max()} cannot be moved up by {by} within 64 bits: number the column anew '
+            '(pd.factorize) before joining': int(values.max()) + by > LARGEST})
+    return values + by
+
+
+def describe(
+    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
+) -> pd.DataFrame:  # A row a split, and one for all: images, identities, cameras, images_per_identity, masks
+    "Images, identities, cameras and masks of a catalog, by split"
     check_columns(catalog)
-    if len(catalog) == 0: raise ValueError('the catalog has no rows')
-    if not catalog.index.is_unique:
-        raise ValueError('the catalog\'s index has duplicates: use catalog.reset_index(drop=True)')
-    _check_splits(catalog)
-    for s in splits:
-        if not (catalog['split'] == s).any():
-            raise ValueError(f'the catalog has no {s} images: found {_found_splits(catalog)}')
-    for column in ('pid', 'camid'): whole_numbers(catalog, column)  # refuses what is none
-    _check_pids(catalog)
-    _check_paths(catalog)
-    _check_identities(catalog)
-    _check_matches(catalog)
-    return catalog
+    parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
+    rows = {s: dict(images=len(c), identities=c['pid'].nunique(), cameras=c['camid'].nunique(),
+                    images_per_identity=round(len(c) / c['pid'].nunique(), 1), masks=int(c['mask'].notna().sum()))
+            for s, c in parts.items() if len(c)}
+    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('split')
 
 
-def lost_queries(
-    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
-) -> pd.DataFrame:  # Its queries that have no match left, with a column `why`; the index is the catalog's
-    """Queries that lose all matches under the camera rule (same identity AND same camera are removed):
-    `catalog.drop` them by index"""
-    query, gallery = (catalog[catalog['split'] == s] for s in ('query', 'gallery'))
-    same_person = query['pid'].map(gallery['pid'].value_counts()).fillna(0).to_numpy()
-    pairs = gallery.groupby(['pid', 'camid']).size()
-    same_camera = pairs.reindex(pd.MultiIndex.from_frame(query[['pid', 'camid']]), fill_value=0).to_numpy()
-    why = np.where(same_person == 0, 'no gallery image of the identity', 'only gallery images of its own camera')
-    return query.assign(why=why)[same_person == same_camera]
-
-
-def lost_queries_message(
-    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
-) -> str:  # How many queries lose their matches, why, and the two ways out; empty where none does
-    "The message about queries without a match (`validate_catalog` gives it)"
-    lost, test = lost_queries(catalog), catalog[catalog['split'] != 'train']
-    if len(lost) == 0: return ''
-    if test['camid'].nunique() == 1: why = f'every query and gallery image has the one camera {test["camid"].iat[0]}'
-    else: why = ', '.join(f'{n} with {w}' for w, n in lost['why'].value_counts().items())
-    return (f'{len(lost)} of {(catalog["split"] == "query").sum()} queries have no match left, since gallery images '
-            f'of the same identity AND camera are removed: {why} (first: {lost["path"].iat[0]}). Two ways out: give '
-            'each image the camera it was taken by in `camid` (where cameras are unknown: 0 for queries, 1 for the '
-            'gallery), with a gallery image of every query\'s identity from another camera; or leave those queries '
-            'out: catalog.drop(lost_queries(catalog).index)')
+# Masks of the images, by the names of their files
 
 
 def find_masks(
@@ -129,152 +124,7 @@ def _check_masks(catalog, where):
         a, b = catalog.loc[twice.index[:2], 'path']
         raise ValueError(f'{a} and {b} have the same mask {twice.iat[0]}: give the masks the sub-folders of the images')
     same = catalog[catalog['mask'] == catalog['path']]
-    if len(same): raise ValueError(f'{same["path"].iat[0]} is its own mask: put the masks into another folder')
-
-
-def join_catalogs(
-    *catalogs: pd.DataFrame,  # Two or more, each complete in itself
-    test: int | None = None,  # Position of the one whose query and gallery stay; default: those of all
-) -> pd.DataFrame:  # One catalog; the first keeps its numbers, those of the others are moved up past it
-    """Several sets as one, with separate identities and cameras: train on several, test on one (`join_catalogs(market,
-    duke, test=0)`)"""
-    if not catalogs: raise ValueError('join_catalogs needs at least one catalog')
-    if test is not None and not 0 <= test < len(catalogs):
-        raise ValueError(f'test={test}: the position of one of the {len(catalogs)} catalogs, 0 to {len(catalogs)-1}, '
-                         'or None for all')
-    parts, pids, cams = [], 0, 0
-    for i, c in enumerate(catalogs):
-        check_columns(c)
-        c = c.assign(pid=_moved(c, 'pid', pids), camid=_moved(c, 'camid', cams))
-        _check_pids(c)
-        pids = max(pids, int(c['pid'].max()) + 1)
-        cams = max(cams, int(c['camid'].max()) + 1)
-        parts.append(c if test in (None, i) else c[c['split'] == 'train'])
-    joined = make_catalog(pd.concat(parts, ignore_index=True))
-    _check_duplicates(joined)
-    return joined
-
-
-def describe(
-    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
-) -> pd.DataFrame:  # A row a split, and one for all: images, identities, cameras, images_per_identity, masks
-    "Images, identities, cameras and masks of a catalog, by split"
-    check_columns(catalog)
-    parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
-    rows = {s: dict(images=len(c), identities=c['pid'].nunique(), cameras=c['camid'].nunique(),
-                    images_per_identity=round(len(c) / c['pid'].nunique(), 1), masks=int(c['mask'].notna().sum()))
-            for s, c in parts.items() if len(c)}
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('split')
-
-
-def is_missing(value) -> bool: return value is None or value == '' or value is pd.NA or value != value
-
-
-def _found_splits(catalog): return ', '.join(f'{n} {s}' for s, n in catalog['split'].value_counts().items())
-
-
-def check_columns(catalog):
-    missing = [c for c in COLUMNS if c not in catalog]
-    if missing:
-        raise ValueError(f'the catalog lacks the column(s) {", ".join(missing)}: it has '
-                         f'{", ".join(map(str, catalog))}, and needs {", ".join(COLUMNS)}')
-
-
-def _check_splits(catalog):
-    unknown = catalog[~catalog['split'].isin(SPLITS)]
-    if len(unknown):
-        raise ValueError(f'{unknown["path"].iat[0]}: split {unknown["split"].iat[0]!r}, use {", ".join(SPLITS)}')
-
-
-def whole_numbers(catalog, column):
-    "`column` as int64, exactly; a ValueError names the first row that is not a whole number"
-    values = [_whole_number(v) for v in catalog[column].tolist()]
-    if None in values:
-        row = values.index(None)
-        path, value = catalog['path'].iat[row], catalog[column].tolist()[row]
-        raise ValueError(f'{path}: {column} {value!r} is not a whole number of at most 64 bits; '
-                         f'catalog["{column}"].astype(int) makes numbers of digits, '
-                         f'pd.factorize(catalog["{column}"])[0] of names')
-    return pd.Series(values, index=catalog.index, dtype='int64')
-
-
-def _moved(catalog, column, by):
-    values = whole_numbers(catalog, column)
-    if int(values.max()) + by > LARGEST:
-        raise ValueError(f'{column} up to {values.max()} cannot be moved up by {by} within 64 bits: number the '
-                         'column anew (pd.factorize) before joining')
-    return values + by
-
-
-def _whole_number(value):
-    "An int, or None for values that are not whole numbers of 64 bits; a float counts if it is exact"
-    if isinstance(value, (float, np.floating)):
-        return int(value) if float(value).is_integer() and abs(value) <= EXACT else None
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return int(value) if abs(value) <= LARGEST else None
-    return None
-
-
-def _check_pids(catalog):
-    junk = catalog[catalog['pid'] < 0]
-    if len(junk):
-        raise ValueError(f'{len(junk)} images have a negative identity (first: {junk["path"].iat[0]}): junk does not '
-                         'belong in a catalog; use catalog[catalog.pid >= 0]')
-
-
-def _check_duplicates(catalog):
-    twice = catalog[catalog['path'].duplicated(keep=False)]
-    if len(twice) == 0: return
-    roles = catalog.loc[catalog['path'] == twice['path'].iat[0], 'split']
-    raise ValueError(f'{twice["path"].nunique()} paths are in the catalog more than once (first: '
-                     f'{twice["path"].iat[0]}, as {" and ".join(roles)}): an image has one row')
-
-
-def _check_paths(catalog):
-    "Every path is a string, occurs once, and exists"
-    for column in ('path', 'mask'):
-        given = catalog[column] if column == 'path' else catalog[column].dropna()
-        _check_are_paths(given, column)
-        if column == 'path': _check_duplicates(catalog)
-        gone = _missing_files(given)
-        if gone:
-            raise FileNotFoundError(f'{len(gone)} of {len(given)} {"image" if column == "path" else "mask"} files do '
-                                    f'not exist (first: {gone[0]})')
-
-
-def _check_are_paths(given, column):
-    wrong = [p for p in given if not isinstance(p, (str, os.PathLike)) or p == '']
-    if wrong: raise ValueError(f'{column} {wrong[0]!r} is not a path')
-
-
-def _check_identities(catalog):
-    train = catalog['split'] == 'train'
-    both = sorted(set(catalog['pid'][train]) & set(catalog['pid'][~train]))
-    if both:
-        warnings.warn(f'{len(both)} identities are in both training and test (first: {both[0]}), so that R1 and mAP '
-                      'will be too high. Split by identity, or number the test identities differently if they are '
-                      'other people', CatalogWarning, stacklevel=3)
-
-
-def _check_matches(catalog):
-    message = lost_queries_message(catalog)
-    if not message: return
-    if len(lost_queries(catalog)) == (catalog['split'] == 'query').sum(): raise ValueError(message)
-    warnings.warn(message, CatalogWarning, stacklevel=3)
-
-
-def _missing_files(paths) -> list:
-    """Those of `paths` that do not exist. Each folder is listed once, since a request for each file is slow on network
-    disks"""
-    listed = {}
-    def there(p):
-        folder, name = os.path.split(p)
-        if folder not in listed: listed[folder] = _names(folder or '.')
-        return name in listed[folder] or os.path.exists(p)
-    return [p for p in paths if not there(p)]
-
-
-def _names(folder) -> set: return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    refuse({f'{_first(same)} is its own mask: put the masks into another folder': len(same)})
 
 
 def _masks_by_name(paths, where):
@@ -318,3 +168,279 @@ def _nothing_found(image, where):
     return (f'no image has its mask in {where}: {seen}, and {image} needs '
             f'{os.path.splitext(os.path.basename(image))[0]}.png in it, or in the sub-folder named as the image\'s; '
             'pass a function image path -> mask path for other names')
+
+
+# The quick check, which stops at the first problem
+
+
+def validate_catalog(
+    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
+    splits: Iterable[str] = (),  # Splits that must be there, such as `('train',)`; none by default
+) -> pd.DataFrame:  # The same catalog, untouched
+    """The quick check: columns, types, splits, identities, duplicates, existing files, a match for every query.
+
+    Wrong rows are a ValueError (for missing files a FileNotFoundError) that names the first one. Identities in both
+    training and test, and queries without a match under the camera rule, are a `CatalogWarning`; if no query has a
+    match, a ValueError. `check_catalog` opens the files too."""
+    if not isinstance(catalog, pd.DataFrame):
+        raise TypeError(f'a catalog is a pandas DataFrame, not a {type(catalog).__name__}')
+    check_columns(catalog)
+    refuse({'the catalog has no rows': len(catalog) == 0,
+            "the catalog's index has duplicates: use catalog.reset_index(drop=True)": not catalog.index.is_unique})
+    _check_splits(catalog)
+    found = catalog['split'].value_counts()
+    lacking = next((s for s in splits if s not in found), None)
+    refuse({f'the catalog has no {lacking} images: found {", ".join(f"{n} {s}" for s, n in found.items())}': lacking})
+    for column in ('pid', 'camid'): whole_numbers(catalog, column)  # refuses what is none
+    _check_pids(catalog)
+    _check_paths(catalog)
+    _check_identities(catalog)
+    _check_matches(catalog)
+    return catalog
+
+
+def check_columns(catalog):
+    missing = [c for c in COLUMNS if c not in catalog]
+    refuse({f'the catalog lacks the column(s) {", ".join(missing)}: it has {", ".join(map(str, catalog))}, and needs '
+            f'{", ".join(COLUMNS)}': missing})
+
+
+def _check_splits(catalog):
+    unknown = catalog[~catalog['split'].isin(SPLITS)]
+    refuse({f'{_first(unknown)}: split {_first(unknown, "split")!r}, use {", ".join(SPLITS)}': len(unknown)})
+
+
+def _first(rows, column='path'):
+    "The value of the first row, for messages; None where there is no row"
+    return rows[column].iat[0] if len(rows) else None
+
+
+def whole_numbers(catalog, column):
+    "`column` as int64, exactly; a ValueError names the first row that is not a whole number"
+    values = [_whole_number(v) for v in catalog[column].tolist()]
+    if None in values:
+        row = values.index(None)
+        path, value = catalog['path'].iat[row], catalog[column].tolist()[row]
+        raise ValueError(f'{path}: {column} {value!r} is not a whole number of at most 64 bits; '
+                         f'catalog["{column}"].astype(int) makes numbers of digits, '
+                         f'pd.factorize(catalog["{column}"])[0] of names')
+    return pd.Series(values, index=catalog.index, dtype='int64')
+
+
+def _whole_number(value):
+    "An int, or None for values that are not whole numbers of 64 bits; a float counts if it is exact"
+    if isinstance(value, (float, np.floating)):
+        return int(value) if float(value).is_integer() and abs(value) <= EXACT else None
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return int(value) if abs(value) <= LARGEST else None
+    return None
+
+
+def _check_pids(catalog):
+    junk = catalog[catalog['pid'] < 0]
+    refuse({f'{len(junk)} images have a negative identity (first: {_first(junk)}): junk does not belong in a catalog; '
+            'use catalog[catalog.pid >= 0]': len(junk)})
+
+
+def _check_duplicates(catalog):
+    twice = catalog[catalog['path'].duplicated(keep=False)]
+    if len(twice) == 0: return
+    roles = catalog.loc[catalog['path'] == twice['path'].iat[0], 'split']
+    raise ValueError(f'{twice["path"].nunique()} paths are in the catalog more than once (first: '
+                     f'{twice["path"].iat[0]}, as {" and ".join(roles)}): an image has one row')
+
+
+def _check_paths(catalog):
+    "Every path is a string, occurs once, and exists"
+    for column in ('path', 'mask'):
+        given = catalog[column] if column == 'path' else catalog[column].dropna()
+        _check_are_paths(given, column)
+        if column == 'path': _check_duplicates(catalog)
+        gone = _missing_files(given)
+        if gone:
+            raise FileNotFoundError(f'{len(gone)} of {len(given)} {"image" if column == "path" else "mask"} files do '
+                                    f'not exist (first: {gone[0]})')
+
+
+def _check_are_paths(given, column):
+    for p in given:
+        if not isinstance(p, (str, os.PathLike)) or p == '': raise ValueError(f'{column} {p!r} is not a path')
+
+
+def _missing_files(paths) -> list:
+    """Those of `paths` that do not exist. Each folder is listed once, since a request for each file is slow on network
+    disks"""
+    listed = {}
+    def there(p):
+        folder, name = os.path.split(p)
+        if folder not in listed: listed[folder] = _names(folder or '.')
+        return name in listed[folder] or os.path.exists(p)
+    return [p for p in paths if not there(p)]
+
+
+def _names(folder) -> set: return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+
+
+def _check_identities(catalog):
+    train = catalog['split'] == 'train'
+    both = sorted(set(catalog['pid'][train]) & set(catalog['pid'][~train]))
+    if both:
+        warnings.warn(f'{len(both)} identities are in both training and test (first: {both[0]}), so that R1 and mAP '
+                      'will be too high. Split by identity, or number the test identities differently if they are '
+                      'other people', CatalogWarning, stacklevel=3)
+
+
+def _check_matches(catalog):
+    message = lost_queries_message(catalog)
+    if not message: return
+    refuse({message: len(lost_queries(catalog)) == (catalog['split'] == 'query').sum()})
+    warnings.warn(message, CatalogWarning, stacklevel=3)
+
+
+def lost_queries(
+    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
+) -> pd.DataFrame:  # Its queries that have no match left, with a column `why`; the index is the catalog's
+    """Queries that lose all matches under the camera rule (same identity AND same camera are removed):
+    `catalog.drop` them by index"""
+    query, gallery = (catalog[catalog['split'] == s] for s in ('query', 'gallery'))
+    same_person = query['pid'].map(gallery['pid'].value_counts()).fillna(0).to_numpy()
+    pairs = gallery.groupby(['pid', 'camid']).size()
+    same_camera = pairs.reindex(pd.MultiIndex.from_frame(query[['pid', 'camid']]), fill_value=0).to_numpy()
+    why = np.where(same_person == 0, 'no gallery image of the identity', 'only gallery images of its own camera')
+    return query.assign(why=why)[same_person == same_camera]
+
+
+def lost_queries_message(
+    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
+) -> str:  # How many queries lose their matches, why, and the two ways out; empty where none does
+    "The message about queries without a match (`validate_catalog` gives it)"
+    lost, test = lost_queries(catalog), catalog[catalog['split'] != 'train']
+    if len(lost) == 0: return ''
+    if test['camid'].nunique() == 1: why = f'every query and gallery image has the one camera {test["camid"].iat[0]}'
+    else: why = ', '.join(f'{n} with {w}' for w, n in lost['why'].value_counts().items())
+    return (f'{len(lost)} of {(catalog["split"] == "query").sum()} queries have no match left, since gallery images '
+            f'of the same identity AND camera are removed: {why} (first: {lost["path"].iat[0]}). Two ways out: give '
+            'each image the camera it was taken by in `camid` (where cameras are unknown: 0 for queries, 1 for the '
+            'gallery), with a gallery image of every query\'s identity from another camera; or leave those queries '
+            'out: catalog.drop(lost_queries(catalog).index)')
+
+
+def is_missing(value) -> bool: return value is None or value == '' or value is pd.NA or value != value
+
+
+# The thorough check, which opens the files and lists every problem
+
+
+def check_catalog(
+    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
+    decode: bool = True,  # Open and decode every image and mask; False looks at the table and at which files exist
+    *,
+    workers: int | None = None,  # Threads; default: as many as there are cores
+) -> pd.DataFrame:  # Columns `path`, `problem`, `advice`; no rows where all is well
+    """All problems of a catalog and its files, found in parallel; `validate_catalog` stops at the first one.
+
+    Files: missing, empty, truncated, no image, CMYK, 16 bits, EXIF rotation; masks: missing, unreadable, of another
+    size, with labels beyond 7, all background; rows: duplicate paths, negative identities, unknown splits, identities
+    in training and test, the same image of two identities or in two splits, training identities with one image, queries
+    without a match. ValueError where columns are missing."""
+    check_columns(catalog)
+    for c in ('pid', 'camid'): whole_numbers(catalog, c)
+    problems = [*_row_problems(catalog)]
+    def look(row): return _file_problems(*row, decode)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        looked = list(pool.map(look, zip(catalog['path'], catalog['mask'])))
+    problems += [p for found, _ in looked for p in found]
+    if decode: problems += _same_image(catalog, [digest for _, digest in looked])
+    return pd.DataFrame(problems, columns=['path', 'problem', 'advice'])
+
+
+def _row_problems(catalog):
+    "(path, problem, advice) from the table alone"
+    train = catalog[catalog['split'] == 'train']
+    test = catalog[catalog['split'].isin(SPLITS[1:])]
+    maskless = catalog['mask'].map(is_missing)
+    unknown = catalog[~catalog['split'].isin(SPLITS)]
+    both = test[test['pid'].isin(train['pid'])].drop_duplicates('pid')
+    return [
+        *_each(unknown, lambda r: f'split {r.split!r}', f'use {", ".join(SPLITS)}'),
+        *_each(catalog[catalog['pid'] < 0], lambda r: f'identity {r.pid}: junk',
+               'leave it out: catalog[catalog.pid >= 0]'),
+        *_each(catalog[catalog['path'].duplicated()], lambda r: 'the path is in the catalog more than once',
+               'drop_duplicates("path")'),
+        *_each(catalog[maskless & (not maskless.all())], lambda r: 'no part mask, and others have one',
+               'it trains the global branch only; make one, or name the folder with find_masks'),
+        *_each(both, lambda r: f'identity {r.pid} is in training too',
+               'split by identity; renumber it if it is another person'),
+        *_each(train[~train['pid'].duplicated(keep=False)], lambda r: f'identity {r.pid} trains with one image',
+               'add images of the person, or leave it out'),
+        *_each(lost_queries(catalog), lambda r: f'query without a match: {r.why}',
+               'give images the camera they were taken by, or leave it out: '
+               'catalog.drop(lost_queries(catalog).index)'),
+    ]
+
+
+def _each(rows, problem, advice): return [(str(row.path), problem(row), advice) for row in rows.itertuples()]
+
+
+def _file_problems(path, mask, decode):
+    "Problems of an image and its mask, and the digest of the image's bytes (None if it cannot be read)"
+    found, digest, size = [], None, None
+    if not os.path.exists(path):
+        found.append((str(path), 'the file does not exist', 'correct the path, or drop the row'))
+    elif not os.path.isfile(path): found.append((str(path), 'no regular file', 'drop the row'))
+    elif decode:
+        data = Path(path).read_bytes()
+        digest = hashlib.blake2b(data, digest_size=16).digest() if data else None
+        problems, size = _image_problems(data)
+        found += [(str(path), problem, advice) for problem, advice in problems]
+    if is_missing(mask): return found, digest
+    if not os.path.isfile(mask):
+        found.append((str(mask), 'the mask does not exist', 'correct the path, or set it to None'))
+    elif decode: found += [(str(mask), problem, advice) for problem, advice in _mask_problems(mask, size)]
+    return found, digest
+
+
+def _image_problems(data):
+    "[(problem, advice)] and the (w, h) of an image file, given its bytes; no size if it does not decode"
+    if not data: return [('the file is empty (0 bytes)', 'copy it again, or drop the row')], None
+    found = []
+    try:
+        with opened_image(data) as image:
+            if image.mode == 'CMYK': found.append(('CMYK colours', 'convert it to RGB: colours may come out inverted'))
+            if image.mode in DEEP or image.mode.startswith('I;'):
+                found.append((f'more than 8 bits a pixel (mode {image.mode})',
+                              'scale it to 8 bits: other tools clip it to white'))
+            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+                found.append(('rotated by its EXIF tag',
+                              'it is turned when read, other tools may not turn it: save it upright'))
+        return found, read_image(data).size
+    except UnreadableImage as e:
+        return [*found, (str(e).partition(': ')[2].partition('; mend')[0], 'copy it again, or drop the row')], None
+
+
+def _mask_problems(mask, size):
+    "[(problem, advice)] of a mask file, given the (w, h) of its image if that is known"
+    try: labels = read_mask(mask)
+    except (OSError, ValueError, SyntaxError) as e:
+        return [(str(e).removeprefix(f'{mask}: '), 'convert it with convert_masks, or set the mask to None')]
+    found = []
+    if size is not None and labels.shape != size[::-1]:
+        found.append((f'{labels.shape[1]} x {labels.shape[0]} pixels, its image {size[0]} x {size[1]} (w x h)',
+                      'is it another image\'s? else resize it, nearest neighbour'))
+    if not labels.any():
+        found.append(('all background', 'a mask without a body region teaches nothing: set it to None'))
+    return found
+
+
+def _same_image(catalog, digests):
+    """Files with the same bytes as a file of another identity or another split: a wrong label, or a test image in
+    training"""
+    seen = defaultdict(list)  # digest -> rows with these bytes
+    for row, digest in zip(catalog.itertuples(), digests):
+        if digest is None: continue
+        twin = next((r for r in seen[digest] if (r.pid, r.split) != (row.pid, row.split)), None)
+        seen[digest].append(row)
+        if twin is None: continue
+        what = f'{twin.split} and {row.split}' if twin.split != row.split else f'identities {twin.pid} and {row.pid}'
+        problem = f'the same image as {twin.path} ({what})'
+        yield str(row.path), problem, 'drop one of the two: figures would be too good or too bad'

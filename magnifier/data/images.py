@@ -1,20 +1,31 @@
-"Reading images from files, bytes, arrays and PIL images: RGB, upright, 8 bits, or an error that names the image"
+"Files of images and part masks: found in a folder, read as RGB or as labels, written, or an error that names the file"
 
+import logging
+import math
 import os
+import re
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from io import BytesIO, TextIOBase
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ['UnreadableImage', 'read_image']
+from magnifier.checks import refuse
+from magnifier.files import aside
+from magnifier.regions import N_REGIONS
+
+__all__ = ['UnreadableImage', 'read_image', 'read_mask', 'write_mask']
 
 # File names that count as images, wherever a folder is searched
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.avif')
+HARMLESS = ('.db', '.ini', '.txt', '.md')  # Beside images everywhere; nobody misses them
 WANTED = 'an image is a path, the bytes of a file, a binary file, a PIL image or an (h,w,3) uint8 array'
 DEPTHS = (8, 12, 16)  # Bits that scanners and cameras write into 16- and 32-bit files
+log = logging.getLogger(__name__)
 
 
 class UnreadableImage(ValueError):
@@ -59,8 +70,7 @@ def as_images(
 ) -> Iterable:  # Images, one by one
     "One image or many, as a list; a TypeError for other types"
     if hasattr(images, 'columns'):
-        if 'path' not in images:
-            raise ValueError(f'the table has no column path, only {", ".join(map(str, images.columns))}')
+        refuse({f'the table has no column path, only {", ".join(map(str, images.columns))}': 'path' not in images})
         return images['path'].tolist()
     if _is_one(images): return [images]
     if not isinstance(images, Iterable): raise TypeError(f'{type(images).__name__} given: {WANTED}, or a list of these')
@@ -86,9 +96,10 @@ def _is_one(source):
 
 
 def _from_array(array, bgr):
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise UnreadableImage(f'{image_name(array)}: an image is (h,w,3) uint8, 0 to 255, in RGB order')
-    if not array.size: raise UnreadableImage(f'{image_name(array)}: a crop with an area is wanted')
+    is_rgb = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
+    if not is_rgb or not array.size:
+        wanted = 'a crop with an area is wanted' if is_rgb else 'an image is (h,w,3) uint8, 0 to 255, in RGB order'
+        raise UnreadableImage(f'{image_name(array)}: {wanted}')
     return Image.fromarray(array[..., ::-1] if bgr else array)
 
 
@@ -110,9 +121,9 @@ def _opened(source, name):
 def _check_pixels(image):
     "Checks the size in the header before anything is decoded"
     w, h = image.size
-    if not w*h: raise ValueError('an image with an area is wanted')
-    if Image.MAX_IMAGE_PIXELS and w*h > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f'{w} x {h} pixels, and Pillow is set to read {Image.MAX_IMAGE_PIXELS:,}: shrink it')
+    most = Image.MAX_IMAGE_PIXELS or math.inf
+    refuse({'an image with an area is wanted': not w*h,
+            f'{w} x {h} pixels, and Pillow is set to read {most:,}: shrink it': w*h > most})
 
 
 def _as_rgb(image):
@@ -120,9 +131,9 @@ def _as_rgb(image):
     upright = ImageOps.exif_transpose(image)
     if upright.mode == 'F': upright = _from_floats(np.asarray(upright))
     elif upright.mode.startswith('I'): upright = _from_integers(np.asarray(upright))
-    elif deep and upright.mode.startswith('RGB') and max(high for _, high in upright.getextrema()[:3]) < 16:
-        raise ValueError('16 bits a channel, of which at most 12 are used, and it would be read as black: scale it '
-                         'to 8 bits')
+    elif deep and upright.mode.startswith('RGB'):
+        refuse({'16 bits a channel, of which at most 12 are used, and it would be read as black: scale it to 8 bits':
+                max(high for _, high in upright.getextrema()[:3]) < 16})
     return upright.convert('RGB')
 
 
@@ -130,12 +141,157 @@ def _from_integers(values):
     "Greys of 8, 12 or 16 bits, whichever the largest value needs, as 8 bits; Pillow itself would clip them to white"
     low, high = int(values.min()), int(values.max())
     bits = next((b for b in DEPTHS if high < 2**b), None)
-    if low < 0 or bits is None: raise ValueError(f'greys from {low} to {high}: scale them to 0 to 255')
+    refuse({f'greys from {low} to {high}: scale them to 0 to 255': low < 0 or bits is None})
     return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
 
 
 def _from_floats(values):
     "Greys from 0 to 1, or from 0 to 255, as 8 bits"
     low, high = float(values.min()), float(values.max())
-    if not 0 <= low <= high <= 255: raise ValueError(f'greys from {low:g} to {high:g}: scale them to 0 to 255')
+    refuse({f'greys from {low:g} to {high:g}: scale them to 0 to 255': not 0 <= low <= high <= 255})
     return Image.fromarray((values*(255 if high <= 1 else 1)).round().astype(np.uint8))
+
+
+# Part masks
+
+
+def read_mask(
+    path: str | Path,  # A grey or palette PNG, the labels 0..7 as its values
+) -> np.ndarray:  # (h, w) uint8
+    """Labels of a part-mask file; for a palette PNG the indices, not the colours.
+
+    A ValueError names a file that has colour channels or labels above 7, or does not decode; a FileNotFoundError a
+    missing one."""
+    labels = read_labels(path)
+    _check_regions(path, labels, "; if they are another parser's, convert them with convert_masks")
+    return labels.astype(np.uint8)
+
+
+def write_mask(
+    path: str | Path,  # Where to; missing folders are made
+    labels: np.ndarray,  # (h, w) integers 0..7
+) -> Path:  # The file
+    "Writes a part mask as a grey PNG; a kill leaves no partial file. ValueError for other labels"
+    labels, path = np.asarray(labels), Path(path)
+    refuse({f'{path}: a part mask is (h, w) integers, not {labels.shape} {labels.dtype}':
+            labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in 'iub'})
+    _check_regions(path, labels)
+    save_png(labels.astype(np.uint8), path)
+    return path
+
+
+def read_labels(path) -> np.ndarray:
+    """Values of a one-channel image with any labels: (h, w); a ValueError names a file with colours, or that does not
+    decode"""
+    with opened_image(path, 'part mask') as image: labels, mode = np.asarray(image), image.mode
+    refuse({f'{path} is {mode}, but a label file is grey or has a palette':
+            labels.ndim != 2 or labels.dtype.kind not in 'iub'})
+    return labels
+
+
+def check_same_size(
+    mask: tuple,  # Width and height of a part mask
+    image: tuple,  # Width and height of its image
+    name='a mask',  # The mask's file
+):
+    "Refuses a mask of another size than its image: stretched over it, it would label the wrong pixels"
+    refuse({f'{name}: mask of {mask[0]} x {mask[1]} pixels for an image of {image[0]} x {image[1]}; write the mask at '
+            'the size of its image': mask != image})
+
+
+def _check_regions(path, labels, advice=''):
+    if labels.min() < 0 or labels.max() >= N_REGIONS:
+        raise ValueError(f'{path}: labels {few(np.unique(labels))}, but a part mask has labels 0 to '
+                         f'{N_REGIONS-1}{advice}')
+
+
+def few(values) -> str: return ', '.join(map(str, values[:12])) + (', ...' if len(values) > 12 else '')
+
+
+def save_png(
+    image,  # A PIL image or an array
+    path: str | Path,  # Where to
+):
+    "Writes a PNG; a kill leaves no partial file"
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    with aside(path, synced=False) as part: image.save(part, format='PNG')
+
+
+# Folders
+
+
+def existing(
+    path: str | Path,  # A folder
+) -> Path:  # Absolute, so that a catalog survives a change of the working directory
+    "The folder; a FileNotFoundError if it does not exist"
+    path = Path(path).expanduser().absolute()
+    if not path.is_dir(): raise FileNotFoundError(f'{path} is not a folder')
+    return path
+
+
+def image_files(
+    folder: str | Path,  # Where to look
+    recursive: bool = False,  # Whether folders in it are searched too; links are followed, but not in circles
+    *,
+    include: str | None = None,  # Regex, searched in the path below the folder: only these images
+    exclude: str | None = None,  # The same: but not these
+) -> list[Path]:  # Sorted
+    """Image files of a folder, by their endings, without hidden files, part masks and copies with a second ending.
+
+    One warning in the log counts what is left out. A ValueError if no image is left."""
+    left_out = Counter()
+    found = list(_without_copies(_folders(str(folder), recursive, (), left_out), left_out))
+    for pattern, wanted in ((include, True), (exclude, False)):
+        if pattern is None: continue
+        kept = [f for f in found if bool(re.search(pattern, _below(f, folder))) == wanted]
+        left_out[f'by {"include" if wanted else "exclude"}={pattern!r}'] += len(found) - len(kept)
+        found = kept
+    reasons = ', '.join(f'{n} {why}' for why, n in sorted(left_out.items()) if n)
+    why = f'; left out: {reasons}' if reasons else ''
+    refuse({f'{folder} holds no image ({", ".join(IMAGE_ENDINGS)}){why}': not found})
+    if reasons: log.warning('%s: left out %s', folder, reasons)
+    return [Path(f) for f in sorted(found)]
+
+
+def _without_copies(folders, left_out):
+    for place, names in folders:
+        second = {n for n in names if os.path.splitext(n)[0] in names}  # x.jpg.jpg beside x.jpg
+        left_out['copies with a second ending'] += len(second)
+        yield from (os.path.join(place, n) for n in names - second)
+
+
+def _below(file, folder): return Path(file).relative_to(folder).as_posix()
+
+
+def _folders(folder, recursive, above, left_out):
+    "(folder, names of its images) for a folder and those in it; `above`: the real folders that led here"
+    here = os.path.realpath(folder)
+    if here in above: return  # a link back
+    names, deeper = set(), []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith('.'): continue
+            if entry.is_dir():
+                if recursive and not entry.name.endswith('_ps_label'): deeper.append(entry.path)
+            elif why := _no_image(entry): left_out[why] += 1
+            elif entry.name.lower().endswith(IMAGE_ENDINGS): names.add(entry.name)
+    yield folder, names
+    for d in sorted(deeper): yield from _folders(d, recursive, (*above, here), left_out)
+
+
+def _no_image(entry):
+    "Why a file is left out; None if that need not be reported"
+    ending = os.path.splitext(entry.name)[1].lower()
+    if ending in HARMLESS: return None
+    if ending not in IMAGE_ENDINGS: return f'{ending or "files without an ending"} (no image)'
+    if not entry.is_file(): return 'pipes, devices or broken links'
+    try: entry.path.encode()
+    except UnicodeEncodeError: return 'names that are not UTF-8'
+    return None
+
+
+def mask_folder(
+    folder: str | Path,  # A folder of images
+) -> Path:  # `<folder>_ps_label`, beside it
+    "The default folder of part masks, where readers look for them"
+    return Path(folder).with_name(Path(folder).name + '_ps_label')

@@ -1,4 +1,5 @@
 "ReIDDataLoaders: from a catalog, or straight from a data set's folder, to (image, mask, identity) batches"
+
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -8,6 +9,7 @@ import pandas as pd
 import torch
 from fastai.vision.all import AddMaskCodes, DataLoaders, IntToFloatTensor, ToTensor, delegates, listify
 
+from magnifier.checks import refuse
 from magnifier.data.batches import IdentityBatches
 from magnifier.data.block import ReIDDataBlock, SameSize
 from magnifier.data.catalog import validate_catalog
@@ -54,13 +56,14 @@ class ReIDDataLoaders(DataLoaders):
         rounding and several times faster to load; it needs 4 bytes for each pixel of the originals (`cache_pixels` says
         when its file is used again)."""
         catalog = validate_catalog(catalog, ('train',)).reset_index(drop=True)
-        if not (catalog.split != 'train').any():
-            raise ValueError('the catalog has no query and gallery: nothing to evaluate on; give some identities '
-                             'those splits')
-        if cache is not None and item_tfms is not None:
-            raise ValueError('item_tfms change one image at a time, and a cache makes whole batches: leave out the '
-                             'cache, or write them as batch_tfms')
-        preprocessing = Preprocessing(_checked_size(size), fit)
+        refuse({
+            'the catalog has no query and gallery: nothing to evaluate on; give some identities those splits':
+                (catalog.split == 'train').all(),
+            'item_tfms change one image at a time, and a cache makes whole batches: leave out the cache, or write '
+            'them as batch_tfms': cache is not None and item_tfms is not None,
+            f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature map, such as '
+            '(384, 192)': len(size) != 2 or any(s <= 0 or s % 16 for s in size)})
+        preprocessing = Preprocessing(tuple(size), fit)
         if pad is None: pad = min(10, round(10*size[1]/128))
         batch_tfms = batch_transforms(preprocessing, erase, seed) if batch_tfms is None else listify(batch_tfms)
         kwargs = dict(path=path, bs=bs, val_bs=val_bs or 2*bs, device=None if device is None else torch.device(device))
@@ -133,7 +136,7 @@ class ReIDDataLoaders(DataLoaders):
         "Loader of other images, with the validation transforms, in the order given"
         if not isinstance(test_items, pd.DataFrame):
             test_items = pd.DataFrame({'path': pd.Series(list(as_images(test_items)), dtype=object)})
-        if not len(test_items): raise ValueError('no images: give at least one path, image or catalog row')
+        refuse({'no images: give at least one path, image or catalog row': not len(test_items)})
         return super().test_dl(test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
 
     @property
@@ -167,21 +170,13 @@ def preprocessing_of(
         else:
             raise ValueError(f'{type(tfm).__name__} is a custom transform, which another program cannot repeat: '
                              'build the loaders without your own item_tfms and batch_tfms')
-    if not fit or not normalise:
-        raise ValueError('the loaders do not resize and normalise: build them by ReIDDataLoaders')
+    refuse({'the loaders do not resize and normalise: build them by ReIDDataLoaders': not fit or not normalise})
     return replace(fit, mean=normalise.mean, std=normalise.std)
 
 
 def _summary(items):
     if not len(items): return 'no images'
     return f'{len(items):,} images of {items["pid"].nunique():,} identities by {items["camid"].nunique():,} cameras'
-
-
-def _checked_size(size):
-    if len(size) != 2 or any(s <= 0 or s % 16 for s in size):
-        raise ValueError(f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature '
-                         'map, such as (384, 192)')
-    return tuple(size)
 
 
 def _from_pixels(catalog, cache, vocab, batch_tfms, each, **kwargs):

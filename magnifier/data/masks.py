@@ -1,6 +1,5 @@
-"Part-mask files: one-channel PNGs with the labels 0..7, read, written, converted and measured"
+"Part masks of a whole set: converted from a parser's labels, drawn as stripes, measured and compared"
 
-import logging
 import os
 import re
 import warnings
@@ -12,65 +11,89 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastprogress import progress_bar
+from PIL import Image
 
+from magnifier.checks import refuse
 from magnifier.data.catalog import SPLITS, CatalogWarning
-from magnifier.data.folders import existing, image_files, mask_folder, save_png
-from magnifier.data.images import IMAGE_ENDINGS, opened_image, read_image
-from magnifier.data.joints import regions_from_fields, stripe_masks
+from magnifier.data.images import (IMAGE_ENDINGS, existing, few, image_files, mask_folder, opened_image, read_image,
+                                   read_labels, read_mask, write_mask)
 from magnifier.data.own_sets import read_table
 from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS, LabelTable, label_table, region_indices
 
-__all__ = ['read_mask', 'write_mask', 'convert_masks', 'make_stripe_masks', 'mask_report', 'mask_agreement']
+__all__ = ['convert_masks', 'stripe_masks', 'make_stripe_masks', 'mask_report', 'mask_agreement']
 
-log = logging.getLogger(__name__)
-
-
-def read_mask(
-    path: str | Path,  # A grey or palette PNG, the labels 0..7 as its values
-) -> np.ndarray:  # (h, w) uint8
-    """Labels of a part-mask file; for a palette PNG the indices, not the colours.
-
-    A ValueError names a file that has colour channels or labels above 7, or does not decode; a FileNotFoundError a
-    missing one."""
-    labels = read_labels(path)
-    if labels.max() >= N_REGIONS or labels.min() < 0:
-        raise ValueError(f'{path}: labels {_few(np.unique(labels))}, but a part mask has labels 0 to {N_REGIONS-1}; if '
-                         'they are another parser\'s, convert them with convert_masks')
-    return labels.astype(np.uint8)
+# OpenPifPaf's 36 fields: 17 joints in COCO's order, then 19 connections in the order of its COCO skeleton
+FIELDS = dict(
+    head=(0, 1, 2, 3, 4, 29, 30, 31, 32, 33, 34, 35),  # Nose, eyes, ears, what joins them, and from ear to shoulder
+    chest=(5, 6, 11, 12, 21, 22, 23, 24),  # Shoulders, hips, and between them
+    upper_arm=(7, 8, 25, 26),  # Elbows, and from shoulder to elbow
+    lower_arm=(9, 10, 27, 28),  # Wrists, and from elbow to wrist
+    upper_leg=(13, 14, 18, 20),  # Knees, and from hip to knee
+    lower_leg=(17, 19),  # From ankle to knee
+    foot=(15, 16))  # Ankles
+CONFIDENT = .3  # Below, a field sees nothing
 
 
-def check_same_size(
-    mask: tuple,  # Width and height of a part mask
-    image: tuple,  # Width and height of its image
-    name='a mask',  # The mask's file
-):
-    "Refuses a mask of another size than its image: stretched over it, it would label the wrong pixels"
-    if mask != image:
-        raise ValueError(f'{name}: mask of {mask[0]} x {mask[1]} pixels for an image of {image[0]} x {image[1]}; '
-                         'write the mask at the size of its image')
+def convert_masks(
+    src: str | Path,  # Folder of a parser's label files (PNG), or OpenPifPaf's fields (.npy), any depth
+    dst: str | Path,  # Folder of the part masks, same sub-paths; what is there already is left
+    labels='lip',  # As `label_table` takes it, 'pifpaf', or a CSV file (see `read_label_table`)
+    *,
+    images: str | Path | None = None,  # For 'pifpaf': folder of the images, same sub-paths
+    workers: int | None = None,  # Threads; default: as many as there are cores
+    progress: bool = True,  # Show a bar
+) -> pd.DataFrame:  # One row a file: `path`, `mask`, `result` ('converted', 'already there', 'failed'), `problem`
+    """Converts a folder of label files to part masks.
+
+    A stopped run continues, and a file that fails does not stop the others (a warning says how many failed). Of
+    DensePose's three-channel IUV files, I is read."""
+    src, dst = existing(src), Path(dst)
+    ending, convert = _converter(labels, src, images)
+    files = sorted(p for p in src.rglob('*') if p.suffix.lower() == ending and not p.name.startswith('.'))
+    refuse({f'{src} holds no {ending} file': not files})
+    def convert_one(p): return _convert_file(p, dst / _mask_name(p.relative_to(src)), convert)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        done = pool.map(convert_one, files)
+        rows = list(progress_bar(done, total=len(files)) if progress else done)
+    report = pd.DataFrame(rows, columns=['path', 'mask', 'result', 'problem'])
+    failed = report[report['result'] == 'failed']
+    if len(failed):
+        warnings.warn(f'{len(failed)} of {len(files)} files were not converted (first: {failed["problem"].iat[0]})',
+                                  CatalogWarning, stacklevel=2)
+    return report
 
 
-def write_mask(
-    path: str | Path,  # Where to; missing folders are made
-    labels: np.ndarray,  # (h, w) integers 0..7
-) -> Path:  # The file
-    "Writes a part mask as a grey PNG; a kill leaves no partial file. ValueError for other labels"
-    labels, path = np.asarray(labels), Path(path)
-    if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in 'iub':
-        raise ValueError(f'{path}: a part mask is (h, w) integers, not {labels.shape} {labels.dtype}')
-    if labels.min() < 0 or labels.max() >= N_REGIONS:
-        raise ValueError(f'{path}: labels {_few(np.unique(labels))}, but a part mask has labels 0 to {N_REGIONS-1}')
-    save_png(labels.astype(np.uint8), path)
-    return path
+def _converter(labels, src, images):
+    "Ending of a parser's files, and the function from one of them to regions"
+    if labels == 'pifpaf':
+        refuse({"labels='pifpaf': fields are smaller than their images; name the folder of these as images":
+                images is None})
+        return '.npy', partial(_from_fields, src=src, images=existing(images))
+    table = read_label_table(labels) if str(labels).lower().endswith('.csv') else label_table(labels)
+    return '.png', lambda path: convert_mask(_parser_labels(path, table), table)
 
 
-def read_labels(path) -> np.ndarray:
-    """Values of a one-channel image with any labels: (h, w); a ValueError names a file with colours, or that does not
-    decode"""
-    with opened_image(path, 'part mask') as image: labels, mode = np.asarray(image), image.mode
-    if labels.ndim != 2 or labels.dtype.kind not in 'iub':
-        raise ValueError(f'{path} is {mode}, but a label file is grey or has a palette')
-    return labels
+def _convert_file(path, target, convert):
+    if target.exists(): return str(path), str(target), 'already there', None
+    try: write_mask(target, convert(path))
+    except (ValueError, OSError) as e:
+        return str(path), None, 'failed', str(e) if str(path) in str(e) else f'{path}: {e}'
+    return str(path), str(target), 'converted', None
+
+
+def _mask_name(path):
+    "`x.npy`, `x.jpg.npy`, `x.jpg.confidence_fields.npy` and `x.png` -> `x.png`"
+    name = path.name.removesuffix(path.suffix).removesuffix('.confidence_fields')
+    if path.suffix == '.npy' and Path(name).suffix.lower() in IMAGE_ENDINGS: name = Path(name).stem
+    return path.with_name(f'{name}.png')
+
+
+def _parser_labels(path, table):
+    "`read_labels`; of a DensePose IUV file the I, its first channel in OpenCV's order, which is the last of RGB"
+    if 'DensePose' in table.source:
+        with opened_image(path, 'part mask') as image:
+            if image.mode == 'RGB': return np.asarray(image)[..., 2]
+    return read_labels(path)
 
 
 def convert_mask(
@@ -81,10 +104,8 @@ def convert_mask(
 
     ValueError for labels that the table does not have."""
     labels, table = np.asarray(labels), label_table(table)
-    if labels.ndim != 2 or labels.dtype.kind not in 'iub':
-        raise ValueError(f'labels are (h, w) integers, not {labels.shape} {labels.dtype}')
     if labels.size and (labels.min() < 0 or labels.max() >= len(table.regions)):
-        raise ValueError(f'labels {_few(np.unique(labels))}, but the table has 0 to {len(table.regions)-1} '
+        raise ValueError(f'labels {few(np.unique(labels))}, but the table has 0 to {len(table.regions)-1} '
                          f'({table.source})')
     regions = np.asarray(table.regions, np.uint8)[labels]
     rows, head = np.flatnonzero(regions.any(1)), np.argwhere(regions == REGIONS.index('head'))
@@ -111,95 +132,80 @@ def _divide(regions, labels, split, *, anchor, height):
     regions[tuple(divided[far].T)] = split.lower
 
 
-def convert_masks(
-    src: str | Path,  # Folder of a parser's label files (PNG), or OpenPifPaf's fields (.npy), any depth
-    dst: str | Path,  # Folder of the part masks, same sub-paths; what is there already is left
-    labels='lip',  # As `label_table` takes it, 'pifpaf', or a CSV file (see `read_label_table`)
-    *,
-    images: str | Path | None = None,  # For 'pifpaf': folder of the images, same sub-paths
-    workers: int | None = None,  # Threads; default: as many as there are cores
-    progress: bool = True,  # Show a bar
-) -> pd.DataFrame:  # One row a file: `path`, `mask`, `result` ('converted', 'already there', 'failed'), `problem`
-    """Converts a folder of label files to part masks.
-
-    A stopped run continues, and a file that fails does not stop the others (a warning says how many failed). Of
-    DensePose's three-channel IUV files, I is read."""
-    src, dst = existing(src), Path(dst)
-    ending, convert = _converter(labels, src, images)
-    files = sorted(p for p in src.rglob('*') if p.suffix.lower() == ending and not p.name.startswith('.'))
-    if not files: raise ValueError(f'{src} holds no {ending} file')
-    def convert_one(p): return _convert_file(p, dst / _mask_name(p.relative_to(src)), convert)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        done = pool.map(convert_one, files)
-        rows = list(progress_bar(done, total=len(files)) if progress else done)
-    report = pd.DataFrame(rows, columns=['path', 'mask', 'result', 'problem'])
-    failed = report[report['result'] == 'failed']
-    if len(failed):
-        warnings.warn(f'{len(failed)} of {len(files)} files were not converted (first: {failed["problem"].iat[0]})',
-                                  CatalogWarning, stacklevel=2)
-    return report
-
-
 def read_label_table(
     file: str | Path,  # A CSV file with columns `label` (0, 1, ...) and `region` (a name or 0 to 7)
 ) -> LabelTable:  # Labels that the file does not name are background
     "The label table of another parser; a ValueError names the file and what is wrong in it"
     table = read_table(file)
-    if not {'label', 'region'} <= set(table):
-        raise ValueError(f'{file}: columns label and region are wanted, not {", ".join(table)}')
+    refuse({f'{file}: columns label and region are wanted, not {", ".join(table)}':
+            not {'label', 'region'} <= set(table),
+            f'{file} names no label': table.empty})
     region_of = {}
     for label, region in zip(table['label'].str.strip(), table['region'].str.strip()):
-        if not re.fullmatch(r'\d{1,5}', label):
-            raise ValueError(f'{file}: label {label!r} is not a whole number of 0 or more')
-        if int(label) in region_of: raise ValueError(f'{file}: label {label} is listed twice')
+        is_number = re.fullmatch(r'\d{1,5}', label)
+        refuse({f'{file}: label {label!r} is not a whole number of 0 or more': not is_number,
+                f'{file}: label {label} is listed twice': is_number and int(label) in region_of})
         try: region_of[int(label)], = region_indices([int(region) if region.isdigit() else region])
         except ValueError as e: raise ValueError(f'{file}: label {label}: {e}') from e
-    if not region_of: raise ValueError(f'{file} names no label')
     return LabelTable(tuple(region_of.get(i, 0) for i in range(max(region_of) + 1)), (), str(file))
-
-
-def _converter(labels, src, images):
-    "Ending of a parser's files, and the function from one of them to regions"
-    if labels == 'pifpaf':
-        if images is None:
-            raise ValueError("labels='pifpaf': fields are smaller than their images; name the folder of these as "
-                             "images")
-        return '.npy', partial(_from_fields, src=src, images=existing(images))
-    table = read_label_table(labels) if str(labels).lower().endswith('.csv') else label_table(labels)
-    return '.png', lambda path: convert_mask(_parser_labels(path, table), table)
 
 
 def _from_fields(path, src, images):
     place = (images / path.relative_to(src)).parent
     name = _mask_name(path).stem
     image = next((p for ending in IMAGE_ENDINGS if (p := place / f'{name}{ending}').is_file()), None)
-    if image is None: raise ValueError(f'{path}: no image {place / name} ({", ".join(IMAGE_ENDINGS)})')
+    refuse({f'{path}: no image {place / name} ({", ".join(IMAGE_ENDINGS)})': image is None})
     try: fields = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as e: raise ValueError(f'{path}: no array of NumPy ({e})') from e
     return regions_from_fields(fields, read_image(image).size[::-1])
 
 
-def _mask_name(path):
-    "`x.npy`, `x.jpg.npy`, `x.jpg.confidence_fields.npy` and `x.png` -> `x.png`"
-    name = path.name.removesuffix(path.suffix).removesuffix('.confidence_fields')
-    if path.suffix == '.npy' and Path(name).suffix.lower() in IMAGE_ENDINGS: name = Path(name).stem
-    return path.with_name(f'{name}.png')
+def regions_from_fields(
+    fields: np.ndarray,  # (36, h', w') confidence in 0..1 of OpenPifPaf: joints, then connections
+    size: tuple[int, int],  # Height and width of the mask
+) -> np.ndarray:  # (h, w) uint8 regions, background where no field is confident
+    "Gives every pixel the region with the most confident joints and connections there. A ValueError for other shapes"
+    fields = np.asarray(fields)
+    refuse({f'fields of shape {fields.shape} and type {fields.dtype}: (36, h, w) floats are wanted, of 17 joints and '
+            '19 connections':
+            fields.ndim != 3 or len(fields) != 36 or not fields.size or fields.dtype.kind != 'f'})
+    best = np.full(size, CONFIDENT, np.float32)
+    mask = np.zeros(size, np.uint8)
+    for region, members in FIELDS.items():
+        field = np.ascontiguousarray(fields[list(members)].max(0), dtype=np.float32)
+        field = np.asarray(Image.fromarray(field).resize(size[::-1], Image.Resampling.BILINEAR))
+        better = field > best
+        best[better] = field[better]
+        mask[better] = REGIONS.index(region)
+    return mask
 
 
-def _convert_file(path, target, convert):
-    if target.exists(): return str(path), str(target), 'already there', None
-    try: write_mask(target, convert(path))
-    except (ValueError, OSError) as e:
-        return str(path), None, 'failed', str(e) if str(path) in str(e) else f'{path}: {e}'
-    return str(path), str(target), 'converted', None
+def stripe_masks(
+    size,  # Height and width of the mask
+    edges=(0., .17, .34, .42, .5, .7, .88),  # Where each stripe from head to foot begins, shares of the height
+) -> np.ndarray:  # (h, w) uint8, region 1 on top to region 7 at the bottom
+    """Seven horizontal stripes with the names of the seven regions, for a first run on data without masks.
+
+    They are NOT body parts: they do not depend on the image. Nothing is background, and an arm has the region of the
+    stripe that it lies in. Raises ValueError for edges that do not rise."""
+    refuse({
+        f'size={size}: use (height, width), in pixels': len(size) != 2 or min(size) < 1,
+        f'edges={tuple(edges)}: use seven rising shares of the height, the first 0, all below 1':
+            len(edges) != 7 or any(b <= a for a, b in zip(edges, edges[1:])) or edges[0] != 0 or edges[-1] >= 1})
+    rows = (np.arange(size[0]) + .5) / size[0]
+    stripe = np.searchsorted(np.asarray(edges), rows, side='right').astype(np.uint8)
+    return np.repeat(stripe[:, None], size[1], axis=1)
 
 
-def _parser_labels(path, table):
-    "`read_labels`; of a DensePose IUV file the I, its first channel in OpenCV's order, which is the last of RGB"
-    if 'DensePose' in table.source:
-        with opened_image(path, 'part mask') as image:
-            if image.mode == 'RGB': return np.asarray(image)[..., 2]
-    return read_labels(path)
+def make_stripe_masks(
+    images: str | Path | pd.DataFrame | Iterable,  # A folder, a catalog, or paths
+    dst: str | Path | None = None,  # Folder of the masks; default: `<folder>_ps_label`, where `find_masks` looks
+) -> list[Path]:  # The files, in the order of the images
+    "Writes `stripe_masks` for every image that has no file yet: horizontal bands for a first run, not body parts"
+    targets = mask_targets(images, dst)
+    for p, mask in targets:
+        if not mask.exists(): write_mask(mask, stripe_masks(read_image(p).size[::-1]))
+    return [mask for _, mask in targets]
 
 
 def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
@@ -213,7 +219,7 @@ def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
         files = image_files(root, recursive=True)
     else:
         files = [Path(os.path.abspath(p)) for p in (images['path'] if isinstance(images, pd.DataFrame) else images)]
-        if not files: raise ValueError('no images given')
+        refuse({'no images given': not files})
         root = Path(os.path.commonpath([p.parent for p in files]))
     dst = mask_folder(root) if dst is None else Path(dst)
     targets = [(str(p), (dst / p.relative_to(root)).with_suffix('.png')) for p in files]
@@ -224,20 +230,9 @@ def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
 def _check_targets(targets):
     image_of = {}
     for p, mask in targets:
-        if image_of.setdefault(mask, p) != p:
-            raise ValueError(f'{image_of[mask]} and {p} would have the same mask {mask}')
-        if str(mask) == p: raise ValueError(f'{p} would be overwritten by its mask: choose another dst')
-
-
-def make_stripe_masks(
-    images: str | Path | pd.DataFrame | Iterable,  # A folder, a catalog, or paths
-    dst: str | Path | None = None,  # Folder of the masks; default: `<folder>_ps_label`, where `find_masks` looks
-) -> list[Path]:  # The files, in the order of the images
-    "Writes `stripe_masks` for every image that has no file yet: horizontal bands for a first run, not body parts"
-    targets = mask_targets(images, dst)
-    for p, mask in targets:
-        if not mask.exists(): write_mask(mask, stripe_masks(read_image(p).size[::-1]))
-    return [mask for _, mask in targets]
+        other = image_of.setdefault(mask, p)
+        refuse({f'{other} and {p} would have the same mask {mask}': other != p,
+                f'{p} would be overwritten by its mask: choose another dst': str(mask) == p})
 
 
 def mask_report(
@@ -275,8 +270,7 @@ def mask_agreement(
     a, b = existing(a), existing(b)
     names = [{p.relative_to(root) for p in root.rglob('*.png') if not p.name.startswith('.')} for root in (a, b)]
     common = sorted(names[0] & names[1])
-    if not common:
-        raise ValueError(f'{a} ({len(names[0])} PNG files) and {b} ({len(names[1])}) have no file name in common')
+    refuse({f'{a} ({len(names[0])} PNG files) and {b} ({len(names[1])}) have no file name in common': not common})
     alone = len(names[0] ^ names[1])
     if alone: warnings.warn(f'{alone} masks are in only one of {a} and {b}; {len(common)} are compared',
                             CatalogWarning, stacklevel=2)
@@ -290,10 +284,7 @@ def mask_agreement(
 def _confusion(a, b) -> np.ndarray:
     "(k, k) pixels by region in a and in b"
     first, second = read_mask(a), read_mask(b)
-    if first.shape != second.shape:
-        raise ValueError(f'{a} is {first.shape} and {b} is {second.shape} (h, w): masks of one image have one size')
+    refuse({f'{a} is {first.shape} and {b} is {second.shape} (h, w): masks of one image have one size':
+            first.shape != second.shape})
     pairs = first.astype(np.int64) * N_REGIONS + second
     return np.bincount(pairs.ravel(), minlength=N_REGIONS**2).reshape(N_REGIONS, N_REGIONS)
-
-
-def _few(values) -> str: return ', '.join(map(str, values[:12])) + (', ...' if len(values) > 12 else '')

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from magnifier.checks import refuse
 from magnifier.data.catalog import LARGEST, SPLITS, CatalogWarning, find_masks, make_catalog
-from magnifier.data.folders import existing, image_files
+from magnifier.data.images import existing, image_files
 
 __all__ = ['identity_folders', 'catalog_csv', 'split_queries']
 
@@ -41,8 +42,8 @@ def identity_folders(
     again with `split_queries`. ValueError for a pattern that does not match, naming the file."""
     root = existing(path)
     files = image_files(root, recursive=True, include=include, exclude=exclude)
-    loose = [p for p in files if p.parent == root]
-    if loose: raise ValueError(f'{loose[0]} does not lie in an identity\'s folder')
+    loose = next((p for p in files if p.parent == root), None)
+    refuse({f"{loose} does not lie in an identity's folder": loose})
     below = [p.relative_to(root).as_posix() for p in files]
     if split is None: _notice_layouts(root, below)
     table = pd.DataFrame(dict(path=[str(p) for p in files], identity=[p.parent.name for p in files]))
@@ -98,9 +99,7 @@ def catalog_csv(
 def _renamed(table, columns, file):
     "The table with the catalog's names for its columns, all of which are there and filled"
     lacking = [f'{theirs!r} (for {ours})' for ours, theirs in columns.items() if theirs not in table]
-    if lacking:
-        raise ValueError(f'{file} has no column {", ".join(lacking)}: it has {", ".join(table)}; name them with '
-                         'columns=')
+    refuse({f'{file} has no column {", ".join(lacking)}: it has {", ".join(table)}; name them with columns=': lacking})
     others = [c for c in table if c not in columns and c not in columns.values()]
     table = pd.DataFrame({ours: table[theirs] for ours, theirs in columns.items()}).join(table[others])
     _check_filled(table, file)
@@ -119,13 +118,12 @@ def read_table(
     "A CSV file; a ValueError names the file and the wrong line, a FileNotFoundError a missing file"
     if not Path(file).is_file(): raise FileNotFoundError(f'{file}: no such file')
     rows = _numbered_rows(file)
-    if not rows: raise ValueError(f'{file} is empty: a CSV table with a header is needed')
+    refuse({f'{file} is empty: a CSV table with a header is needed': not rows})
     (_, header), *rows = rows
-    twice = [c for i, c in enumerate(header) if c in header[:i]]
-    if twice: raise ValueError(f'{file} has two columns {twice[0]!r}: name them differently')
+    twice = next((c for i, c in enumerate(header) if c in header[:i]), None)
+    refuse({f'{file} has two columns {twice!r}: name them differently': twice is not None})
     for number, row in rows:
-        if len(row) != len(header):
-            raise ValueError(f'{file}, line {number}: {len(row)} fields, and the header has {len(header)}')
+        refuse({f'{file}, line {number}: {len(row)} fields, and the header has {len(header)}': len(row) != len(header)})
     return pd.DataFrame([row for _, row in rows], columns=header, dtype=object)
 
 
@@ -166,23 +164,22 @@ def _ask(how, below, what) -> str:
     "The result of a function, or of a regular expression's group, for the path below the root"
     if callable(how): return str(how(below))
     found = re.search(how, below)
-    if not found or not found.groups() or found[1] is None:
-        raise ValueError(f'{below}: the {what} pattern {how!r} finds nothing; it needs one group (...) that matches '
-                         'every image')
+    refuse({f'{below}: the {what} pattern {how!r} finds nothing; it needs one group (...) that matches every image':
+            not found or not found.groups() or found[1] is None})
     return found[1]
 
 
 def _role(split, below):
     role = _ask(split, below, 'split')
-    if role not in (*SPLITS, 'test'):
-        raise ValueError(f'{below}: split {role!r}, use {", ".join(SPLITS)}, or test to have queries drawn')
+    refuse({f'{below}: split {role!r}, use {", ".join(SPLITS)}, or test to have queries drawn':
+            role not in (*SPLITS, 'test')})
     return role
 
 
 def _split(table, train, n_query, seed, *, cameras):
     "The table with 'test' divided into query and gallery; with a share `train` all identities are divided first"
-    if train is not None and not 0 <= train <= 1: raise ValueError(f'train={train}: a share of the identities, 0 to 1')
-    if n_query < 1: raise ValueError(f'n_query={n_query}: at least 1 query for each identity and camera')
+    refuse({f'train={train}: a share of the identities, 0 to 1': train is not None and not 0 <= train <= 1,
+            f'n_query={n_query}: at least 1 query for each identity and camera': n_query < 1})
     rng = np.random.default_rng(seed)
     table = table.sort_values('path', ignore_index=True)  # the draw does not depend on the order of rows
     if not cameras: table = table.assign(camid=0)

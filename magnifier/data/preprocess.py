@@ -7,6 +7,7 @@ from math import isfinite
 import numpy as np
 from PIL import Image
 
+from magnifier.checks import refuse
 from magnifier.data.images import read_image
 
 __all__ = ['Preprocessing']
@@ -33,12 +34,12 @@ class Preprocessing:
         for name in ('size', 'mean', 'std'):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, Sequence) else (value,))
-        if len(self.size) != 2 or not all(isinstance(s, int) and 0 < s <= LARGEST for s in self.size):
-            raise ValueError(f'preprocessing of size {self.size}: height and width in pixels are wanted')
-        if self.fit not in FITS: raise ValueError(f'fit={self.fit!r}: use {" or ".join(map(repr, FITS))}')
-        if not (_three_numbers(self.mean) and _three_numbers(self.std) and min(self.std) > 0):
-            raise ValueError(f'preprocessing with mean {self.mean} and std {self.std}: three numbers each are '
-                             'wanted, std above 0')
+        refuse({
+            f'preprocessing of size {self.size}: height and width in pixels are wanted':
+                len(self.size) != 2 or not all(isinstance(s, int) and 0 < s <= LARGEST for s in self.size),
+            f'fit={self.fit!r}: use {" or ".join(map(repr, FITS))}': self.fit not in FITS,
+            f'preprocessing with mean {self.mean} and std {self.std}: three numbers each are wanted, std above 0':
+                not (_three_numbers(self.mean) and _three_numbers(self.std) and min(self.std) > 0)})
 
     def __call__(self,
         images: Sequence,  # As `read_image` takes them, of any sizes
@@ -91,10 +92,10 @@ class Preprocessing:
         found: dict,  # What a file says, as `to_json` wrote it
     ) -> 'Preprocessing':
         "The preparation that a file describes; a ValueError for steps that this version does not know"
-        if not isinstance(found, dict) or set(found) != KEYS:
-            raise ValueError(f'preprocessing {found!r}: {", ".join(sorted(KEYS))} are needed, and nothing else')
+        refuse({f'preprocessing {found!r}: {", ".join(sorted(KEYS))} are needed, and nothing else':
+                not isinstance(found, dict) or set(found) != KEYS})
         other = {k: v for k, v in FIXED.items() if found[k] != v}
-        if other: raise ValueError(f'preprocessing {({k: found[k] for k in other})}: this version knows {other}')
+        refuse({f'preprocessing {({k: found[k] for k in other})}: this version knows {other}': other})
         return cls(found['size'], found['resize'], found['mean'], found['std'])
 
 

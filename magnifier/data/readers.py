@@ -1,18 +1,22 @@
 "Readers of published data sets: a folder in, its catalog out"
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
+from scipy.io import loadmat
 
+from magnifier.checks import needs, refuse
 from magnifier.data.catalog import SPLITS, CatalogWarning, find_masks, make_catalog
-from magnifier.data.cuhk03 import unpack_cuhk03
-from magnifier.data.folders import existing, find_root, image_files, plain
+from magnifier.data.images import existing, image_files, save_png
 from magnifier.data.own_sets import catalog_csv, identity_folders
 
 __all__ = ['market1501', 'dukemtmc', 'occluded_duke', 'cuhk03_np', 'cuhk03', 'msmt17', 'partial_reid', 'occluded_reid']
@@ -55,6 +59,7 @@ PUBLISHED = {
 KINDS = ('labeled', 'detected')
 CUHK03_RELEASE = ('cuhk03_release', 'cuhk03', 'cuhk-03')
 MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')
+CROP_NAME = re.compile(r'(?P<pair>\d+)_(?P<person>\d+)_(?P<camid>\d+)_(?P<image>\d+)')
 MARKET_NAME = re.compile(r'(?P<pid>-1|\d+)_c(?P<camid>\d+)(?:s\d+)?_')
 MSMT17_VERSIONS = (('train', 'test'), ('mask_train_v2', 'mask_test_v2'))
 
@@ -158,7 +163,7 @@ def partial_reid(
 ) -> pd.DataFrame:  # Catalog with query and gallery, no training images
     """Partial-REID (Zheng et al. 2015), test only: partial images (camera 0) against whole ones (camera 1), as
     no cameras are given"""
-    if queries not in ('partial', 'occluded'): raise ValueError(f"queries={queries!r}: use 'partial' or 'occluded'")
+    refuse({f"queries={queries!r}: use 'partial' or 'occluded'": queries not in ('partial', 'occluded')})
     return _body_images('partial_reid', path, queries, masks, expected)
 
 
@@ -187,13 +192,11 @@ def _market_rows(folder, split) -> list[dict]:
     rows, junk = [], 0
     for p in image_files(folder):
         name = MARKET_NAME.match(p.name)
-        if not name:
-            raise ValueError(f'{p}: the name does not begin with <identity>_c<camera>_ or '
-                             '<identity>_c<camera>s<sequence>_, as 0002_c1s1_000451_03.jpg does')
+        refuse({f'{p}: the name does not begin with <identity>_c<camera>_ or <identity>_c<camera>s<sequence>_, as '
+                '0002_c1s1_000451_03.jpg does': not name})
         pid, camid = int(name['pid']), int(name['camid'])
-        if pid == 0 and split != 'gallery':
-            raise ValueError(f'{p}: identity 0000 marks distractors, which belong in the gallery alone, not in '
-                             f'{split}; number this person differently')
+        refuse({f'{p}: identity 0000 marks distractors, which belong in the gallery alone, not in {split}; number this '
+                'person differently': pid == 0 and split != 'gallery'})
         if pid == -1: junk += 1
         else: rows.append(dict(path=str(p), pid=pid, camid=camid, split=split))
     if junk: log.info('%s: %d junk images (identity -1) left out', folder, junk)
@@ -209,7 +212,7 @@ def _finished(rows, published, root, masks, expected):
 
 def _expects(expected, root, names) -> bool:
     "Whether to compare counts: with 'auto', if the root has one of the real set's names"
-    if expected not in (True, False, 'auto'): raise ValueError(f"expected={expected!r}: use True, False or 'auto'")
+    refuse({f"expected={expected!r}: use True, False or 'auto'": expected not in (True, False, 'auto')})
     return plain(root.name) in {plain(n) for n in names} if expected == 'auto' else expected
 
 
@@ -223,13 +226,12 @@ def _check_counts(catalog, published):
             images, people = published.counts[split]
             wrong.append(f'{split} has {seen[0]:,} images of {seen[1]:,} identities, expected {images:,} of {people:,}')
     if wrong:
-        warnings.warn(f'{published.title}: {"; ".join(wrong)}. The copy may be incomplete; pass '
-                      'expected=False if this is intended',
-                            CatalogWarning, stacklevel=2)
+        warnings.warn(f'{published.title}: {"; ".join(wrong)}. The copy may be incomplete; pass expected=False if '
+                      'this is intended', CatalogWarning, stacklevel=2)
 
 
 def _check_kind(kind):
-    if kind not in KINDS: raise ValueError(f'kind={kind!r}: use {" or ".join(map(repr, KINDS))}')
+    refuse({f'kind={kind!r}: use {" or ".join(map(repr, KINDS))}': kind not in KINDS})
 
 
 def _msmt17_root(path):
@@ -253,11 +255,10 @@ def _read_list(file, folder) -> list[tuple]:
         if not line.strip(): continue
         parts = re.fullmatch(r'(?P<name>\S.*?)\s+(?P<pid>\d+)\s*', line)
         fields = parts['name'].rsplit('/', 1)[-1].split('_') if parts else ()
-        if len(fields) < 4 or not fields[2].isdigit():
-            raise ValueError(f'{file}, line {i}: {line!r} is not "path identity" with the camera as third field of '
-                             'the file\'s name, as in "0000/0000_000_01_0303morning_0008_0.jpg 0"')
+        refuse({f'{file}, line {i}: {line!r} is not "path identity" with the camera as third field of the file\'s '
+                'name, as in "0000/0000_000_01_0303morning_0008_0.jpg 0"': len(fields) < 4 or not fields[2].isdigit()})
         found.append((str(folder / parts['name']), int(parts['pid']), int(fields[2])))
-    if not found: raise ValueError(f'{file} is empty')
+    refuse({f'{file} is empty': not found})
     return found
 
 
@@ -270,10 +271,115 @@ def _body_images(key, path, queries, masks, expected):
     for camid, (split, folder) in enumerate(folders.items()):
         for p in image_files(root / folder, recursive=True):
             name = p.parent.name if p.parent != root / folder else re.split('[_.]', p.name)[0]
-            if not name.isdigit():
-                raise ValueError(f'{p}: no identity in the name; expected <identity>_<number>, or a folder an identity')
+            refuse({f'{p}: no identity in the name; expected <identity>_<number>, or a folder an identity':
+                    not name.isdigit()})
             rows.append(dict(path=str(p), pid=int(name), camid=camid, split=split))
     return _finished(rows, published, root, masks, expected)
+
+
+def find_root(
+    path: str | Path,  # The root itself, or a folder with the root up to two levels below
+    folders: list,  # What the root must hold
+    names: list,  # Usual names of the root, compared by letters and digits alone
+    title: str,  # Of the data set, for the messages
+) -> Path:
+    "The root of a data set; a FileNotFoundError if no folder holds all of the given ones, a ValueError if several do"
+    path = existing(path)
+    folders = list(folders)
+    found = [r for r in _roots(path, {plain(n) for n in names}) if all((r / f).is_dir() for f in folders)]
+    if len(found) == 1 or found[:1] == [path]: return found[0]
+    refuse({f'{path} holds {" and ".join(r.name for r in found)}: give the path of one of them': found})
+    below = f' and in folders of it named {", ".join(names)}' if names else ''
+    raise FileNotFoundError(f'no {title} in {path}: looked for the folders {", ".join(folders)} in it{below}; it '
+                            f'holds {_some(path)}')
+
+
+def _roots(path, names, depth=2):
+    yield path
+    if depth == 0: return
+    for d in sorted(path.iterdir()):
+        if d.is_dir() and plain(d.name) in names: yield from _roots(d, names, depth - 1)
+
+
+def _some(path):
+    names = sorted(os.listdir(path))
+    return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '') if names else 'nothing'
+
+
+def plain(name) -> str: return re.sub('[^a-z0-9]', '', str(name).lower())
+
+
+# CUHK03's raw .mat file, written once as the PNG folders of the new protocol
+
+
+def unpack_cuhk03(
+    root: Path,  # The folder with the two .mat files, in it or up to two levels below
+    kind: str,  # 'labeled' or 'detected'
+    out: Path,  # Root of the PNGs, which come into a folder named by the kind
+    folders: dict,  # Split -> folder of its images
+):
+    """Writes every image of the protocol as PNG, into `<kind>.partial` until all are there.
+
+    After a kill, the next call continues. ImportError without h5py; FileNotFoundError or ValueError for missing or
+    wrong files."""
+    mat = _find(root, 'cuhk-03.mat')
+    config = _find(root, f'cuhk03_new_protocol_config_{kind}.mat')
+    entries, partial, written = _protocol(config, folders), out / f'{kind}.partial', 0
+    with needs('the raw CUHK03 file is HDF5: pip install h5py'): import h5py
+    with _reading(mat): file = h5py.File(mat, 'r')
+    with file:
+        refuse({f'{mat} has no {kind!r}: it holds {", ".join(file)}': kind not in file})
+        with _reading(mat): pairs = [file[ref] for ref in np.ravel(file[kind][()])]
+        for target, place in entries:
+            if (partial / target).exists(): continue
+            save_png(_crop(file, pairs, place, mat, config), partial / target)
+            written += 1
+    os.replace(partial, out / kind)
+    log.info('%s: %d images written, %d were there', out / kind, written, len(entries) - written)
+
+
+def _find(root, name):
+    found = [p for depth in ('', '*/', '*/*/') for p in sorted(root.glob(depth + name))]
+    if not found: raise FileNotFoundError(f'no {name} in {root} or two levels below')
+    return found[0]
+
+
+@contextmanager
+def _reading(file):
+    "What h5py and scipy raise on damaged bytes, which may be anything, becomes a ValueError that names the file"
+    try: yield
+    except Exception as e:
+        if isinstance(e, MemoryError): raise
+        raise ValueError(f'{file} is damaged, or no such MATLAB file ({e}): copy it again') from e
+
+
+def _protocol(config, folders) -> list[tuple]:
+    "(path of the PNG below its root, crop's name match) for each image of the split, MATLAB's 1-based indices undone"
+    with _reading(config): table = loadmat(config)
+    lacking = [k for k in ('train_idx', 'query_idx', 'gallery_idx', 'labels', 'filelist') if k not in table]
+    refuse({f"{config} lacks {', '.join(lacking)}: is it the new protocol's split?": lacking})
+    names = [str(np.ravel(n)[0]) for n in np.ravel(table['filelist'])]
+    pids = np.ravel(table['labels']).astype(int)
+    entries = []
+    for split, folder in folders.items():
+        for i in np.ravel(table[f'{split}_idx']).astype(int) - 1:
+            refuse({f'{config}: {split}_idx {i+1}, and it lists {len(names)} images':
+                    not 0 <= i < min(len(names), len(pids))})
+            place = CROP_NAME.match(names[i])
+            refuse({f'{config}: {names[i]!r} is not <pair>_<person>_<camera>_<image>, as 1_001_1_01.png is': not place})
+            entries.append((f'{folder}/{pids[i]:04d}_c{place["camid"]}_{Path(names[i]).stem}.png', place))
+    return entries
+
+
+def _crop(file, pairs, place, mat, config):
+    """(h, w, 3) image of a camera pair, person and number; HDF5 holds MATLAB's arrays transposed, and an empty
+    cell as its two sizes"""
+    pair, person, image = (int(place[k]) - 1 for k in ('pair', 'person', 'image'))
+    refuse({f'{config} names {place.string}, which {mat} does not hold':
+            pair >= len(pairs) or image >= pairs[pair].shape[0] or person >= pairs[pair].shape[1]})
+    with _reading(mat): crop = file[pairs[pair][image, person]][()]
+    refuse({f'{mat}: {place.string} is empty or no RGB image': crop.ndim != 3 or crop.shape[0] != 3})
+    return np.ascontiguousarray(crop.T.astype(np.uint8))  # (3, w, h) -> (h, w, 3)
 
 
 # By name, for shells

@@ -1,4 +1,5 @@
 "Transforms that move image and mask together, and random erasing of the image alone"
+
 import math
 import random
 

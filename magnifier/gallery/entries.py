@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from magnifier.checks import refuse
-from magnifier.data.folders import existing, image_files
+from magnifier.data.images import existing, image_files
 from magnifier.data.images import as_images, image_name, read_image
 from magnifier.data.own_sets import MISSING, read_table
 from magnifier.gallery.video import is_address, read_crop

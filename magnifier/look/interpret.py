@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from magnifier.checks import as_count, choose, refuse
 from magnifier.data.block import TensorIdentity, TensorPartMask
-from magnifier.data.masks import read_mask
+from magnifier.data.images import read_mask
 from magnifier.look.drawing import Figure, finish, plot, put_image, tiles
 from magnifier.look.graphs import (draw_bars, draw_cmc, draw_distances, draw_groups, draw_histogram, draw_table,
                                    draw_thumbnails)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from magnifier.checks import choose, refuse
-from magnifier.data.masks import read_mask
+from magnifier.data.images import read_mask
 from magnifier.look.drawing import all_stripes, are_stripes, resized_heat
 from magnifier.model.branches import branch_scales
 from magnifier.model.pooling import resize_masks

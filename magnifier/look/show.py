@@ -12,7 +12,7 @@ from magnifier.data.batches import IdentityBatches
 from magnifier.data.block import TensorIdentity, TensorPartMask
 from magnifier.data.images import as_images, read_image
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.data.masks import read_mask
+from magnifier.data.images import read_mask
 from magnifier.look.drawing import (TEXT, Figure, all_stripes, blank_regions, finish, legend_room, paint_heat,
                                     paint_mask, put_image, put_note, region_legend, region_name, tiles)
 from magnifier.look.saliency import Sight, decode_images, learnt_stripes, saliency_maps

@@ -23,7 +23,8 @@ from magnifier.checks import needs, refuse
 from magnifier.data.batches import NO_DRAWING
 from magnifier.data.images import as_images, read_image
 from magnifier.data.loaders import ReIDDataLoaders, preprocessing_of
-from magnifier.data.masks import mask_targets, write_mask
+from magnifier.data.images import write_mask
+from magnifier.data.masks import mask_targets
 from magnifier.data.preprocess import Preprocessing
 from magnifier.files import aside
 from magnifier.model.net import EmbeddingNet, MagnifierNet, create_magnifier, model_splitter

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from magnifier.data.catalog import make_catalog
-from magnifier.data.checks import check_catalog
-from magnifier.data.masks import write_mask
+from magnifier.data.catalog import check_catalog
+from magnifier.data.images import write_mask
 
 
 def picture(seed,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from magnifier.data.images import UnreadableImage, as_images, image_name, read_image
-from magnifier.data.masks import read_mask
+from magnifier.data.images import read_mask
 
 
 def gradient(): return np.arange(6*4*3, dtype=np.uint8).reshape(6, 4, 3)

@@ -4,7 +4,8 @@ from hypothesis import given, settings, strategies as st
 from magnifier.walkers.appearance import random_appearance
 from magnifier.walkers.canvas import stream
 from magnifier.walkers.body import random_box, random_pose
-from magnifier.data.joints import regions_from_fields, regions_from_joints, stripe_masks
+from magnifier.data.keypoint_masks import regions_from_joints
+from magnifier.data.masks import regions_from_fields, stripe_masks
 from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
 from magnifier.regions import BODY_REGIONS
 

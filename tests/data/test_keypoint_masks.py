@@ -11,7 +11,7 @@ from PIL import Image
 from magnifier.data import keypoint_masks as module
 from magnifier.data.catalog import CatalogWarning, find_masks, make_catalog
 from magnifier.data.keypoint_masks import keypoint_network, largest_person, make_masks
-from magnifier.data.masks import read_mask, write_mask
+from magnifier.data.images import read_mask, write_mask
 
 
 class FakeNetwork(torch.nn.Module):

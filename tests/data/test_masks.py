@@ -8,9 +8,9 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from magnifier.data.catalog import CatalogWarning, find_masks, make_catalog
-from magnifier.data.joints import stripe_masks
+from magnifier.data.images import read_mask, write_mask
 from magnifier.data.masks import (convert_mask, convert_masks, make_stripe_masks, mask_agreement, mask_report,
-                                  mask_targets, read_label_table, read_mask, write_mask)
+                                  mask_targets, read_label_table, stripe_masks)
 from magnifier.regions import LABEL_TABLES, N_REGIONS, REGIONS
 
 

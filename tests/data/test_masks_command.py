@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from magnifier.cli.data import magnifier_masks
 from magnifier.data import keypoint_masks
-from magnifier.data.masks import read_mask
+from magnifier.data.images import read_mask
 from magnifier.regions import LABEL_TABLES
 
 JOINTS = np.array([(32, 20), (33, 18), (31, 18), (35, 19), (29, 19), (42, 32), (22, 32), (43, 49), (21, 49), (43, 64),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageOps
-from magnifier.data.resample import Axis, bilinear_weights, output_positions, resample_images, resample_labels
+from magnifier.data.pixels import Axis, bilinear_weights, output_positions, resample_images, resample_labels
 from magnifier.data.pixels import on_one_canvas
 from magnifier.regions import NO_MASK
 

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
-from magnifier.data.joints import stripe_masks
-from magnifier.data.masks import read_mask
+from magnifier.data.masks import stripe_masks
+from magnifier.data.images import read_mask
 from magnifier.look import drawing
 from magnifier.look.drawing import (HEAT, REGION_COLOURS, Figure, all_stripes, are_stripes, blank_regions, finish,
                                     legend_room, outline, paint_heat, paint_mask, plot, put_image, region_legend,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fastai.vision.all import Interpretation
 from PIL import Image
-from magnifier.data.joints import stripe_masks
+from magnifier.data.masks import stripe_masks
 from magnifier.look.drawing import Figure
 from magnifier.look.show import batch_to_show, contact_sheet, draw_results, draw_samples, show_masks
 from magnifier.regions import NO_MASK, REGIONS

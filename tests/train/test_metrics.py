@@ -7,7 +7,7 @@ from fastai.vision.all import EarlyStoppingCallback, SaveModelCallback
 from PIL import Image
 
 from magnifier.data.block import ROLES
-from magnifier.data.masks import read_mask, write_mask
+from magnifier.data.images import read_mask, write_mask
 from magnifier.regions import BODY_REGIONS, REGIONS
 from magnifier.retrieval.ranking import rank
 from magnifier.train.learner import magnifier_learner

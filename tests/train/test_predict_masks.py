@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from magnifier.data.masks import mask_agreement, read_mask
+from magnifier.data.images import read_mask
+from magnifier.data.masks import mask_agreement
 from magnifier.train.learner import magnifier_learner
 
 
