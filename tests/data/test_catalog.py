@@ -156,6 +156,7 @@ def slow_lost(catalog):
     return [q.Index for q in catalog.itertuples() if q.split == 'query' and not matched(q)]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from(['train', 'query', 'gallery'])),
                 min_size=1, max_size=20))
 @settings(deadline=None, max_examples=80)

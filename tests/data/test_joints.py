@@ -30,11 +30,13 @@ def ious(n, occluded=False):
     return dict(zip(BODY_REGIONS, both[1:] / either[1:]))
 
 
+@pytest.mark.slow
 def test_agrees_with_exact_masks():
     found = ious(120)
     assert np.mean(list(found.values())) > .68 and min(found.values()) > .55, found
 
 
+@pytest.mark.slow
 def test_joints_behind_occluders_are_left_out():
     found = ious(60, occluded=True)
     assert np.mean(list(found.values())) > .45, found

@@ -176,6 +176,7 @@ def test_weights_from_a_file(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError): keypoint_network(tmp_path/'gone.pth')
 
 
+@pytest.mark.slow
 def test_the_real_network_has_the_interface(monkeypatch, tmp_path, drawn):
     "Untrained, so that what it finds means nothing"
     real = module.keypointrcnn_resnet50_fpn

@@ -171,6 +171,7 @@ def test_folder_masks(zoo):
     assert identity_folders(zoo, masks=False)['mask'].notna().sum() == 0
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=30), st.integers(1, 3),
        st.integers(0, 9))
 @settings(deadline=None, max_examples=80)

@@ -107,6 +107,7 @@ def moved(cache, tmp_path):
                 erased=(x == 0).all(1).flatten(1).any(1).float().mean(), area=(x == 0).all(1).float().mean())
 
 
+@pytest.mark.slow
 def test_with_augmentation_both_ways_have_the_same_statistics(tmp_path):
     plain, fast = moved(None, tmp_path), moved('ram', tmp_path)
     for key, value in plain.items():
@@ -115,6 +116,7 @@ def test_with_augmentation_both_ways_have_the_same_statistics(tmp_path):
     assert .43 < fast['left'] < .57 and .43 < fast['erased'] < .57
 
 
+@pytest.mark.slow
 def test_draws_belong_to_the_seed_and_to_nobody_else(catalog):
     streams = []
     for elsewhere, seed in enumerate((1, 1, 2)):
@@ -206,6 +208,7 @@ def test_what_is_wrong_with_a_file_is_said_with_its_name(catalog, tmp_path):
         ReIDDataLoaders.from_df(small, cache=tmp_path, **SMALL)
 
 
+@pytest.mark.slow
 def test_a_learner_trains_predicts_in_order_and_travels(catalog, tmp_path):
     from fastai.vision.all import load_learner
     from magnifier.train.learner import magnifier_learner
