@@ -30,6 +30,17 @@ def test_ablation_table_is_that_of_the_runs():
     assert rows == [[line.replace('+', ' + '), *of_line] for line, of_line in zip(made.index, figures)]
 
 
+def test_figures_on_photographs_are_those_of_the_benchmark():
+    import pandas as pd
+    found = pd.read_csv(ROOT/'tests'/'bench'/'2026-11-28-photographs.csv')
+    found = found[found.embedding == 'as it is'].groupby('row')[['R1', 'mAP']].mean()
+    said = {cells[1].strip().replace(' ', ''): cells[4].strip() for line in section('What each part adds').splitlines()
+            if line.startswith('| G') and (cells := line.split('|'))}
+    for row, words in said.items():
+        if words: assert [float(f) for f in words.split(' / ')] == pytest.approx(found.loc[row].tolist(), abs=.051), row
+    assert sum(map(bool, said.values())) == 5
+
+
 def test_figures_of_who_was_where_are_those_of_the_benchmark():
     import pandas as pd
     found = pd.read_csv(ROOT/'tests'/'bench'/'2026-11-28-people.csv')
