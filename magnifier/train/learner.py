@@ -4,6 +4,7 @@ import platform
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -568,7 +569,7 @@ def magnifier_learner(
     keep: int = 4,  # Regions the adversarial branch keeps (K-hat)
     seed: int = 0,  # Seed of the occlusions
     loss_func=None,  # None for MagnifierLoss as in the paper; a loss, or a class or partial that makes one
-    opt_func=partial(Adam, decouple_wd=False),  # The baseline's Adam; or by name: 'adam' (torch's), 'adamw'
+    opt_func: str | Callable = partial(Adam, decouple_wd=False),  # The baseline's; or 'adam' (torch's), 'adamw'
     lr: float = 3.5e-4,  # Default learning rate, the baseline's
     wd: float = 5e-4,  # Weight decay, the baseline's
     wd_bn_bias: bool = True,  # The baseline decays everything, norms and biases too

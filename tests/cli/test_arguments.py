@@ -16,6 +16,9 @@ def test_each_goes_to_who_takes_it_with_its_type():
     assert parse_arguments([]) == dict(fitting={}, loss={}, model={}, loading={})
 
 
+def test_an_optimiser_by_name(): assert parse_arguments(['opt_func=adam'])['model'] == dict(opt_func='adam')
+
+
 def test_several_numbers(): assert parse_arguments(['milestones=40,70'])['fitting'] == dict(milestones=(40, 70))
 
 
