@@ -321,7 +321,7 @@ def bar(value, most, form):
     "A bar as long as the number beside it; a negative number has another style"
     length = Rect(width=f'{min(100., 100*abs(value)/most):.0f}', height=10, cls='minus' if value < 0 else 'plus')
     drawn = Svg(length, viewBox='0 0 100 10', preserveAspectRatio='none', aria_hidden='true', cls='bar')
-    return drawn, Span(f'{value:{form}}', cls='number')
+    return drawn, Span(f'{round(value, 2) + 0.:{form}}', cls='number')  # + 0. makes 0.00 of -0.00
 
 
 # The second tab

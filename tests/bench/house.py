@@ -44,6 +44,32 @@ def functions(
             for n in ast.walk(tree) if isinstance(n, FUNCTIONS) and id(n) not in inner]
 
 
+def said(tree: ast.AST) -> set[int]:
+    "Lines of docstrings, and of parameters that stand on a line of their own with their text"
+    lines = set()
+    documented = (ast.Module, ast.ClassDef, *FUNCTIONS)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            lines |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+        if isinstance(node, FUNCTIONS):
+            parameters = [*node.args.args, *node.args.kwonlyargs]
+            lines |= {parameter.lineno for parameter in parameters if parameter.lineno > node.lineno}
+    return lines
+
+
+def n_code(text: str, tree: ast.AST) -> int:
+    "Lines that are neither blank, a comment, a docstring, nor a documented parameter"
+    other = said(tree)
+    return sum(bool(line.strip()) and not line.lstrip().startswith('#') and i not in other
+               for i, line in enumerate(text.splitlines(), 1))
+
+
+def n_table_checks(tree: ast.AST) -> int:
+    "Checks in the tables of `refuse`, which one `raise` serves"
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'refuse']
+    return sum(len(call.args[0].keys) for call in calls if isinstance(call.args[0], ast.Dict))
+
+
 def figures(
     package: Path = PACKAGE,  # Folder of the modules
 ) -> tuple[dict, list[Function]]:  # The figures by name, and all functions, the most winding first
@@ -58,10 +84,12 @@ def figures(
     table = {
         'modules': len(texts),
         'lines': len(lines),
+        'lines of code': sum(n_code(t, trees[p]) for p, t in texts.items()),
         f'lines over {COLUMNS}': sum(len(line) > COLUMNS for line in lines),
         f'functions of complexity over {WINDING}': len(over),
         'largest complexity': found[0].complexity,
         'raise for each 1,000 lines': round(1000 * n_raises / len(lines), 1),
+        'checks in tables, for 1,000 lines': round(1000 * sum(map(n_table_checks, trees.values())) / len(lines), 1),
     }
     return table, found
 
