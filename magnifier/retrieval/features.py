@@ -47,13 +47,19 @@ def as_features(
     name: str = 'features',  # What to call them in an error
 ) -> Tensor:  # (n, d) floating point, on their own device
     "Features as a tensor; an error if they are not a matrix of real numbers, or have no rows or columns"
+    return _matrix(
+        x,
+        name,
+        flat='a matrix (images, dimensions) wanted, got shape {}. Use `feats[None]` for a single image',
+        empty='empty, shape {}. At least one image and one dimension are needed',
+    )
+
+
+def _matrix(x, name, flat, empty):
+    "A matrix with rows and columns as a tensor; `flat` and `empty` say what is wrong with another shape"
     x = as_tensor(x, name)
     shape = tuple(x.shape)
-    refuse({
-        f'{name}: a matrix (images, dimensions) wanted, got shape {shape}. Use `feats[None]` for a single image':
-            x.ndim != 2,
-        f'{name}: empty, shape {shape}. At least one image and one dimension are needed': 0 in shape,
-    })
+    refuse({f'{name}: {flat.format(shape)}': x.ndim != 2, f'{name}: {empty.format(shape)}': 0 in shape})
     return x
 
 
@@ -76,13 +82,12 @@ def as_matrix(
     name: str = 'dist',  # What to call them in an error
 ) -> Tensor:  # (q, g) floating point, on their own device
     "Distances as a tensor; an error if they are not a matrix of real numbers, or one side is empty"
-    x = as_tensor(x, name)
-    shape = tuple(x.shape)
-    refuse({
-        f'{name}: a matrix (queries, gallery) wanted, got shape {shape}': x.ndim != 2,
-        f'{name}: empty query or gallery, shape {shape}. Both need at least one image': 0 in shape,
-    })
-    return x
+    return _matrix(
+        x,
+        name,
+        flat='a matrix (queries, gallery) wanted, got shape {}',
+        empty='empty query or gallery, shape {}. Both need at least one image',
+    )
 
 
 def as_ids(
@@ -212,7 +217,9 @@ def copies(
     rounding. A few columns exclude most rows; the rest are compared by their bytes"""
     few = row_bytes([p[:, ::-(-p.shape[1] // SEEN_FIRST)] for p in parts])
     _, kind, count = np.unique(few.view(f'V{few.shape[1]}').ravel(), return_inverse=True, return_counts=True)
-    seen, later, first = {}, [], []
+    seen = {}
+    later = []
+    first = []
     for rows in torch.from_numpy(np.flatnonzero(count[kind] > 1)).split(BLOCK):
         for row, content in zip(rows.tolist(), row_bytes([p[rows.to(p.device)] for p in parts])):
             original = seen.setdefault(hashlib.blake2b(content, digest_size=16).digest(), row)
