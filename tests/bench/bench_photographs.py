@@ -36,7 +36,6 @@ CHOICES = {
     'no background in SAB': 'keep_background=false',
     'maps upsampled': 'upsample_maps=true',
     'stage 3 without stride': 'stage3_stride=1',
-    'stage 4': 'region_stage=4',
     'stage 5': 'region_stage=5',
     'region necks x 0.1': 'region_weight=0.1',
     'region necks x 0.5': 'region_weight=0.5',
@@ -44,7 +43,7 @@ CHOICES = {
 }
 TABLES = {
     'Table 2': [name for name in STUDIES['Table 2'] if not name.endswith('SD')],
-    'choices': list(CHOICES),
+    'choices': ['stage 4', *CHOICES],
     **{study: list(lines.values()) for study, lines in STUDIES.items() if study.startswith('Figure')},
 }
 # Second stages from one checkpoint: rate (None for the one that the first stage ended with), schedule, weight of SD
