@@ -124,7 +124,9 @@ class Finder:
         uploads,  # Uploaded images by key: whatever has `get`, as a dict has
     ):
         gallery.search(learn, Image.new('RGB', (16, 16)), 1)  # says why, where it cannot be searched
-        self.learn, self.gallery, self.uploads = learn, gallery, uploads
+        self.learn = learn
+        self.gallery = gallery
+        self.uploads = uploads
         self.parts = learn.model.segmentation is not None
         self.by_region = self.parts and gallery.regions
         self.stripes = self.parts and learnt_stripes(learn)
@@ -187,7 +189,9 @@ class Finder:
     def _match(self, found: Found, place: int) -> Match:
         "Why a hit was found; a ValueError where its file is gone, and for a model without parts"
         if not self.parts: raise ValueError(NO_PARTS)
-        row, query, regions = found.hits.table.iloc[place - 1], found.query, found.hits.regions
+        row = found.hits.table.iloc[place - 1]
+        query = found.query
+        regions = found.hits.regions
         image = self.query(row['key']).image
         with self._lock: compared = explain_images(self.learn, query.image, image)
         table, heats = compared.table, compared.heats

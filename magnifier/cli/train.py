@@ -51,7 +51,9 @@ def magnifier_train(
     `magnifier_train identity_folders /data/own --camera 'cam(\\d+)'` ·
     `torchrun --nproc_per_node 4 --no-python magnifier_train ...` (four GPUs, or processes)"""
     given = {name: value for name, value in locals().items() if name not in ('resume', 'debug')}
-    loading, model, settings = _loading(size, bs, cache), _model(arch, weights, branches), _settings(set)
+    loading = _loading(size, bs, cache)
+    model = _model(arch, weights, branches)
+    settings = _settings(set)
     from pathlib import Path
     from magnifier.train.recipes import recipe as named
     named(recipe)
@@ -126,7 +128,9 @@ def magnifier_ablate(
 
     Examples: `magnifier_ablate --studies "Table 2" --seeds 0` · `magnifier_ablate market1501 /data/Market-1501 --recipe
     paper --out runs/market-ablation --size 256x128`"""
-    loading, model, settings = _loading(size, bs, cache), _model(arch, weights), _settings(set)
+    loading = _loading(size, bs, cache)
+    model = _model(arch, weights)
+    settings = _settings(set)
     from pathlib import Path
     from magnifier.train.recipes import recipe as named
     named(recipe)

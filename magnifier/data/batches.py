@@ -57,7 +57,9 @@ def identity_batches(
     An identity with as many groups as there are batches left goes into each of them. Otherwise its groups could not all
     be used, and the length of an epoch, which a schedule must know in advance, would depend on the draw."""
     left = {pid: list(g) for pid, g in groups.items() if g}
-    waiting, urgent, batches = _Pool(left), [], []
+    waiting = _Pool(left)
+    urgent = []
+    batches = []
     due = defaultdict(list)  # batches left -> identities that become urgent then, unless they are drawn before
     for pid, g in left.items(): due[min(len(g), n_batches)].append(pid)
     for b in range(n_batches, 0, -1):
@@ -104,7 +106,9 @@ class IdentityBatches(TfmdDL):
         seed: int = 0,  # Seed of the stream
         **kwargs
     ):
-        self.n_per_id, self.seed, self.epoch = n_per_id, seed, 0
+        self.n_per_id = n_per_id
+        self.seed = seed
+        self.epoch = 0
         super().__init__(dataset, **kwargs)
         if self._by_identity: self._n_batches = self._check()
 

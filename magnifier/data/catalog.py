@@ -62,7 +62,9 @@ def join_catalogs(
     duke, test=0)`)"""
     refuse({f'test={test}: the position of one of the {len(catalogs)} catalogs, 0 to {len(catalogs)-1}, or None for '
             'all': test is not None and not 0 <= test < len(catalogs)})
-    parts, pids, cams = [], 0, 0
+    parts = []
+    pids = 0
+    cams = 0
     for i, c in enumerate(catalogs):
         check_columns(c)
         c = c.assign(pid=_moved(c, 'pid', pids), camid=_moved(c, 'camid', cams))
@@ -384,7 +386,9 @@ def _each(rows, problem, advice): return [(str(row.path), problem(row), advice) 
 
 def _file_problems(path, mask, decode):
     "Problems of an image and its mask, and the digest of the image's bytes (None if it cannot be read)"
-    found, digest, size = [], None, None
+    found = []
+    digest = None
+    size = None
     if not os.path.exists(path):
         found.append((str(path), 'the file does not exist', 'correct the path, or drop the row'))
     elif not os.path.isfile(path): found.append((str(path), 'no regular file', 'drop the row'))

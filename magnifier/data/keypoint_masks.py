@@ -24,8 +24,15 @@ __all__ = ['make_masks', 'keypoint_network', 'regions_from_joints']
 HEAD, CHEST, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG, FOOT = region_indices(range(1, 8))
 
 # COCO's order of joints
-NOSE, EYES, EARS = 0, (1, 2), (3, 4)
-SHOULDERS, ELBOWS, WRISTS, HIPS, KNEES, ANKLES = (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)
+NOSE = 0
+EYES = (1, 2)
+EARS = (3, 4)
+SHOULDERS = (5, 6)
+ELBOWS = (7, 8)
+WRISTS = (9, 10)
+HIPS = (11, 12)
+KNEES = (13, 14)
+ANKLES = (15, 16)
 
 # Lengths in statures (Drillis and Contini 1966); the camera only ever shortens them
 LENGTHS = ((SHOULDERS, ELBOWS, .18), (ELBOWS, WRISTS, .146), (HIPS, KNEES, .245), (KNEES, ANKLES, .246))
@@ -212,8 +219,13 @@ def _parts(joints, body):
     side, front = _facing(joints, body)
     parts = [_trunk(joints, body), *_head(joints, body)]
     for i, sign in ((0, -1), (1, 1)):  # facing the picture's right, the right limbs are the near ones
-        near, shoulder, elbow, wrist = sign * side, joints[SHOULDERS[i]], joints[ELBOWS[i]], joints[WRISTS[i]]
-        hip, knee, ankle = joints[HIPS[i]], joints[KNEES[i]], joints[ANKLES[i]]
+        near = sign * side
+        shoulder = joints[SHOULDERS[i]]
+        elbow = joints[ELBOWS[i]]
+        wrist = joints[WRISTS[i]]
+        hip = joints[HIPS[i]]
+        knee = joints[KNEES[i]]
+        ankle = joints[ANKLES[i]]
         parts += [(near + .3, UPPER_ARM, shoulder, elbow, WIDTHS[UPPER_ARM]),
                   (near + .6 * front + .31, LOWER_ARM, elbow, wrist + .35 * (wrist - elbow), WIDTHS[LOWER_ARM]),
                   (.2 * near - 2, UPPER_LEG, hip, knee, WIDTHS[UPPER_LEG]),

@@ -275,7 +275,9 @@ def mask_agreement(
     if alone: warnings.warn(f'{alone} masks are in only one of {a} and {b}; {len(common)} are compared',
                             CatalogWarning, stacklevel=2)
     with ThreadPoolExecutor() as pool: confusion = sum(pool.map(lambda n: _confusion(a / n, b / n), common))
-    both, in_a, in_b = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    both = confusion.diagonal()
+    in_a = confusion.sum(1)
+    in_b = confusion.sum(0)
     union = in_a + in_b - both
     iou = np.where(union > 0, both / np.maximum(union, 1), np.nan)
     return pd.DataFrame(dict(iou=iou, pixels_a=in_a, pixels_b=in_b, both=both), index=pd.Index(REGIONS, name='region'))

@@ -160,7 +160,9 @@ class FitBatch(OwnGenerator, DisplayedTransform):
         flip: float = 0.5,  # Probability of a horizontal flip
         seed: int = 0,  # Seed of the generator that this transform holds
     ):
-        self.preprocessing, self.pad, self.flip = preprocessing, pad, flip
+        self.preprocessing = preprocessing
+        self.pad = pad
+        self.flip = flip
         self.seed_generator(seed)
 
     def __call__(self, b, split_idx=None, **kwargs):

@@ -324,7 +324,9 @@ def unpack_cuhk03(
     wrong files."""
     mat = _find(root, 'cuhk-03.mat')
     config = _find(root, f'cuhk03_new_protocol_config_{kind}.mat')
-    entries, partial, written = _protocol(config, folders), out / f'{kind}.partial', 0
+    entries = _protocol(config, folders)
+    partial = out / f'{kind}.partial'
+    written = 0
     with needs('the raw CUHK03 file is HDF5: pip install h5py'): import h5py
     with _reading(mat): file = h5py.File(mat, 'r')
     with file:

@@ -119,7 +119,9 @@ class EraseBoxes(OwnGenerator, RandTransform):
         seed: int = 0,  # Seed of the generator that this transform holds
     ):
         super().__init__(p=1.)
-        self.erase_p, self.area, self.aspect = p, area, aspect
+        self.erase_p = p
+        self.area = area
+        self.aspect = aspect
         self.seed_generator(seed)
 
     def encodes(self, x: TensorImage):  # in place: the batch is the loader's own

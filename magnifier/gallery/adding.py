@@ -28,7 +28,9 @@ class Reading:
         table: pd.DataFrame,  # Of `entries`
         bs: int,  # Images in a batch
     ):
-        self.store, self.table, self.bs = store, table, bs
+        self.store = store
+        self.table = table
+        self.bs = bs
         self.names = []  # (key, path) of content that was known
         self.skipped = []  # (path, problem) of what is no image
         self._seen = set()
@@ -98,7 +100,9 @@ class VideoReading:
         bs: int,  # People in a batch
         crops: str | Path | None = None,  # Folder that keeps their images; None keeps none
     ):
-        self.store, self.video, self.bs = store, video, bs
+        self.store = store
+        self.video = video
+        self.bs = bs
         self.table = table.assign(time=table['since'] + (table['frame'] - 1) / video.fps)
         self.crops = None if crops is None else Path(crops)
         self._check_same_video()

@@ -388,7 +388,9 @@ class Gallery:
     def info(self) -> dict:  # Names and figures
         """Numbers about the gallery; recall is the share of the exact first ten hits that an approximate index finds,
         for a sample of images"""
-        about, t, kind = self.store.about, self.images(), self.store.kind
+        about = self.store.about
+        t = self.images()
+        kind = self.store.kind
         return dict(
             uri=self.uri,
             images=len(t),

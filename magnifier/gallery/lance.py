@@ -42,7 +42,9 @@ class Held:
         ids: np.ndarray,  # (n,) of its rows
         vectors: np.ndarray,  # (n, d) float32
     ):
-        self.version, self.ids, self.vectors = version, ids, vectors
+        self.version = version
+        self.ids = ids
+        self.vectors = vectors
         self._last = None
 
     def products(self,
@@ -325,7 +327,9 @@ def _scanned(table, columns):
 
 def _loaded(table, field):
     n, d = table.count_rows(), table.schema.field(field).type.list_size
-    ids, vectors, at = np.empty(n, np.uint64), np.empty((n, d), np.float32), 0
+    ids = np.empty(n, np.uint64)
+    vectors = np.empty((n, d), np.float32)
+    at = 0
     for batch in table.to_batches(columns=[field], with_row_id=True, batch_size=_scanned(table, [field])):
         ids[at:at+len(batch)] = batch.column('_rowid').to_numpy()
         vectors[at:at+len(batch)] = _values(batch.column(field), field)

@@ -84,7 +84,9 @@ def file_sum(
     file,  # Path
 ) -> tuple[str, str]:  # Checksum and size
     "CRC-32 of the sums of each megabyte's words: as quick as reading"
-    crc, size, block = 0, 0, np.zeros(BLOCK // 8, np.uint64)
+    crc = 0
+    size = 0
+    block = np.zeros(BLOCK // 8, np.uint64)
     with open(file, 'rb', buffering=0) as f:
         while read := f.readinto(block):
             block.view(np.uint8)[read:] = 0

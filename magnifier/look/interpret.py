@@ -158,7 +158,9 @@ class ReIDInterpretation:
         save=None,  # Where to write the figure
     ) -> pd.DataFrame:  # One row a pair: query_cam, gallery_cam, queries (that have a match there), R1, mAP
         "R1 and mAP for each pair of a query camera and a gallery camera"
-        queries, gallery, rows = self.ranked.query_rows, self.ranked.gallery_rows, []
+        queries = self.ranked.query_rows
+        gallery = self.ranked.gallery_rows
+        rows = []
         (_, q_cams), (_, g_cams) = self.ranked.ids(queries), self.ranked.ids(gallery)
         for qc in np.unique(q_cams):
             for gc in np.unique(g_cams):
@@ -268,7 +270,9 @@ class ReIDInterpretation:
                 'mask' not in items or not items['mask'].notna().any(),
         })
         counts = _confusion(self.learn, items)
-        true, seen, both = counts.sum(1), counts.sum(0), counts.diagonal()
+        true = counts.sum(1)
+        seen = counts.sum(0)
+        both = counts.diagonal()
         with np.errstate(invalid='ignore', divide='ignore'):
             iou = pd.Series(both/(true + seen - both), index=REGIONS)
             shares = pd.DataFrame(counts/true[:, None], index=REGIONS, columns=REGIONS)

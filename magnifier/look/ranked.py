@@ -296,7 +296,10 @@ class Browser:
         k: int = 8,  # Hits
         heat: bool = False,  # As in `show_ranking`
     ):
-        self.learn, self.catalog, self.k, self.heat = learn, catalog, k, heat
+        self.learn = learn
+        self.catalog = catalog
+        self.k = k
+        self.heat = heat
         self.at = 0
         whole = RankedSet.of(learn, catalog)
         self.sets = {(): whole}

@@ -134,7 +134,10 @@ class Branch(nn.Module, ABC):
 class GlobalBranch(Branch):
     "Global average pooling of the last stage, then a BNNeck, as in reid-strong-baseline"
 
-    name, title, views, needs_masks = 'global', 'global', ('global',), False
+    name = 'global'
+    title = 'global'
+    views = ('global',)
+    needs_masks = False
 
     def __init__(
         self,
@@ -166,7 +169,9 @@ class GlobalBranch(Branch):
 class AdversarialBranch(Branch):
     "SAB (Eq. 2): max pooling over the kept regions, a linear layer, a BNNeck"
 
-    name, title, views = 'sab', 'SAB', ('sab', 'sab_original')
+    name = 'sab'
+    title = 'SAB'
+    views = ('sab', 'sab_original')
 
     def __init__(
         self,
@@ -224,7 +229,9 @@ class FusionBranch(Branch):
     """SFB, or AB, depending on `fuse`: region max pooling (Eq. 1), a fusion of the k features, a BNNeck, and a neck for
     each region"""
 
-    name, title, views = 'sfb', 'SFB', ('sfb',)
+    name = 'sfb'
+    title = 'SFB'
+    views = ('sfb',)
     training_only = ('neck', 'region_necks')
 
     def __init__(

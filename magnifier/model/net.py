@@ -296,7 +296,9 @@ def _defaults(function):
 
 
 def _check_arguments(given):
-    n_classes, hidden, n_regions = given['n_classes'], given['hidden'], given['n_regions']
+    n_classes = given['n_classes']
+    hidden = given['hidden']
+    n_regions = given['n_regions']
     weights = given['branch_weights'] or {}
     refuse({
         f'n_classes={n_classes!r}: the number of training identities is wanted':

@@ -227,7 +227,9 @@ class MatrixPairs:
     ) -> Neighbours:  # Of all images
         """The k nearest of each image and its largest distance. As in the original, an image's distances are read from
         its COLUMN of the matrix of all pairs"""
-        n, index, furthest = sum(self.q_g.shape), [], []
+        n = sum(self.q_g.shape)
+        index = []
+        furthest = []
         dtype, device = working_dtype(self.q_g, self.q_q, self.g_g), self.q_g.device
         for above, below in ((self.q_q, self.q_g.T), (self.q_g, self.g_g)):
             slices = row_slices(above.shape[1], COLUMNS)

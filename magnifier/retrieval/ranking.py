@@ -149,7 +149,9 @@ def count_matches(
     labels: Labels,  # Who is who
 ) -> Matches:  # Every query's true matches, nearest first
     "Ranks of all true matches, one band of distances in memory at a time"
-    sizes, items, ranks = [], [], []
+    sizes = []
+    items = []
+    ranks = []
     for rows, band in distances.bands():
         splits = [labels.split(i) for i in range(rows.start, rows.stop)]
         sizes += [len(m) for m, _ in splits]
@@ -420,7 +422,9 @@ def cmc_single_shot(
     max_rank, repeats = as_count(max_rank, 'max_rank'), as_count(repeats, 'repeats')
     distances = as_distances(dist)
     labels = Labels(q_pids, g_pids, q_camids, g_camids, distances.shape, separate_cameras)
-    rng, found, counted = np.random.default_rng(seed), np.zeros(max_rank + 1), 0
+    rng = np.random.default_rng(seed)
+    found = np.zeros(max_rank + 1)
+    counted = 0
     for rows, band in distances.bands():
         check_finite(band, rows.start)
         for query, row in enumerate(to_numpy(band), rows.start):

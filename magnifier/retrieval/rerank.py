@@ -117,7 +117,9 @@ def jaccard_similarity(
     "Step 6 for all queries, in steps of limited memory"
     inverted = v[q:].T.tocsr()
     terms = np.concatenate([[0], np.cumsum(np.diff(inverted.indptr)[v[:q].indices])])[v.indptr[:q+1]]
-    g, parts, start = inverted.shape[1], [], 0
+    g = inverted.shape[1]
+    parts = []
+    start = 0
     while start < q:
         stop = np.searchsorted(terms, terms[start] + SHARED, side='right') - 1
         stop = int(np.clip(stop, start + 1, min(q, start + max(1, SHARED // g))))
@@ -185,7 +187,9 @@ def rerank_distances(
 ):  # (q, g) re-ranked distances, float32 (float64 if given), array or tensor as given; or a Reranked
     "As `rerank`, from three distance matrices, which are not joined or copied. ValueError if their shapes do not agree"
     k1, k2 = check_settings(k1, k2, lambda_value)
-    q_g, q_q, g_g = as_matrix(q_g_dist, 'q_g_dist'), as_matrix(q_q_dist, 'q_q_dist'), as_matrix(g_g_dist, 'g_g_dist')
+    q_g = as_matrix(q_g_dist, 'q_g_dist')
+    q_q = as_matrix(q_q_dist, 'q_q_dist')
+    g_g = as_matrix(g_g_dist, 'g_g_dist')
     q, g = q_g.shape
     for name, m, n in (('q_q_dist', q_q, q), ('g_g_dist', g_g, g)):
         if m.shape != (n, n):

@@ -75,7 +75,9 @@ class RegionOcclusion(Callback):
         seed: int = 0,  # Seed of the generator that this callback holds
         alike: bool = True,  # In training on several GPUs, whether all draw the same occlusion; False: each its own
     ):
-        self.strategy, self.keep, self.alike = strategy, keep, alike
+        self.strategy = strategy
+        self.keep = keep
+        self.alike = alike
         _check_keep(strategy, keep, self.keep_background)
         self.rng = random.Random(seed if alike or not rank_distrib() else f'{seed} {rank_distrib()}')
 

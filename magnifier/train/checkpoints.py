@@ -131,7 +131,9 @@ def _records(learn):
 
 def _restore_records(learn, records):
     recorder = learn.recorder
-    recorder.lrs, recorder.iters, recorder.losses = records['lrs'], records['iters'], list(records['losses'])
+    recorder.lrs = records['lrs']
+    recorder.iters = records['iters']
+    recorder.losses = list(records['losses'])
     recorder.values = [L(row) for row in records['values']]
     vars(recorder.smooth_loss).update(records['smooth'])
     if 'fetched' in vars(recorder): recorder.fetched = len(recorder.losses)  # all of them are on the CPU
@@ -303,10 +305,15 @@ class Checkpoints(Callback):
         note=None,  # Plain values stored with every state, as the run's arguments
         each=None,  # Called with this object after every epoch, once it is stored
     ):
-        self.folder, self.state, self.note, self.each = Path(folder), state, note, each
+        self.folder = Path(folder)
+        self.state = state
+        self.note = note
+        self.each = each
         state = state or dict(done=0, rows=[], seconds=0.)
         self.done, self.rows = state['done'], state['rows']
-        self.began, self.stage, self.trained = time.monotonic() - state['seconds'], 0, False
+        self.began = time.monotonic() - state['seconds']
+        self.stage = 0
+        self.trained = False
         if not rank_distrib(): clear_leftovers(self.folder)
 
     @property

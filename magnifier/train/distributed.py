@@ -175,7 +175,9 @@ def _with_norms(model, norms):
     for name, norm in norms.items():
         now = model.get_submodule(name)
         if now is norm: continue
-        norm._parameters, norm._buffers, norm.training = now._parameters, now._buffers, now.training
+        norm._parameters = now._parameters
+        norm._buffers = now._buffers
+        norm.training = now.training
         model.set_submodule(name, norm)
     return model
 

@@ -217,7 +217,9 @@ class ReIDLearner(Learner):
         with_identity: bool = False,  # Returns the identities beside the embeddings, where the loader has them
     ):  # (n,d) float32 on the CPU, L2-normalised, in the loader's order; with `with_identity` also (n,4) integers
         "Embeddings for retrieval. In `distrib_ctx` each rank embeds its share, and every rank gets all"
-        share, parts, identities = Share(self, self.loader(images, bs=bs)), [], []
+        share = Share(self, self.loader(images, bs=bs))
+        parts = []
+        identities = []
         with self.evaluating() as (model, device):
             embed = _embedder(model, len(share.dl))
             for batch in self.with_progress(share.dl):

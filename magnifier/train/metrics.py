@@ -137,7 +137,9 @@ def embed_parts(
         'regions=[]: name one or more regions': not wanted,
     })
     share = Share(learn, learn.loader(images))
-    embeddings, areas, identities = [], [], []
+    embeddings = []
+    areas = []
+    identities = []
     with learn.evaluating() as (model, device):
         for batch in learn.with_progress(share.dl):
             x, *targets = tuplify(to_device(batch, device))

@@ -74,7 +74,9 @@ def random_box(
 def _limb(start, length, forward, outward):
     "End of a limb that hangs from `start`, raised by `forward` and `outward` degrees"
     f, o = math.radians(forward), math.radians(outward)
-    x, y, z = math.sin(o) * math.cos(f), -math.cos(f) * math.cos(o), math.sin(f)
+    x = math.sin(o) * math.cos(f)
+    y = -math.cos(f) * math.cos(o)
+    z = math.sin(f)
     return start[0] + length * x, start[1] + length * y, start[2] + length * z
 
 
@@ -95,7 +97,9 @@ def _leg(joints, side, sign, a, pose):
 def _arm(joints, side, sign, a, pose):
     swing = 2 * math.pi * (pose.phase + (.5 if sign > 0 else 0))
     shoulder = joints[f'{side}_shoulder'] = (.118 * sign * a.shoulders, .525 * a.legs + .277, 0.)
-    upper, out, turn = 26 * pose.stride * math.sin(swing), 8 * sign, 0.
+    upper = 26 * pose.stride * math.sin(swing)
+    out = 8 * sign
+    turn = 0.
     bend = 16 + 14 * pose.stride * (1 + math.sin(swing)) / 2
     if pose.arms == 'phone' and sign < 0: upper, out, bend, turn = 22, 10 * sign, 118, -6 * sign
     if pose.arms == 'pockets': upper, out, bend, turn = -16, 17 * sign, 34, -20 * sign
@@ -142,12 +146,16 @@ class Projection:
         centre=(0., 0.),  # Canvas position of the body's middle, half-way up: x, y
     ):
         "Angles in degrees"
-        self.yaw, self.scale, self.centre = math.radians(yaw), scale, centre
+        self.yaw = math.radians(yaw)
+        self.scale = scale
+        self.centre = centre
         self.pitch, self.roll = math.radians(pitch), math.radians(roll)
         self._turn, self._tilt, self._lean = ((math.cos(v), math.sin(v)) for v in (self.yaw, self.pitch, self.roll))
 
     def _camera(self, point):
-        x, y, z = point[0], point[1] - .5, point[2]
+        x = point[0]
+        y = point[1] - .5
+        z = point[2]
         (cos, sin), (up, over) = self._turn, self._tilt
         x, z = x * cos + z * sin, z * cos - x * sin
         y, z = y * up - z * over, z * up + y * over
@@ -230,7 +238,11 @@ class Body:
         labels:bool=True,  # False: the mask has background where this body is seen, an occluder
     ):
         "Draws nothing yet"
-        self.canvas, self.a, self.joints, self.p, self.labels = canvas, appearance, joints, projection, labels
+        self.canvas = canvas
+        self.a = appearance
+        self.joints = joints
+        self.p = projection
+        self.labels = labels
 
     def draw(self):
         "Draw all of it"
@@ -308,7 +320,9 @@ class Body:
             self._tube((x, y - high, z - .05), (x, y - high - .005, z - .06), .03, HEAD, a.hair_colour)
 
     def _hat(self):
-        hat, colour, r = self.a.hat, self.a.hat_colour, RADIUS * self.a.head
+        hat = self.a.hat
+        colour = self.a.hat_colour
+        r = RADIUS * self.a.head
         x, y, z = self.joints['crown']
         if hat == 'cap':
             for dx in (-.024, 0, .024):
@@ -325,7 +339,9 @@ class Body:
 
     def _bag(self):
         "A bag has no label: in front of the body the mask keeps the body's label, elsewhere it is background"
-        a, p, g = self.a, self.p, self.a.girth
+        a = self.a
+        p = self.p
+        g = self.a.girth
         x, y, z = self.joints['pelvis']
         hx, hy, hz = self.joints['left_hand']
         low, high, radii = dict(

@@ -27,7 +27,9 @@ __all__ = ['walkers', 'walkers_truth']
 log = logging.getLogger(__name__)
 
 VERSION = 2  # Of the drawing: raised whenever the same arguments give other images
-MARKER, TRUTH, PEOPLE = 'walkers.json', 'walkers.csv', 'identities.json'
+MARKER = 'walkers.json'
+TRUTH = 'walkers.csv'
+PEOPLE = 'identities.json'
 FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')
 LIMBS = ('upper_arm', 'lower_arm', 'upper_leg', 'lower_leg', 'foot')
 ALLOWED = dict(  # Names have four digits for the identity, and six for a frame that counts its images

@@ -110,7 +110,9 @@ def _luggage(canvas, rng):
     colour = pick(rng, _LUGGAGE)
     def paint(s): return where((np.floor(s.t * 9) % 3 == 0) & (s.facing > .3), tuple(c * .7 for c in colour), colour)
     canvas.tube((x, top, 0), (x, h * 1.1, 0), [r * .8, r, r, r, r], 0, paint, flat=.3)
-    left, right, up = x - r * .4, x + r * .4, top - r * .9
+    left = x - r * .4
+    right = x + r * .4
+    up = top - r * .9
     for a, b in (((left, up), (right, up)), ((left, up), (left, top)), ((right, up), (right, top))):
         canvas.tube((*a, 0), (*b, 0), [r * .09], 0, (50, 50, 52))
 

@@ -161,7 +161,9 @@ _WAYS = (_across, _across, _behind, _behind, _and_back, _towards)
 
 def _walk(rng, points, start):
     "Points of a path, with the seconds to wait at each, as times and positions"
-    speed, t, knots = between(rng, .7, .95), start, []
+    speed = between(rng, .7, .95)
+    t = start
+    knots = []
     for i, (x, d, wait) in enumerate(points):
         if i: t += math.hypot(x - points[i-1][0], d - points[i-1][1]) / speed
         knots.append((t, x, d))
@@ -333,7 +335,10 @@ def _lay(layer, image, mask=None):
 
 def _overlap(box, h, w):
     "Slices of a box inside the frame, in the box's and in the frame's coordinates; None, None if there are none"
-    top, left, bottom, right = max(box[0], 0), max(box[1], 0), min(box[2], h), min(box[3], w)
+    top = max(box[0], 0)
+    left = max(box[1], 0)
+    bottom = min(box[2], h)
+    right = min(box[3], w)
     if top >= bottom or left >= right: return None, None
     return np.s_[top-box[0]:bottom-box[0], left-box[1]:right-box[1]], np.s_[top:bottom, left:right]
 

@@ -22,7 +22,10 @@ __all__ = ['walkers_streams']
 log = logging.getLogger(__name__)
 
 VERSION = 2  # Of the drawing: raised whenever the same arguments give other streams
-MARKER, CAMERA_TABLE, TRUTH, PEOPLE = 'streams.json', 'cameras.csv', 'truth.csv', 'people.json'
+MARKER = 'streams.json'
+CAMERA_TABLE = 'cameras.csv'
+TRUTH = 'truth.csv'
+PEOPLE = 'people.json'
 LOST = 1.   # Seconds without a detection after which the tracker takes somebody for somebody new
 SEEN = .3   # Share of a person that must be seen for a detection
 SMALL = 24  # Pixels of height below which there is no detection
