@@ -5,13 +5,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
+from torchvision.models.resnet import Bottleneck
 
 from magnifier.model import backbone as backbone_module
 from magnifier.model.backbone import backbone_names, create_backbone
 
 
-@pytest.mark.parametrize('arch, widths', [('resnet18', (256, 512)), (torchvision.models.resnet34, (256, 512)),
-                                          ('resnet50', (1024, 2048)), ('resnext50_32x4d', (1024, 2048))])
+def bottlenecks(weights=None):
+    "A ResNet-50 of one narrow block a stage"
+    return torchvision.models.ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=8)
+
+
+def slow(*values): return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('arch, widths', [
+    ('resnet18', (256, 512)), (bottlenecks, (1024, 2048)), slow(torchvision.models.resnet34, (256, 512)),
+    slow('resnet50', (1024, 2048)), slow('resnext50_32x4d', (1024, 2048))])
 @pytest.mark.parametrize('last_stride', [1, 2])
 def test_stages(arch, widths, last_stride):
     backbone = create_backbone(arch, False, last_stride).eval()
@@ -19,13 +29,14 @@ def test_stages(arch, widths, last_stride):
     assert tuple(backbone.widths.values()) == widths
     assert stage3.shape == (2, widths[0], 4, 3)
     assert stage4.shape == ((2, widths[1], 4, 3) if last_stride == 1 else (2, widths[1], 2, 2))
-    assert stage3.min() >= 0 and stage4.min() >= 0
+    assert stage3.min() >= 0
+    assert stage4.min() >= 0
 
 
-@pytest.mark.parametrize('arch', ['resnet18', 'resnet50'])
+@pytest.mark.parametrize('arch', [torchvision.models.resnet18, bottlenecks, slow(torchvision.models.resnet50)])
 def test_is_torchvisions_network_with_another_last_stride(arch):
     torch.manual_seed(0)
-    net = torchvision.models.get_model(arch).eval()
+    net = arch().eval()
     backbone = create_backbone(arch, False, last_stride=2).eval()
     # its own names, none left
     backbone.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith('fc.')})
@@ -83,12 +94,10 @@ def fake_timm(monkeypatch):
     return fake
 
 
-@pytest.mark.parametrize('name, last_stride, option',
-                         [('cnn', 1, {'output_stride': 16}), ('cnn', 2, {}), ('rigid', 2, {}),
-                                                       ('vit', 1, {'dynamic_img_size': True}), ('timm/cnn', 2, {}),
-                                                       ('dino', 1, {'dynamic_img_size': True, 'patch_size': 16}),
-                                                       ('swin', 2, {'strict_img_size': False,
-                                                                    'feature_cls': 'getter'})])
+@pytest.mark.parametrize('name, last_stride, option', [
+    ('cnn', 1, {'output_stride': 16}), ('cnn', 2, {}), ('rigid', 2, {}), ('timm/cnn', 2, {}),
+    ('vit', 1, {'dynamic_img_size': True}), ('dino', 1, {'dynamic_img_size': True, 'patch_size': 16}),
+    ('swin', 2, {'strict_img_size': False, 'feature_cls': 'getter'})])
 def test_timm_stages_by_stride(fake_timm, name, last_stride, option):
     backbone = create_backbone(name, False, last_stride)
     assert backbone.widths == {3: 4, 4: 8}
@@ -133,16 +142,19 @@ def test_timm_itself_trains_a_step(name, last_stride, widths):
     assert tuple(model.backbone.widths.values()) == widths
     for h, w in ((64, 32), (96, 48)):  # not the size that its positions were made for
         maps = model.feature_maps(torch.randn(2, 3, h, w))
-        assert maps['stage3'].shape == (2, widths[0], h//16, w//16) and maps['stage4'].shape[1] == widths[1]
+        assert maps['stage3'].shape == (2, widths[0], h//16, w//16)
+        assert maps['stage4'].shape[1] == widths[1]
         patches = 'vit' in name
         assert maps['stage4'].shape[2:] == ((h//16, w//16) if last_stride == 1 or patches else (-(-h//32), -(-w//32)))
     stem = next(model.backbone.parameters())
     before, opt = stem.detach().clone(), torch.optim.SGD([p for group in model_splitter(model) for p in group], .1)
     out = model(torch.randn(4, 3, 64, 32), torch.randint(0, 8, (4, 64, 32)))
-    assert out.mask_logits.shape[:2] == (4, 8) and out.embedding.isfinite().all()
+    assert out.mask_logits.shape[:2] == (4, 8)
+    assert out.embedding.isfinite().all()
     sum((t**2).mean() for t in [*out.features.values(), *out.logits.values(), out.mask_logits]).backward()
     opt.step()
-    assert not torch.equal(stem, before) and all(p.isfinite().all() for p in model.parameters())
+    assert not torch.equal(stem, before)
+    assert all(p.isfinite().all() for p in model.parameters())
     model.eval()
     from magnifier.model.net import EmbeddingNet
     images = torch.randn(2, 3, 64, 32)
@@ -202,7 +214,7 @@ def test_an_osnet_block_is_its_four_streams():
         torch.testing.assert_close(block(x), want)
 
 
-@pytest.mark.parametrize('name', ['osnet_x1_0', 'osnet_x0_5'])
+@pytest.mark.parametrize('name', ['osnet_x0_25', slow('osnet_x1_0')])
 def test_an_osnet_trains_a_step_and_embeds(name):
     from magnifier.model.net import EmbeddingNet, create_magnifier
     model = create_magnifier(name, 5, False, hidden=16)
@@ -221,19 +233,18 @@ def test_osnet_has_no_weights_to_download():
 
 # --- strides
 
-@pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'osnet_x0_25', 'test_efficientnet'])
-def test_stage_3_without_its_stride(name):
-    if name.startswith('test'): pytest.importorskip('timm')
-    published, larger = (create_backbone(name, False, stage3_stride=stride) for stride in (2, 1))
+@pytest.mark.parametrize('arch', [
+    'resnet10_narrow', bottlenecks, 'osnet_x0_25', 'test_efficientnet', slow('resnet18'), slow('resnet50')])
+def test_stage_3_without_its_stride(arch):
+    if arch == 'test_efficientnet': pytest.importorskip('timm')
+    published, larger = (create_backbone(arch, False, stage3_stride=stride) for stride in (2, 1))
     larger.load_state_dict(published.state_dict())
     images = torch.randn(2, 3, 64, 32)
     for a, b in zip(published(images), larger(images)): assert b.shape == (*a.shape[:2], 2*a.shape[2], 2*a.shape[3])
-    with pytest.raises(ValueError, match='stage3_stride=3: it is 1 or 2'): create_backbone(name, False, stage3_stride=3)
+    with pytest.raises(ValueError, match='stage3_stride=3: it is 1 or 2'): create_backbone(arch, False, stage3_stride=3)
 
 
 def test_the_small_network_is_half_of_resnet18_in_depth_and_width():
-    import torch
-    from magnifier.model.backbone import create_backbone
     small = create_backbone('resnet10_narrow', pretrained=False)
     resnet18 = create_backbone('resnet18', pretrained=False)
     stage3, stage4 = small(torch.randn(2, 3, 64, 32))

@@ -17,7 +17,7 @@ from magnifier.train.metrics import region_embeddings
 
 def build(**kwargs):
     torch.manual_seed(0)
-    return create_magnifier('resnet18', 5, False, hidden=16, **kwargs)
+    return create_magnifier('resnet10_narrow', 5, False, hidden=16, **kwargs)
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ class ToyBranch(Branch):
 def with_toy(monkeypatch):
     monkeypatch.setitem(BRANCHES, 'toy', ToyBranch)
     torch.manual_seed(0)
-    backbone = create_backbone('resnet18', False)
-    branches = {**create_branches(backbone.widths, 5, hidden=16), 'toy': ToyBranch(256, 5)}
-    model = MagnifierNet(backbone, branches, SegmentationHead(512))
+    backbone = create_backbone('resnet10_narrow', False)
+    branches = {**create_branches(backbone.widths, 5, hidden=16), 'toy': ToyBranch(128, 5)}
+    model = MagnifierNet(backbone, branches, SegmentationHead(256))
     for branch in model.branches.values(): branch.neck.bn.running_mean.uniform_(0, .5)
     return model
 
@@ -86,7 +86,7 @@ def test_a_new_branch_trains(with_toy, images, labels):
 def test_a_new_branch_is_embedded(with_toy, images):
     with_toy.eval()
     with torch.no_grad(): expected, got = with_toy(images), EmbeddingNet(with_toy)(images)
-    assert with_toy.branch_slices['toy'] == slice(512 + 32, 512 + 48)
+    assert with_toy.branch_slices['toy'] == slice(256 + 32, 256 + 48)
     torch.testing.assert_close(got, expected.embedding, atol=1e-5, rtol=0)
 
 
@@ -117,7 +117,7 @@ class Parser(nn.Module):
         return torch.nn.functional.one_hot(nearest, 8).permute(0, 3, 1, 2).float()
 
 
-@pytest.mark.parametrize('size', [pytest.param((384, 192), marks=pytest.mark.slow), (128, 64)])
+@pytest.mark.parametrize('size', [pytest.param((384, 192), marks=pytest.mark.slow), (64, 32)])
 @pytest.mark.parametrize('mask_resize', ['bilinear', 'nearest'])
 @pytest.mark.parametrize('upsample', [False, True])
 def test_a_perfect_parser_gives_the_features_of_given_labels(size, mask_resize, upsample):
@@ -215,6 +215,6 @@ def test_an_upsampled_map_is_torchs_bilinear(images):
 
 
 def test_a_global_branch_alone_needs_no_masks(images):
-    model = MagnifierNet(create_backbone('resnet18', False), {'global': GlobalBranch(512, 5)}).eval()
+    model = MagnifierNet(create_backbone('resnet10_narrow', False), {'global': GlobalBranch(256, 5)}).eval()
     assert model.masked_branch is None
     with torch.no_grad(): assert torch.equal(model(images).features['global'], model.backbone(images)[1].mean((2, 3)))

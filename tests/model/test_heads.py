@@ -13,7 +13,9 @@ def test_bnneck():
     normed, logits = neck(feature)
     torch.testing.assert_close(normed, (feature - feature.mean(0)) / (feature.var(0, unbiased=False) + 1e-5).sqrt())
     torch.testing.assert_close(logits, normed @ neck.classifier.weight.T)
-    assert not neck.bn.bias.requires_grad and neck.bn.bias.abs().sum() == 0 and neck.classifier.bias is None
+    assert not neck.bn.bias.requires_grad
+    assert neck.bn.bias.abs().sum() == 0
+    assert neck.classifier.bias is None
     assert neck.classifier.weight.std().item() == pytest.approx(0.001, rel=0.1)
 
 
@@ -33,7 +35,8 @@ def test_segmentation_head_doubles_the_map():
     head = SegmentationHead(16)
     assert head(torch.randn(2, 16, 6, 3)).shape == (2, 8, 12, 6)
     for conv in (head.deconv, head.conv): assert conv.weight.std().item() == pytest.approx(0.001, rel=0.1)
-    assert head.deconv.bias is None and head.conv.bias.abs().sum() == 0
+    assert head.deconv.bias is None
+    assert head.conv.bias.abs().sum() == 0
 
 
 def test_recurrent_fusion_reads_in_index_order():
@@ -57,7 +60,9 @@ def test_branch_map_is_non_negative_and_keeps_the_shape():
     torch.manual_seed(0)
     x = torch.randn(2, 16, 6, 3)
     out = branch_map(16)(x)
-    assert out.shape == x.shape and out.min() >= 0 and branch_map(16, False)(x) is x
+    assert out.shape == x.shape
+    assert out.min() >= 0
+    assert branch_map(16, False)(x) is x
     assert [p.shape[0] for name, p in branch_map(16).named_parameters() if 'conv' in name] == [4, 4, 16]
 
 

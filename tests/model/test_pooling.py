@@ -33,7 +33,9 @@ def make_masks(kind, n, k, h, w, g, dtype=torch.float64):
 def check_against_naive(maps, masks, g):
     maps = maps.requires_grad_()
     got, want = region_max_pool(maps, masks), naive(maps, masks)
-    assert got.shape == want.shape and got.dtype == maps.dtype and torch.equal(got, want)
+    assert got.dtype == maps.dtype
+    assert got.shape == want.shape
+    assert torch.equal(got, want)
     grad = torch.rand(want.shape, generator=g, dtype=want.dtype)
     got_grad, want_grad = (torch.autograd.grad(out, maps, grad)[0] for out in (got, want))
     torch.testing.assert_close(got_grad, want_grad, rtol=1e-14 if maps.dtype == torch.float64 else 1e-6, atol=0)
@@ -92,14 +94,16 @@ def test_gradient_keeps_the_layout_and_masks_get_none():
     maps = torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
     masks = torch.rand(2, 8, 4, 4, requires_grad=True)
     region_max_pool(maps, masks).sum().backward()
-    assert maps.grad.is_contiguous(memory_format=torch.channels_last) and masks.grad is None
+    assert maps.grad.is_contiguous(memory_format=torch.channels_last)
+    assert masks.grad is None
 
 
 def test_absent_region_pools_to_zero_without_gradient():
     maps = torch.rand(1, 3, 4, 4, requires_grad=True)
     pooled = region_max_pool(maps, torch.zeros(1, 8, 4, 4))
     pooled.sum().backward()
-    assert pooled.abs().sum() == 0 and maps.grad.abs().sum() == 0
+    assert pooled.abs().sum() == 0
+    assert maps.grad.abs().sum() == 0
 
 
 def test_no_images():
@@ -168,7 +172,8 @@ def test_resize_labels_takes_the_pixel_under_each_centre(H, W, h, w):
 def test_resizing_invents_no_region():
     labels = torch.tensor([0, 7]).repeat(2, 17, 5)
     masks = labels_to_masks(labels, (6, 4))
-    assert masks[:, 1:7].abs().sum() == 0 and set(resize_labels(labels, (6, 4)).unique().tolist()) <= {0, 7}
+    assert masks[:, 1:7].abs().sum() == 0
+    assert set(resize_labels(labels, (6, 4)).unique().tolist()) <= {0, 7}
 
 
 def test_no_mask_is_in_no_region():
@@ -186,7 +191,8 @@ def test_predicted_masks_hard_and_soft():
     hard, soft = predicted_masks(logits, (6, 3)), predicted_masks(logits, (6, 3), soft=True)
     assert torch.equal(hard, F.interpolate(one_hot(logits.argmax(1)), (6, 3), mode='bilinear'))
     torch.testing.assert_close(soft, F.interpolate(logits.softmax(1), (6, 3), mode='bilinear').detach())
-    assert not hard.requires_grad and not soft.requires_grad
+    assert not hard.requires_grad
+    assert not soft.requires_grad
     torch.testing.assert_close(soft.sum(1), torch.ones(2, 6, 3))
 
 
