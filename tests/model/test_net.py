@@ -324,12 +324,16 @@ def lived_in(arch='resnet10_narrow', **kwargs):
     return model.eval()
 
 
+SLOWER = [
+    dict(sab=False, sfb=False), dict(sfb=False), dict(sab=False), dict(sfb='ab'), dict(cell='lstm'),
+    dict(region_stage=4), dict(branch_bottleneck=False), dict(soft_masks=True), dict(mask_resize='nearest'),
+    dict(last_stride=2), dict(n_regions=4), dict(normalise_branches=True), dict(keep_background=False),
+    dict(upsample_maps=True), dict(stage3_stride=1), dict(arch='resnet18'), dict(arch='resnet50'),
+    dict(arch='osnet_x0_25')]
+
+
 @pytest.mark.parametrize('kwargs', [
-    {}, dict(mask=False, sab=False, sfb=False), *(pytest.param(options, marks=pytest.mark.slow) for options in (
-        dict(sab=False, sfb=False), dict(sfb=False), dict(sab=False), dict(sfb='ab'), dict(cell='lstm'),
-        dict(region_stage=4), dict(branch_bottleneck=False), dict(soft_masks=True), dict(mask_resize='nearest'),
-        dict(last_stride=2), dict(n_regions=4), dict(normalise_branches=True), dict(arch='resnet18'),
-        dict(arch='resnet50'), dict(keep_background=False), dict(upsample_maps=True), dict(stage3_stride=1), dict(arch='osnet_x0_25')))])
+    {}, dict(mask=False, sab=False, sfb=False), *(pytest.param(k, marks=pytest.mark.slow) for k in SLOWER)])
 def test_embeds_as_the_model_does(kwargs):
     model = lived_in(**kwargs)
     images, state = torch.randn(3, 3, 64, 48), {k: v.clone() for k, v in model.state_dict().items()}
