@@ -20,6 +20,7 @@ def create_backbone(
     pretrained: bool | str = True,  # ImageNet weights; a string names torchvision's version, as 'IMAGENET1K_V2'
     last_stride: int = 1,  # Stride of stage 4: 1, or 2 as ResNets are published
     stage3_stride: int = 2,  # Stride of stage 3: 2 as published, or 1 for maps of twice the size
+    last_convolution: bool = True,  # Whether a timm network that ends in a convolution keeps it, as stage 5
 ) -> nn.Module:  # Images -> a map for each stage of its `.widths`: channels of stages 3 and 4, and 5 where it has one
     """A network cut after its last map. If torchvision and timm have the same name, it is torchvision's
     ('timm/resnet50' is timm's). An OSError if weights cannot be downloaded, a ValueError for an unknown `arch` or
@@ -31,14 +32,14 @@ def create_backbone(
         f'{name} has no ImageNet weights to download: pass pretrained=False, or weights=FILE':
             pretrained and name in (*OSNETS, *OWN),
     })
-    build = _builder(arch, name, pretrained)
+    build = _builder(arch, name, pretrained, last_convolution)
     try: return build(last_stride=last_stride, stage3_stride=stage3_stride)
     except OSError as e:  # no network, or no room
         raise OSError(f'the ImageNet weights of {name} could not be downloaded ({e}): '
                       'pass pretrained=False, or weights=FILE with a file that holds them') from e
 
 
-def _builder(arch, name, pretrained):  # -> a function of last_stride and stage3_stride
+def _builder(arch, name, pretrained, last_convolution):  # -> a function of last_stride and stage3_stride
     if not isinstance(arch, str): return _residual(arch, pretrained)
     if name in OSNETS: return partial(_osnet, name)
     if name in OWN: return _residual(OWN[name], pretrained)
@@ -46,7 +47,7 @@ def _builder(arch, name, pretrained):  # -> a function of last_stride and stage3
     hint = '' if find_spec('timm') else ' (or install timm for more)'
     refuse({f'unknown arch {name!r}: use one of {", ".join(backbone_names())}{hint}':
             not _timm_has(name.removeprefix('timm/'))})
-    return partial(TimmBackbone, name.removeprefix('timm/'), bool(pretrained))
+    return partial(TimmBackbone, name.removeprefix('timm/'), bool(pretrained), last_convolution=last_convolution)
 
 
 def _residual(make, pretrained):
@@ -136,6 +137,7 @@ class TimmBackbone(nn.Module):
         pretrained: bool = False,  # timm's default weights for it
         last_stride: int = 1,  # 1 keeps stage 3's size in stage 4 (timm dilates), 2 is the network as published
         stage3_stride: int = 2,  # 2 is the network as published, 1 keeps stage 2's size
+        last_convolution: bool = True,  # Whether there is a stage 5, where the network has one
     ):
         "A ValueError where there is no map of stride 16, or where the network cannot keep a map's size"
         super().__init__()
@@ -143,7 +145,7 @@ class TimmBackbone(nn.Module):
         build = partial(timm.create_model, name, features_only=True, out_indices=(-2, -1))
         with torch.device('meta'):  # only looked at
             options = _timm_options(name, build(), last_stride, stage3_stride)
-            has_head = _ends_in_convolution(timm.create_model(name))
+            has_head = last_convolution and _ends_in_convolution(timm.create_model(name))
         try: self.net = build(pretrained=pretrained, **options)
         except (NotImplementedError, TypeError, AssertionError) as e:
             raise ValueError(f'{name} does not take {options}, which it needs here: '

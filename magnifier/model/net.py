@@ -267,6 +267,7 @@ def create_magnifier(
     mask_resize: str = 'bilinear',  # Masks to the map's size: 'bilinear' (paper) or 'nearest' (code)
     last_stride: int = 1,  # Stride of stage 4: 1 (paper) or 2
     stage3_stride: int = 2,  # Stride of stage 3: 2 (paper), or 1 for maps of twice the size
+    last_convolution: bool = True,  # Whether a network that ends in a convolution (MobileNetV2) keeps it
     normalise_branches: bool = False,  # Whether each branch has length 1 in the embedding; False (paper): f_bn as it is
     branch_weights: dict | None = None,  # By branch, 0 or more: its weight in the embedding; 1 where not named
     weights: str | Path | None = None,  # A file in place of ImageNet's (`load_weights`); see `.weights_report`
@@ -278,10 +279,10 @@ def create_magnifier(
     of_branches = _defaults(create_branches) | kwargs
     of_net = dict(soft_masks=soft_masks, mask_resize=mask_resize, normalise_branches=normalise_branches,
                   branch_weights=branch_weights)
-    strides = dict(last_stride=last_stride, stage3_stride=stage3_stride)
-    arguments = dict(arch=arch_name(arch), n_classes=n_classes, mask=mask, **of_net, **strides, **of_branches)
+    of_backbone = dict(last_stride=last_stride, stage3_stride=stage3_stride, last_convolution=last_convolution)
+    arguments = dict(arch=arch_name(arch), n_classes=n_classes, mask=mask, **of_net, **of_backbone, **of_branches)
     _check_arguments(arguments)
-    backbone = create_backbone(arch, pretrained and weights is None, **strides)
+    backbone = create_backbone(arch, pretrained and weights is None, **of_backbone)
     branches = create_branches(backbone.widths, n_classes, **kwargs)
     segmentation = SegmentationHead(backbone.widths[4], of_branches['n_regions']) if mask else None
     model = MagnifierNet(backbone, branches, segmentation, **of_net)

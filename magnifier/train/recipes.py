@@ -161,11 +161,12 @@ RECIPES = {
         'MobileNetV2 (of timm) from ImageNet weights at 128 x 64, one cycle of 5 epochs: photographs on a CPU',
         (Stage(5, 1e-3, 'one_cycle', rank_every=5, channels_last=True),),
         dict(size=(128, 64), bs=64, n_per_id=4, pad=5, erase=0.0, cache='ram'),
-        # After a few epochs the part branches, which start from random weights, are behind the global one. At 96 x 48
-        # they find more in maps of twice the size
+        # After a few epochs the part branches, which start from random weights, are behind the global one. They find
+        # more in maps of twice the size. The network's last convolution needs more epochs than these
         dict(
             arch='mobilenetv2_100',
             pretrained=True,
+            last_convolution=False,
             hidden=512,
             upsample_maps=True,
             normalise_branches=True,

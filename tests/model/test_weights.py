@@ -230,6 +230,17 @@ def test_the_last_convolution_comes_from_the_file(tmp_path):
         assert model.segmentation.deconv.in_channels == 64  # the head parses stage 4
 
 
+def test_the_last_convolution_can_be_left_out(tmp_path):
+    timm = pytest.importorskip('timm')
+    torch.save(timm.create_model('test_efficientnet').state_dict(), tmp_path/'w.pth')
+    model = create_magnifier('test_efficientnet', 5, hidden=16, weights=tmp_path/'w.pth', last_convolution=False).eval()
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        _, stage4 = model.backbone(images)
+        torch.testing.assert_close(model(images).features['global'], stage4.mean((2, 3)))
+    assert any('conv_head' in name for name in model.weights_report.unused)
+
+
 def test_names_that_are_no_words_are_left_out(tmp_path, imagenet):
     torch.save({**imagenet, 3: torch.ones(1)}, tmp_path/'w.pth')
     check_backbone(build(weights=tmp_path/'w.pth'), imagenet)
