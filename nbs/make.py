@@ -16,15 +16,19 @@ import re
 import shutil
 import sys
 import time
+from base64 import b64decode, b64encode
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
 from fastcore.script import call_parse
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE), str(HERE.parent/'tests'/'bench')]
 FULL = 'G+M+SAB+SFB+SD'
+PLOT_COLOURS = 10_000  # Curves and bars have up to some 3,000 colours, figures of images more than 20,000
 PARTS = ('figures', 'api', 'notebooks')
 PAGES = {'page.png': (1280, 1240), 'page_phone.png': (390, 844)}  # Width and height of the window
 
@@ -129,7 +133,6 @@ def explain_a_right_hit(page):
 
 def shrink(folder):
     "Pictures of 256 colours: a third of their size in the repository"
-    from PIL import Image
     for path in folder.glob('*.png'):
         image = Image.open(path).convert('RGB')
         colours = image.quantize(256, method=Image.Quantize.FASTOCTREE)  # keeps the regions' colours apart
@@ -143,7 +146,28 @@ def execute(path):
     notebook = nbformat.read(path, 4)
     NotebookClient(notebook, timeout=7200, kernel_name='python3',
                    resources={'metadata': {'path': str(HERE)}}).execute(env=dict(os.environ))
+    compress_figures(notebook)
     path.write_text(nbformat.writes(notebook), encoding='utf-8')
+
+
+def compress_figures(notebook):
+    "Replaces each PNG among a notebook's outputs by its `compressed` form, about a quarter of the bytes in all"
+    outputs = [output for cell in notebook.cells for output in cell.get('outputs', ())]
+    for data in [output.data for output in outputs if 'image/png' in output.get('data', ())]:
+        mime, content = compressed(b64decode(data.pop('image/png')))
+        data[mime] = b64encode(content).decode()
+
+
+def compressed(png):
+    "A figure's MIME type and bytes: curves and bars keep their colours as a PNG with a palette, images become a JPEG"
+    image = Image.open(BytesIO(png)).convert('RGB')
+    file = BytesIO()
+    if image.getcolors(PLOT_COLOURS):
+        palette = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        palette.save(file, 'PNG', optimize=True)
+        return 'image/png', file.getvalue()
+    image.save(file, 'JPEG', quality=85, subsampling=0, optimize=True, progressive=True)  # colours at full resolution
+    return 'image/jpeg', file.getvalue()
 
 
 @call_parse

@@ -19,6 +19,11 @@ def test_notebook_is_kept_with_outputs_and_without_errors(path):
     assert not [o for c in cells for o in c.outputs if o.output_type == 'error']
 
 
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_reader_need_not_wait_for_a_notebook(path):
+    assert path.stat().st_size < 3e6, 'python nbs/make.py --only notebooks compresses the figures'
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, monkeypatch):
