@@ -15,7 +15,7 @@ from magnifier.data.images import *
 from magnifier.data.catalog import *
 from magnifier.data.own_sets import *
 from magnifier.data.readers import *
-from magnifier.walkers.appearance import *
+from magnifier.walkers.person import *
 from magnifier.walkers.dataset import *
 from magnifier.walkers.streams import *
 from magnifier.data.masks import *

@@ -3,10 +3,12 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+
 import numpy as np
+
 from magnifier.walkers.canvas import enlarge, pick, shrink, stream
 
-__all__ = ['Camera', 'CAMERAS', 'NEUTRAL', 'background', 'blurred', 'noise', 'response', 'expose']
+__all__ = ['Camera', 'CAMERAS', 'NEUTRAL', 'background', 'noise', 'response', 'developed', 'expose']
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,6 @@ def background(
     return np.minimum(plate[y:y+h, x:x+w].astype(np.int32) * light // 100, 255).astype(np.uint8)
 
 
-def blurred(
-    image,  # (h, w, c) integers
-) -> np.ndarray:  # (h, w, c)
-    "One pass of 1-2-1 along both axes, edges repeated"
-    wide = np.pad(image, ((1, 1), (0, 0), (0, 0)), mode='edge')
-    image = (wide[:-2] + 2 * wide[1:-1] + wide[2:] + 2) >> 2
-    wide = np.pad(image, ((0, 0), (1, 1), (0, 0)), mode='edge')
-    return (wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:] + 2) >> 2
-
-
 def noise(
     rng,  # numpy Generator
     shape,  # Of the result
@@ -175,10 +167,27 @@ def expose(
 ) -> np.ndarray:  # (h, w, 3) uint8
     "The image as this camera delivers it: colours, blur, resolution, noise"
     if not camera.camid: return image
-    levels = response(camera, rng)
-    out = np.stack([levels[c][image[..., c]] for c in range(3)], -1)
-    for _ in range(camera.blur): out = blurred(out)
+    out = developed(image, camera, response(camera, rng))
     if camera.resolution < 1:
         size = image.shape[:2]
         out = enlarge(shrink(out, [round(s * camera.resolution) for s in size]), size)
     return np.clip(out + noise(rng, out.shape, camera.noise), 0, 255).astype(np.uint8)
+
+
+def developed(
+    image,  # (h, w, 3) uint8
+    camera: Camera,  # Whose blur
+    levels,  # (3, 256), from `response`
+) -> np.ndarray:  # (h, w, 3) int32
+    "The image in the camera's colours, with its blur"
+    out = np.stack([levels[c][image[..., c]] for c in range(3)], -1)
+    for _ in range(camera.blur): out = _blurred(out)
+    return out
+
+
+def _blurred(image):
+    "One pass of 1-2-1 along both axes, edges repeated"
+    wide = np.pad(image, ((1, 1), (0, 0), (0, 0)), mode='edge')
+    image = (wide[:-2] + 2 * wide[1:-1] + wide[2:] + 2) >> 2
+    wide = np.pad(image, ((0, 0), (1, 1), (0, 0)), mode='edge')
+    return (wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:] + 2) >> 2

@@ -1,9 +1,7 @@
 "The built-in data set: pedestrians drawn in Market-1501's layout, with exact part masks and the truth of every image"
 
-import csv
 import json
 import logging
-import math
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,11 +14,10 @@ from PIL import Image
 from magnifier.checks import refuse
 from magnifier.files import aside_folder
 from magnifier.regions import region_indices
-from magnifier.walkers.appearance import DETAILS, Appearance, family, random_appearance
-from magnifier.walkers.body import Box, random_box, random_pose
 from magnifier.walkers.cameras import CAMERAS
 from magnifier.walkers.canvas import enlarge, pick, stream
 from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
+from magnifier.walkers.person import DETAILS, Appearance, Box, family, random_appearance, random_box, random_pose
 
 __all__ = ['walkers', 'walkers_truth']
 
@@ -118,8 +115,8 @@ def _draw(missing, root, people, shots, marker):
         _draw_all(new.get(root), new.get(_labels(root)), shots, marker['arguments'])
         if root in new:
             table = {person.pid: asdict(person) for person in people}
-            (new[root]/PEOPLE).write_text(json.dumps(table, indent=1), 'utf-8')
-        for folder in new.values(): mark(folder, marker, MARKER)
+            write_json(new[root]/PEOPLE, table)
+        for folder in new.values(): write_json(folder/MARKER, marker)
 
 
 def _draw_all(root, labels, shots, args):
@@ -266,17 +263,17 @@ def _junk_box(rng):
 
 
 def _truth(shot, picture, pose, box, occluder):
-    "A row of the table of truths"
+    "A row of the table of truths, with empty texts where there is no value"
     who = shot.who
     joints = zip(picture.joints, picture.visible) if pose else ()
-    return dict(
-        file=f'{shot.file}.jpg', split=shot.split, pid=shot.pid, camid=shot.camid,
-        person=who.pid if who else '',
-        **{name: getattr(pose, name) if pose else '' for name in ('view', 'yaw', 'phase', 'arms')},
-        **{name: round(value, 3) for name, value in asdict(box).items()},
-        occluder=occluder or '', occluded=round(picture.occluded, 4),
-        **{name: getattr(who, name, None) or '' for name in ('family', 'detail', 'value')},
-        joints=' '.join(f'{x:.2f},{y:.2f},{int(seen)}' for (x, y), seen in joints))
+    row = dict(file=f'{shot.file}.jpg', split=shot.split, pid=shot.pid, camid=shot.camid, person=who.pid if who else '')
+    for name in ('view', 'yaw', 'phase', 'arms'): row[name] = getattr(pose, name) if pose else ''
+    for name in ('zoom', 'dx', 'dy'): row[name] = round(getattr(box, name), 3)
+    row['occluder'] = occluder or ''
+    row['occluded'] = round(picture.occluded, 4)
+    for name in ('family', 'detail', 'value'): row[name] = getattr(who, name) or '' if who else ''
+    row['joints'] = ' '.join(f'{x:.2f},{y:.2f},{int(seen)}' for (x, y), seen in joints)
+    return row
 
 
 def noisy_mask(
@@ -311,30 +308,21 @@ def _without(mask, region, right):
     return np.where((mask == region) & (at if right else ~at), np.uint8(0), mask)
 
 
-# What every drawn set has: arguments in range, its own folder, a marker in it, tables
+# What every drawn set has: arguments in range, its own folder with a marker in it, tables
 
 
-def whole_number(
-    name: str,  # Of the argument
-    value,  # Given
-    low: int,  # Lowest allowed
-    high: int,  # Highest allowed
-) -> int:
-    "The value as an int; a TypeError or ValueError says what is allowed"
+def whole_number(name: str, value, low: int, high: int) -> int:
+    "The argument's value as an int; a TypeError or ValueError says what is allowed"
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f'{name}={value!r}: use a whole number')
     refuse({f'{name}={value}: use {low} or more, at most {high}': not low <= value <= high})
     return int(value)
 
 
-def share(
-    name: str,  # Of the argument
-    value,  # Given
-    high: float = 1.,  # Highest allowed
-) -> float:
-    "The value as a float from 0 to `high`; a ValueError says what is allowed"
-    refuse({f'{name}={value!r}: use a number from 0 to {high:g}':
-            not isinstance(value, (int, float)) or math.isnan(value) or not 0 <= value <= high})
+def share(name: str, value, high: float = 1.) -> float:
+    "The argument's value as a float from 0 to `high`; a ValueError says what is allowed"
+    is_number = isinstance(value, (int, float))
+    refuse({f'{name}={value!r}: use a number from 0 to {high:g}': not is_number or not 0 <= value <= high})
     return float(value)
 
 
@@ -350,15 +338,16 @@ def cached(
 
 def holds(
     folder: Path,  # Where the set may be
-    marker: dict,  # As in `mark`
+    marker: dict,  # version, arguments, files (sub-folder -> number of files)
     name: str,  # Of the marker's file
-) -> bool:  # Whether it is there
+) -> bool:
     "True if the folder holds this set, False if it is missing or empty; a ValueError otherwise"
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return False
     try: found = dict(json.loads((folder/name).read_text('utf-8')))
     except (OSError, ValueError, TypeError): found = {}
     had, wanted = (f'{m.get("arguments")} (version {m.get("version")})' for m in (found, marker))
-    short = list(_short(folder, marker['files']))
+    counts = {sub: len(list((folder/sub).glob('*'))) for sub in marker['files']}
+    short = [f'{sub} has {counts[sub]} of {n} files' for sub, n in marker['files'].items() if counts[sub] < n]
     refuse({
         f'{folder} exists and does not hold drawn walkers: choose another path, or remove it': not found,
         f'{folder} holds walkers drawn with {had}, wanted are {wanted}: choose another path, or remove that set':
@@ -367,27 +356,9 @@ def holds(
     return True
 
 
-def _short(folder, files):
-    for sub, n in files.items():
-        seen = len(list((folder/sub).glob('*')))
-        if seen < n: yield f'{sub} has {seen} of {n} files'
+def write_json(file: Path, content): file.write_text(json.dumps(content, indent=1), 'utf-8')
 
 
-def mark(
-    folder: Path,  # A whole set
-    marker: dict,  # version, arguments, files (sub-folder -> number of files)
-    name: str,  # Of the marker's file
-):
-    "Writes the file that describes the folder"
-    (folder/name).write_text(json.dumps(marker, indent=1), 'utf-8')
-
-
-def write_table(
-    file: Path,  # A CSV file, with Unix's line ends on every system
-    rows: list[dict],  # Of the same keys, which are its header
-):
-    "Writes a table"
-    with open(file, 'w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(f, rows[0], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+def write_table(file: Path, rows: list[dict]):
+    "Writes rows with the same keys as a CSV file, with Unix's line ends on every system"
+    pd.DataFrame(rows).to_csv(file, index=False, lineterminator='\n')

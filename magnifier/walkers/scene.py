@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from magnifier.walkers.appearance import Appearance, where
-from magnifier.walkers.body import Body, Pose, Projection, random_arms, skeleton
-from magnifier.walkers.cameras import CAMERAS, background, blurred, noise, response
+from magnifier.walkers.cameras import CAMERAS, background, developed, noise, response
 from magnifier.walkers.canvas import SUPERSAMPLE, Canvas, between, pick, stream
-from magnifier.walkers.pedestrian import shadowed
+from magnifier.walkers.pedestrian import Body, shadowed, where
+from magnifier.walkers.person import Appearance, Pose, Projection, random_arms, skeleton
 
 __all__ = ['View', 'Thing', 'Place', 'Visit', 'things_of', 'visits_of', 'Person', 'Seen', 'Frame', 'Stage']
 EYE = 1.9  # Height of the cameras in body heights
@@ -263,9 +262,8 @@ class Stage:
         return Frame(self._exposed(image, rng), mask, _seen(mask, bodies))
 
     def _exposed(self, image, rng):
-        "Applies the camera to a frame"
-        out = np.stack([self.levels[c][image[..., c]] for c in range(3)], -1)
-        for _ in range(self.camera.blur): out = blurred(out)
+        "The frame as the camera delivers it; its noise is a random piece of one large sheet"
+        out = developed(image, self.camera, self.levels)
         h, w = image.shape[:2]
         y, x = (int(v) for v in rng.integers(0, _SHIFT + 1, 2))
         return np.clip(out + self.noise[y:y+h, x:x+w], 0, 255).astype(np.uint8)

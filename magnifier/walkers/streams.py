@@ -1,6 +1,5 @@
 "Streams of several cameras with drawn pedestrians who come and go, and the truth about every frame"
 
-import json
 import logging
 import math
 from dataclasses import asdict
@@ -11,10 +10,10 @@ from PIL import Image
 
 from magnifier.checks import refuse
 from magnifier.files import aside_folder
-from magnifier.walkers.appearance import random_appearance
 from magnifier.walkers.cameras import CAMERAS
 from magnifier.walkers.canvas import stream
-from magnifier.walkers.dataset import cached, holds, mark, share, whole_number, write_table
+from magnifier.walkers.dataset import cached, holds, share, whole_number, write_json, write_table
+from magnifier.walkers.person import random_appearance
 from magnifier.walkers.scene import Person, Stage, View, things_of, visits_of
 
 __all__ = ['walkers_streams']
@@ -74,7 +73,7 @@ def walkers_streams(
     try:
         with aside_folder(root) as new:
             _draw(new, args)
-            mark(new, marker, MARKER)
+            write_json(new/MARKER, marker)
     except FileExistsError:  # another process drew the same streams and was first
         if not holds(root, marker, MARKER): raise
     return root
@@ -125,8 +124,7 @@ def _draw(root, args):
         truth += [_span(camera, track, *span, first, args['fps']) for track, span in spans.items()]
     write_table(root/CAMERA_TABLE, table)
     write_table(root/TRUTH, sorted(truth, key=lambda row: (row['person'], row['from'])))
-    appearances = {n: asdict(look) for n, look in looks.items()}
-    (root/PEOPLE).write_text(json.dumps(appearances, indent=1), 'utf-8')
+    write_json(root/PEOPLE, {n: asdict(look) for n, look in looks.items()})
 
 
 def _looks(seed, people):

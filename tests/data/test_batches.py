@@ -34,7 +34,8 @@ def test_groups_hold_one_identity_and_use_each_image_once(counts, m, seed):
     pids = _pids(counts)
     for pid, groups in identity_groups(pids, m, random.Random(seed)).items():
         drawn = [i for g in groups for i in g]
-        assert len(groups) == max(1, counts[pid] // m) and all(len(g) == m for g in groups)
+        assert len(groups) == max(1, counts[pid] // m)
+        assert all(len(g) == m for g in groups)
         assert {pids[i] for i in drawn} == {pid}
         if counts[pid] >= m: assert len(set(drawn)) == len(drawn)
         else: assert set(drawn) == {i for i, p in enumerate(pids) if p == pid}
@@ -49,7 +50,7 @@ def _most_batches(counts, p):
     return n
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(identities, st.integers(2, 6), st.integers(0, 99))
 def test_batches_are_as_many_as_possible_and_of_different_identities(counts, p, seed):
     assert n_full_batches(counts, p) == _most_batches(counts, p)
@@ -98,7 +99,9 @@ def test_loader_yields_p_identities_times_m_images():
 def test_same_seed_same_stream_and_epochs_differ():
     pids = _pids([8]*6)
     first, second, other = (stream(loader(pids, seed=s), 3) for s in (1, 1, 2))
-    assert first == second and first != other and first[0] != first[1]
+    assert first == second
+    assert first != other
+    assert first[0] != first[1]
 
 
 def test_a_stream_resumes_by_its_epoch():
@@ -126,7 +129,8 @@ def test_new_keeps_m_and_seed_and_can_be_told_otherwise():
     assert dl.new(n_per_id=4).n_per_id == 4
     assert dl.new(shuffle=False, drop_last=False).get_idxs() == list(range(48))
     plain = dl.new(n_per_id=None)
-    assert sorted(plain.get_idxs()) == list(range(48)) and plain.get_idxs() != list(range(48))
+    assert sorted(plain.get_idxs()) == list(range(48))
+    assert plain.get_idxs() != list(range(48))
 
 
 def test_batches_reach_the_main_process_whole_from_workers():
@@ -168,4 +172,5 @@ def test_too_few_batches_for_the_processes(monkeypatch):
 
 def test_an_identity_with_one_image_is_drawn_with_replacement():
     idxs = loader([0] + [1]*4, bs=8).get_idxs()
-    assert Counter(idxs)[0] == 4 and sorted(i for i in idxs if i) == [1, 2, 3, 4]
+    assert Counter(idxs)[0] == 4
+    assert sorted(i for i in idxs if i) == [1, 2, 3, 4]

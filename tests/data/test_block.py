@@ -21,7 +21,8 @@ def saved_mask(path, labels, palette=False):
 def test_mask_files_keep_their_labels(tmp_path, palette):
     labels = np.arange(8, dtype=np.uint8).reshape(2, 4)
     mask = PILPartMask.create(saved_mask(tmp_path/'m.png', labels, palette))
-    assert isinstance(mask, PILPartMask) and (np.asarray(mask) == labels).all()
+    assert isinstance(mask, PILPartMask)
+    assert (np.asarray(mask) == labels).all()
 
 
 def test_masks_come_from_arrays_tensors_pictures_and_nothing():
@@ -56,8 +57,10 @@ def test_label_9_is_refused(tmp_path):
 def test_classes_are_the_sorted_training_identities():
     tfm = IdentityCategorize()
     tfm.setups([[30, 1, 'train'], [4, 2, 'train'], [30, 3, 'train']])
-    assert tfm.c == 2 and list(tfm.vocab) == [4, 30]
-    assert tfm([4, 2, 'train']).tolist() == [0, 4, 2, 0] and tfm([30, 1, 'gallery']).tolist() == [1, 30, 1, 2]
+    assert tfm.c == 2
+    assert list(tfm.vocab) == [4, 30]
+    assert tfm([4, 2, 'train']).tolist() == [0, 4, 2, 0]
+    assert tfm([30, 1, 'gallery']).tolist() == [1, 30, 1, 2]
     assert tfm([5, 2, 'query']).tolist() == [-1, 5, 2, 1], 'not in training'
     assert tfm.decode(TensorIdentity([-1, 5, 2, 1])) == 'id 5 cam 2 query'
     assert tfm.decode(TensorIdentity([0, 4, 2, 0])) == 'id 4 cam 2'
@@ -88,8 +91,10 @@ def test_batches_are_triples_with_one_input(dls, catalog):
     assert mask.shape == (8, 64, 32)
     assert identity.shape == (8, 4)
     assert mask.dtype == torch.int64
-    assert dls.n_inp == 1 and dls.c == catalog[catalog.split == 'train'].pid.nunique()
-    assert mask.max() < 8 and len(mask.unique()) > 4
+    assert dls.n_inp == 1
+    assert dls.c == catalog[catalog.split == 'train'].pid.nunique()
+    assert mask.max() < 8
+    assert len(mask.unique()) > 4
     assert (identity.label >= 0).all()
     assert (identity.role == 0).all()
     assert torch.equal(torch.tensor([dls.vocab[i] for i in identity.label]), identity.pid)
@@ -98,8 +103,10 @@ def test_batches_are_triples_with_one_input(dls, catalog):
 def test_validation_is_query_and_gallery_in_order_with_roles(dls, catalog):
     rows = catalog[catalog.split != 'train']
     identity = torch.cat([b[2] for b in dls.valid])
-    assert identity.pid.tolist() == rows.pid.tolist() and identity.camid.tolist() == rows.camid.tolist()
-    assert (identity.label == -1).all() and set(identity.role.tolist()) == {1, 2}
+    assert identity.pid.tolist() == rows.pid.tolist()
+    assert identity.camid.tolist() == rows.camid.tolist()
+    assert (identity.label == -1).all()
+    assert set(identity.role.tolist()) == {1, 2}
 
 
 def test_images_without_a_mask_are_unlabelled_to_the_last_pixel(catalog):
@@ -112,7 +119,8 @@ def test_images_without_a_mask_are_unlabelled_to_the_last_pixel(catalog):
                         batch_transforms(Preprocessing())).dataloaders(some, bs=16, num_workers=0)
     for _, mask, _ in dls.train:
         unlabelled = (mask == NO_MASK).flatten(1)
-        assert torch.equal(unlabelled.any(1), unlabelled.all(1)) and 0 < unlabelled.all(1).sum() < 16
+        assert torch.equal(unlabelled.any(1), unlabelled.all(1))
+        assert 0 < unlabelled.all(1).sum() < 16
 
 
 def test_blocks_pickle(dls):

@@ -1,6 +1,9 @@
 "Loaders from any catalog and from a folder; what cannot be trained on is refused at the door"
+
 import inspect
 import io
+import pickle
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 from fastai.vision.all import get_image_files
+from torch import multiprocessing
+
 from magnifier.data.batches import IdentityBatches
 from magnifier.data.images import read_image
 from magnifier.data.loaders import ReIDDataLoaders
@@ -19,7 +24,9 @@ SMALL = dict(size=(64, 32), bs=8, n_per_id=2, num_workers=0)
 
 def test_from_a_folder_and_from_its_catalog_are_the_same(walkers_root, catalog):
     a, b = ReIDDataLoaders.from_market1501(walkers_root, **SMALL), ReIDDataLoaders.from_df(catalog, **SMALL)
-    assert isinstance(a, ReIDDataLoaders) and isinstance(a.train, IdentityBatches) and a.c == b.c
+    assert isinstance(a, ReIDDataLoaders)
+    assert isinstance(a.train, IdentityBatches)
+    assert a.c == b.c
     assert torch.equal(next(iter(a.valid))[0], next(iter(b.valid))[0])
     assert a.train.get_idxs() == b.train.get_idxs()
 
@@ -76,7 +83,9 @@ def test_own_transforms_replace_the_usual_ones(catalog):
     from fastai.vision.all import Resize
     x = ReIDDataLoaders.from_df(catalog, item_tfms=[Resize((32, 16), method='squish')], batch_tfms=[],
                                 **SMALL).one_batch()[0]
-    assert x.shape[-2:] == (32, 16) and 0 <= x.min() and x.max() <= 1
+    assert x.shape[-2:] == (32, 16)
+    assert 0 <= x.min()
+    assert x.max() <= 1
 
 
 @pytest.mark.parametrize('cache', [None, 'ram'])
@@ -135,3 +144,46 @@ def test_loaders_say_what_they_hold(dls, catalog):
     assert text.endswith('64 x 32 pixels)')
     assert 'no images' in repr(ReIDDataLoaders.without_images(Preprocessing((64, 32)), [1, 2]))
     assert 'transforms of your own' in repr(ReIDDataLoaders.from_df(catalog, batch_tfms=[], **SMALL))
+
+
+# --- loader processes that are not forked: everything in a loader pickles
+
+def loaders(catalog, **kwargs):
+    "Every kind of loader by its name, with a cache and without"
+    found = {}
+    for cache in (None, 'ram'):
+        dls = ReIDDataLoaders.from_df(catalog, cache=cache, **SMALL | kwargs)
+        found |= {f'train {cache}': dls.train, f'valid {cache}': dls.valid,
+                  f'test {cache}': dls.test_dl(catalog.path[:20].tolist()),
+                  f'labelled {cache}': dls.test_dl(catalog[:20], with_labels=True)}
+    return found
+
+
+def test_loaders_pickle(catalog):
+    for name, loader in loaders(catalog, num_workers=0).items():
+        again = pickle.loads(pickle.dumps(loader.fake_l)).d  # what a process is given
+        assert len(again) == len(loader), name
+        if 'valid' in name: assert torch.equal(again.one_batch()[0], loader.one_batch()[0]), name
+
+
+@pytest.fixture(params=['spawn', 'forkserver'])
+def start_method(request):
+    "Processes start in this way"
+    if request.param not in get_all_start_methods(): pytest.skip('not on this system')
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['train None', 'test None', 'labelled ram'])
+def test_processes_that_are_not_forked_load_the_same(catalog, start_method, kind):
+    here, there = loaders(catalog, num_workers=0)[kind], loaders(catalog, num_workers=1)[kind]
+    batches = list(there)
+    assert len(batches) == len(here)
+    if kind.startswith('train'):  # moved at random, each in its own way: the same people in the same order
+        here.epoch = there.epoch - 1
+        assert torch.equal(torch.cat([b[2] for b in batches]), torch.cat([b[2] for b in here]))
+    else:
+        for a, b in zip(batches, here, strict=True): assert torch.equal(a[0], b[0])

@@ -10,7 +10,7 @@ from PIL import Image
 from magnifier.data.catalog import CatalogWarning, find_masks, make_catalog
 from magnifier.data.images import read_mask, write_mask
 from magnifier.data.masks import (convert_mask, convert_masks, make_stripe_masks, mask_agreement, mask_report,
-                                  mask_targets, read_label_table, stripe_masks)
+                                  mask_targets, read_label_table, regions_from_fields, stripe_masks)
 from magnifier.regions import LABEL_TABLES, N_REGIONS, REGIONS
 
 
@@ -25,7 +25,8 @@ def test_what_is_written_is_read(tmp_path_factory, h, w, seed):
     path, labels = tmp_path_factory.mktemp('m')/'deep'/'er'/'x.png', some_labels(seed, (h, w))
     assert write_mask(path, labels) == path
     read = read_mask(path)
-    assert read.dtype == np.uint8 and (read == labels).all()
+    assert read.dtype == np.uint8
+    assert (read == labels).all()
     assert os.listdir(path.parent) == ['x.png']
 
 
@@ -35,7 +36,8 @@ def test_palette_files_give_indices_not_colours(tmp_path):
     image.putpalette([v for i in range(256) for v in (255 - i, (i * 37) % 256, 3)])
     image.save(tmp_path/'x.png')
     with Image.open(tmp_path/'x.png') as again:
-        assert again.mode == 'P' and not (np.asarray(again.convert('L')) == labels).all()
+        assert again.mode == 'P'
+        assert not (np.asarray(again.convert('L')) == labels).all()
     assert (read_mask(tmp_path/'x.png') == labels).all()
 
 
@@ -44,7 +46,8 @@ def test_other_one_channel_files(tmp_path):
     Image.fromarray(labels.astype(bool)).save(tmp_path/'bits.png')
     Image.fromarray(labels.astype(np.uint16)).save(tmp_path/'deep.png')
     for name in ('bits.png', 'deep.png'):
-        assert (read_mask(tmp_path/name) == labels).all() and read_mask(tmp_path/name).dtype == np.uint8
+        assert (read_mask(tmp_path/name) == labels).all()
+        assert read_mask(tmp_path/name).dtype == np.uint8
 
 
 @pytest.mark.parametrize('values, message', [
@@ -81,7 +84,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     def fail(*args): raise OSError('disk full')
     monkeypatch.setattr(os, 'replace', fail)
     with pytest.raises(OSError, match='disk full'): write_mask(tmp_path/'x.png', np.zeros((2, 2), int))
-    assert os.listdir(tmp_path) == ['x.png'] and read_mask(tmp_path/'x.png').all()
+    assert os.listdir(tmp_path) == ['x.png']
+    assert read_mask(tmp_path/'x.png').all()
 
 
 # --- conversion
@@ -91,7 +95,8 @@ def test_plain_tables_label_by_label(name):
     table = LABEL_TABLES[name]
     labels = some_labels(n=len(table.regions))
     expected = [[table.regions[v] for v in row] for row in labels]
-    assert convert_mask(labels, name).tolist() == expected and convert_mask(labels, name).dtype == np.uint8
+    assert convert_mask(labels, name).tolist() == expected
+    assert convert_mask(labels, name).dtype == np.uint8
 
 
 def test_own_table():
@@ -167,17 +172,20 @@ def test_arm_stretched_out_sideways_or_up(mirror):
     long[22:66, 54:58] = 0
     long[24:28, 10:60] = LIP['larm']  # 50 columns, the hand at 10: the half of it, 25, is lower
     r = convert_mask(long, 'lip')
-    assert (r[24:28, 10:35] == 4).all() and (r[24:28, 36:60] == 3).all()
+    assert (r[24:28, 10:35] == 4).all()
+    assert (r[24:28, 36:60] == 3).all()
 
 
 def test_sapiens_trousers_and_shorts():
     m = np.zeros((100, 20), int)
     m[0:10], m[10:50] = 2, 22
     m[50:96] = 12
-    assert (convert_mask(m, 'sapiens')[50:72] == 5).all() and (convert_mask(m, 'sapiens')[72:96] == 6).all()
+    assert (convert_mask(m, 'sapiens')[50:72] == 5).all()
+    assert (convert_mask(m, 'sapiens')[72:96] == 6).all()
     m[65:75], m[75:96] = 11, 7  # shorts: bare legs come divided, and shorts above the knee stay upper leg
     r = convert_mask(m, 'sapiens')
-    assert (r[50:75] == 5).all() and (r[75:96] == 6).all()
+    assert (r[50:75] == 5).all()
+    assert (r[75:96] == 6).all()
 
 
 @pytest.mark.parametrize('name', ['lip', 'atr', 'cihp', 'sapiens'])
@@ -206,7 +214,8 @@ def test_convert_folder(tmp_path):
         report = convert_masks(src, dst, 'lip')
     assert sorted(report['result']) == ['converted', 'converted', 'failed', 'failed']
     assert 'empty.png' in report['problem'].iloc[3]
-    assert (read_mask(dst/'a'/'1.png') == convert_mask(lip_person(), 'lip')).all() and not (dst/'bad.png').exists()
+    assert (read_mask(dst/'a'/'1.png') == convert_mask(lip_person(), 'lip')).all()
+    assert not (dst/'bad.png').exists()
     written = os.stat(dst/'2.png').st_mtime_ns
     with pytest.warns(CatalogWarning): again = convert_masks(src, dst, 'lip', workers=1)
     assert again['result'].value_counts().to_dict() == {'already there': 2, 'failed': 2}
@@ -240,9 +249,11 @@ def test_stripe_files(tmp_path):
     assert [str(f.relative_to(tmp_path)) for f in files] == ['set_ps_label/a/x.png', 'set_ps_label/b/y.png']
     rows = [dict(path=tmp_path/'set'/name, pid=1, camid=1, split='train') for name in ('a/x.jpg', 'b/y.png')]
     catalog = find_masks(make_catalog(rows))
-    assert catalog['mask'].tolist() == [str(f) for f in files] and (read_mask(files[0]) == stripe_masks((16, 8))).all()
+    assert catalog['mask'].tolist() == [str(f) for f in files]
+    assert (read_mask(files[0]) == stripe_masks((16, 8))).all()
     write_mask(files[0], np.ones((16, 8), int))
-    assert make_stripe_masks(catalog) == files and (read_mask(files[0]) == 1).all()  # what is there stays
+    assert make_stripe_masks(catalog) == files
+    assert (read_mask(files[0]) == 1).all()  # what is there stays
 
 
 def test_mask_targets_refuse(tmp_path):
@@ -281,7 +292,8 @@ def test_agreement_against_the_loop(tmp_path):
         both, either = (sum(int(f(x == k, y == k).sum()) for x, y in pairs) for f in (np.logical_and, np.logical_or))
         assert table.loc[region, 'both'] == both
         assert table.loc[region, 'iou'] == pytest.approx(both / either if either else np.nan, nan_ok=True)
-    assert np.isnan(table.loc['foot', 'iou']) and table['pixels_a'].sum() == table['pixels_b'].sum() == 3 * 54
+    assert np.isnan(table.loc['foot', 'iou'])
+    assert table['pixels_a'].sum() == table['pixels_b'].sum() == 3 * 54
     assert (mask_agreement(tmp_path/'a', tmp_path/'a')['iou'].dropna() == 1).all()
 
 
@@ -338,3 +350,42 @@ def test_a_table_of_ones_own(tmp_path):
 def test_tables_that_make_no_sense_are_named(tmp_path, text, message):
     (tmp_path/'own.csv').write_text(text)
     with pytest.raises(ValueError, match=f'own.csv.*{message}'): read_label_table(tmp_path/'own.csv')
+
+
+# --- stripes and fields of confidence
+
+@pytest.mark.parametrize('size', [(128, 64), (384, 192), (7, 1), (100, 3)])
+def test_stripes_are_stripes(size):
+    mask = stripe_masks(size)
+    assert mask.shape == size
+    assert mask.dtype == np.uint8
+    assert (mask == mask[:, :1]).all()
+    assert (np.diff(mask[:, 0].astype(int)) >= 0).all()
+    if size[0] >= 100: assert set(np.unique(mask)) == set(range(1, 8))
+    equal = stripe_masks((70, 2), [i / 7 for i in range(7)])
+    assert (np.bincount(equal[:, 0])[1:] == 10).all()
+
+
+@pytest.mark.parametrize('kwargs,message', [
+    (dict(size=(10, 0)), 'size='), (dict(size=(9, 9), edges=(0, .5)), 'use seven rising shares'),
+    (dict(size=(9, 9), edges=(0, .1, .2, .2, .4, .5, .6)), 'rising'),
+    (dict(size=(9, 9), edges=(0, .1, .2, .3, .4, .5, 1)), 'all below 1')])
+def test_bad_stripes(kwargs, message):
+    with pytest.raises(ValueError, match=message): stripe_masks(**kwargs)
+
+
+def test_fields_of_confidence_are_regions():
+    "A field a corner: the most confident wins, and what is below .3 is background"
+    fields = np.zeros((36, 4, 2), np.float32)
+    fields[0, 0] = .9  # nose
+    fields[24, 1] = .8  # between the shoulders
+    fields[18, 2] = .5  # left knee to hip
+    fields[17, 2] = .4  # left ankle to knee
+    fields[15, 3] = .29  # left ankle
+    assert regions_from_fields(fields, (4, 2)).tolist() == [[1, 1], [2, 2], [5, 5], [0, 0]]
+    large = regions_from_fields(fields, (64, 32))
+    assert large.shape == (64, 32)
+    assert large[2].tolist() == [1]*32
+    assert large[40].tolist() == [5]*32
+    for wrong in (fields[:35], fields[0], fields.astype(int), fields[:, :0]):
+        with pytest.raises(ValueError, match=r'\(36, h, w\) floats'): regions_from_fields(wrong, (4, 2))

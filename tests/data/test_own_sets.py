@@ -33,16 +33,19 @@ def zoo(tmp_path):
 
 def test_folders_split_by_seed(zoo):
     catalog = identity_folders(zoo, r'cam(\d+)_')
-    assert catalog.equals(identity_folders(zoo, r'cam(\d+)_', seed=0)) and len(catalog) == 48
+    assert catalog.equals(identity_folders(zoo, r'cam(\d+)_', seed=0))
+    assert len(catalog) == 48
     others = [identity_folders(zoo, r'cam(\d+)_', seed=s) for s in range(1, 6)]
     assert any(o['identity'].tolist() != catalog['identity'].tolist() for o in others)
     for c in [catalog, *others]:
         validate_catalog(c, ['train', 'query', 'gallery'])
         train = set(c.loc[c['split'] == 'train', 'pid'])
-        assert len(train) == 4 and not train & set(c.loc[c['split'] != 'train', 'pid'])
+        assert len(train) == 4
+        assert not train & set(c.loc[c['split'] != 'train', 'pid'])
         assert set(c['camid']) == {1, 12}
         queries = c[c['split'] == 'query'].groupby(['pid', 'camid']).size()
-        assert len(queries) == 8 and (queries == 1).all()
+        assert len(queries) == 8
+        assert (queries == 1).all()
     assert catalog.groupby('identity')['pid'].first().to_dict() == dict(zip('ann bob cat dan eve fay gus hal'.split(),
                                                                             range(8)))
 
@@ -217,7 +220,8 @@ def test_csv_with_names_of_its_own(tmp_path):
     draw(tmp_path/'set_ps_label', 'b.png')
     file = write(tmp_path/'list.csv', 'image,person,where,split\na.png,zoe,yard,query\nb.png,ann,door,gallery\n')
     catalog = catalog_csv(file, dict(path='image', pid='person', camid='where'), root=tmp_path/'set')
-    assert catalog['pid'].tolist() == [1, 0] and catalog['camid'].tolist() == [1, 0]
+    assert catalog['pid'].tolist() == [1, 0]
+    assert catalog['camid'].tolist() == [1, 0]
     assert catalog['mask'].tolist() == [None, str(tmp_path/'set_ps_label'/'b.png')]
 
 

@@ -23,7 +23,9 @@ def test_same_as_the_slow_way(tmp_path):
     small = np.asarray(Image.fromarray(array).resize((16, 32), Image.Resampling.BILINEAR)).astype(np.float64)/255
     expected = ((small - OURS.mean)/OURS.std).transpose(2, 0, 1)
     out = OURS([array, path, str(path), Image.open(path), array[:, :, :]])
-    assert out.shape == (5, 3, 32, 16) and out.dtype == np.float32 and out.flags.c_contiguous
+    assert out.shape == (5, 3, 32, 16)
+    assert out.dtype == np.float32
+    assert out.flags.c_contiguous
     assert np.abs(out - expected).max() < 1e-5
 
 
@@ -37,7 +39,8 @@ def test_bgr_is_of_arrays_alone(tmp_path):
 
 def test_mixed_sizes_and_none():
     sizes = [(1, 1), (300, 2), (32, 16), (5, 400)]
-    assert OURS([picture(*s) for s in sizes]).shape == (4, 3, 32, 16) and OURS([]).shape == (0, 3, 32, 16)
+    assert OURS([picture(*s) for s in sizes]).shape == (4, 3, 32, 16)
+    assert OURS([]).shape == (0, 3, 32, 16)
 
 
 @pytest.mark.parametrize('what, message', [
@@ -69,7 +72,8 @@ def test_other_steps_are_refused(change, message):
 
 
 def test_words_and_back():
-    assert OURS.to_json() == WORDS and Preprocessing.from_json(WORDS) == OURS
+    assert OURS.to_json() == WORDS
+    assert Preprocessing.from_json(WORDS) == OURS
     padded = Preprocessing((32, 16), 'pad', (0, 0, 0), (1, 1, 1))
     assert Preprocessing.from_json(json.loads(json.dumps(padded.to_json()))) == padded != OURS
     with pytest.raises(ValueError, match='needed'): Preprocessing.from_json(None)
@@ -83,10 +87,12 @@ def test_padding_keeps_the_aspect_ratio(height, width):
     h, w = pad.fitted(np.int64(height), np.int64(width))
     assert (h == 32 and w <= 16) or (w == 16 and h <= 32), 'as large as it fits'
     scale = min(32/height, 16/width)
-    assert abs(h - max(1, height*scale)) <= .5 and abs(w - max(1, width*scale)) <= .5
+    assert abs(h - max(1, height*scale)) <= .5
+    assert abs(w - max(1, width*scale)) <= .5
     image = pad.fit_image(Image.new('RGB', (width, height), 'white'))
     shown = np.asarray(image).any(2)
-    assert image.size == (16, 32) and shown.sum() == h*w
+    assert image.size == (16, 32)
+    assert shown.sum() == h*w
     top, left = (int(np.flatnonzero(shown.any(axis))[0]) for axis in (1, 0))
     assert (top, left) == ((32 - h)//2, (16 - w)//2)
 

@@ -1,13 +1,21 @@
 "Readers of the published sets, each on a tree of its own layout"
 
+import builtins
 import logging
+import os
+import sys
 import warnings
 
+import h5py
+import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
+from magnifier.data import readers as module
 from magnifier.data.catalog import CatalogWarning, find_masks, validate_catalog
-from magnifier.data.readers import cuhk03_np, dukemtmc, market1501, msmt17, occluded_duke, occluded_reid, partial_reid
+from magnifier.data.readers import (cuhk03, cuhk03_np, dukemtmc, market1501, msmt17, occluded_duke, occluded_reid,
+                                    partial_reid)
 
 
 def draw(root, *names):
@@ -20,13 +28,12 @@ def draw(root, *names):
 
 def market_tree(root):
     "Two training identities, two queries, their gallery, a distractor, junk, and strays"
-    draw(root,
-         *(f'bounding_box_train/{n}.jpg' for n in ('0007_c3s3_077419_03', '0002_c1s1_000451_03',
-                                                   '0002_c2s1_000451_01')),
-         *(f'query/{n}.jpg' for n in ('0001_c1s1_001051_00', '0003_c2s1_001051_00')),
-         *(f'bounding_box_test/{n}.jpg' for n in ('0001_c2s1_000301_00', '0003_c1s1_000301_00', '0003_c6s4_000301_00',
-                                                  '0000_c1s1_000151_01',
-                                                  '-1_c1s1_000401_03', '-1_c5s1_000401_03')))
+    names = dict(
+        bounding_box_train=('0007_c3s3_077419_03', '0002_c1s1_000451_03', '0002_c2s1_000451_01'),
+        query=('0001_c1s1_001051_00', '0003_c2s1_001051_00'),
+        bounding_box_test=('0001_c2s1_000301_00', '0003_c1s1_000301_00', '0003_c6s4_000301_00', '0000_c1s1_000151_01',
+                           '-1_c1s1_000401_03', '-1_c5s1_000401_03'))
+    for folder, stems in names.items(): draw(root, *(f'{folder}/{stem}.jpg' for stem in stems))
     for folder in ('bounding_box_train', 'query', 'bounding_box_test'): (root/folder/'Thumbs.db').write_bytes(b'\0')
     (root/'readme.txt').write_text('')
     return root
@@ -95,10 +102,8 @@ def test_second_endings_and_hidden_files(tmp_path, caplog):
                 'query/0005_c1s1_001051_00.jpg.jpg', 'query/._0001_c1s1_001051_00.jpg',
                 'bounding_box_test/0005_c2s1_001051_00.JPG')
     with caplog.at_level(logging.INFO, 'magnifier'): catalog = market1501(root)
-    assert [n for n,
-            *_ in people(catalog) if n.startswith(('0005',
-                                                   '.')) or n.count('.jpg') > 1] == ['0005_c1s1_001051_00.jpg.jpg',
-                                                                                     '0005_c2s1_001051_00.JPG']
+    names = [name for name, *_ in people(catalog) if name.startswith(('0005', '.')) or name.count('.jpg') > 1]
+    assert names == ['0005_c1s1_001051_00.jpg.jpg', '0005_c2s1_001051_00.JPG']
     assert caplog.text.count('left out 1 copies with a second ending') == 1
     draw(tmp_path/'people_ps_label', 'query/0005_c1s1_001051_00.png')
     assert find_masks(catalog)['mask'].notna().sum() == 1
@@ -128,15 +133,15 @@ def test_folders_that_are_not_there(tmp_path):
 
 
 def test_two_candidates(tmp_path):
-    market_tree(tmp_path/'Market-1501'), market_tree(tmp_path/'market1501')
+    market_tree(tmp_path/'Market-1501')
+    market_tree(tmp_path/'market1501')
     with pytest.raises(ValueError, match='holds Market-1501 and market1501: give the path of one of them'):
         market1501(tmp_path)
 
 
 def test_one_camera_for_everything(tmp_path):
-    root = draw(tmp_path/'set',
-                *(f'{f}/{n}_c4_000001.jpg' for f,
-                  n in [('bounding_box_train', '0001'), ('query', '0002'), ('bounding_box_test', '0002')]))
+    root = draw(tmp_path/'set', 'bounding_box_train/0001_c4_000001.jpg', 'query/0002_c4_000001.jpg',
+                'bounding_box_test/0002_c4_000001.jpg')
     with pytest.raises(ValueError, match='1 of 1 queries have no match left.*one camera 4'):
         validate_catalog(market1501(root))
 
@@ -149,7 +154,8 @@ def test_duke(tmp_path, reader, name, counts):
                 'bounding_box_test/0005_c5_f0051781.jpg',
                 'bounding_box_test/7140_c8_f0051781.jpg')
     with pytest.warns(CatalogWarning) as caught: catalog = reader(tmp_path)
-    assert all(c in str(caught[0].message) for c in counts) and len(caught) == 1
+    assert all(c in str(caught[0].message) for c in counts)
+    assert len(caught) == 1
     assert people(catalog) == [('0001_c2_f0046182.jpg', 1, 2, 'train'), ('0005_c2_f0046985.jpg', 5, 2, 'query'),
                                ('0005_c5_f0051781.jpg', 5, 5, 'gallery'), ('7140_c8_f0051781.jpg', 7140, 8, 'gallery')]
     validate_catalog(reader(root, expected=False))
@@ -183,7 +189,8 @@ def test_cuhk03_np_refuses(np_tree):
     with pytest.raises(ValueError, match="kind='both': use 'labeled' or 'detected'"): cuhk03_np(np_tree, 'both')
     with pytest.raises(FileNotFoundError, match='looked for the folders labeled in it'):
         cuhk03_np(np_tree/'detected')  # the other kind: not read in its place
-    (np_tree/'labeled'/'query'/'0003_c1_1.png').unlink(), (np_tree/'labeled'/'query').rmdir()
+    (np_tree/'labeled'/'query'/'0003_c1_1.png').unlink()
+    (np_tree/'labeled'/'query').rmdir()
     with pytest.raises(FileNotFoundError,
                        match=r'no CUHK03-NP \(labeled\).*it holds bounding_box_test, bounding_box_train'):
         cuhk03_np(np_tree)
@@ -243,6 +250,165 @@ def test_msmt17_refuses(tmp_path):
         with pytest.raises(ValueError, match=message): msmt17(root)
     (root/'list_query.txt').unlink()
     with pytest.raises(FileNotFoundError, match='list_query.txt is not there'): msmt17(root)
+
+
+# --- the raw CUHK03 file, with its structure as MATLAB v7.3 writes it
+
+# (pair, person, image): images 1 to 5 are camera 1, 6 to 10 camera 2. Person 2 of pair 1 has gaps
+CROPS = [(1, 1, 1), (1, 1, 2), (1, 1, 6), (1, 2, 3), (1, 2, 10), (2, 1, 1), (2, 1, 7), (2, 1, 8)]
+PID_OF = {(1, 1): 1, (1, 2): 2, (2, 1): 1200}
+
+
+def picture(pair, person, image, kind):
+    h, w = 10 + image, 4 + person
+    return np.random.default_rng([pair, person, image, len(kind)]).integers(0, 255, (h, w, 3)).astype(np.uint8)
+
+
+def camera(image): return 1 if image <= 5 else 2
+
+
+def names(crops): return [f'{pair}_{person:03d}_{camera(image)}_{image:02d}.png' for pair, person, image in crops]
+
+
+def write_mat(file):
+    """labeled, detected: a cell array of pairs, stored 1 x 5; each pair a cell array persons x 10, stored transposed,
+    as are images; empty cells hold their size"""
+    with h5py.File(file, 'w') as f:
+        refs = f.create_group('#refs#')
+        empty = refs.create_dataset('a', data=np.zeros(2, np.uint64))
+        empty.attrs['MATLAB_empty'] = np.uint8(1)
+        for kind in ('labeled', 'detected'):
+            cells = []
+            for pair in range(1, 6):
+                n = max([person for p, person, _ in CROPS if p == pair], default=1)
+                cell = refs.create_dataset(f'{kind}{pair}', (10, n), dtype=h5py.ref_dtype)
+                cell[...] = empty.ref
+                for _, person, image in (crop for crop in CROPS if crop[0] == pair):
+                    stored = picture(pair, person, image, kind).T
+                    cell[image - 1, person - 1] = refs.create_dataset(f'{kind}{pair}_{person}_{image}', data=stored).ref
+                cells.append(cell.ref)
+            f.create_dataset(kind, (1, 5), dtype=h5py.ref_dtype)[0] = cells
+
+
+def write_config(file, crops=CROPS, **changes):
+    pids = np.array([PID_OF[c[:2]] for c in crops])
+    train = [i + 1 for i, c in enumerate(crops) if c[:2] != (2, 1)]
+    filelist = np.empty((len(crops), 1), object)
+    filelist[:, 0] = names(crops)
+    table = dict(train_idx=np.array(train)[:, None], query_idx=np.array([[6]]), gallery_idx=np.array([[7], [8]]),
+                 labels=pids[:, None],
+                 camId=np.array([camera(c[2]) for c in crops])[:, None], filelist=filelist) | changes
+    savemat(file, {k: v for k, v in table.items() if v is not None})
+
+
+@pytest.fixture
+def release(tmp_path):
+    (tmp_path/'own'/'cuhk03_release').mkdir(parents=True)
+    write_mat(tmp_path/'own'/'cuhk03_release'/'cuhk-03.mat')
+    for kind in ('labeled', 'detected'): write_config(tmp_path/'own'/f'cuhk03_new_protocol_config_{kind}.mat')
+    return tmp_path/'own'
+
+
+@pytest.mark.parametrize('kind', ['labeled', 'detected'])
+def test_every_image_in_its_place(release, kind):
+    catalog = cuhk03(release, kind)
+    root = release/'cuhk03-np'/kind
+    expected = {'bounding_box_train': [(1, 1, 1, 1), (1, 1, 1, 2), (1, 1, 1, 6), (2, 1, 2, 3), (2, 1, 2, 10)],
+                'query': [(1200, 2, 1, 1)],
+                'bounding_box_test': [(1200, 2, 1, 7), (1200, 2, 1, 8)]}
+    seen = {f: sorted(os.listdir(root/f)) for f in os.listdir(root)}
+    assert set(seen) == set(expected)
+    for folder, rows in expected.items():
+        assert seen[folder] == [
+            f'{pid:04d}_c{camera(i)}_{p}_{person:03d}_{camera(i)}_{i:02d}.png' for pid, p, person, i in rows]
+        for file, (pid, p, person, i) in zip(seen[folder], rows):
+            with Image.open(root/folder/file) as image: assert (np.asarray(image) == picture(p, person, i, kind)).all()
+    assert catalog['pid'].tolist() == [1] * 3 + [2] * 2 + [1200] * 3
+    assert catalog['camid'].tolist() == [1, 1, 2, 1, 2, 1, 2, 2]
+    assert catalog['split'].tolist() == ['train'] * 5 + ['query'] + ['gallery'] * 2
+    validate_catalog(catalog)
+
+
+def test_a_second_call_needs_neither_file_nor_h5py(release, monkeypatch):
+    first = cuhk03(release)
+    (release/'cuhk03_release'/'cuhk-03.mat').unlink()
+    monkeypatch.setitem(sys.modules, 'h5py', None)
+    assert cuhk03(release).equals(first)
+
+
+def test_a_killed_run_is_taken_up_again(release, monkeypatch):
+    save, saved = module.save_png, []
+    def dies(image, path):
+        if len(saved) == 3: raise KeyboardInterrupt
+        saved.append(path), save(image, path)
+    monkeypatch.setattr(module, 'save_png', dies)
+    with pytest.raises(KeyboardInterrupt): cuhk03(release)
+    assert os.listdir(release/'cuhk03-np') == ['labeled.partial']  # not taken for the whole
+    times = {p: p.stat().st_mtime_ns for p in saved}
+    monkeypatch.setattr(module, 'save_png', lambda image, path: (saved.append(path), save(image, path)))
+    assert len(cuhk03(release)) == len(saved) == 8  # each written once
+    assert os.listdir(release/'cuhk03-np') == ['labeled']
+    partial, whole = release/'cuhk03-np'/'labeled.partial', release/'cuhk03-np'/'labeled'
+    for p, t in times.items(): assert (whole/p.relative_to(partial)).stat().st_mtime_ns == t
+
+
+def test_out_and_counts(release, tmp_path):
+    with pytest.warns(CatalogWarning, match='train has 5 images of 2 identities, expected 7,368 of 767'):
+        cuhk03(release, expected=True, out=tmp_path/'png')
+    assert (tmp_path/'png'/'labeled'/'query').is_dir()
+    assert not (release/'cuhk03-np').exists()
+    release.rename(tmp_path/'CUHK03')
+    with pytest.warns(CatalogWarning, match='7,365 of 767'): cuhk03(tmp_path/'CUHK03', 'detected')
+
+
+def test_files_that_are_not_there(release, monkeypatch):
+    with pytest.raises(ValueError, match="kind='both': use 'labeled' or 'detected'"): cuhk03(release, 'both')
+    (release/'cuhk03_new_protocol_config_labeled.mat').unlink()
+    with pytest.raises(FileNotFoundError,
+                       match='no cuhk03_new_protocol_config_labeled.mat in .*own or two levels below'):
+        cuhk03(release)
+    def no_h5py(name, *args, **kwargs):
+        if name == 'h5py': raise ImportError
+        return real(name, *args, **kwargs)
+    real = builtins.__import__
+    monkeypatch.setattr(builtins, '__import__', no_h5py)
+    with pytest.raises(ImportError, match='pip install h5py'): cuhk03(release, 'detected')
+
+
+@pytest.mark.parametrize('crops, changes, message', [
+    (CROPS, dict(labels=None, query_idx=None), 'labeled.mat lacks query_idx, labels'),
+    (CROPS, dict(query_idx=np.array([[9]])), 'query_idx 9, and it lists 8'),
+    (CROPS, dict(gallery_idx=np.array([[0]])), 'gallery_idx 0'),
+    (CROPS[:-1] + [(2, 1, 2)], {}, 'cuhk-03.mat: 2_001_1_02.png is empty'),
+    ([(1, 1, 1)] + CROPS[1:-1] + [(9, 1, 1)], {}, 'names 9_001_1_01.png, which .*cuhk-03.mat does not hold')])
+def test_files_that_do_not_fit(release, monkeypatch, crops, changes, message):
+    monkeypatch.setitem(PID_OF, (9, 1), 3)
+    write_config(release/'cuhk03_new_protocol_config_labeled.mat', crops, **changes)
+    with pytest.raises(ValueError, match=message): cuhk03(release)
+    assert not (release/'cuhk03-np'/'labeled').exists()
+
+
+def test_names_and_kinds_that_do_not_fit(release):
+    filelist = np.empty((8, 1), object)
+    filelist[:, 0] = ['x.png'] * 8
+    write_config(release/'cuhk03_new_protocol_config_labeled.mat', filelist=filelist)
+    with pytest.raises(ValueError, match="'x.png' is not <pair>_<person>_<camera>_<image>"): cuhk03(release)
+    with h5py.File(release/'cuhk03_release'/'cuhk-03.mat', 'a') as f: del f['detected']
+    with pytest.raises(ValueError, match="has no 'detected': it holds #refs#, labeled"): cuhk03(release, 'detected')
+
+
+@pytest.mark.parametrize('content',
+                         [b'', b'hello', b'\x89HDF\r\n\x1a\n' + bytes(300), b'MATLAB 5.0 MAT-file' + bytes(200)])
+def test_damaged_files_are_named(release, content):
+    mat = next(release.rglob('cuhk-03.mat'))
+    whole = mat.read_bytes()
+    for spoilt in (content, whole[:len(whole)//2]):
+        mat.write_bytes(spoilt)
+        with pytest.raises(ValueError, match='cuhk-03.mat is damaged, or no such MATLAB file'): cuhk03(release)
+    config = next(release.rglob('*config_labeled.mat'))
+    for spoilt in (content, config.read_bytes()[:200]):
+        config.write_bytes(spoilt)
+        with pytest.raises(ValueError, match='config_labeled.mat is damaged|config_labeled.mat lacks'): cuhk03(release)
 
 
 # --- test sets without cameras

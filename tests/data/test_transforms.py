@@ -64,7 +64,8 @@ def test_pad_crop_reaches_every_shift():
 def test_nothing_moves_in_validation():
     item = pair(160, 80)
     out = Pipeline(item_transforms(Preprocessing((160, 80)), pad=4), split_idx=1)(item)
-    assert (np.asarray(out[0]) == np.asarray(item[0])).all() and (np.asarray(out[1]) == np.asarray(item[1])).all()
+    assert (np.asarray(out[0]) == np.asarray(item[0])).all()
+    assert (np.asarray(out[1]) == np.asarray(item[1])).all()
 
 
 @settings(deadline=None, max_examples=60)
@@ -95,7 +96,8 @@ def test_erased_pixels_are_zero_and_the_others_and_the_mask_untouched():
     x, mask = TensorImage(torch.rand(16, 3, 32, 16) + 1), TensorPartMask(torch.ones(16, 32, 16).long())
     out, out_mask = Pipeline([EraseBoxes(1., seed=1)], split_idx=0)((x, mask))
     erased = (out == 0).all(1)
-    assert torch.equal(out_mask, mask) and isinstance(out, TensorImage)
+    assert torch.equal(out_mask, mask)
+    assert isinstance(out, TensorImage)
     assert torch.equal(out[~erased[:, None].expand_as(out)], x[~erased[:, None].expand_as(x)])
     assert all(0 < e.sum() < 32*16 for e in erased)
     assert torch.equal(Pipeline([EraseBoxes(1.)], split_idx=1)((x,))[0], x), 'training only'
@@ -120,11 +122,14 @@ def test_no_erasing_when_none_is_asked_for():
 def test_erasing_on_a_gpu_is_erasing_on_a_cpu():
     boxes, x = erase_boxes(40, (33, 18), torch.Generator().manual_seed(0)), torch.rand(40, 3, 33, 18) + 1
     by_loop, at_once = _erase_one_by_one(x.clone(), boxes), _erase_at_once(x.clone(), boxes)
-    assert torch.equal(by_loop, at_once) and (by_loop == 0).any() and (by_loop[(boxes == 0).all(1)] > 0).all()
+    assert torch.equal(by_loop, at_once)
+    assert (by_loop == 0).any()
+    assert (by_loop[(boxes == 0).all(1)] > 0).all()
 
 
 def test_normalisation_is_fastais():
     from fastai.vision.all import Normalize, imagenet_stats
     x = TensorImage(torch.rand(2, 3, 8, 8))
     ours, theirs = NormalizeInPlace(Preprocessing()), Normalize.from_stats(*imagenet_stats)
-    assert torch.allclose(ours(x.clone()), theirs(x)) and torch.allclose(ours.decode(ours(x.clone())), x, atol=1e-6)
+    assert torch.allclose(ours(x.clone()), theirs(x))
+    assert torch.allclose(ours.decode(ours(x.clone())), x, atol=1e-6)

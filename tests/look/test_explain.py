@@ -5,9 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from magnifier.walkers.appearance import COLOURS, random_appearance
-from magnifier.walkers.body import random_pose
-from magnifier.walkers.pedestrian import draw_walker
+from magnifier.walkers.pedestrian import draw_walker, random_pose
+from magnifier.walkers.person import COLOURS, random_appearance
 from magnifier.look.explain import REST, explain_images, explain_pair, match_words, verdict
 from magnifier.train.metrics import embed_parts, region_areas
 from magnifier.look.drawing import Figure

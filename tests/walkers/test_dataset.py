@@ -15,9 +15,9 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from magnifier.files import aside_folder, clear_leftovers
 from magnifier.walkers import dataset as module
-from magnifier.walkers.appearance import DETAILS
 from magnifier.walkers.canvas import stream
 from magnifier.walkers.dataset import FOLDERS, identities, noisy_mask, plan, walkers, walkers_truth
+from magnifier.walkers.person import DETAILS
 
 SMALL = dict(n_train=4, n_test=5, n_images=5, n_queries=3, n_gallery=4, n_distractors=6, n_junk=3)
 TINY = dict(n_train=2, n_test=2, n_images=2, n_queries=2, n_gallery=1, n_distractors=1, n_junk=1)   # 12 images
@@ -56,7 +56,8 @@ def test_masks_lie_beside_under_the_same_names(small):
     seen = set()
     for file in small.glob('*/*.jpg'):
         with Image.open(labels_of(small)/file.relative_to(small).with_suffix('.png')) as mask:
-            assert mask.mode == 'L' and mask.size == (64, 128)
+            assert mask.mode == 'L'
+            assert mask.size == (64, 128)
             seen |= set(np.unique(np.array(mask)))
     assert seen == set(range(8))
     assert len(list(labels_of(small).glob('*/*.png'))) == 64
@@ -65,7 +66,8 @@ def test_masks_lie_beside_under_the_same_names(small):
 def test_the_real_reader_reads_it(small):
     from magnifier.data.readers import market1501
     catalog = market1501(small)
-    assert (catalog.pid >= 0).all() and catalog['mask'].notna().all()
+    assert (catalog.pid >= 0).all()
+    assert catalog['mask'].notna().all()
     assert catalog.groupby('split').size().to_dict() == dict(train=20, query=15, gallery=26)
 
 
@@ -87,7 +89,8 @@ def test_plans_hold_for_any_size(n, n_gallery, seed):
     assert len({s.file for s in shots}) == len(shots) == 3 * n + (4 + n_gallery) * n + 2 * n
     for q in shots:
         if q.split == 'query': assert any(g.split == 'gallery' and g.pid == q.pid and g.camid != q.camid for g in shots)
-    assert all(s.who.pid > n for s in shots if s.pid == -1) and all(s.who is None for s in shots if s.pid == 0)
+    assert all(s.who.pid > n for s in shots if s.pid == -1)
+    assert all(s.who is None for s in shots if s.pid == 0)
 
 
 def test_a_third_are_families_of_four(small):
@@ -125,13 +128,17 @@ def test_the_truth_table(small):
         assert row.file.split('/')[1].startswith('-1' if row.pid < 0 else f'{row.pid:04d}')
         assert f'_c{row.camid}s' in row.file
         with Image.open(labels_of(small)/f'{row.file[:-4]}.png') as mask: mask = np.array(mask)
-        if row.joints is None: assert not mask.any() and row.view == ''
+        if row.joints is None:
+            assert not mask.any()
+            assert row.view == ''
         else:
             assert row.joints.shape == (17, 3)
             x, y, seen = row.joints[row.joints[:, 2] > 0].T.astype(int)
-            assert (x < 64).all() and (y < 128).all()
+            assert (x < 64).all()
+            assert (y < 128).all()
     junk = table[table.pid == -1]
-    assert len(junk) == 3 and set(junk.person.astype(int)) <= set(range(5, 10))
+    assert len(junk) == 3
+    assert set(junk.person.astype(int)) <= set(range(5, 10))
     assert ((table.occluded > 0) <= (table.occluder != '')).all()
 
 
@@ -140,12 +147,15 @@ def test_a_third_is_occluded():
     shots = plan(identities(8, 0), n_train=8, n_images=25, n_queries=1, n_gallery=1, n_distractors=0, n_junk=0, seed=0)
     drawn = [module.take(shot, 0, .33)[1]['occluder'] for shot in shots]
     kinds = {k: drawn.count(k) for k in set(drawn)}
-    assert .25 < 1 - kinds[''] / 200 < .42 and len(kinds) == 4 and min(kinds.values()) >= 10
+    assert .25 < 1 - kinds[''] / 200 < .42
+    assert len(kinds) == 4
+    assert min(kinds.values()) >= 10
 
 
 def test_the_same_seed_gives_the_same_files(tiny, tmp_path):
     again = walkers(tmp_path/'again', **TINY)
-    assert contents(again) == contents(tiny) and contents(labels_of(again)) == contents(labels_of(tiny))
+    assert contents(again) == contents(tiny)
+    assert contents(labels_of(again)) == contents(labels_of(tiny))
     other = walkers(tmp_path/'other', **TINY, seed=1)
     assert not set(contents(other).values()) & {v for k, v in contents(tiny).items() if k.suffix == '.jpg'}
 
@@ -155,7 +165,8 @@ def test_an_image_depends_on_no_other(tmp_path, tiny):
     more = walkers(tmp_path/'more', **{**TINY, 'n_images': 3, 'n_distractors': 4})
     before, after = contents(tiny), contents(more)
     kept = [f for f in before if f.suffix == '.jpg' and f in after]
-    assert len(kept) == 12 and all(before[f] == after[f] for f in kept)
+    assert len(kept) == 12
+    assert all(before[f] == after[f] for f in kept)
 
 
 def test_a_second_call_finds_it(tiny, monkeypatch):
@@ -169,7 +180,8 @@ def test_a_second_call_finds_it(tiny, monkeypatch):
 def test_without_a_path_it_is_cached_by_arguments(tmp_path, monkeypatch):
     monkeypatch.setenv('FASTAI_HOME', str(tmp_path))
     one, two = walkers(**TINY), walkers(**TINY, mask_noise=.5)
-    assert one.parent == two.parent == tmp_path/'data' and one != two
+    assert one.parent == two.parent == tmp_path/'data'
+    assert one != two
     assert walkers(**TINY) == one
     assert walkers(None, 2, 2, 0, n_images=2, n_queries=2, n_gallery=1, n_distractors=1, n_junk=1) == one
     assert leftovers(one) == []
@@ -179,7 +191,8 @@ def test_an_empty_folder_is_filled_and_defaults_follow(tmp_path):
     (tmp_path/'here').mkdir()
     root = walkers(tmp_path/'here', n_train=1, n_test=2, n_images=1, n_gallery=1)
     arguments = json.loads((root/'walkers.json').read_text())['arguments']
-    assert arguments['n_distractors'] == 2 and arguments['n_junk'] == 1
+    assert arguments['n_distractors'] == 2
+    assert arguments['n_junk'] == 1
 
 
 def test_mask_noise_leaves_images_alone(tmp_path, tiny):
@@ -201,7 +214,8 @@ def test_noisy_masks_move_boundaries_and_lose_limbs():
         assert all(set(np.unique(m)) <= {0, 2, 5} for m in drawn)
         wrong.append(np.mean([(m != mask).mean() for m in drawn]))
         lost = sum((m == 5)[:, :31].sum() < 60 or (m == 5)[:, 31:].sum() < 60 for m in drawn)
-    assert .005 < wrong[0] < wrong[1] < wrong[2] < .4 and 3 < lost < 25
+    assert .005 < wrong[0] < wrong[1] < wrong[2] < .4
+    assert 3 < lost < 25
     empty = np.zeros((128, 64), np.uint8)
     np.testing.assert_array_equal(noisy_mask(empty, 1., stream(0)), empty)
 
@@ -211,7 +225,6 @@ def test_noisy_masks_move_boundaries_and_lose_limbs():
 CHILD = '''
 import os, signal, sys
 from magnifier.walkers import dataset as module
-from magnifier.walkers.appearance import DETAILS
 where, root = sys.argv[1:3]
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 def killing(function, nth):
@@ -236,9 +249,11 @@ module.walkers(root, n_train=2, n_test=2, n_images=2, n_queries=2, n_gallery=1, 
 def test_killed(tmp_path, tiny, where):
     root = tmp_path/'killed'
     assert subprocess.run([sys.executable, '-c', CHILD, where, str(root)]).returncode == -signal.SIGKILL
-    assert root.exists() == (where == 'after') and labels_of(root).exists() == (where in ('between', 'after'))
+    assert root.exists() == (where == 'after')
+    assert labels_of(root).exists() == (where in ('between', 'after'))
     assert walkers(root, **TINY) == root
-    assert contents(root) == contents(tiny) and contents(labels_of(root)) == contents(labels_of(tiny))
+    assert contents(root) == contents(tiny)
+    assert contents(labels_of(root)) == contents(labels_of(tiny))
     if where != 'after': assert leftovers(root) == []
 
 
@@ -302,7 +317,8 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path):
     (tmp_path/'mine'/'thesis.txt').write_text('years')
     with pytest.raises(ValueError, match='mine exists and does not hold drawn walkers: choose'):
         walkers(tmp_path/'mine', **TINY)
-    assert (tmp_path/'mine'/'thesis.txt').read_text() == 'years' and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path/'mine'/'thesis.txt').read_text() == 'years'
+    assert len(list(tmp_path.iterdir())) == 1
     (tmp_path/'file').write_text('a file')
     with pytest.raises(ValueError, match='does not hold drawn walkers'): walkers(tmp_path/'file', **TINY)
     (tmp_path/'new_ps_label').mkdir()
@@ -347,4 +363,5 @@ def test_truth_of_another_folder(tmp_path):
 
 def test_the_table_has_unix_lines_everywhere(tiny):
     raw = (tiny/'walkers.csv').read_bytes()
-    assert b'\r' not in raw and len(list(csv.DictReader(raw.decode().splitlines()))) == 12
+    assert b'\r' not in raw
+    assert len(list(csv.DictReader(raw.decode().splitlines()))) == 12

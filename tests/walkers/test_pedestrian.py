@@ -1,13 +1,12 @@
 import hashlib
-from dataclasses import fields, replace
+from dataclasses import replace
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
-from magnifier.walkers.appearance import COLOURS, DETAILS, Appearance, family, random_appearance
-from magnifier.walkers.cameras import CAMERAS, Camera, background, expose
-from magnifier.walkers.canvas import Canvas, stream
-from magnifier.walkers.body import ARMS, COCO_JOINTS, VIEWS, Box, Pose, Projection, random_box, random_pose, skeleton
+from magnifier.walkers.cameras import CAMERAS
+from magnifier.walkers.canvas import stream
 from magnifier.walkers.pedestrian import OCCLUDERS, draw_walker
+from magnifier.walkers.person import (COCO_JOINTS, COLOURS, DETAILS, VIEWS, Appearance, Box, Pose, family,
+                                      random_appearance, random_box, random_pose)
 
 PLAIN = Appearance(
     girth=1., shoulders=1., legs=1., head=1., skin=(222, 178, 148), hair_colour=(34, 28, 28), hair_style='short',
@@ -39,10 +38,14 @@ def test_pixels_are_the_same_on_every_machine():
 
 def test_shapes_types_and_labels():
     picture = studio(camera=3, seed=5)
-    assert picture.image.shape == (128, 64, 3) and picture.image.dtype == np.uint8
-    assert picture.mask.shape == (128, 64) and picture.mask.dtype == np.uint8
+    assert picture.image.shape == (128, 64, 3)
+    assert picture.image.dtype == np.uint8
+    assert picture.mask.shape == (128, 64)
+    assert picture.mask.dtype == np.uint8
     assert set(np.unique(picture.mask)) == set(range(8))
-    assert picture.joints.shape == (17, 2) and picture.visible.all() and picture.occluded == 0
+    assert picture.joints.shape == (17, 2)
+    assert picture.visible.all()
+    assert picture.occluded == 0
     assert studio(size=(384, 192), camera=1).image.shape == (384, 192, 3)
 
 
@@ -85,18 +88,9 @@ def test_shoes_change_with_the_same_camera_noise():
     "Nothing random hangs on the appearance"
     a, b = (studio(p, camera=1, seed=9) for p in (PLAIN, replace(PLAIN, shoe_colour=COLOURS['white'])))
     changed = (a.image != b.image).any(-1)
-    assert changed.any() and changed[:100].sum() == 0
+    assert changed.any()
+    assert changed[:100].sum() == 0
     np.testing.assert_array_equal(a.mask, b.mask)
-
-
-@pytest.mark.parametrize('detail', DETAILS)
-def test_families_differ_in_one_detail(detail):
-    for seed in range(40):
-        four = family(stream(seed, detail), detail)
-        differing = {f.name for f in fields(Appearance) if len({getattr(a, f.name) for a in four}) > 1}
-        assert differing == set(DETAILS[detail])
-        for field in DETAILS[detail]:
-            assert len({getattr(a, field) for a in four}) == (3 if field == 'hair_style' else 4)
 
 
 @pytest.mark.parametrize('detail', [d if d == 'shoes' else pytest.param(d, marks=pytest.mark.slow) for d in DETAILS])
@@ -114,7 +108,8 @@ def test_details_are_seen_at_this_size(detail):
 def test_every_choice_can_be_drawn():
     for seed in range(60):
         rng = stream('any', seed)
-        picture = draw_walker(random_appearance(rng), random_pose(rng), camera=seed % 6 + 1, seed=rng)
+        picture = draw_walker(random_appearance(rng), random_pose(rng), camera=seed % 6 + 1, seed=rng,
+                              size=(64, 32))
         assert (picture.mask > 0).mean() > .1
 
 
@@ -131,7 +126,8 @@ def test_occluders_are_background_and_hide(occluder):
         x, y = covered.joints[~covered.visible].astype(int).T
         assert (covered.mask[y, x] == 0).all()
         shares.append(covered.occluded)
-    assert .1 < np.mean(shares) < .6 and max(shares) < 1
+    assert .1 < np.mean(shares) < .6
+    assert max(shares) < 1
 
 
 def test_joints_lie_in_their_regions():
@@ -140,8 +136,11 @@ def test_joints_lie_in_their_regions():
     x, y = picture.joints.astype(int).T
     found = dict(zip(COCO_JOINTS, picture.mask[y, x]))
     assert found['nose'] == found['left_eye'] == 1
-    assert {found['left_elbow'], found['left_shoulder']} <= {2, 3, 4} and found['left_wrist'] == 4
-    assert found['left_knee'] in (5, 6) and found['right_ankle'] in (6, 7) and found['left_hip'] in (2, 5)
+    assert {found['left_elbow'], found['left_shoulder']} <= {2, 3, 4}
+    assert found['left_wrist'] == 4
+    assert found['left_knee'] in (5, 6)
+    assert found['right_ankle'] in (6, 7)
+    assert found['left_hip'] in (2, 5)
     assert picture.joints[5, 0] > picture.joints[6, 0]       # facing us, the left shoulder is on our right
     assert studio(pose=Pose(yaw=180)).joints[5, 0] < studio(pose=Pose(yaw=180)).joints[6, 0]
 
@@ -176,71 +175,6 @@ def test_cameras_differ_and_a_generator_moves_on():
     np.testing.assert_array_equal(studio(camera=1, seed=4).image, studio(camera=CAMERAS[0], seed=4).image)
 
 
-def test_noise_has_the_spread_it_says():
-    camera = Camera(1, (1., 1., 1.), noise=6.)
-    grey = np.full((200, 200, 3), 120, np.uint8)
-    out = expose(grey, camera, stream('noise')).astype(float)
-    np.testing.assert_allclose(out.std((0, 1)), 6., rtol=.03)
-    assert np.ptp(out.mean((0, 1))) < 12   # the hour's white balance
-
-
-def test_a_tube_against_an_obvious_loop():
-    canvas, (ax, ay), (bx, by), (r0, r1) = Canvas(60, 50), (12.25, 15.5), (35., 41.), (6., 10.)
-    canvas.tube((ax, ay, 0), (bx, by, 0), [r0, r1], 5, (200, 100, 50))
-    expected = np.zeros((60, 50), bool)
-    length2 = (bx - ax) ** 2 + (by - ay) ** 2
-    for y in range(60):
-        for x in range(50):
-            t = min(1, max(0, ((x + .5 - ax) * (bx - ax) + (y + .5 - ay) * (by - ay)) / length2))
-            gap = np.hypot(x + .5 - ax - t * (bx - ax), y + .5 - ay - t * (by - ay))
-            expected[y, x] = gap < r0 + (r1 - r0) * t
-    assert (canvas.covered != expected).mean() < .01   # radii are looked up in steps
-    assert ((canvas.label == 5) == canvas.covered).all()
-
-
-def test_the_nearer_tube_is_seen():
-    canvas = Canvas(30, 30)
-    canvas.tube((15, 2, 10), (15, 28, 10), [5], 1, (255, 0, 0))
-    canvas.tube((2, 15, 0), (28, 15, 0), [5], 2, (0, 255, 0))
-    assert canvas.label[15, 15] == 1 and canvas.label[15, 5] == 2
-    canvas.push_back()
-    canvas.tube((2, 15, -50), (28, 15, -50), [3], 3, (0, 0, 255))
-    assert canvas.label[15, 15] == 3 and canvas.label[4, 15] == 1
-    assert canvas.front.sum() == (canvas.label[1::3, 1::3] == 3).sum() > 0
-    canvas.tube((500, 500, 0), (600, 600, 0), [3], 4, (0, 0, 255))
-    assert 4 not in canvas.label
-
-
-def test_reduction_is_the_mean_over_the_background():
-    canvas = Canvas(6, 6)
-    canvas.colour[:, :2], canvas.depth[:, :2] = 90, 0
-    out = canvas.reduced(np.full((2, 2, 3), 30, np.uint8))
-    assert (out[:, 0] == (6 * 90 + 3 * 30 + 4) // 9).all() and (out[:, 1] == 30).all()
-
-
-@given(yaw=st.floats(0, 360), phase=st.floats(0, 1), stride=st.floats(0, 1.1), arms=st.sampled_from(ARMS))
-@settings(deadline=None, max_examples=40)
-def test_bones_keep_their_length(yaw, phase, stride, arms):
-    joints = skeleton(PLAIN, Pose(yaw, phase, stride, arms))
-    for side in ('left', 'right'):
-        for a, b, length in (('hip', 'knee', .24), ('knee', 'ankle', .24), ('shoulder', 'elbow', .168)):
-            bone = np.subtract(joints[f'{side}_{a}'], joints[f'{side}_{b}'])
-            assert np.linalg.norm(bone) == pytest.approx(length, abs=.003)
-    assert min(y for _, y, _ in joints.values()) >= 0
-
-
-def test_projection_turns_and_rolls():
-    assert Projection(yaw=90)((0, .5, 1))[0] > .9                  # forward becomes right
-    x, y, _ = Projection(roll=90, scale=10)((0, 1.5, 0))
-    assert x == pytest.approx(10) and y == pytest.approx(0, abs=1e-9)
-    assert Projection(pitch=30)((0, .5, .5))[1] > 0                # from above, what is nearer lies lower
-
-
-def test_backgrounds_are_cut_from_one_view():
-    crops = [background(CAMERAS[0], (32, 16), stream(i)) for i in range(2)]
-    assert crops[0].shape == (32, 16, 3) and (crops[0] != crops[1]).any()
-
-
 @pytest.mark.parametrize('kwargs,message', [
     (dict(camera=7), 'camera 7: use 1 to 6'),
     (dict(camera='a'), "camera 'a'"),
@@ -249,7 +183,3 @@ def test_backgrounds_are_cut_from_one_view():
     (dict(pose=Pose(arms='wave')), "unknown arms 'wave': use one of swing")])
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message): studio(**kwargs)
-
-
-def test_unknown_detail():
-    with pytest.raises(ValueError, match="unknown detail 'nose': use one of hair, hat"): family(stream(0), 'nose')
