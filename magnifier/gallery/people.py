@@ -286,13 +286,13 @@ def jaccard_neighbours(
     import torch  # like all of these, slow to import, and a search does without
     from scipy.sparse import vstack
     from magnifier.retrieval.distance import full_precision, normalise
-    from magnifier.retrieval.features import as_features, working_dtype
+    from magnifier.retrieval.features import working_dtype
     from magnifier.retrieval.neighbours import FeaturePairs
     from magnifier.retrieval.rerank import check_settings, encode, jaccard_similarity
     check_settings(k1, k2, 0)
     k1 = min(k1, max(1, len(features)//4))  # or all of a few images would be each other's neighbours
     k2 = min(k2, max(1, len(features)//12))
-    x = torch.as_tensor(normalise(as_features(features).cpu()))
+    x = torch.as_tensor(normalise(features)).cpu()
     with full_precision(x.device):
         pairs = FeaturePairs(x[:1], x[1:], working_dtype(x))
         v = encode(pairs, pairs.nearest(max(k1 + 1, k2)), k1, k2)

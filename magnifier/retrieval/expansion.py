@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 from torch import Tensor
+
 from magnifier.checks import as_count
 from magnifier.retrieval.distance import FeatureDistances, full_precision, like
-from magnifier.retrieval.features import as_features, as_ids, check_pair, unit, working_dtype
+from magnifier.retrieval.features import FEATURES, as_ids, as_tensor, check_pair, unit, working_dtype
 
 __all__ = ['average_query_expansion', 'alpha_query_expansion', 'camera_centre']
 
@@ -19,13 +20,15 @@ def expand(
     "Each query plus its weighted nearest gallery images, normalised"
     k = as_count(k, 'k')
     q, g = check_pair(query_feats, gallery_feats)
-    dtype, result = working_dtype(q, g), []
+    dtype = working_dtype(q, g)
+    result = []
     for rows, band in FeatureDistances(q, g, 'cosine', dtype).bands():
         dist, index = band.topk(min(k, band.shape[1]), dim=1, largest=False)
         with full_precision(q.device):
             query = unit(q[rows], 'query_feats', dtype)
             near = unit(g[index.flatten()], 'gallery_feats', dtype).view(*index.shape, -1)  # (b, k, d)
-            result.append(unit(query + (weigh(1 - dist)[:, None] @ near)[:, 0], 'expanded queries', dtype))
+            added = torch.einsum('bk,bkd->bd', weigh(1 - dist), near)
+            result.append(unit(query + added, 'expanded queries', dtype))
     return like(torch.cat(result), query_feats, gallery_feats)
 
 
@@ -63,9 +66,12 @@ def camera_centre(
     features before; `rank` normalises them again. A ValueError names cameras that the reference does not have"""
     if (reference is None) != (reference_camids is None):
         raise ValueError('camera_centre: give `reference` and `reference_camids` together, or neither')
-    x = as_features(feats)
-    ref, ref_cams = (x, camids) if reference is None else (check_pair(feats, reference)[1], reference_camids)
-    cams, ref_cams = as_ids(camids, len(x), 'camids'), as_ids(ref_cams, len(ref), 'reference_camids')
+    x = as_tensor(feats, 'features', FEATURES)
+    cams = as_ids(camids, len(x), 'camids')
+    if reference is None: ref, ref_cams = x, cams
+    else:
+        _, ref = check_pair(feats, reference)
+        ref_cams = as_ids(reference_camids, len(ref), 'reference_camids')
     missing = sorted(set(cams.tolist()) - set(ref_cams.tolist()))
     if missing:
         raise ValueError(f'camera_centre: the reference has no images of camera {", ".join(map(str, missing))}, '
@@ -77,4 +83,4 @@ def camera_centre(
         if not mean.isfinite().all():
             raise ValueError(f'camera_centre: features of camera {cam} hold NaN or infinite values. Drop them first')
         centred[torch.from_numpy(cams == cam).to(x.device)] -= mean.to(dtype)
-    return like(centred, feats, *(() if reference is None else (reference,)))
+    return like(centred, feats, reference)

@@ -1,5 +1,4 @@
-"""Features as a caller gives them, checked and as tensors, and what all distances need of their rows: lengths, rows of
-length 1, and which rows are copies. Distances and ids are checked here too"""
+"Features and ids as a caller gives them, checked; their lengths, rows of length 1, and which rows are copies"
 
 import hashlib
 import warnings
@@ -10,8 +9,10 @@ from torch import Tensor
 
 from magnifier.checks import refuse
 
-__all__ = ['as_tensor', 'as_features', 'as_matrix', 'as_ids', 'check_pair', 'working_dtype', 'unit', 'copies']
+__all__ = ['as_tensor', 'as_ids', 'check_pair', 'working_dtype', 'unit', 'copies']
 
+FEATURES = ('images', 'dimensions')  # The axes of features
+DISTANCES = ('queries', 'gallery')  # The axes of a matrix of distances
 WITHOUT_FLOAT64 = ('mps',)  # Devices that cannot sum in float64: Apple's GPUs
 NUMBER_THEM = 'For names, number queries and gallery together: `pd.factorize(names)[0]`'
 ROW_BLOCK = 4096  # Rows converted and checked at once
@@ -21,20 +22,25 @@ LARGEST = {torch.float32: 1e18, torch.float64: 1e150}  # Lengths up to this, and
 def as_tensor(
     x,  # Array, tensor or nested list of real numbers
     name: str,  # What to call it in an error
+    axes: tuple[str, ...] | None = None,  # What its axes are, none of length 0; None for any shape
 ) -> Tensor:  # Detached, on its own device (the CPU if that has no float64), sharing memory wherever that is possible
-    "`x` as a floating-point tensor; a TypeError if it does not hold real numbers"
+    "`x` as a floating-point tensor; a TypeError if it does not hold real numbers, a ValueError for another shape"
     if isinstance(x, Tensor): real = not x.is_complex() and x.dtype != torch.bool
     else:
         x = np.asarray(x)
         real = x.dtype.kind in 'fiu'
     if not real: raise TypeError(f'{name}: real numbers wanted, got dtype {x.dtype}. Pass a float array or tensor')
-    x = x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else from_array(x)
+    x = x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else _from_array(x)
+    if axes is not None:
+        hint = f'. Use {name}[None] for a single one' if x.ndim == len(axes) - 1 else ''
+        refuse({f'{name}: shape ({", ".join(axes)}) wanted, none of them 0, got {tuple(x.shape)}{hint}':
+                x.ndim != len(axes) or 0 in x.shape})
     if x.device.type in WITHOUT_FLOAT64: x = x.cpu()
     return x if x.is_floating_point() else x.double()
 
 
-def from_array(x: np.ndarray) -> Tensor:
-    "An array as a tensor: the same memory wherever torch can read it, float64 where torch has no such type"
+def _from_array(x):
+    # The same memory wherever torch can read it, float64 where torch has no such type
     wanted = x.dtype.newbyteorder('=') if x.dtype in (np.float16, np.float32) else np.dtype(np.float64)
     if x.dtype != wanted or any(s < 0 for s in x.strides): x = x.astype(wanted)
     with warnings.catch_warnings():
@@ -42,52 +48,19 @@ def from_array(x: np.ndarray) -> Tensor:
         return torch.from_numpy(x)
 
 
-def as_features(
-    x,  # (n, d) features
-    name: str = 'features',  # What to call them in an error
-) -> Tensor:  # (n, d) floating point, on their own device
-    "Features as a tensor; an error if they are not a matrix of real numbers, or have no rows or columns"
-    return _matrix(
-        x,
-        name,
-        flat='a matrix (images, dimensions) wanted, got shape {}. Use `feats[None]` for a single image',
-        empty='empty, shape {}. At least one image and one dimension are needed',
-    )
-
-
-def _matrix(x, name, flat, empty):
-    "A matrix with rows and columns as a tensor; `flat` and `empty` say what is wrong with another shape"
-    x = as_tensor(x, name)
-    shape = tuple(x.shape)
-    refuse({f'{name}: {flat.format(shape)}': x.ndim != 2, f'{name}: {empty.format(shape)}': 0 in shape})
-    return x
-
-
 def check_pair(
     query_feats,  # (q, d) features
     gallery_feats,  # (g, d) features
 ) -> tuple[Tensor, Tensor]:  # Both as tensors
     "Query and gallery features as tensors; a ValueError if their dimensions or devices differ"
-    q, g = as_features(query_feats, 'query_feats'), as_features(gallery_feats, 'gallery_feats')
+    q = as_tensor(query_feats, 'query_feats', FEATURES)
+    g = as_tensor(gallery_feats, 'gallery_feats', FEATURES)
     refuse({
         f'query_feats have {q.shape[1]} dimensions and gallery_feats {g.shape[1]}: both must come from the same model':
             q.shape[1] != g.shape[1],
         f'query_feats are on {q.device} and gallery_feats on {g.device}: move one with `.to()`': q.device != g.device,
     })
     return q, g
-
-
-def as_matrix(
-    x,  # (q, g) distances
-    name: str = 'dist',  # What to call them in an error
-) -> Tensor:  # (q, g) floating point, on their own device
-    "Distances as a tensor; an error if they are not a matrix of real numbers, or one side is empty"
-    return _matrix(
-        x,
-        name,
-        flat='a matrix (queries, gallery) wanted, got shape {}',
-        empty='empty query or gallery, shape {}. Both need at least one image',
-    )
 
 
 def as_ids(
@@ -150,30 +123,24 @@ def row_norms(
     return norms
 
 
-def finite_norms(
+def checked_norms(
     feats: Tensor,  # (n, d) features
     name: str,  # What to call them in an error
+    *,
+    above_zero: bool = False,  # Refuse rows of length 0, which have no direction
 ) -> Tensor:  # (n,) Euclidean norms, float64
-    "Norms of the rows; a ValueError that names the first NaN or infinite row"
+    "Norms of the rows; a ValueError names the first row that is NaN, infinite or, if refused, zero"
     norms = row_norms(feats)
-    bad = (~norms.isfinite()).nonzero()
-    if len(bad):
-        raise ValueError(f'{name}: {len(bad)} of {len(feats)} rows hold NaN or infinite values, the first is row '
-                         f'{int(bad[0])}. Drop them, or check the model that gave them')
+    _refuse_rows(~norms.isfinite(), name, 'hold NaN or infinite values', 'Drop them, or check the model that gave them')
+    if above_zero:
+        _refuse_rows(norms == 0, name, 'are zero', "Zero has no direction: drop them, or use metric='euclidean'")
     return norms
 
 
-def positive_norms(
-    feats: Tensor,  # (n, d) features
-    name: str,  # What to call them in an error
-) -> Tensor:  # (n,) Euclidean norms above 0, float64
-    "Norms of non-zero rows; a ValueError names the first zero, NaN or infinite row"
-    norms = finite_norms(feats, name)
-    zero = (norms == 0).nonzero()
-    if len(zero):
-        raise ValueError(f'{name}: {len(zero)} of {len(feats)} rows are zero, the first is row {int(zero[0])}. '
-                         "Zero has no direction: drop them, or use metric='euclidean'")
-    return norms
+def _refuse_rows(bad, name, fault, advice):
+    rows = bad.nonzero()
+    if len(rows):
+        raise ValueError(f'{name}: {len(rows)} of {len(bad)} rows {fault}, the first is row {int(rows[0])}. {advice}')
 
 
 def can_be_squared(
@@ -203,11 +170,11 @@ def unit(
     dtype: torch.dtype | None = None,  # Of the result; float32 or float64 by default
 ) -> Tensor:  # (n, d) rows of length 1
     "L2-normalised copy; a ValueError for zero, NaN or infinite rows"
-    return divided(feats, positive_norms(feats, name), dtype or working_dtype(feats))
+    return divided(feats, checked_norms(feats, name, above_zero=True), dtype or working_dtype(feats))
 
 
 SEEN_FIRST = 8  # Columns of each part that are compared before whole rows are
-BLOCK = 1024    # Whole rows looked at together
+BLOCK = 1024  # Whole rows compared together
 
 
 def copies(
@@ -215,13 +182,13 @@ def copies(
 ) -> tuple[np.ndarray, np.ndarray]:  # (m,) rows that repeat an earlier one, and (m,) the first of their kind
     """A matrix product sums in an order that depends on the row's position, so distances of copies may differ by
     rounding. A few columns exclude most rows; the rest are compared by their bytes"""
-    few = row_bytes([p[:, ::-(-p.shape[1] // SEEN_FIRST)] for p in parts])
+    few = _row_bytes([p[:, ::-(-p.shape[1] // SEEN_FIRST)] for p in parts])
     _, kind, count = np.unique(few.view(f'V{few.shape[1]}').ravel(), return_inverse=True, return_counts=True)
     seen = {}
     later = []
     first = []
     for rows in torch.from_numpy(np.flatnonzero(count[kind] > 1)).split(BLOCK):
-        for row, content in zip(rows.tolist(), row_bytes([p[rows.to(p.device)] for p in parts])):
+        for row, content in zip(rows.tolist(), _row_bytes([p[rows.to(p.device)] for p in parts])):
             original = seen.setdefault(hashlib.blake2b(content, digest_size=16).digest(), row)
             if original == row: continue
             later.append(row)
@@ -229,6 +196,6 @@ def copies(
     return np.array(later, dtype=np.int64), np.array(first, dtype=np.int64)
 
 
-def row_bytes(parts: list[Tensor]) -> np.ndarray:
-    "(n, bytes of a row) of parts of (n, d_i) each"
+def _row_bytes(parts):
+    # (n, bytes of a row) of parts of (n, d_i) each
     return torch.cat([p.contiguous().view(torch.uint8) for p in parts], 1).cpu().numpy()

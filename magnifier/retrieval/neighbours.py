@@ -3,17 +3,19 @@
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
+
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
+
 from magnifier.retrieval.distance import FeatureDistances, MatrixDistances, ready_to_square, squared_distances
 from magnifier.retrieval.features import copies, row_slices, squared_sums, working_dtype
 
 __all__ = ['Neighbours', 'FeaturePairs', 'MatrixPairs']
 
-TILE = 2048    # Side of a tile of the product of all pairs: large enough to multiply fast, 16 MB in float32
-WAITING = 128  # Candidates an image that wait for a merge: fewer merges, or a sooner sharper limit
+TILE = 2048  # Side of a tile of the product of all pairs: large enough to multiply fast, 16 MB in float32
+WAITING = 128  # Candidates an image that wait for a merge: more of them save merges, fewer lower its limit sooner
 COLUMNS = 512  # Columns of the matrices turned into rows at once
 
 
@@ -21,12 +23,12 @@ COLUMNS = 512  # Columns of the matrices turned into rows at once
 class Neighbours:
     "The k nearest of every image among all n, itself included, and its largest distance"
     index: np.ndarray  # (n, k) nearest first; of equal distances the lower index first
-    furthest: np.ndarray  # (n,) its largest distance to any image, 1 where all are 0: what the original divides by
+    furthest: np.ndarray  # (n,) largest distance to any image, by which the paper's code divides; 1 where all are 0
 
 
 def in_order(
     dist: Tensor,  # (b, k) distances
-    index: Tensor,  # (b, k) whose they are
+    index: Tensor,  # (b, k) indices of the images at these distances
 ) -> tuple[Tensor, Tensor]:  # Both, sorted by distance and then by index
     "Nearest first, ties by index"
     index, by_index = index.sort(dim=1)
@@ -67,7 +69,8 @@ class RunningBest:
             near, at = by_own.topk(min(self.dist.shape[1], tile.shape[dim]), dim=1, largest=False)
             return self.merge(own, near, at + others.start)
         better = tile < limit.unsqueeze(dim)
-        flat = better.flatten().nonzero()[:, 0] if tile.is_cuda else torch.from_numpy(np.flatnonzero(better.numpy()))
+        if tile.is_cuda: flat = better.flatten().nonzero()[:, 0]
+        else: flat = torch.from_numpy(np.flatnonzero(better.numpy()))  # several times as fast
         place = flat // tile.shape[1], flat % tile.shape[1]
         waiting = self.waiting[own.start]
         waiting.append((place[1 - dim], place[dim] + others.start, tile.flatten()[flat]))
@@ -83,11 +86,13 @@ class RunningBest:
         slot = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
         near = dist.new_full((len(count), int(count.max())), torch.inf)
         at = other.new_zeros(near.shape)
-        near[image, slot], at[image, slot] = dist[order], other[order]
+        near[image, slot] = dist[order]
+        at[image, slot] = other[order]
         self.merge(own, near, at)
 
     def merge(self, own: slice, near: Tensor, at: Tensor):
-        near, at = torch.cat([self.dist[own], near], 1), torch.cat([self.index[own], at], 1)
+        near = torch.cat([self.dist[own], near], 1)
+        at = torch.cat([self.index[own], at], 1)
         self.dist[own], order = near.topk(self.dist.shape[1], dim=1, largest=False)
         self.index[own] = at.gather(1, order)
 
@@ -138,8 +143,10 @@ def nearest_of_all(
     """The k nearest of each image and its largest distance, with one tile in memory at a time, used for its rows and
     its columns"""
     n = len(feats)
-    k, best = min(k, n), RunningBest(n, min(k + 1, n), feats)
-    slices, memory = row_slices(n, TILE), feats.new_empty(min(n, TILE) ** 2)
+    k = min(k, n)
+    best = RunningBest(n, min(k + 1, n), feats)
+    memory = feats.new_empty(min(n, TILE) ** 2)
+    slices = row_slices(n, TILE)
     for i, rows in enumerate(slices):
         for cols in slices[i:]:
             tile = tile_distances(feats, sums, rows, cols, memory)
@@ -155,13 +162,26 @@ def nearest_of_all(
 def with_copies(
     dist: Tensor,  # (b, k) distances of the nearest different images
     index: Tensor,  # (b, k) which of the different images they are
-    members: Tensor,  # (u, c) images that are the same as each different image, ascending; -1 where there are fewer
+    members: Tensor,  # (u, c) as of `members_of_kinds`
     k: int,  # How many
 ) -> Tensor:  # (b, k) nearest images, of equal distances the lower index first
     "Neighbours among all images including copies"
     items = members[index].flatten(1)  # (b, k c)
     dist = dist[:, :, None].expand(-1, -1, members.shape[1]).flatten(1)  # (b, k c)
     return in_order(dist.masked_fill(items < 0, torch.inf), items)[1][:, :k]
+
+
+def members_of_kinds(
+    kind: np.ndarray,  # (n,) which of the u different images each image is
+    count: np.ndarray,  # (u,) how many images of each there are
+    k: int,  # How many to name at most
+) -> np.ndarray:  # (u, c) images that are the same as each different image, ascending; -1 where there are fewer
+    "The images of each kind side by side"
+    order = np.argsort(kind, kind='stable')
+    starts = np.cumsum(count) - count
+    members = np.full((len(count), min(k, count.max())), -1)
+    for i in range(members.shape[1]): members[count > i, i] = order[starts[count > i] + i]
+    return members
 
 
 class FeaturePairs:
@@ -189,10 +209,8 @@ class FeaturePairs:
             _, index, furthest = nearest_of_all(self.feats, self.sums, k)
             return as_neighbours(index, furthest, 'features')
         dist, index, furthest = nearest_of_all(self.feats[different], self.sums[different], k)
-        order, starts = np.argsort(kind, kind='stable'), np.cumsum(count) - count
-        members = np.full((len(different), min(k, count.max())), -1)
-        for i in range(members.shape[1]): members[count > i, i] = order[starts[count > i] + i]
-        members, k = torch.from_numpy(members).to(index.device), min(k, len(self.feats))
+        members = torch.from_numpy(members_of_kinds(kind, count, k)).to(index.device)
+        k = min(k, len(self.feats))
         index = torch.cat([with_copies(d, i, members, k) for d, i in zip(dist.split(TILE), index.split(TILE))])
         return as_neighbours(index[kind], furthest[kind], 'features')
 
@@ -201,7 +219,8 @@ class FeaturePairs:
     ) -> np.ndarray:  # (m,) squared distances in the order of its indices
         "Distances of single pairs, computed for these pairs only"
         device = self.feats.device
-        start, cols = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (wanted.indptr, wanted.indices))
+        start = torch.from_numpy(wanted.indptr.astype(np.int64)).to(device)
+        cols = torch.from_numpy(wanted.indices.astype(np.int64)).to(device)
         rows = torch.repeat_interleave(start.diff())
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'Sparse CSR tensor support is in beta', UserWarning)
@@ -213,14 +232,17 @@ class FeaturePairs:
         return dist.clamp_(min=0).masked_fill_(same[rows] == same[cols], 0).cpu().numpy()
 
 
+@dataclass(frozen=True, eq=False)
 class MatrixPairs:
     "Squared Euclidean distances between all images of both sides, from three matrices, without joining them"
+    q_g: Tensor  # (q, g) squared distances
+    q_q: Tensor  # (q, q)
+    g_g: Tensor  # (g, g)
 
-    def __init__(self,
-        q_g: Tensor,  # (q, g) squared distances
-        q_q: Tensor,  # (q, q)
-        g_g: Tensor,  # (g, g)
-    ): self.q_g, self.q_q, self.g_g, self.plain = q_g, q_q, g_g, MatrixDistances(q_g)
+    @property
+    def plain(self) -> MatrixDistances:  # (q, g)
+        "Distances between queries and gallery"
+        return MatrixDistances(self.q_g)
 
     def nearest(self,
         k: int,  # How many, the image itself included
@@ -228,16 +250,18 @@ class MatrixPairs:
         """The k nearest of each image and its largest distance. As in the original, an image's distances are read from
         its COLUMN of the matrix of all pairs"""
         n = sum(self.q_g.shape)
+        dtype = working_dtype(self.q_g, self.q_q, self.g_g)
         index = []
         furthest = []
-        dtype, device = working_dtype(self.q_g, self.q_q, self.g_g), self.q_g.device
         for above, below in ((self.q_q, self.q_g.T), (self.q_g, self.g_g)):
             slices = row_slices(above.shape[1], COLUMNS)
-            memory = torch.empty(2, slices[0].stop * n, dtype=dtype, device=device)
+            memory = torch.empty(2, slices[0].stop * n, dtype=dtype, device=self.q_g.device)
             for own in slices:
                 b = own.stop - own.start
-                columns, band = memory[0, :b * n].view(n, b), memory[1, :b * n].view(b, n)
-                columns[:len(above)], columns[len(above):] = above[:, own], below[:, own]
+                columns = memory[0, :b * n].view(n, b)
+                band = memory[1, :b * n].view(b, n)
+                columns[:len(above)] = above[:, own]
+                columns[len(above):] = below[:, own]
                 band.copy_(columns.T)  # three times as fast as to read transposed slices
                 near, low = nearest_in_rows(band, min(k, n))
                 index.append(near)
@@ -248,12 +272,14 @@ class MatrixPairs:
         wanted: csr_array,  # (n, n) stored where a distance is wanted
     ) -> np.ndarray:  # (m,) squared distances in the order of its indices
         "Distances of single pairs: [column, row] of the matrix of all pairs"
-        q, dist = len(self.q_g), np.empty(wanted.nnz)
-        rows, cols = np.repeat(np.arange(wanted.shape[0]), np.diff(wanted.indptr)), wanted.indices
+        q = len(self.q_g)
+        rows = np.repeat(np.arange(wanted.shape[0]), np.diff(wanted.indptr))
+        cols = wanted.indices.astype(np.int64)
+        dist = np.empty(wanted.nnz)
         parts = (True, True, self.q_q), (True, False, self.q_g.T), (False, True, self.q_g), (False, False, self.g_g)
-        for of_query, to_query, matrix in parts:
-            here = np.flatnonzero(((rows < q) == of_query) & ((cols < q) == to_query))
-            r, c = rows[here] - (0 if of_query else q), cols[here] - (0 if to_query else q)
-            r, c = (torch.from_numpy(x.astype(np.int64)).to(matrix.device) for x in (r, c))
-            dist[here] = matrix[c, r].double().cpu().numpy()
+        for row_is_query, col_is_query, matrix in parts:
+            here = np.flatnonzero(((rows < q) == row_is_query) & ((cols < q) == col_is_query))
+            row = torch.from_numpy(rows[here] - (0 if row_is_query else q)).to(matrix.device)
+            col = torch.from_numpy(cols[here] - (0 if col_is_query else q)).to(matrix.device)
+            dist[here] = matrix[col, row].double().cpu().numpy()
         return dist

@@ -1,11 +1,12 @@
-"""Rankings and their figures: CMC, AP, mAP, mINP; and CMC by single shot.
+"""Rankings and their figures by the protocol of Market-1501: CMC, AP, mAP, mINP; and CMC by single shot.
 
-The gallery is not sorted for a query. The rank of each true match is counted instead: one plus the number of allowed
-gallery items that are nearer"""
+The gallery is not sorted for a query. The rank of each true match is counted instead: one plus the number of gallery
+images that are nearer and not removed"""
 
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from magnifier.checks import as_count, choose
-from magnifier.retrieval.distance import FeatureDistances, METRICS, as_distances, to_numpy
+from magnifier.retrieval.distance import METRICS, FeatureDistances, as_distances, to_numpy
 from magnifier.retrieval.features import as_ids, check_pair
-from magnifier.retrieval.region_distance import by_region
+from magnifier.retrieval.region_distance import region_distance
 
 __all__ = ['Ranking', 'rank', 'evaluate_distances', 'cmc_single_shot']
 
@@ -36,8 +37,10 @@ class Labels:
         separate_cameras: bool = False,  # Remove ALL of the query's camera, not its own identity there alone
     ):
         q, g = shape
-        self.q_pids, self.g_pids = as_ids(q_pids, q, 'q_pids'), as_ids(g_pids, g, 'g_pids')
-        self.q_camids, self.g_camids = as_ids(q_camids, q, 'q_camids'), as_ids(g_camids, g, 'g_camids')
+        self.q_pids = as_ids(q_pids, q, 'q_pids')
+        self.g_pids = as_ids(g_pids, g, 'g_pids')
+        self.q_camids = as_ids(q_camids, q, 'q_camids')
+        self.g_camids = as_ids(g_camids, g, 'g_camids')
         self.separate_cameras = separate_cameras
         self.junk = np.flatnonzero(self.g_pids == JUNK)
         self.by_pid = np.argsort(self.g_pids, kind='stable')
@@ -47,9 +50,9 @@ class Labels:
 
     def split(self,
         query: int,  # Index of a query
-    ) -> tuple[np.ndarray, np.ndarray]:  # Gallery indices of its true matches, ascending, and of what is removed for it
-        """True matches and removed items of one query: same identity elsewhere, and same identity in the same
-        camera plus junk"""
+    ) -> tuple[np.ndarray, np.ndarray]:  # Gallery indices, of the true matches ascending
+        """One query's true matches, its identity in other cameras; and what is removed for it, its identity in its own
+        camera (all of its camera with `separate_cameras`) and junk"""
         same = self.by_pid[self._first[query]:self._last[query]]
         if self.q_pids[query] == JUNK: same = same[:0]
         own_camera = self.g_camids[same] == self.q_camids[query]
@@ -67,117 +70,12 @@ class Labels:
         return 'identity only in the same camera'
 
 
-@dataclass(frozen=True, eq=False)
-class Matches:
+class Matches(NamedTuple):
     """The true matches of all queries, one after the other: those of query i lie at offsets[i]:offsets[i+1],
     nearest first"""
     offsets: np.ndarray  # (q+1,) where each query's matches begin and end
     ranks: np.ndarray  # (m,) rank of each match among what is left of the gallery, from 1
     items: np.ndarray  # (m,) its gallery index
-
-    def __post_init__(self):
-        for a in (self.offsets, self.ranks, self.items): a.setflags(write=False)
-
-
-def row_ranks(
-    row: np.ndarray,  # (g,) distances of one query
-    matches: np.ndarray,  # Gallery indices of its true matches
-    removed: np.ndarray,  # Gallery indices of what does not count
-) -> np.ndarray:  # Ranks of the matches, from 1
-    """Ranks in one row. Only values up to the last match are sorted, which is many times faster than sorting indices;
-    of equal distances, the one earlier in the gallery is nearer"""
-    row = row.copy()  # leaves the caller's matrix alone
-    row[removed] = np.inf
-    own = row[matches]
-    near = np.sort(row.compress(row <= own.max(initial=-np.inf)))
-    ranks = 1 + near.searchsorted(own)
-    tied = np.flatnonzero(near.searchsorted(own, side='right') > ranks)
-    for i in tied: ranks[i] += np.count_nonzero(row[:matches[i]] == own[i])
-    return ranks
-
-
-def band_ranks(
-    band: Tensor,  # (b, g) distances of some queries on a GPU
-    splits: list[tuple[np.ndarray, np.ndarray]],  # Matches and removed items of each
-) -> np.ndarray:  # (m,) ranks of all their matches, in order
-    "The same count for all matches of a band at once, in steps of at most half a gigabyte"
-    def places(of_each):
-        "Rows and columns of the band"
-        rows = np.repeat(np.arange(len(of_each)), [len(items) for items in of_each])
-        return torch.from_numpy(rows).to(band.device), torch.from_numpy(np.concatenate(of_each)).to(band.device)
-    band = band.clone().index_put_(places([removed for _, removed in splits]), band.new_tensor(torch.inf))
-    rows, items = places([matches for matches, _ in splits])
-    before, ranks = torch.arange(band.shape[1], device=band.device), []
-    step = max(1, GPU_ITEMS // band.shape[1])
-    for r, i in zip(rows.split(step), items.split(step)):
-        dist, own = band[r], band[r, i][:, None]
-        ranks.append(1 + ((dist < own) | ((dist == own) & (before < i[:, None]))).sum(1))
-    return torch.cat(ranks).cpu().numpy() if ranks else np.empty(0, np.int64)
-
-
-def count_band(
-    band: Tensor,  # (b, g) distances of some queries
-    splits: list[tuple[np.ndarray, np.ndarray]],  # Matches and removed items of each
-    first: int,  # Index of the first query, for the error
-) -> np.ndarray:  # (m,) ranks of all their matches, in order
-    "Ranks in one band, by the faster method for its device; a ValueError for NaN or infinite distances"
-    if band.dtype not in (torch.float32, torch.float64): band = band.float()
-    if band.device.type != 'cpu':
-        check_finite(band, first)
-        return band_ranks(band, splits)
-    ranks = []
-    with np.errstate(over='ignore', invalid='ignore'):
-        for i, (row, split) in enumerate(zip(band.numpy(), splits)):
-            if not np.isfinite(row.sum()): check_finite(band[i:i+1], first + i)  # the sum alone is quicker
-            ranks.append(row_ranks(row, *split))
-    return np.concatenate(ranks)
-
-
-def check_finite(
-    band: Tensor,  # (b, g) distances of some queries
-    first: int,  # Index of the first query
-):
-    "A ValueError that names the first query with a NaN or infinite distance"
-    bad = (~band.isfinite().all(1)).nonzero()
-    if len(bad):
-        raise ValueError(f'the distances of query {first + int(bad[0])} hold NaN or infinite values. '
-                         'To remove gallery images, give them identity -1')
-
-
-def count_matches(
-    distances,  # Something with `.bands()`: FeatureDistances, MatrixDistances, a sparse re-ranking
-    labels: Labels,  # Who is who
-) -> Matches:  # Every query's true matches, nearest first
-    "Ranks of all true matches, one band of distances in memory at a time"
-    sizes = []
-    items = []
-    ranks = []
-    for rows, band in distances.bands():
-        splits = [labels.split(i) for i in range(rows.start, rows.stop)]
-        sizes += [len(m) for m, _ in splits]
-        items += [m for m, _ in splits]
-        ranks.append(count_band(band, splits, rows.start))
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    items, ranks = np.concatenate(items), np.concatenate(ranks)
-    order = np.lexsort([ranks, np.repeat(np.arange(len(sizes)), sizes)])
-    return Matches(offsets, ranks[order], items[order])
-
-
-# What each match adds to the average precision: i (m,) is its number within its query and rank (m,) its rank, from 1
-
-def step_terms(i, rank):
-    "Precision at each match: reid-strong-baseline, fast-reid, torchreid"
-    return i / rank
-
-
-def trapezoid_terms(i, rank):
-    "Mean of the precision at each match and just before it, 1 before the first rank: Market-1501's MATLAB code"
-    before = np.where(rank > 1, (i - 1) / np.maximum(rank - 1, 1), 1.)
-    return (before + i / rank) / 2
-
-
-AP_FORMS = {'step': step_terms, 'trapezoid': trapezoid_terms}
-NO_MATCH = ('skip', 'zero')
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -209,10 +107,11 @@ class Ranking:
     @cached_property
     def ap(self) -> np.ndarray:  # (q,)
         "Average precision of each query, 0 to 1; without a match NaN, or 0 under `no_match='zero'`"
-        query = np.repeat(np.arange(len(self.n_matches)), self.n_matches)
+        q = len(self.n_matches)
+        query = np.repeat(np.arange(q), self.n_matches)
         i = np.arange(len(query)) - self.matches.offsets[query] + 1
         terms = AP_FORMS[self.ap_form](i, self.matches.ranks)
-        return self._per_query(np.bincount(query, terms, len(self.n_matches)) / np.maximum(self.n_matches, 1))
+        return self._per_query(np.bincount(query, terms, q) / np.maximum(self.n_matches, 1))
 
     @cached_property
     def inp(self) -> np.ndarray:  # (q,)
@@ -263,7 +162,8 @@ class Ranking:
         ranks = np.asarray(r)
         if ranks.dtype.kind not in 'iu' or (ranks < 1).any(): raise ValueError(f'cmc({r!r}): ranks are integers from 1')
         first = np.sort(self.first_match[self.counted])
-        share = np.searchsorted(first, ranks, side='right') / len(first) if len(first) else np.full(ranks.shape, np.nan)
+        if len(first): share = np.searchsorted(first, ranks, side='right') / len(first)
+        else: share = np.full(ranks.shape, np.nan)
         return float(share) if ranks.ndim == 0 else share
 
     def table(self,
@@ -289,16 +189,22 @@ class Ranking:
     ) -> pd.DataFrame:  # Nearest first: `item` (gallery index), `rank`, `distance`, `pid`, `camid`, `match`, `removed`
         """The first k gallery images of one query. Its row of distances is computed again from the given features,
         which are kept by reference"""
-        i, k = self._query(query), as_count(k, 'k')
+        i = self._query(query)
+        k = as_count(k, 'k')
         row = self.distances.row(i)
         matches, gone = self.labels.split(i)
-        out = np.zeros(len(row), bool)
-        out[gone] = True
-        items = first_k(row, k, among=slice(None) if removed else ~out)
-        ranks = np.where(out[items], 0, np.cumsum(~out[items]))
+        left = np.ones(len(row), bool)
+        left[gone] = False
+        candidates = np.arange(len(row)) if removed else np.flatnonzero(left)
+        items = candidates[first_k(row[candidates], k)]
         return pd.DataFrame(dict(
-            item=items, rank=ranks, distance=row[items], pid=self.labels.g_pids[items],
-            camid=self.labels.g_camids[items], match=np.isin(items, matches), removed=out[items]))
+            item=items,
+            rank=np.where(left[items], np.cumsum(left[items]), 0),
+            distance=row[items],
+            pid=self.labels.g_pids[items],
+            camid=self.labels.g_camids[items],
+            match=np.isin(items, matches),
+            removed=~left[items]))
 
     def _query(self, query):
         q = self.shape[0]
@@ -315,18 +221,31 @@ class Ranking:
         return frozen(np.where(self.n_matches > 0, values, without))
 
 
+# What each match adds to the average precision: i (m,) is its number within its query, rank (m,) its rank, both from 1
+
+def step_terms(i, rank):
+    "Precision at each match: reid-strong-baseline, fast-reid, torchreid"
+    return i / rank
+
+
+def trapezoid_terms(i, rank):
+    "Mean of the precision at each match and just before it, 1 before the first rank: Market-1501's MATLAB code"
+    before = np.where(rank > 1, (i - 1) / np.maximum(rank - 1, 1), 1.)
+    return (before + i / rank) / 2
+
+
+AP_FORMS = {'step': step_terms, 'trapezoid': trapezoid_terms}
+NO_MATCH = ('skip', 'zero')
+
+
 def first_k(
-    row: np.ndarray,  # (g,) distances
+    dist: np.ndarray,  # (g,) distances
     k: int,  # How many
-    among=slice(None),  # Which of them take part: a slice or (g,) booleans
-) -> np.ndarray:  # Indices of the k nearest; of equal ones the earlier first
-    "The k smallest of a row in stable order, without sorting all of it"
-    items = np.arange(len(row))[among]
-    dist = row[items]
-    if k < len(items):
-        near = np.flatnonzero(dist <= np.partition(dist, k - 1)[k - 1])
-        items, dist = items[near], dist[near]
-    return items[np.argsort(dist, kind='stable')[:k]]
+) -> np.ndarray:  # Their indices, nearest first; of equal distances the earlier first
+    "The k smallest distances in stable order, without sorting all of them"
+    if k >= len(dist): return np.argsort(dist, kind='stable')
+    near = np.flatnonzero(dist <= np.partition(dist, k - 1)[k - 1])
+    return near[np.argsort(dist[near], kind='stable')[:k]]
 
 
 def frozen(x: np.ndarray) -> np.ndarray:
@@ -336,27 +255,8 @@ def frozen(x: np.ndarray) -> np.ndarray:
 
 
 def mean(x: np.ndarray) -> float:
-    "Mean; NaN without NumPy's warning for an empty array"
+    "Mean; NaN of none, without NumPy's warning"
     return float(x.mean()) if len(x) else float('nan')
-
-
-def ranking_of(
-    distances,  # Something with `.shape`, `.bands()` and `.row(i)`
-    ids: tuple,  # q_pids, g_pids, q_camids, g_camids
-    ap: str,  # A name in `AP_FORMS`
-    no_match: str,  # One of `NO_MATCH`
-    separate_cameras: bool,  # Remove all of the query's camera
-) -> Ranking:  # With a warning where not one query has a match
-    "The common part of `rank` and `evaluate_distances`: checks the ids, counts ranks, builds the Ranking"
-    choose(ap, AP_FORMS, 'ap')
-    choose(no_match, NO_MATCH, 'no_match')
-    labels = Labels(*ids, distances.shape, separate_cameras)
-    ranking = Ranking(labels, count_matches(distances, labels), ap, no_match, distances)
-    if ranking.n_unmatched == distances.shape[0]:
-        why = ', '.join(f'{n} x {reason}' for reason, n in ranking.unmatched.value_counts().items())
-        warnings.warn(f'none of {ranking.n_unmatched} queries has a true match in the gallery ({why}). '
-                      'Queries need their identity in another camera: check pids and camids', stacklevel=3)
-    return ranking
 
 
 def rank(
@@ -380,7 +280,8 @@ def rank(
     equal distances the earlier gallery image is nearer; ValueError or TypeError for invalid features or ids"""
     choose(metric, METRICS, 'metric')
     if np.ndim(query_feats) == 3:
-        distances = by_region(query_feats, gallery_feats, q_visible, g_visible, regions, metric)
+        choose(metric, ('cosine',), 'metric of features by region')
+        distances = as_distances(region_distance(query_feats, gallery_feats, q_visible, g_visible, regions=regions))
     elif any(given is not None for given in (regions, q_visible, g_visible)):
         raise ValueError('regions, q_visible and g_visible go with features by region, of shape (images, regions, '
                          f'channels); query_feats have shape {tuple(np.shape(query_feats))}')
@@ -402,6 +303,111 @@ def evaluate_distances(
     """As `rank`, from any distances: re-ranked, by region, or of another tool. A ValueError for infinite and NaN
     distances"""
     return ranking_of(as_distances(dist), (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)
+
+
+def ranking_of(
+    distances,  # Something with `.shape`, `.bands()` and `.row(i)`
+    ids: tuple,  # q_pids, g_pids, q_camids, g_camids
+    ap: str,  # A name in `AP_FORMS`
+    no_match: str,  # One of `NO_MATCH`
+    separate_cameras: bool,  # Remove all of the query's camera
+) -> Ranking:  # With a warning where not one query has a match
+    "The common part of `rank` and `evaluate_distances`: checks the ids, counts ranks, builds the Ranking"
+    choose(ap, AP_FORMS, 'ap')
+    choose(no_match, NO_MATCH, 'no_match')
+    labels = Labels(*ids, distances.shape, separate_cameras)
+    ranking = Ranking(labels, count_matches(distances, labels), ap, no_match, distances)
+    if ranking.n_unmatched == distances.shape[0]:
+        why = ', '.join(f'{n} x {reason}' for reason, n in ranking.unmatched.value_counts().items())
+        warnings.warn(f'none of {ranking.n_unmatched} queries has a true match in the gallery ({why}). '
+                      'Queries need their identity in another camera: check pids and camids', stacklevel=3)
+    return ranking
+
+
+def count_matches(
+    distances,  # Something with `.bands()`: FeatureDistances, MatrixDistances, a sparse re-ranking
+    labels: Labels,  # Who is who
+) -> Matches:  # Every query's true matches, nearest first
+    "Ranks of all true matches, one band of distances in memory at a time"
+    matches = []
+    ranks = []
+    for rows, band in distances.bands():
+        splits = [labels.split(i) for i in range(rows.start, rows.stop)]
+        matches += [items for items, _ in splits]
+        ranks.append(count_band(band, splits, rows.start))
+    sizes = [len(items) for items in matches]
+    items = np.concatenate(matches)
+    ranks = np.concatenate(ranks)
+    nearest_first = np.lexsort([ranks, np.repeat(np.arange(len(sizes)), sizes)])
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    return Matches(frozen(offsets), frozen(ranks[nearest_first]), frozen(items[nearest_first]))
+
+
+def count_band(
+    band: Tensor,  # (b, g) distances of some queries
+    splits: list[tuple[np.ndarray, np.ndarray]],  # Matches and removed items of each
+    first: int,  # Index of the first query, for the error
+) -> np.ndarray:  # (m,) ranks of all their matches, in order
+    "Ranks in one band, by the faster method for its device; a ValueError for NaN or infinite distances"
+    if band.dtype not in (torch.float32, torch.float64): band = band.float()
+    if band.device.type != 'cpu':
+        check_finite(band, first)
+        return band_ranks(band, splits)
+    ranks = []
+    with np.errstate(over='ignore', invalid='ignore'):
+        for i, (row, split) in enumerate(zip(band.numpy(), splits)):
+            if not np.isfinite(row.sum()): check_finite(band[i:i+1], first + i)  # the sum alone is quicker
+            ranks.append(row_ranks(row, *split))
+    return np.concatenate(ranks)
+
+
+def row_ranks(
+    row: np.ndarray,  # (g,) distances of one query
+    matches: np.ndarray,  # Gallery indices of its true matches
+    removed: np.ndarray,  # Gallery indices of what does not count
+) -> np.ndarray:  # Ranks of the matches, from 1
+    """Ranks in one row. Only values up to the last match are sorted, which is many times faster than sorting indices;
+    of equal distances, the one earlier in the gallery is nearer"""
+    row = row.copy()  # leaves the caller's matrix alone
+    row[removed] = np.inf
+    own = row[matches]
+    near = np.sort(row.compress(row <= own.max(initial=-np.inf)))
+    ranks = 1 + near.searchsorted(own)
+    tied = np.flatnonzero(near.searchsorted(own, side='right') > ranks)
+    for i in tied: ranks[i] += np.count_nonzero(row[:matches[i]] == own[i])
+    return ranks
+
+
+def band_ranks(
+    band: Tensor,  # (b, g) distances of some queries on a GPU
+    splits: list[tuple[np.ndarray, np.ndarray]],  # Matches and removed items of each
+) -> np.ndarray:  # (m,) ranks of all their matches, in order
+    "The same count for all matches of a band at once, in steps of at most half a gigabyte"
+    def places(of_each):
+        "Rows and columns of the band"
+        rows = np.repeat(np.arange(len(of_each)), [len(items) for items in of_each])
+        return torch.from_numpy(rows).to(band.device), torch.from_numpy(np.concatenate(of_each)).to(band.device)
+    band = band.index_put(places([removed for _, removed in splits]), band.new_tensor(torch.inf))
+    rows, items = places([matches for matches, _ in splits])
+    columns = torch.arange(band.shape[1], device=band.device)
+    step = max(1, GPU_ITEMS // band.shape[1])
+    ranks = []
+    for r, i in zip(rows.split(step), items.split(step)):
+        dist = band[r]
+        own = band[r, i][:, None]
+        ranks.append(1 + ((dist < own) | ((dist == own) & (columns < i[:, None]))).sum(1))
+    return torch.cat(ranks).cpu().numpy() if ranks else np.empty(0, np.int64)
+
+
+def check_finite(
+    band: Tensor,  # (b, g) distances of some queries
+    first: int,  # Index of the first query
+):
+    "A ValueError that names the first query with a NaN or infinite distance"
+    bad = (~band.isfinite().all(1)).nonzero()
+    if len(bad):
+        raise ValueError(f'the distances of query {first + int(bad[0])} hold NaN or infinite values. '
+                         'To remove gallery images, give them identity -1')
 
 
 def cmc_single_shot(

@@ -3,29 +3,31 @@
 import numpy as np
 import torch
 from torch import Tensor
-from magnifier.checks import choose, refuse
+
+from magnifier.checks import refuse
 from magnifier.regions import region_indices
-from magnifier.retrieval.distance import MatrixDistances, band_slices, full_precision, like
-from magnifier.retrieval.features import (
-    as_matrix, as_tensor, can_be_squared, copies, row_norms, working_dtype)
+from magnifier.retrieval.distance import band_slices, full_precision, like
+from magnifier.retrieval.features import as_tensor, can_be_squared, copies, row_norms, working_dtype
 
 __all__ = ['region_distance']
 
+REGION_FEATURES = ('images', 'regions', 'channels')  # The axes of features by region
 NOTHING_SHARED = 2.  # The largest cosine distance: what cannot be compared at all comes after everything that can
 
 
 def region_distance(
     query_regions,  # (q, k, c) features of each region of the queries, array or tensor on any device
     gallery_regions,  # (g, k, c) the same of the gallery, on the same device
-    query_visible,  # (q, k) booleans: which regions their masks show; the features of others may hold anything
-    gallery_visible,  # (g, k) booleans of the gallery
+    query_visible,  # (q, k) booleans: which regions their masks show, None for all; hidden ones may hold anything
+    gallery_visible,  # (g, k) booleans of the gallery, or None
     *,
     regions=None,  # Compare these alone: names or indices, one or several; all k by default
 ):  # (q, g) distances 0 to 2, float32 (float64 if given), array or tensor as given
     """Mean over the regions visible in BOTH images of their cosine distances; 2 if they share none, so that such pairs
     come last. A visible region with a zero feature has distance 1 to every other. `evaluate_distances` takes the
     result; TypeError or ValueError for shapes that do not fit"""
-    q, g = as_regions(query_regions, 'query_regions'), as_regions(gallery_regions, 'gallery_regions')
+    q = as_tensor(query_regions, 'query_regions', REGION_FEATURES)
+    g = as_tensor(gallery_regions, 'gallery_regions', REGION_FEATURES)
     wanted = region_indices(regions, q.shape[1])
     refuse({
         f'query_regions have (regions, channels) {tuple(q.shape[1:])} and gallery_regions {tuple(g.shape[1:])}: '
@@ -34,7 +36,8 @@ def region_distance(
             q.device != g.device,
         'regions is empty: name one or more, or leave `regions` out to compare all': not wanted,
     })
-    q_seen, g_seen = as_visible(query_visible, q, 'query_visible'), as_visible(gallery_visible, g, 'gallery_visible')
+    q_seen = as_visible(query_visible, q, 'query_visible')
+    g_seen = as_visible(gallery_visible, g, 'gallery_visible')
     dtype = working_dtype(q, g)
     q, q_seen = unit_regions(q[:, wanted].to(dtype), q_seen[:, wanted], 'query_regions')
     g, g_seen = unit_regions(g[:, wanted].to(dtype), g_seen[:, wanted], 'gallery_regions')
@@ -51,39 +54,13 @@ def region_distance(
     return like(dist, query_regions, gallery_regions)
 
 
-def by_region(
-    query_regions,  # (q, k, c) features of each region of the queries
-    gallery_regions,  # (g, k, c) the same of the gallery
-    query_visible,  # (q, k) booleans; None where all can be seen
-    gallery_visible,  # (g, k) booleans, or None
-    regions,  # As in `region_distance`
-    metric: str,  # 'cosine'; a ValueError for another
-) -> MatrixDistances:  # (q, g)
-    "`region_distance` as `rank` takes distances"
-    choose(metric, ('cosine',), 'metric of features by region')
-    if query_visible is None: query_visible = np.ones(np.shape(query_regions)[:2], bool)
-    if gallery_visible is None: gallery_visible = np.ones(np.shape(gallery_regions)[:2], bool)
-    distances = region_distance(query_regions, gallery_regions, query_visible, gallery_visible, regions=regions)
-    return MatrixDistances(as_matrix(distances))
-
-
-def as_regions(
-    x,  # (n, k, c) features
-    name: str,  # What to call them in an error
-) -> Tensor:  # Floating point, on their own device
-    "Region features as a tensor, or an error that says what was seen"
-    x = as_tensor(x, name)
-    if x.ndim != 3 or 0 in x.shape:
-        raise ValueError(f'{name}: shape (images, regions, channels) wanted, none of them 0, got {tuple(x.shape)}')
-    return x
-
-
 def as_visible(
-    visible,  # (n, k) booleans, or numbers 0 and 1
+    visible,  # (n, k) booleans, or numbers 0 and 1; None for all
     feats: Tensor,  # (n, k, c) the features they belong to
     name: str,  # What to call them in an error
 ) -> Tensor:  # (n, k) booleans on the features' device
-    "Visibility as booleans, or an error that says what was seen"
+    "Visibility as booleans; a ValueError for another shape or other values"
+    if visible is None: return torch.ones(feats.shape[:2], dtype=torch.bool, device=feats.device)
     v = visible if isinstance(visible, Tensor) else torch.from_numpy(np.array(visible))
     refuse({
         f'{name}: shape {tuple(feats.shape[:2])} (images, regions) wanted, got {tuple(v.shape)}':
@@ -98,7 +75,7 @@ def unit_regions(
     feats: Tensor,  # (n, k, c) features
     visible: Tensor,  # (n, k) booleans
     name: str,  # What to call them in an error
-) -> tuple[Tensor, Tensor]:  # (n, k*c) visible regions of length 1 and the others 0, and (n, k) visibility as numbers
+) -> tuple[Tensor, Tensor]:  # (n, k*c) visible regions of length 1 and hidden ones 0, and (n, k) visibility as numbers
     "Regions laid side by side, so that one product sums the cosines of those that both images show"
     n, k, c = feats.shape
     feats = feats.masked_fill(~visible[..., None], 0)

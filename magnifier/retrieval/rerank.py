@@ -1,13 +1,15 @@
 "k-reciprocal re-ranking (Zhong et al., CVPR 2017), in sparse form, without a matrix of all pairs"
 
 from dataclasses import dataclass
+
 import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
+
 from magnifier.checks import as_count
 from magnifier.retrieval.distance import full_precision, like
-from magnifier.retrieval.features import as_matrix, check_pair, working_dtype
+from magnifier.retrieval.features import DISTANCES, as_tensor, check_pair, working_dtype
 from magnifier.retrieval.neighbours import FeaturePairs, MatrixPairs, Neighbours
 
 __all__ = ['rerank', 'rerank_distances']
@@ -99,10 +101,12 @@ def shared_weight(
     inverted: csr_array,  # (n, g) which gallery images hold neighbour j, and how much of it
 ) -> csr_array:  # (b, g) sum over j of min(V[q, j], V[g, j]), stored where it is above 0
     "Step 6: the sum of the smaller weights over the shared neighbours of every pair, by an inverted index"
-    begin, count = inverted.indptr[query.indices], np.diff(inverted.indptr)[query.indices]
+    b = query.shape[0]
+    g = inverted.shape[1]
+    begin = inverted.indptr[query.indices]
+    count = np.diff(inverted.indptr)[query.indices]
     ends = np.cumsum(count)
     at = np.arange(count.sum()) + np.repeat(begin - (ends - count), count)  # positions in the index, entry after entry
-    (b, _), g = query.shape, inverted.shape[1]
     row = np.repeat(np.arange(b), np.diff(query.indptr))
     cell = np.repeat(row * g, count) + inverted.indices[at]
     total = np.bincount(cell, np.minimum(np.repeat(query.data, count), inverted.data[at]), b * g)
@@ -152,7 +156,8 @@ def check_settings(
     if not 0 <= lambda_value <= 1:
         raise ValueError(f'lambda_value={lambda_value}: a weight from 0 (Jaccard alone) to 1 (original alone) '
                          'wanted; the paper uses 0.3')
-    return tuple(as_count(k, name, '; the paper uses k1=20 and k2=6') for name, k in (('k1', k1), ('k2', k2)))
+    hint = '; the paper uses k1=20 and k2=6'
+    return as_count(k1, 'k1', hint), as_count(k2, 'k2', hint)
 
 
 def rerank(
@@ -185,11 +190,11 @@ def rerank_distances(
     *,
     return_sparse: bool = False,  # A `Reranked` for `evaluate_distances` in place of the matrix
 ):  # (q, g) re-ranked distances, float32 (float64 if given), array or tensor as given; or a Reranked
-    "As `rerank`, from three distance matrices, which are not joined or copied. ValueError if their shapes do not agree"
+    "As `rerank`, from three distance matrices, without joining or copying them. ValueError for shapes that disagree"
     k1, k2 = check_settings(k1, k2, lambda_value)
-    q_g = as_matrix(q_g_dist, 'q_g_dist')
-    q_q = as_matrix(q_q_dist, 'q_q_dist')
-    g_g = as_matrix(g_g_dist, 'g_g_dist')
+    q_g = as_tensor(q_g_dist, 'q_g_dist', DISTANCES)
+    q_q = as_tensor(q_q_dist, 'q_q_dist', ('queries', 'queries'))
+    g_g = as_tensor(g_g_dist, 'g_g_dist', ('gallery', 'gallery'))
     q, g = q_g.shape
     for name, m, n in (('q_q_dist', q_q, q), ('g_g_dist', g_g, g)):
         if m.shape != (n, n):

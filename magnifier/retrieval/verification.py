@@ -2,9 +2,11 @@
 pair"""
 
 from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import torch
+
 from magnifier.checks import as_count, choose, refuse
 from magnifier.retrieval.distance import METRICS, FeatureDistances, as_distances, to_numpy
 from magnifier.retrieval.features import as_tensor, check_pair, unit, working_dtype
@@ -88,8 +90,10 @@ def verification_pairs(
     else: distances = FeatureDistances(*check_pair(query_feats, gallery_feats), metric, torch.float32)
     max_impostors = as_count(max_impostors, 'max_impostors')
     labels = Labels(q_pids, g_pids, q_camids, g_camids, distances.shape)
-    share, rng = min(1., max_impostors / np.prod(distances.shape)), np.random.default_rng(seed)
-    genuine, impostor = [], []
+    share = min(1., max_impostors / np.prod(distances.shape))
+    rng = np.random.default_rng(seed)
+    genuine = []
+    impostor = []
     for rows, band in distances.bands():
         for query, row in enumerate(to_numpy(band), rows.start):
             if labels.q_pids[query] == JUNK: continue
@@ -122,9 +126,9 @@ def roc(
     genuine pairs and by powers among the nearest impostor pairs. ValueError if one kind of pair is missing"""
     if points < 2: raise ValueError(f'points={points}: a curve needs at least 2')
     pairs = VerificationPairs(genuine, impostor)
-    at = [np.unique(np.linspace(0, len(pairs.genuine) - 1, points // 2 + 1).round().astype(int)),
-          np.unique(np.geomspace(1, len(pairs.impostor), points // 2 + 1).round().astype(int)) - 1]
-    cuts = np.unique(np.concatenate([pairs.genuine[at[0]], pairs.impostor[at[1]]]))
+    evenly = np.linspace(0, len(pairs.genuine) - 1, points // 2 + 1).round().astype(int)
+    by_powers = np.geomspace(1, len(pairs.impostor), points // 2 + 1).round().astype(int) - 1
+    cuts = np.unique(np.concatenate([pairs.genuine[evenly], pairs.impostor[by_powers]]))
     return rates(pairs, cuts)
 
 
@@ -164,9 +168,10 @@ def similarity_threshold(
     if pairs.metric != 'cosine':
         raise ValueError(f"pairs of metric {pairs.metric!r} have no similarity: make them with metric='cosine', or use "
                          '`pairs.threshold`, which is a distance')
-    genuine, impostor = 1 - pairs.genuine.astype(float), 1 - pairs.impostor.astype(float)
+    genuine = 1 - pairs.genuine.astype(float)
+    impostor = 1 - pairs.impostor.astype(float)
     kept_out = impostor[pairs.allowed(far)]
-    more_alike = min((s[s > kept_out].min(initial=np.inf) for s in (genuine, impostor)))
+    more_alike = min(s[s > kept_out].min(initial=np.inf) for s in (genuine, impostor))
     similarity = np.nextafter(kept_out, 2)
     if np.isfinite(more_alike): similarity = max(similarity, (kept_out + more_alike) / 2)
     false_accept = float((impostor >= similarity).mean())
@@ -206,7 +211,8 @@ def compare(
             a.shape != b.shape or a.ndim not in (1, 2) or 0 in a.shape,
     })
     dtype = working_dtype(a, b)
-    x, y = unit(torch.atleast_2d(a), 'a', dtype), unit(torch.atleast_2d(b), 'b', dtype)
+    x = unit(torch.atleast_2d(a), 'a', dtype)
+    y = unit(torch.atleast_2d(b), 'b', dtype)
     similarity = (x * y).sum(1).cpu().numpy()
     if a.ndim == 1: similarity = float(similarity[0])
     return Comparison(similarity >= threshold, similarity, threshold)

@@ -252,9 +252,10 @@ def with_value(x, row, value):
      r'query_feats: 1 of 2 rows hold NaN or infinite values, the first is row 1'),
     ((q, with_value(g, 2, np.inf), *ids), ValueError, r'gallery_feats: 1 of 3 rows hold NaN or infinite'),
     ((q, with_value(g, 0, 0), *ids), ValueError, r'gallery_feats: 1 of 3 rows are zero, the first is row 0'),
-    ((q[:0], g, [], *ids[1:2], [], ids[3]), ValueError, r'query_feats: empty, shape \(0, 3\)'),
-    ((q, g[:0], ids[0], [], ids[2], []), ValueError, r'gallery_feats: empty'),
-    ((q[0], g, *ids), ValueError, r'query_feats: a matrix .* wanted, got shape \(3,\)'),
+    ((q[:0], g, [], *ids[1:2], [], ids[3]), ValueError, r'query_feats: shape .* none of them 0, got \(0, 3\)'),
+    ((q, g[:0], ids[0], [], ids[2], []), ValueError, r'gallery_feats: shape .* got \(0, 3\)$'),
+    ((q[0], g, *ids), ValueError,
+     r'query_feats: shape \(images, dimensions\) wanted, .* got \(3,\). Use query_feats\[None\] for a single one'),
     ((q[:, :2], g, *ids), ValueError, 'query_feats have 2 dimensions and gallery_feats 3'),
     ((q, g, [0], *ids[1:]), ValueError, 'q_pids: 1 ids for 2 images'),
     ((q, g, *ids[:3], [[1, 1, 1]]), ValueError, r'g_camids: one id per image wanted, shape \(3,\)'),
@@ -284,8 +285,8 @@ def test_unknown_choices_list_the_known(kw, message):
 @pytest.mark.parametrize('dist, error, message', [
     ([[0, 1, np.nan], [0, 1, 2]], ValueError, 'distances of query 0 hold NaN or infinite'),
     ([[0, 1, 2], [0, np.inf, 2]], ValueError, 'distances of query 1'),
-    (np.zeros((0, 3)), ValueError, r'empty query or gallery, shape \(0, 3\)'),
-    (np.zeros(3), ValueError, r'a matrix \(queries, gallery\) wanted, got shape \(3,\)'),
+    (np.zeros((0, 3)), ValueError, r'dist: shape \(queries, gallery\) wanted, none of them 0, got \(0, 3\)'),
+    (np.zeros(3), ValueError, r'dist: shape \(queries, gallery\) wanted, none of them 0, got \(3,\)'),
     (np.zeros((3, 3)), ValueError, 'q_pids: 2 ids for 3 images'),
     ([['a', 'b', 'c']] * 2, TypeError, 'dist: real numbers wanted')])
 def test_evaluate_distances_says_what_is_wrong(dist, error, message):
