@@ -464,9 +464,8 @@ class ReIDLearner(Learner):
             ) from e
 
     def __repr__(self):
-        about = self.net.arguments or {}
-        arch, branches = about.get('arch', 'a network of your own'), ' + '.join(self.net.branches)
-        return f'ReIDLearner: {arch}, branches {branches}, d = {self.net.embedding_dim}'
+        arch = (self.net.arguments or {}).get('arch') or 'a network of your own'
+        return f'ReIDLearner: {arch}, branches {" + ".join(self.net.branches)}, d = {self.net.embedding_dim}'
 
     def export_onnx(
         self,

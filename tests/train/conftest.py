@@ -1,4 +1,5 @@
-"A network and a data set so small that whole trainings fit into a test"
+"A network and data sets so small that whole trainings fit into a test"
+import pandas as pd
 import pytest
 from torch import nn
 from torchvision.models.resnet import BasicBlock
@@ -19,13 +20,33 @@ def tiny(weights=None):
 
 
 @pytest.fixture(scope='session')
+def catalog(catalog, few):
+    "Of each training identity six images; four identities to look for"
+    train = catalog[catalog.split == 'train'].groupby('pid').head(6)
+    return pd.concat([train, few], ignore_index=True)
+
+
+@pytest.fixture
+def learn(dls):
+    "An untrained full model of the small network, silent"
+    from magnifier.train.learner import magnifier_learner
+    learn = magnifier_learner(dls, tiny, pretrained=False, hidden=32)
+    with learn.no_bar(), learn.no_logging(): yield learn
+
+
+@pytest.fixture(scope='session')
+def arch():
+    "The small network, as the backbone of a learner"
+    return tiny
+
+
+@pytest.fixture(scope='session')
 def small(catalog):
     "Four identities to train on, three to look for"
     train, test = catalog[catalog.split == 'train'], catalog[catalog.split != 'train']
     few = [p for p in test.pid[test.split == 'query'].unique() if p > 0][:3]
     rows = [train[train.pid.isin(train.pid.unique()[:4])].groupby('pid').head(4),
             test[test.pid.isin(few)].groupby(['pid', 'split']).head(2)]
-    import pandas as pd
     return pd.concat(rows).reset_index(drop=True)
 
 

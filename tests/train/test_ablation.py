@@ -40,8 +40,8 @@ def test_every_line_of_a_study_names_a_setting_and_none_is_trained_for_nothing()
 
 
 @pytest.mark.parametrize('name', SETTINGS)
-def test_settings_build_what_their_names_say(name, dls):
-    learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, **SETTINGS[name].model)
+def test_settings_build_what_their_names_say(name, dls, arch):
+    learn = magnifier_learner(dls, arch, pretrained=False, hidden=32, **SETTINGS[name].model)
     model = learn.model
     if name in STUDIES['Table 2']:
         parts = name.split('+')
@@ -51,7 +51,7 @@ def test_settings_build_what_their_names_say(name, dls):
     else:
         plain = {'torso': 'G+M+SAB', 'random': 'G+M+SAB', 'no': 'G+M+SAB', 'lstm': 'G+M+SFB', 'G+M+AB': 'G+M+SFB',
                  'stage': 'G+M+SAB+SFB', 'whole': 'G+M+SAB+SFB'}[name.split(' ')[0]]
-        branches = list(magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32,
+        branches = list(magnifier_learner(dls, arch, pretrained=False, hidden=32,
                                           **SETTINGS[plain].model).model.branches)
         assert list(model.branches) == branches  # one choice differs, and no branch
     occlusion = name.removeprefix('whole ').split()

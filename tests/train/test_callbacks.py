@@ -141,9 +141,9 @@ def test_the_second_stage_goes_on_at_the_decayed_rate_or_falls(learn):
         learn.fit_semantic_diversity(1, schedule='cosine')
 
 
-def test_the_phase_refuses_a_model_without_region_features(dls):
+def test_the_phase_refuses_a_model_without_region_features(dls, arch):
     from magnifier.train.learner import magnifier_learner
-    learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, sfb=False)
+    learn = magnifier_learner(dls, arch, pretrained=False, hidden=32, sfb=False)
     with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='sfb=True'):
         learn.fit_semantic_diversity(1)
 
@@ -220,7 +220,7 @@ def test_a_cancelled_batch_does_not_stay_in_bfloat16():
 
 
 @pytest.mark.slow
-def test_bfloat16_learns_as_float32_does(catalog, tmp_path):
+def test_bfloat16_learns_as_float32_does(catalog, tmp_path, arch):
     # A bfloat16 keeps 8 bits: each layer's output is off by up to 0.4 %, and 18 steps of Adam on such gradients
     # drift apart. Measured: the mean losses of an epoch differ by 0.8 % at most, while those of identities and
     # masks fall by 30 %; 4 % leaves room for other machines' kernels
@@ -231,7 +231,7 @@ def test_bfloat16_learns_as_float32_does(catalog, tmp_path):
         torch.manual_seed(0)
         dls = ReIDDataLoaders.from_df(catalog, path=tmp_path, size=(64, 32), bs=16, n_per_id=2, pad=0, flip=0, erase=0,
                                       num_workers=0)
-        learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32)
+        learn = magnifier_learner(dls, arch, pretrained=False, hidden=32)
         with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, cbs=[ValidateEvery(9), *cbs])
         final.append(learn.loss_parts.history[['global_cls', 'sfb_cls', 'mask']])
     assert (final[0].iloc[-1] < final[0].iloc[0]).all() and (final[1].iloc[-1] < final[1].iloc[0]).all()

@@ -29,8 +29,8 @@ def test_walkers_are_added_and_found(learn, catalog, tmp_path):
             g.search(learn, row.path)
 
 
-def test_a_model_that_knows_no_regions(dls, catalog, tmp_path):
-    learn = magnifier_learner(dls, 'resnet18', pretrained=False, mask=False, sab=False, sfb=False, hidden=32)
+def test_a_model_that_knows_no_regions(dls, catalog, tmp_path, arch):
+    learn = magnifier_learner(dls, arch, pretrained=False, mask=False, sab=False, sfb=False, hidden=32)
     with learn.no_bar(), Gallery(tmp_path/'people', regions=True) as g:
         with pytest.raises(ValueError, match='the regions are not known'): g.add(learn, catalog['path'].iloc[:2])
 
@@ -42,6 +42,6 @@ def test_embeddings_and_what_can_be_seen_in_one_pass(learn, catalog):
     np.testing.assert_allclose(visible, embed_parts(learn, paths).visible[:, 1:].mean(1), atol=1e-6)
 
 
-def test_without_masks_everything_counts_as_seen(dls, catalog):
-    learn = magnifier_learner(dls, 'resnet18', pretrained=False, mask=False, sab=False, sfb=False, hidden=32)
+def test_without_masks_everything_counts_as_seen(dls, catalog, arch):
+    learn = magnifier_learner(dls, arch, pretrained=False, mask=False, sab=False, sfb=False, hidden=32)
     with learn.no_bar(): assert learn.embed_visible(catalog['path'].iloc[:3].tolist())[1].tolist() == [1, 1, 1]

@@ -34,8 +34,8 @@ def paths(catalog): return catalog[catalog.split == 'query'].path.tolist()[:5]
     (dict(), ['global', 'sab', 'sfb'], (1, 1)),
     pytest.param(dict(sfb='ab'), ['global', 'sab', 'sfb'], (1, 1), marks=pytest.mark.slow),
 ])
-def test_every_row_of_table_2_is_built_and_trains_a_step(dls, kwargs, branches, callbacks):
-    learn = magnifier_learner(dls, 'resnet18', **TINY, **kwargs)
+def test_every_row_of_table_2_is_built_and_trains_a_step(dls, kwargs, branches, callbacks, arch):
+    learn = magnifier_learner(dls, arch, **TINY, **kwargs)
     assert isinstance(learn, ReIDLearner)
     assert isinstance(learn.model, MagnifierNet)
     assert list(learn.model.branches) == branches
@@ -50,38 +50,38 @@ def test_every_row_of_table_2_is_built_and_trains_a_step(dls, kwargs, branches, 
 
 @pytest.mark.parametrize('kwargs', [dict(mask=False), dict(mask=False, sab=False), dict(sfb='gru'), dict(keep=3),
                                     dict(strategy='none')])
-def test_combinations_without_sense_are_refused(dls, kwargs):
-    with pytest.raises(ValueError): magnifier_learner(dls, 'resnet18', **TINY, **kwargs)
+def test_combinations_without_sense_are_refused(dls, kwargs, arch):
+    with pytest.raises(ValueError): magnifier_learner(dls, arch, **TINY, **kwargs)
 
 
-def test_unknown_arguments_are_refused(dls):
-    with pytest.raises(TypeError, match='hiden'): magnifier_learner(dls, 'resnet18', pretrained=False, hiden=32)
+def test_unknown_arguments_are_refused(dls, arch):
+    with pytest.raises(TypeError, match='hiden'): magnifier_learner(dls, arch, pretrained=False, hiden=32)
 
 
 @pytest.mark.slow
-def test_without_masks_the_learner_says_what_to_do(catalog, tmp_path):
+def test_without_masks_the_learner_says_what_to_do(catalog, tmp_path, arch):
     dls = ReIDDataLoaders.from_df(catalog.assign(mask=None), path=tmp_path, size=(64, 32), bs=8, n_per_id=2,
                                   num_workers=0)
     with pytest.raises(ValueError,
                        match='no training image has a part mask.*magnifier_masks.*mask=False, sab=False, sfb=False'):
-        magnifier_learner(dls, 'resnet18', **TINY)
-    learn = magnifier_learner(dls, 'resnet18', mask=False, sab=False, sfb=False, **TINY)
+        magnifier_learner(dls, arch, **TINY)
+    learn = magnifier_learner(dls, arch, mask=False, sab=False, sfb=False, **TINY)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert learn.evaluate().notna().all(axis=None)
 
 
 @pytest.mark.slow
-def test_images_with_and_without_masks_train_together(catalog, tmp_path):
+def test_images_with_and_without_masks_train_together(catalog, tmp_path, arch):
     some = catalog.copy()
     some.loc[some.index[some.split == 'train'][::3], 'mask'] = None
     dls = ReIDDataLoaders.from_df(some, path=tmp_path, size=(64, 32), bs=8, n_per_id=2, num_workers=0)
-    learn = magnifier_learner(dls, 'resnet18', **TINY)
+    learn = magnifier_learner(dls, arch, **TINY)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert np.isfinite(learn.recorder.losses).all()
 
 
 @pytest.mark.slow
-def test_training_learns_a_handful_of_people_by_heart(catalog, tmp_path):
+def test_training_learns_a_handful_of_people_by_heart(catalog, tmp_path, arch):
     train = catalog[catalog.split == 'train']
     few = train[train.pid.isin(sorted(train.pid.unique())[:4])].groupby('pid').head(6)
     seen = pd.concat([few, few.groupby('pid').head(3).assign(split='query'),
@@ -92,7 +92,7 @@ def test_training_learns_a_handful_of_people_by_heart(catalog, tmp_path):
         warnings.simplefilter('ignore')  # the point here is that test images are the training's
         dls = ReIDDataLoaders.from_df(_copied(seen, tmp_path), path=tmp_path, size=(64, 32), bs=16, n_per_id=4,
                                       num_workers=0, erase=0, pad=0)
-    learn = magnifier_learner(dls, 'resnet18', **TINY)
+    learn = magnifier_learner(dls, arch, **TINY)
     with learn.no_bar(), learn.no_logging(): learn.fit(40, 1e-3)
     history = learn.loss_parts.history
     assert history['global_cls'].iloc[-1] < .75*history['global_cls'].iloc[0]
@@ -248,10 +248,10 @@ def test_export_and_load_give_the_same_embeddings(learn, paths, catalog):
 
 
 @pytest.mark.slow
-def test_save_and_load_weights(learn, dls, paths):
+def test_save_and_load_weights(learn, dls, paths, arch):
     expected = learn.embed(paths)
     learn.save('here')
-    other = magnifier_learner(dls, 'resnet18', **TINY)
+    other = magnifier_learner(dls, arch, **TINY)
     assert not torch.allclose(other.embed(paths), expected)
     assert torch.allclose(other.load('here', with_opt=False).embed(paths), expected)
     learn.fit(1)

@@ -87,9 +87,9 @@ def test_no_step_asks(learn, blind):
 
 
 @pytest.mark.slow
-def test_the_bar_asks_once_a_second(dls, blind, monkeypatch, capsys):
+def test_the_bar_asks_once_a_second(dls, blind, monkeypatch, capsys, arch):
     from magnifier.train.learner import magnifier_learner
-    learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=16)
+    learn = magnifier_learner(dls, arch, pretrained=False, hidden=16)
     assert isinstance(learn.progress, CalmProgress) and isinstance(learn.recorder, DeviceRecorder)
     monkeypatch.setattr(CalmProgress, 'every', 1e9)
     steps = fit(learn)

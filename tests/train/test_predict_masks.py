@@ -54,6 +54,6 @@ def test_what_is_there_stays_unless_asked(learn, people, tmp_path):
     read_mask(files[1])
 
 
-def test_a_model_without_the_head(dls, people):
-    bare = magnifier_learner(dls, 'resnet18', pretrained=False, mask=False, sab=False, sfb=False)
+def test_a_model_without_the_head(dls, people, arch):
+    bare = magnifier_learner(dls, arch, pretrained=False, mask=False, sab=False, sfb=False)
     with pytest.raises(ValueError, match='no segmentation head'): bare.predict_masks(people)

@@ -105,10 +105,10 @@ def test_stages_in_words():
             == '2 epochs, rate 0.01, falling to 0, semantic diversity loss x 0.002 from epoch 2 on')
 
 
-def test_a_model_without_sfb_has_no_diversity_loss(learn, dls):
+def test_a_model_without_sfb_has_no_diversity_loss(learn, dls, arch):
     from magnifier.train.learner import magnifier_learner
     assert learn.plan('paper', 4)[1].diversity_epoch == 0
-    plain = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, sfb=False)
+    plain = magnifier_learner(dls, arch, pretrained=False, hidden=32, sfb=False)
     assert plain.plan('paper', 4)[1].diversity_epoch is None
 
 

@@ -110,8 +110,10 @@ def test_what_fastai_would_get_wrong_is_said(learn):
     with pytest.raises(NotImplementedError, match='flip_test=True'): learn.tta()
 
 
-def test_a_learner_in_one_line(learn):
-    assert repr(learn) == f'ReIDLearner: resnet18, branches global + sab + sfb, d = {learn.model.embedding_dim}'
+def test_a_learner_in_one_line(learn, dls):
+    assert repr(learn) == 'ReIDLearner: a network of your own, branches global + sab + sfb, d = 96'
+    named = magnifier_learner(dls, 'resnet18', pretrained=False, mask=False, sab=False, sfb=False)
+    assert repr(named) == 'ReIDLearner: resnet18, branches global, d = 512'
 
 
 @pytest.mark.slow
@@ -136,8 +138,8 @@ def test_gradient_shares_are_those_of_the_loss(learn):
     assert all(torch.equal(v, state[k]) for k, v in learn.model.state_dict().items())
 
 
-def test_gradient_shares_before_a_fit_draw_as_training_does(dls, monkeypatch):
-    learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32, keep_background=False)
+def test_gradient_shares_before_a_fit_draw_as_training_does(dls, monkeypatch, arch):
+    learn = magnifier_learner(dls, arch, pretrained=False, hidden=32, keep_background=False)
     occlusion, drawn = learn.region_occlusion, []
     state, draw = occlusion.rng.getstate(), occlusion.draw
     monkeypatch.setattr(occlusion, 'draw', lambda rng: drawn.append(draw(rng)) or drawn[-1])
