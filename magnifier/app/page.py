@@ -14,10 +14,9 @@ from magnifier.look.explain import REST, verdict
 from magnifier.regions import BODY_REGIONS, REGIONS, region_indices
 from magnifier.train.metrics import VISIBLE
 
-__all__ = ['TABS', 'whole_page', 'chosen', 'status', 'rates_said', 'hits_list', 'why', 'gallery_page',
-           'people_page', 'MAX_BYTES']
+__all__ = []
 
-# Of a tab but the first, the route of its name fills the element `NAME-shown` when the tab is opened
+# Name -> title. When a tab other than the first is opened, the route of its name fills the element `NAME-shown`
 TABS = {'search': 'Search', 'gallery': 'Gallery', 'people': 'People'}
 MAX_BYTES = 10_000_000  # of an uploaded file; a crop of a person has some tens of thousands
 ORDERS = ('identity', 'camera')
@@ -39,11 +38,10 @@ CERTAINTY = ('Certainty is near 1 where a tracklet looks much more like its own 
 
 # The page as it opens
 
-def whole_page(
-    finder,  # A `Finder`
-) -> tuple:  # Header, main and footer
-    "All tabs, the first of them open"
-    tabs, panels = [], []
+def whole_page(finder) -> tuple:
+    "Header, main and footer: all tabs, the first of them open"
+    tabs = []
+    panels = []
     for name, title in TABS.items():
         first = name == 'search'
         form = search_form(finder) if first else Form(Div(id=f'{name}-shown'), id=name, action=name, autocomplete='off')
@@ -170,11 +168,8 @@ def legend(stripes):
 
 # The answers of the first tab
 
-def chosen(
-    query=None,  # A `Query`; None for nobody
-    wrong: str = '',  # Why the last image was refused
-) -> Div:
-    "The person who is searched"
+def chosen(query=None, wrong='') -> Div:
+    "The person who is searched (a `Query`, or None for nobody); `wrong` says why the last image was refused"
     key = Input(type='hidden', name='query', value='' if query is None else query.key)
     if query is None: return Div(key, alert(wrong) if wrong else '', id='chosen')
     what = 'your image' if query.row is None else ', '.join(who(query.row))
@@ -183,19 +178,14 @@ def chosen(
     return Div(key, Figure(image, Figcaption(what)), forget, id='chosen')
 
 
-def status(
-    found=None,  # A `Found`; None before the first search
-    threshold: float = 0.,  # Least similarity
-    *,
-    wrong: str = '',  # What went wrong
-    parts: bool = True,  # Whether hits can be explained
-) -> P:
-    "How many were found, and what was asked"
+def status(found=None, threshold=0., *, wrong='', parts=True) -> P:
+    "How many were found (a `Found`, or None before the first search), and what was asked; or what went wrong"
     if wrong: return alert(wrong)(id='status')
     return P(status_words(found, threshold, parts), id='status')
 
 
 def status_words(found, threshold, parts):
+    "`parts` tells whether hits can be explained"
     if found is None: return 'Nobody is searched yet: choose an image, or pick someone.'
     shown, n = found.above(threshold), len(found.hits)
     if not n: return 'Nobody was found with these filters: widen them.'
@@ -208,12 +198,9 @@ def status_words(found, threshold, parts):
     return ' '.join(words)
 
 
-def rates_said(
-    rates,  # `PairRates`, or None where they are not known
-    threshold: float,  # Similarity
-    images: int,  # In the gallery
-) -> P:
-    "How many other people a threshold accepts, and how many images of the same person it misses"
+def rates_said(rates, threshold, images) -> P:
+    """How many other people a threshold accepts, and how many images of the same person it misses, by `PairRates` (None
+    where they are not known) of a gallery with so many images"""
     if rates is None: return P(NO_RATES, id='rates', cls='small')
     if threshold <= 0: return P(NO_THRESHOLD, id='rates', cls='small')
     n, accepts = len(rates.impostor), float(np.mean(rates.impostor >= threshold))
@@ -235,16 +222,14 @@ def about(number):
     return f'about {number:.1f}' if number >= .05 else 'hardly one'
 
 
-def hits_list(
-    found=None,  # A `Found`; None before the first search
-    threshold: float = 0.,  # Least similarity
-    labels=None,  # (h, w) part labels of each hit, to be painted over it
-) -> Div:
-    "The hits as buttons, most similar first; a mark says whether a hit is known to be the query's identity, or another"
+def hits_list(found=None, threshold=0., labels=None) -> Div:
+    """The hits of a `Found` as buttons, most similar first; a mark says whether a hit is known to be the query's
+    identity, or another. `labels` are (h, w) part labels of each hit, to be painted over it"""
     if found is None: return Div(id='hits')
     cards = []
     for i, row in enumerate(found.hits.table.head(found.above(threshold)).to_dict('records')):
-        first, pid = f'{i + 1}. {row["similarity"]:.2f}', known_identity(row)
+        first = f'{i + 1}. {row["similarity"]:.2f}'
+        pid = known_identity(row)
         same = None if None in (pid, found.query.pid) else pid == found.query.pid
         cards.append(card(found.images[i], 'hit', row['key'], who(row), does='Explain', first=first, same=same,
                           labels=labels and labels[i]))
@@ -252,13 +237,9 @@ def hits_list(
     return Div(legend(found.stripes) if labels and cards else '', hits, id='hits')
 
 
-def why(
-    match=None,  # A `Match`; None for no explanation
-    masks: bool = False,  # Paints the model's part masks over the images
-    *,
-    wrong: str = '',  # Why there is no explanation
-) -> Div:
-    "Why a hit was found: whether it is the same person, a sentence, four images, a table"
+def why(match=None, masks=False, *, wrong='') -> Div:
+    """Why a hit was found, by a `Match`: whether it is the same person, a sentence, four images, a table. `masks`
+    paints the model's part masks over the images; `wrong` says why there is no explanation"""
     if match is None: return Div(alert(wrong) if wrong else '', id='why')
     names = ('query', f'hit {match.place}')
     images = [picture(image, labels if masks else None, alt=name)
@@ -312,7 +293,8 @@ def region_row(name, row, most, match):
 
 
 def unseen(row):
-    query, hit = row['seen_query'] >= VISIBLE, row['seen_hit'] >= VISIBLE
+    query = row['seen_query'] >= VISIBLE
+    hit = row['seen_hit'] >= VISIBLE
     if not query and not hit: return 'not seen in either'
     return 'not seen in the hit' if query else 'not seen in the query'
 
@@ -326,13 +308,9 @@ def bar(value, most, form):
 
 # The second tab
 
-def gallery_page(
-    finder,  # A `Finder`
-    by: str = 'identity',  # Or camera; identity for what is neither
-    only: str = EVERYBODY,  # A group's name, as 'camera 2'; everybody for what is none
-    page: int = 1,  # From 1; beyond the last is the last
-) -> Div:
-    "One page of everybody, in groups with headings"
+def gallery_page(finder, by='identity', only=EVERYBODY, page=1) -> Div:
+    """One page of everybody, in groups by identity or camera; `only` is the name of one group, as 'camera 2'. What
+    names no such order, group or page is taken for identity, everybody, and the nearest page"""
     by = by if by in ORDERS else 'identity'
     rows = grouped(finder.images, by)
     sizes = rows['group'].value_counts(sort=False).to_dict()
@@ -369,18 +347,18 @@ def group(finder, name, rows, size, by):
 
 def turning(page, pages):
     "Buttons for the other pages"
-    turn = lambda text, to: Button(text, type='button', id=f'page-{text.lower()}', name='page', value=to, cls='quiet',
-                                   disabled=to == page or not 1 <= to <= pages)
+    def turn(text, to):
+        disabled = to == page or not 1 <= to <= pages
+        return Button(text, type='button', id=f'page-{text.lower()}', name='page', value=to, cls='quiet',
+                      disabled=disabled)
     return Nav(turn('First', 1), turn('Previous', page - 1), Span(f'Page {page} of {pages}', role='status'),
                turn('Next', page + 1), turn('Last', pages), aria_label='Pages')
 
 
 # The third tab
 
-def people_page(
-    found,  # A `WhoWhere`
-) -> Div:
-    "A timeline with a lane a camera, and a table with a row a tracklet; or how to make some"
+def people_page(found) -> Div:
+    "Of a `WhoWhere`: a timeline with a lane a camera, and a table with a row a tracklet; or how to make some"
     if not len(found.table) and not found.unjoined: return Div(P(NO_TRACKLETS), id='people-shown')
     told = (f'Tracklets that are not joined to people yet: {found.unjoined}. Run magnifier_people on this gallery, and '
             'open the page again.')

@@ -17,8 +17,7 @@ from magnifier.look.saliency import Sight, learnt_stripes
 from magnifier.regions import region_indices
 from magnifier.retrieval.region_distance import region_distance
 
-__all__ = ['Query', 'Asked', 'Found', 'Match', 'PairRates', 'WhoWhere', 'Finder', 'known_identity', 'region_table',
-           'region_words', 'pair_rates', 'sample_keys', 'who_was_where', 'shrunk', 'UPLOAD']
+__all__ = []
 
 HITS = 24  # of a search, at most
 SIDE = 256  # pixels of the longer side of what is shown
@@ -70,16 +69,12 @@ class Found:
     left_out: tuple = ()  # cameras
     stripes: bool = False  # whether the model's parts are horizontal stripes, which must not be called body parts
 
-    def above(self,
-        threshold: float,  # Least similarity; 0 for all
-    ) -> int:  # How many, from the first
-        "Hits with a similarity of at least a threshold"
+    def above(self, threshold: float) -> int:
+        "How many hits have at least this similarity; 0 stands for no threshold"
         return len(self.hits) if threshold <= 0 else int((self.hits.table['similarity'] >= threshold).sum())
 
-    def place(self,
-        key: str,  # Of an image
-    ) -> int | None:  # From 1; None where it is no hit
-        "An image's place among the hits"
+    def place(self, key: str) -> int | None:
+        "The place of an image among the hits, from 1; None where it is no hit"
         places = np.flatnonzero(self.hits.table['key'] == key)
         return int(places[0]) + 1 if len(places) else None
 
@@ -147,17 +142,13 @@ class Finder:
             self.has_times = bool(self.images['time'].notna().any())
             for remembered in (self.find, self.labels, self.match, self.rates, self.people): remembered.cache_clear()
 
-    def image(self,
-        key: str,  # Of an image of the gallery
-    ) -> Image.Image | None:  # Mode RGB; None for an unknown key, and where the file is gone or holds another image
-        "An image of the gallery at its own size"
+    def image(self, key: str) -> Image.Image | None:
+        "An image of the gallery (mode RGB); None for an unknown key, and where its file is gone or holds another image"
         path = self._rows['path'].get(key)
         return None if path is None else stored_image(path, key)
 
-    def query(self,
-        key: str,  # Of an image of the gallery, or of an upload
-    ) -> Query:
-        "The query; a ValueError if the image is no longer there"
+    def query(self, key: str) -> Query:
+        "An image of the gallery or an upload as a query; a ValueError if it is no longer there"
         uploaded = key.startswith(UPLOAD)
         image = self.uploads.get(key) if uploaded else self.image(key)
         if image is None: raise ValueError(UPLOAD_GONE if uploaded else FILE_GONE)
@@ -211,27 +202,21 @@ class Finder:
         "Who was where, when the page was opened"
         with self._lock: return who_was_where(self.gallery)
 
-    def some(self,
-        n: int = 8,  # How many
-    ) -> pd.DataFrame:  # Rows of `Gallery.images()`
-        """Images to begin with: one of each of some identities (without labels, any images), evenly spaced over the
-        gallery"""
+    def some(self, n: int = 8) -> pd.DataFrame:
+        """Rows of `n` images to begin with: one of each of some identities (without labels, any images), evenly spaced
+        over the gallery"""
         one = self.images.drop_duplicates('pid') if self.images['pid'].nunique() >= n else self.images
         return one.iloc[np.unique(np.linspace(0, len(one) - 1, n).astype(int))]
 
 
-def known_identity(
-    row,  # Of a table of images or hits
-) -> int | None:  # None where nobody named it, and for identity 0, which is nobody in Market-like sets
-    "The identity of an image"
+def known_identity(row) -> int | None:
+    "The identity of an image or hit; None where nobody named it, and for identity 0, the distractors of Market-1501"
     return None if pd.isna(row['pid']) or row['pid'] == 0 else int(row['pid'])
 
 
-def region_table(
-    table: pd.DataFrame,  # Of an `Explanation`
-    regions: tuple,  # Names of the regions that were compared
-) -> pd.DataFrame:  # The same columns: similarity and share of the compared regions alone, NaN for the others
-    "What each region adds to a search by regions, whose score is the mean over those that both images show"
+def region_table(table: pd.DataFrame, regions: tuple) -> pd.DataFrame:
+    """The table of an `Explanation` for a search by regions, whose score is the mean over those that both images show:
+    similarity and share are NaN for all regions that were not compared"""
     table = table.copy()
     table.loc[~table.index.isin(regions), 'similarity'] = np.nan
     table['share'] = table['similarity']/max(1, table['similarity'].notna().sum())
@@ -239,34 +224,27 @@ def region_table(
     return table
 
 
-def region_words(
-    table: pd.DataFrame,  # Of `region_table`
-    score: float,  # The similarity
-    *,
-    stripes: bool = False,  # As for `match_words`
-) -> str:
-    "A search by regions in sentences: what was compared, what is most and least alike, and what could not be seen"
+def region_words(table: pd.DataFrame, score: float, *, stripes: bool = False) -> str:
+    """A `region_table` and its score in sentences: what was compared, what is most and least alike, and what could not
+    be seen"""
     compared = table[table['compared']]
     both = compared['similarity'].dropna()
     unseen = compared.index.difference(both.index, sort=False)
-    said = lambda names: ', '.join(region_name(name, stripes=stripes) for name in names)
+    def said(names): return ', '.join(region_name(name, stripes=stripes) for name in names)
     if len(both) > 1:
-        best, least = both.idxmax(), both.idxmin()
+        best = both.idxmax()
+        least = both.idxmin()
         words = (f'Similarity {score:.2f}, the mean over {said(both.index)}. '
                  f'Most alike: {said([best])} ({both[best]:.2f}). Least alike: {said([least])} ({both[least]:.2f}).')
     else: words = f'Similarity {score:.2f}, by {said(both.index)} alone.'
     return words + (f' Left out, since not seen in both: {said(unseen)}.' if len(unseen) else '')
 
 
-def pair_rates(
-    gallery,  # A Gallery
-    regions=(),  # Names of the regions that are compared; none for the whole person
-    *,
-    seed: int = 0,  # Of the sample
-) -> PairRates | None:  # None where no two people have names
-    "Similarities of pairs in a sample of the labelled images, without identity 0 (distractors in Market-like sets)"
+def pair_rates(gallery, regions: tuple = ()) -> PairRates | None:
+    """Similarities of pairs in a sample of a gallery's labelled images, by some regions or by the whole person; None
+    where no two people have names"""
     images = gallery.images()
-    keys = sample_keys(images, seed)
+    keys = sample_keys(images)
     sample = images.set_index('key').loc[keys]
     pids, cameras = sample['pid'].to_numpy(int), sample['camid'].fillna(-1).to_numpy(int)
     if len(np.unique(pids)) < 2: return None
@@ -279,11 +257,8 @@ def pair_rates(
     return rates if len(rates.impostor) else None
 
 
-def sample_keys(
-    images,  # `Gallery.images()`
-    seed: int = 0,  # Of the choice
-) -> list:  # Keys, at most `SAMPLE` of them
-    "A sample of the labelled people, with all images of each"
+def sample_keys(images: pd.DataFrame, seed: int = 0) -> list:
+    "At most `SAMPLE` keys of the images of labelled people, people by people, without identity 0 (distractors)"
     named = images[images['pid'].notna() & (images['pid'] != 0)]
     people = named.sample(frac=1, random_state=seed).groupby('pid', sort=False)
     order = np.argsort(people.ngroup()[people.head(PER_IDENTITY).index], kind='stable')
@@ -299,9 +274,7 @@ def _similarities(gallery, keys, regions):
     return 1 - region_distance(x, x, seen, seen, regions=region_indices(list(regions)))
 
 
-def who_was_where(
-    gallery,  # A Gallery
-) -> WhoWhere:
+def who_was_where(gallery) -> WhoWhere:
     "People as they were joined. Nobody is joined here, and nothing is written"
     tracklets = gallery.tracklets().table
     known = tracklets['tracklet'][tracklets['pid'].notna()]
@@ -311,11 +284,8 @@ def who_was_where(
     return WhoWhere(table, len(tracklets) - len(known), show_timeline(table).png())
 
 
-def shrunk(
-    image: Image.Image | None,  # Any size
-    side: int = SIDE,  # Pixels of the longer side, at most
-) -> Image.Image | None:  # A copy; None for None
-    "An image as small as it is shown"
+def shrunk(image: Image.Image | None, side: int = SIDE) -> Image.Image | None:
+    "A copy of an image, as small as it is shown: its longer side has at most so many pixels. None for None"
     if image is None: return None
     image = image.copy()
     image.thumbnail((side, side))

@@ -71,12 +71,8 @@ class Guard:
         response.headers.update(HEADERS)
         return response
 
-    def refusal(self,
-        method: str,  # GET, POST, ...
-        path: str,  # Of the request
-        headers,  # Mapping of lower-case names
-    ) -> int:  # The status that refuses it; 0 lets it through
-        "Whether a request is one of the page's own"
+    def refusal(self, method: str, path: str, headers) -> int:
+        "The HTTP status that refuses a request (its headers have lower-case names); 0 lets it through"
         asked = _netloc(headers.get('host', ''))
         if asked[0] not in self.names: return 421
         origin = _netloc(headers['origin'].partition('://')[2]) if 'origin' in headers else asked
@@ -95,11 +91,10 @@ def _netloc(text):
     except ValueError: return None, None
 
 
-def read_upload(
-    data: bytes,  # Of a file, from anybody
-    size: int = 0,  # Bytes of the file, where it was too large to be sent
-) -> Image.Image:  # Mode RGB, upright, no side over `MAX_SIDE`; nothing else of the file (EXIF, profiles, comments)
-    "Decodes an untrusted image. A ValueError says in one sentence what is wrong, and quotes nothing from the file"
+def read_upload(data: bytes, size: int = 0) -> Image.Image:
+    """Decodes an untrusted image: mode RGB, upright, no side over `MAX_SIDE`, and nothing else of the file (EXIF,
+    profiles, comments). `size` is that of a file that was too large to be sent. A ValueError says in one sentence what
+    is wrong, and quotes nothing from the file"""
     size = max(size, len(data))
     refuse({
         f'this file has {size/1e6:.1f} MB, and at most {MAX_BYTES/1e6:.0f} MB are read: use a smaller image':
@@ -130,31 +125,25 @@ def _shrunk(image):
 
 
 class Uploads:
-    """Uploaded images by an id that nobody can guess. Their total size is limited: the least recently used image is
-    dropped first"""
+    """Uploaded images by an id that nobody can guess. All together have at most `limit` bytes: the least recently used
+    image is dropped first"""
 
-    def __init__(self,
-        limit: int = KEPT_BYTES,  # Bytes of all images together
-    ):
+    def __init__(self, limit: int = KEPT_BYTES):
         self.limit = limit
         self._images = OrderedDict()
         self._decoding, self._changing = Lock(), Lock()
 
-    def keep(self,
-        data: bytes,  # Of a file
-        size: int = 0,  # As for `read_upload`
-    ) -> str:  # The image's id
-        "Decodes one image at a time and keeps it; the errors of `read_upload`"
+    def keep(self, data: bytes, size: int = 0) -> str:
+        "Decodes and keeps an image, one at a time, and returns its id; arguments and errors are those of `read_upload`"
         with self._decoding: image = read_upload(data, size)
         with self._changing:
-            self._images[key := UPLOAD + secrets.token_urlsafe(16)] = image
+            key = UPLOAD + secrets.token_urlsafe(16)
+            self._images[key] = image
             while self.nbytes > self.limit: self._images.popitem(last=False)
         return key
 
-    def get(self,
-        key: str,  # An image's id
-    ) -> Image.Image | None:  # None where it is not kept any more
-        "An image that was uploaded"
+    def get(self, key: str) -> Image.Image | None:
+        "An image that was uploaded; None where it is not kept any more"
         with self._changing:
             if key in self._images: self._images.move_to_end(key)
             return self._images.get(key)
@@ -171,7 +160,8 @@ def make_page(
     guard: Guard | None = None,  # Whom it answers; None for this machine alone
 ) -> FastHTML:  # An ASGI application; `serve_page` serves it
     "The page over a gallery. A ValueError for a gallery without images or of another model"
-    finder, guarded = Finder(learn, gallery, Uploads()), Middleware(BaseHTTPMiddleware, dispatch=guard or Guard())
+    finder = Finder(learn, gallery, Uploads())
+    guarded = Middleware(BaseHTTPMiddleware, dispatch=guard or Guard())
     app = FastHTML(title='magnifier', hdrs=HEAD, htmlkw=dict(lang='en'), default_hdrs=False, canonical=False,
                    sess_cls=None, secret_key='no sessions', middleware=[guarded])
     _add_files(app)
@@ -183,13 +173,14 @@ def make_page(
 
 def _add_files(app):
     "The page's own style and script"
-    text = lambda name: Path(__file__).with_name(name).read_text(encoding='utf-8')
+    def served(name, media_type):
+        return Response(Path(__file__).with_name(name).read_text(encoding='utf-8'), media_type=media_type)
 
     @app.get('/page.css')
-    def style(): return Response(text('page.css'), media_type='text/css')
+    def style(): return served('page.css', 'text/css')
 
     @app.get('/page.js')
-    def script(): return Response(text('page.js'), media_type='text/javascript')
+    def script(): return served('page.js', 'text/javascript')
 
 
 def _add_choosing(app, finder):

@@ -11,23 +11,21 @@ import pandas as pd
 
 from magnifier.data.images import image_name
 from magnifier.files import aside
-from magnifier.gallery.entries import content_key, number, problem, read_entry, timestamp
+from magnifier.gallery.entries import (
+    ReadImage, as_array, content_key, embedded_regions, keyed, number, read_entry, timestamp, unit_rows)
 from magnifier.gallery.store import MOST_NAMES, joined, where
 from magnifier.gallery.video import crop_address, cut_boxes, read_mot
 
 __all__ = []
 
-WRITTEN, SECONDS = 1 << 24, 5  # Embeddings are written once they have so many bytes, or have waited so long
+WRITTEN = 1 << 24  # Bytes of embeddings that are written at once
+SECONDS = 5  # Fewer bytes are written after this time
 
 
 class Reading:
-    "Images of a table that a gallery does not have yet, in batches that threads decode in advance"
+    "Images of a table (see `entries`) that a gallery does not have yet, in batches that threads decode in advance"
 
-    def __init__(self,
-        store,  # Of the gallery
-        table: pd.DataFrame,  # Of `entries`
-        bs: int,  # Images in a batch
-    ):
+    def __init__(self, store, table, bs):
         self.store = store
         self.table = table
         self.bs = bs
@@ -41,41 +39,33 @@ class Reading:
 
     def _read(self, start, threads):
         "New images of a batch: rows of the table, with columns key and image"
-        part = self.table.iloc[start:start+self.bs]
-        keys = pd.Series(list(threads.map(_key_or_error, part['item'], part['path'])), index=part.index, dtype=object)
-        broken = keys.map(lambda key: isinstance(key, Exception))
-        problems = {i: problem(keys[i], part['item'][i]) for i in part.index[broken]}
-        part = part[~broken].assign(key=keys[~broken])
-        known = self.store.known(part['key'].tolist())
-        new = ~part['key'].isin(self._seen | set(known)) & ~part.duplicated('key')
-        again = part[~new & part['path'].notna()]
+        part = self.table.iloc[start:start + self.bs]
+        part = _with(part, threads.map(keyed, part['item'], part['path']))
+        whole = part[part['problem'] == '']
+        known = self.store.known(whole['key'].tolist())
+        is_new = ~whole['key'].isin(self._seen | set(known)) & ~whole.duplicated('key')
+        again = whole[~is_new & whole['path'].notna()]
         self.names += [(key, path) for key, path in zip(again['key'], again['path']) if path not in known.get(key, ())]
-        part = part[new]
-        read = pd.Series(list(threads.map(read_entry, part['item'], part['key'])), index=part.index, dtype=object)
-        problems |= {i: read[i].problem for i in part.index if read[i].image is None}
-        self.skipped += [(image_name(self.table['item'][i]), problems[i]) for i in sorted(problems)]
-        part = part.assign(image=read.map(lambda entry: entry.image))
-        part = part.drop(index=[i for i in part.index if i in problems])
-        self._seen |= set(part['key'])
-        return part
+        new = whole[is_new]
+        new = _with(new, threads.map(read_entry, new['item'], new['key']))
+        self._skip(part['problem'].to_dict() | new['problem'].to_dict())
+        new = new[new['problem'] == ''].drop(columns='problem')
+        self._seen |= set(new['key'])
+        return new
+
+    def _skip(self, problems):
+        "Keeps the problems of a batch, given by row of the table; a row without a problem has an empty text"
+        self.skipped += [(image_name(self.table['item'][row]), text) for row, text in problems.items() if text]
 
 
-def _key_or_error(item, path):
-    try:
-        (path or '').encode()  # or no store could keep it
-        return content_key(item)
-    except (OSError, ValueError, TypeError) as error: return error
+def _with(rows, read):
+    "Rows of a table with the columns key, image and problem of what was read for them"
+    columns = pd.DataFrame(list(read), columns=ReadImage._fields, index=rows.index, dtype=object)
+    return rows.assign(**columns)
 
 
-def video_entries(
-    video: str | Path,  # A video file, or a folder of frames
-    boxes,  # A MOTChallenge file, or a table as `read_mot` gives it
-    *,
-    camera: int,  # Its number
-    start,  # When frame 1 was taken; None counts from 1970
-    every: int = 1,  # Takes each track's first box and every so-many-th after it
-) -> pd.DataFrame:  # The boxes, with path, camid, tracklet, and frame number
-    "The boxes of a tracker as rows for a gallery"
+def video_entries(video, boxes, *, camera: int, start, every: int) -> pd.DataFrame:
+    "The boxes of a tracker with columns path, camid, tracklet and since; the arguments are those of `add_video`"
     table = boxes if isinstance(boxes, pd.DataFrame) else read_mot(boxes)
     if not len(table): raise ValueError(f'no boxes for {video}: run the tracker first, or leave this camera out')
     table = table[table.groupby('track').cumcount() % every == 0].reset_index(drop=True)
@@ -90,16 +80,11 @@ def video_entries(
 
 
 class VideoReading:
-    """People of a video that a gallery does not have yet, in batches that a thread cuts out in advance. ValueError for
-    another video of this camera under the same name"""
+    """People of a video (the table is of `video_entries`) that a gallery does not have yet, in batches that a thread
+    cuts out in advance; the folder `crops` keeps their images, if there is one. ValueError for another video of this
+    camera under the same name"""
 
-    def __init__(self,
-        store,  # Of the gallery
-        video,  # A Video
-        table: pd.DataFrame,  # Of `video_entries`
-        bs: int,  # People in a batch
-        crops: str | Path | None = None,  # Folder that keeps their images; None keeps none
-    ):
+    def __init__(self, store, video, table, bs, crops=None):
         self.store = store
         self.video = video
         self.bs = bs
@@ -123,14 +108,19 @@ class VideoReading:
                              'give each video of a camera a name of its own, and the same start when it is added again')
 
     def __iter__(self) -> Iterator[pd.DataFrame]:
-        crops, left = cut_boxes(self.video, self.table), set(range(len(self.table)))
-        for rows, part in prefetched(map(self._new, iter(lambda: list(islice(crops, self.bs)), []))):
+        left = set(range(len(self.table)))
+        for rows, part in prefetched(self._batches()):
             left -= rows
             yield part
         self.skipped += [(self.table['path'][row], 'no such frame, or outside it') for row in sorted(left)]
 
+    def _batches(self):
+        "The rows of each batch, and the new ones of them as `_new` gives them"
+        crops = cut_boxes(self.video, self.table)
+        while batch := list(islice(crops, self.bs)): yield {crop.row for crop in batch}, self._new(batch)
+
     def _new(self, crops):
-        "The rows of some crops, and those of them that are new, with columns key and image"
+        "Rows of the table for those crops that are new, with columns key and image"
         part = self.table.iloc[[crop.row for crop in crops]].assign(pid=None, image=[crop.image for crop in crops])
         part['key'] = [content_key(crop.image) for crop in crops]
         known = self.store.known(part['key'].tolist())
@@ -138,7 +128,7 @@ class VideoReading:
         if self.crops is not None:  # the address stays as another name
             files = [self._keep(row) for row in part.itertuples()]
             part = part.assign(also=[[address] for address in part['path']], path=files)
-        return {crop.row for crop in crops}, part
+        return part
 
     def _keep(self, row):
         "Writes a person's image and returns its path"
@@ -147,10 +137,8 @@ class VideoReading:
         return str(file)
 
 
-def prefetched(
-    items: Iterator,  # Whatever takes time to make
-) -> Iterator:  # The same
-    "Makes the next item in a thread while the caller works on the last"
+def prefetched(items: Iterator) -> Iterator:
+    "The same items; the next is made in a thread while the caller works on the last"
     with ThreadPoolExecutor(1) as ahead:
         following = ahead.submit(next, items, None)
         while (item := following.result()) is not None:
@@ -161,17 +149,16 @@ def prefetched(
 class Writing:
     "Writes columns to a store in its own thread, many images at once, while the caller embeds the next"
 
-    def __init__(self,
-        store,  # Of the gallery
-    ):
-        self.store, self.added = store, 0
-        self._thread, self._last = ThreadPoolExecutor(1), None
-        self._waiting, self._since = [], time.monotonic()
+    def __init__(self, store):
+        self.store = store
+        self.added = 0  # Rows written
+        self._thread = ThreadPoolExecutor(1)
+        self._last = None  # What the thread is writing
+        self._waiting = []  # Columns that are not written yet
+        self._since = time.monotonic()
 
-    def put(self,
-        rows: dict,  # Columns of new images
-    ):
-        "Adds rows; they are written when there are enough of them"
+    def put(self, rows: dict):
+        "Takes columns of new images; they are written when there are enough of them"
         self._waiting.append(rows)
         many = len(self._waiting) * rows['vector'].nbytes >= WRITTEN
         if many or time.monotonic() - self._since > SECONDS: self._write()
@@ -180,11 +167,14 @@ class Writing:
         self._wait()
         if not self._waiting: return
         self._last = self._thread.submit(self.store.add, joined(self._waiting, self._waiting[0]))
-        self._waiting, self._since = [], time.monotonic()
+        self._waiting = []
+        self._since = time.monotonic()
 
     def _wait(self):
-        last, self._last = self._last, None
-        if last is not None: self.added += last.result()
+        if self._last is None: return
+        last = self._last
+        self._last = None  # whatever its result, it is not asked again
+        self.added += last.result()
 
     def __enter__(self): return self
 
@@ -196,11 +186,28 @@ class Writing:
         finally: self._thread.shutdown()
 
 
-def remember_names(
-    store,  # Of the gallery
-    names: list,  # (key, path) of images that are already there
-):
-    "Stores other paths of images, so that deleting by any of their paths finds them"
+def embedded(embedder, part, regions: bool, d) -> dict:
+    """Columns of new images, to be written: labels, and embeddings of `d` dimensions (None for any). Of images of
+    tracklets also the visible share of each person, if the embedder can measure it"""
+    images = list(part['image'])
+    rows = {name: list(part[name]) for name in ('key', 'pid', 'camid', 'time', 'tracklet')}
+    rows['path'] = [path or '' for path in part['path']]
+    rows['also'] = list(part['also']) if 'also' in part else [[] for _ in images]
+    if part['tracklet'].notna().any() and hasattr(embedder, 'embed_visible'):
+        vectors, visibility = embedder.embed_visible(images)
+        rows['visibility'] = as_array(visibility).tolist()
+    else:
+        vectors = embedder.embed(images)
+        rows['visibility'] = [None] * len(images)
+    rows['vector'] = unit_rows(vectors, len(images), d)
+    if regions:
+        rows['regions'], visible = embedded_regions(embedder, images)
+        rows['visible'] = visible.tolist()
+    return rows
+
+
+def remember_names(store, names: list):
+    "Stores other paths of images, given as (key, path), so that deleting by any of their paths finds them"
     known = store.known([key for key, _ in names])
     changed = {}
     for key, path in names:
@@ -211,16 +218,11 @@ def remember_names(
     if changed: store.update(dict(key=list(changed), also=list(changed.values())))
 
 
-def with_bar(
-    batches,  # To iterate over
-    n: int,  # Images in all
-    bs: int,  # Images in a batch
-):  # The same batches
-    "Batches with a progress bar"
+def with_bar(batches, n: int, bs: int) -> Iterator:
+    "The same batches, with a progress bar for all `n` images"
     from fastprogress.fastprogress import progress_bar
-    bar, start = progress_bar(batches, total=-(-n // bs), leave=False), time.monotonic()
-    def commented():
-        for i, batch in enumerate(bar, 1):
-            bar.comment = f'{i*bs/(time.monotonic() - start):.0f} images/s, {max(0, n - i*bs)} left'
-            yield batch
-    return commented()
+    start = time.monotonic()
+    bar = progress_bar(batches, total=-(-n // bs), leave=False)
+    for i, batch in enumerate(bar, 1):
+        bar.comment = f'{i*bs/(time.monotonic() - start):.0f} images/s, {max(0, n - i*bs)} left'
+        yield batch

@@ -17,11 +17,12 @@ from magnifier.checks import refuse
 from magnifier.data.images import existing, image_files
 from magnifier.data.images import as_images, image_name, read_image
 from magnifier.data.own_sets import MISSING, read_table
-from magnifier.gallery.video import is_address, read_crop
+from magnifier.gallery.video import box_of, read_crop
 from magnifier.regions import N_REGIONS
 
 __all__ = ['crops_folder', 'crops_csv']
 
+COLUMNS = dict(paths='path', pids='pid', camids='camid', times='time', tracklets='tracklet')  # Of each kind of label
 LARGEST = 2**63 - 1  # Whole number that a store keeps
 EXACT = 2**53  # Up to here floats hold every whole number
 SPAN = 9.2e9  # Seconds before and after 1970 that pandas' times hold, which hits are shown with
@@ -37,15 +38,16 @@ def entries(
     **labels,  # pids, camids, times, paths, tracklets: one an image, or None
 ) -> pd.DataFrame:  # Columns item, path, pid, camid, time, tracklet; None where unknown
     "Images and labels in one table; a ValueError if their numbers differ, a TypeError for labels that are not numbers"
-    table = _of_catalog(images, labels) if isinstance(images, pd.DataFrame) else _of_items(images, labels)
-    if not len(table): raise ValueError('no images: give at least one path, image or catalog row')
-    forms = dict(pid=identity, camid=lambda c: number(c, 'camids'), time=timestamp, tracklet=_name)
-    for name, form in forms.items():
-        table[name] = pd.Series([form(value) for value in table[name]], dtype=object)
-    own = [os.fspath(item) if isinstance(item, (str, Path)) else None for item in table['item']]
-    paths = [file if path is None else str(path) for path, file in zip(table['path'], own)]
-    table['path'] = pd.Series(paths, dtype=object)
-    return table
+    columns = _of_catalog(images, labels) if isinstance(images, pd.DataFrame) else _of_items(images, labels)
+    if not columns['item']: raise ValueError('no images: give at least one path, image or catalog row')
+    return pd.DataFrame(dict(
+        item=columns['item'],
+        path=[_path(path, item) for path, item in zip(columns['path'], columns['item'])],
+        pid=[identity(pid) for pid in columns['pid']],
+        camid=[number(camera, 'camids') for camera in columns['camid']],
+        time=[timestamp(time) for time in columns['time']],
+        tracklet=[None if _missing(name) else str(name) for name in columns['tracklet']],
+    ), dtype=object)
 
 
 def _of_catalog(catalog, labels):
@@ -54,38 +56,35 @@ def _of_catalog(catalog, labels):
         f'{", ".join(given)} beside a catalog: put them into its columns pid, camid, time, tracklet': bool(given),
         f'the catalog has no column path, only {", ".join(map(str, catalog.columns))}': 'path' not in catalog,
     })
-    columns = dict(item='path', path='path', pid='pid', camid='camid', time='time', tracklet='tracklet')
-    return pd.DataFrame({name: pd.Series(list(catalog[of]) if of in catalog else [None]*len(catalog), dtype=object)
-                         for name, of in columns.items()})
+    columns = {name: list(catalog[name]) if name in catalog else [None]*len(catalog) for name in COLUMNS.values()}
+    return dict(item=columns['path'], **columns)
 
 
 def _of_items(images, labels):
-    items = list(as_images(images))
-    table = pd.DataFrame({'item': pd.Series(items, dtype=object)})
-    for name, column in dict(paths='path', pids='pid', camids='camid', times='time', tracklets='tracklet').items():
-        table[column] = _one_each(labels.get(name), len(items), name)
-    return table
+    items = [image.read() if hasattr(image, 'read') else image for image in as_images(images)]
+    columns = {column: _one_each(labels.get(name), len(items), name) for name, column in COLUMNS.items()}
+    return dict(item=items, **columns)
 
 
 def _one_each(values, n, name):
-    if values is None: return pd.Series([None]*n, dtype=object)
+    if values is None: return [None]*n
     values = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
     if len(values) != n:
         raise ValueError(f'{name}: {len(values)} for {n} images; one an image is needed, None where it is unknown')
-    return pd.Series(values, dtype=object)
+    return values
+
+
+def _path(path, item):
+    if path is not None: return str(path)
+    return os.fspath(item) if isinstance(item, (str, Path)) else None
 
 
 def _missing(x): return x is None or x is pd.NaT or x is pd.NA or isinstance(x, (float, np.floating)) and np.isnan(x)
 
 
-def _name(x): return None if _missing(x) else str(x)
-
-
-def number(
-    x,  # An id
-    name: str,  # What to call it in an error
-) -> int | None:  # None where it is missing
-    "A whole number; a TypeError for other types, a ValueError for more than 63 bits"
+def number(x, name: str) -> int | None:
+    """An id as a whole number, None where it is missing. A TypeError for other types and a ValueError for more than 63
+    bits call it by its `name`"""
     if _missing(x): return None
     whole = isinstance(x, (int, np.integer)) and not isinstance(x, (bool, np.bool_))
     if not whole and not (isinstance(x, (float, np.floating)) and float(x).is_integer()):
@@ -99,18 +98,15 @@ def number(
     return int(x)  # pandas makes floats of integers beside a missing one
 
 
-def identity(
-    pid,  # An identity, or -1 for junk: a person that nobody named
-) -> int | None:  # None where it is junk or missing
-    "An identity as a gallery keeps it; a TypeError if it is not a whole number"
+def identity(pid) -> int | None:
+    "An identity as a gallery keeps it: None where it is missing, and for -1, which is junk"
     pid = number(pid, 'pids')
     return None if pid == -1 else pid
 
 
-def timestamp(
-    t,  # Seconds since 1970 in UTC, an ISO date and time, or a datetime; without a time zone it is UTC
-) -> float | None:  # Seconds since 1970 in UTC; None where it is missing
-    "A time in seconds; a ValueError for an invalid one"
+def timestamp(t) -> float | None:
+    """Seconds since 1970 in UTC of a time: such seconds, an ISO date and time, or a datetime, which are UTC without a
+    time zone. None where it is missing; a ValueError for an invalid time"""
     seconds = _seconds(t)
     if seconds is None or abs(seconds) < SPAN: return seconds
     raise ValueError(f'time {t}: a time of the years 1679 to 2260 wanted, as a date or as seconds since 1970; divide '
@@ -134,15 +130,13 @@ class ReadImage(NamedTuple):
     "An image that was read, or the reason why it could not be read"
 
     key: str  # Of its content: the same bytes are the same image, whatever the file is called
-    image: Image.Image | None  # Decoded, mode RGB; None where that failed
+    image: Image.Image | None = None  # Decoded, mode RGB; None where that failed or was not asked for
     problem: str = ''  # Why it failed
 
 
-def content_key(
-    item,  # An image as `read_image` takes it
-) -> str:  # 32 hexadecimal digits
-    """The key of a file's bytes, or of the pixels of an image in memory: the same content has the same key. Errors as
-    in `read_image`"""
+def content_key(item) -> str:
+    """The key, 32 hexadecimal digits, of a file's bytes or of the pixels of an image in memory: the same content has
+    the same key. Takes images as `read_image` does, with its errors"""
     if isinstance(item, (bytes, bytearray)): return _hashed([item])
     if isinstance(item, (str, os.PathLike)):
         if not os.path.isfile(item): read_image(item)  # says what it is instead
@@ -158,34 +152,32 @@ def _hashed(parts):
     return content.hexdigest()[:32]
 
 
-def read_entry(
-    item,  # An image as `read_image` takes it
-    key: str | None = None,  # Of its content, where that is known already
-) -> ReadImage:  # With the image or with what is wrong with it
-    "Reads and decodes an image"
+def read_entry(item, key: str | None = None) -> ReadImage:
+    "Reads and decodes an image as `read_image` takes it; `key` is that of its content where that is known already"
     if hasattr(item, 'read'): item = item.read()
     try:
         key = key or content_key(item)
         return ReadImage(key, read_image(item))
-    except (OSError, ValueError, TypeError) as e: return ReadImage(key or '', None, problem(e, item))
+    except (OSError, ValueError, TypeError) as e: return ReadImage(key or '', None, _problem(e, item))
 
 
-def problem(
-    error,  # Raised by `content_key` or `read_image`
-    item,  # For this image
-) -> str:
-    "What is wrong with an image, without its name"
-    if isinstance(error, UnicodeEncodeError): return 'its name is no UTF-8: rename it'
-    return str(error).removeprefix(f'{image_name(item)}: ') or type(error).__name__
+def keyed(item, path: str | None) -> ReadImage:
+    "The key of an image that is not decoded yet, or why a store could not keep it under this path"
+    try:
+        (path or '').encode()
+        return ReadImage(content_key(item))
+    except UnicodeEncodeError: return ReadImage('', None, 'its name is no UTF-8: rename it')
+    except (OSError, ValueError, TypeError) as e: return ReadImage('', None, _problem(e, item))
 
 
-def stored_image(
-    path: str | None,  # As a gallery has it
-    key: str,  # The key that it has for that path
-) -> Image.Image | None:  # Mode RGB; None where the file is gone, or is another by now
-    "The image that was added under a path, if its content has not changed"
+def _problem(error, item): return str(error).removeprefix(f'{image_name(item)}: ') or type(error).__name__
+
+
+def stored_image(path: str | None, key: str) -> Image.Image | None:
+    """The image (mode RGB) that a gallery has under a path and a key; None where the file is gone or its content has
+    changed"""
     if not path: return None
-    if is_address(path): return _cut_again(path, key)
+    if box_of(path): return _cut_again(path, key)
     read = read_entry(path)
     if read.image is None: return None
     if key == read.key: return read.image
@@ -199,29 +191,22 @@ def _cut_again(address, key):
     return image if key == content_key(image) else None
 
 
-def fingerprint_of(
-    embedder,  # A learner, an Embedder, or whatever has their two names
-) -> str:  # Its fingerprint
-    "The fingerprint of an embedder's model; a TypeError if it has none"
+def fingerprint_of(embedder) -> str:
+    "The fingerprint of a learner, an Embedder, or what else embeds; a TypeError for what does not"
     if not hasattr(embedder, 'fingerprint') or not hasattr(embedder, 'embed'):
         raise TypeError(f'{type(embedder).__name__} is not an embedder: a learner or an Embedder is wanted, with '
                         '`.embed` and `.fingerprint`')
     return str(embedder.fingerprint)
 
 
-def as_array(
-    x,  # Array or tensor, of any device and precision
-) -> np.ndarray:  # float32
-    "Numbers as a NumPy array, without importing torch if they are not a tensor"
+def as_array(x) -> np.ndarray:
+    "An array or a tensor, of any device and precision, as a float32 array; does not import torch for it"
     return np.asarray(x.detach().cpu().float() if hasattr(x, 'detach') else x, np.float32)
 
 
-def unit_rows(
-    embeddings,  # What an embedder gave
-    n: int,  # How many rows there must be
-    d: int | None = None,  # How many dimensions; None for any
-) -> np.ndarray:  # (n, d) float32, rows of length 1
-    "Embeddings of length 1; a ValueError for those that are zero, NaN or infinite, or of another shape"
+def unit_rows(embeddings, n: int, d: int | None) -> np.ndarray:
+    """An embedder's embeddings as (n, d) float32 of length 1, with any d for None; a ValueError for those that are
+    zero, NaN or infinite, or of another shape"""
     x = as_array(embeddings)
     norms = np.linalg.norm(np.atleast_2d(x), axis=1, keepdims=True)
     refuse({
@@ -232,11 +217,9 @@ def unit_rows(
     return x / norms
 
 
-def embedded_regions(
-    embedder,  # Has `.embed_regions(images) -> ((n,k,c), (n,k) booleans)`, as a learner with a mask module
-    images: list,  # n images
-) -> tuple[np.ndarray, np.ndarray]:  # (n, k*c) float32, visible regions of length 1 and the others 0; (n,) visible bits
-    "Region embeddings as a gallery keeps them; a ValueError for an embedder without regions"
+def embedded_regions(embedder, images: list) -> tuple[np.ndarray, np.ndarray]:
+    """Region embeddings as a gallery keeps them: (n, k*c) float32, in which a visible region has length 1 and another
+    is 0, and (n,) bits that tell the visible ones. A ValueError for an embedder without regions"""
     if not hasattr(embedder, 'embed_regions'):
         raise ValueError(f'this {type(embedder).__name__} has no regions: '
                          'use a learner that was built with mask=True, or a gallery without regions=True')
@@ -284,10 +267,10 @@ def _known(text): return None if text.strip().lower() in MISSING else text.strip
 
 def _row(file, root, patterns):
     "Identity, camera and time from a file's name"
-    name, said = file.relative_to(root).as_posix(), {}
+    said = {}
     for pattern in patterns:
-        found = re.search(pattern, name, re.I)
-        if found: said |= {group: text for group, text in found.groupdict().items() if text is not None}
+        found = re.search(pattern, file.relative_to(root).as_posix(), re.I)
+        if found: said |= {name: text for name, text in found.groupdict().items() if text is not None}
     return dict(path=str(file)) | {name: _label(said.get(name), name, file) for name in ('pid', 'camid', 'time')}
 
 

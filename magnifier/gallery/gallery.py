@@ -10,9 +10,9 @@ import pandas as pd
 
 from magnifier.checks import as_count, choose, refuse
 from magnifier.data.images import image_name
-from magnifier.gallery.adding import Reading, VideoReading, Writing, remember_names, video_entries, with_bar
-from magnifier.gallery.entries import (
-    as_array, embedded_regions, entries, fingerprint_of, identity, read_entry, unit_rows)
+from magnifier.gallery.adding import (
+    Reading, VideoReading, Writing, embedded, remember_names, video_entries, with_bar)
+from magnifier.gallery.entries import embedded_regions, entries, fingerprint_of, identity, read_entry, unit_rows
 from magnifier.gallery.hits import Hits, as_table, nearest, nearest_by_regions, nearest_reranked
 from magnifier.gallery.lance import LanceStore
 from magnifier.gallery.milvus import MilvusStore
@@ -61,10 +61,11 @@ class Gallery:
         token: str = '',  # 'user:password' or an API key, for servers that want one
     ):
         if not NAME.fullmatch(name): raise ValueError(f'name={name!r}: letters, digits and underscores wanted')
-        self.uri, self.exact_up_to = str(uri), exact_up_to
+        self.uri = str(uri)
+        self.exact_up_to = exact_up_to
         self.store = MilvusStore(self.uri, name, token) if self.uri.startswith(SERVERS) else LanceStore(self.uri, name)
         self._regions_asked = bool(regions)
-        self._table = None  # The version of the last table of all images, and the table
+        self._images = None  # The version of the last table of all images, and the table
         try: self._check_regions()
         except ValueError:
             self.close()
@@ -72,8 +73,7 @@ class Gallery:
 
     @property
     def regions(self) -> bool:
-        """Whether the embedding of each region is kept: as when the gallery was made, or for an empty gallery as
-        requested"""
+        "Whether the embedding of each region is kept; of an empty gallery, whether it was requested"
         about = self.store.about
         return about['regions'] > 0 if about else self._regions_asked
 
@@ -128,11 +128,11 @@ class Gallery:
         bs: int = 64,  # People embedded at once
         progress: bool = True,  # Shows a bar
     ) -> Added:  # As in `add`; boxes whose frame is missing or that lie outside it are among the skipped
-        """Adds what a tracker followed in one camera: each track becomes a tracklet (see `tracklets`,
-        `people`). Frames are read once, while the people before are embedded; run again after a crash, it
-        goes on. ValueError for no video, no boxes, another video of this camera under the same name, and as
-        in `add`"""
-        bs, every = as_count(bs, 'bs'), as_count(every, 'every')
+        """Adds what a tracker followed in one camera: each track becomes a tracklet (see `tracklets`, `people`). Frames
+        are read once, while the people before are embedded; run again after a crash, it goes on. ValueError for no
+        video, no boxes, another video of this camera under the same name, and as in `add`"""
+        bs = as_count(bs, 'bs')
+        every = as_count(every, 'every')
         table = video_entries(video, boxes, camera=camera, start=start, every=every)
         reading = VideoReading(self.store, Video(video, fps=fps), table, bs, crops)
         return self._add(embedder, reading, len(table), bs, progress)
@@ -143,7 +143,10 @@ class Gallery:
         self._check_model(embedder)
         with Writing(self.store) as writing:
             for part in with_bar(reading, n, bs) if progress and n > bs else reading:
-                if len(part): writing.put(self._embedded(embedder, part))
+                if not len(part): continue
+                rows = embedded(embedder, part, self.regions, self.store.about.get('d'))
+                if not self.store.about: self._create(embedder, rows)
+                writing.put(rows)
         remember_names(self.store, reading.names)
         if writing.added:
             self.store.settle()
@@ -157,30 +160,11 @@ class Gallery:
             raise ValueError(f'{self.uri} was made by the model {made_by}, and this one is {own}: their embeddings '
                              'cannot be compared. Use that model, or make another gallery with this one')
 
-    def _embedded(self, embedder, part):
-        "The columns of new images, to be written"
-        images = list(part['image'])
-        rows = dict(key=list(part['key']), path=[path or '' for path in part['path']])
-        rows['also'] = list(part['also']) if 'also' in part else [[] for _ in images]
-        rows |= {name: list(part[name]) for name in ('pid', 'camid', 'time', 'tracklet')}
-        vectors, rows['visibility'] = self._embed(embedder, images, part['tracklet'].notna().any())
-        rows['vector'] = unit_rows(vectors, len(images), self.store.about.get('d'))
-        if self.regions:
-            rows['regions'], visible = embedded_regions(embedder, images)
-            rows['visible'] = visible.tolist()
-        if not self.store.about: self._create(embedder, rows)
-        return rows
-
-    def _embed(self, embedder, images, tracked):
-        "Embeddings, and for images of tracklets the visible share of each person, if the embedder can measure it"
-        if not tracked or not hasattr(embedder, 'embed_visible'): return embedder.embed(images), [None] * len(images)
-        vectors, visibility = embedder.embed_visible(images)
-        return vectors, as_array(visibility).tolist()
-
     def _create(self, embedder, rows):
+        "Makes the gallery for its first rows"
         regions = rows['regions'].shape[1] if 'regions' in rows else 0
         self.store.create(dict(fingerprint=fingerprint_of(embedder), d=rows['vector'].shape[1], regions=regions))
-        self._check_model(embedder)  # another may have been first
+        self._check_model(embedder)  # another process may have made it first
         self._check_regions()
 
     def search(self,
@@ -207,28 +191,24 @@ class Gallery:
         })
         self._check_filled()
         meant = where(not_camera=not_camera, cameras=cameras, since=since, until=until)
-        if regions is not None: rows, compared = self._search_regions(embedder, image, k, meant, regions)
-        else:
-            search = nearest_reranked if rerank else nearest
-            rows, compared = search(self.store, self._query(embedder, image), k, meant), None
-        table = as_table(rows, tuple(name for name in ('similarity', 'reranked', 'shared') if name in rows))
+        compared = None if regions is None else region_indices(regions)
+        if compared is not None: rows = self._nearest_by_regions(embedder, image, compared, k, meant)
+        else: rows = (nearest_reranked if rerank else nearest)(self.store, self._query(embedder, image), k, meant)
+        table = as_table(rows)
         if threshold is not None: table = table[table['similarity'] >= threshold].reset_index(drop=True)
-        return Hits(table, image, compared)
+        return Hits(table, image, compared and tuple(REGIONS[r] for r in compared))
 
     def _query(self, embedder, image):
         "(d,) embedding of an image that is searched"
         self._check_model(embedder)
         return unit_rows(embedder.embed([_read_query(image)]), 1, self.store.about['d'])[0]
 
-    def _search_regions(self, embedder, image, k, meant, regions):
-        "Nearest rows, and the names of the regions that were compared"
-        wanted = region_indices(regions)
+    def _nearest_by_regions(self, embedder, image, regions, k, meant):
         if not self.regions:
             raise ValueError(f'{self.uri} keeps no regions: make a new gallery with Gallery(..., regions=True)')
         self._check_model(embedder)
         vectors, visible = embedded_regions(embedder, [_read_query(image)])
-        rows = nearest_by_regions(self.store, vectors[0], int(visible[0]), wanted, k, meant)
-        return rows, tuple(REGIONS[r] for r in wanted)
+        return nearest_by_regions(self.store, vectors[0], int(visible[0]), regions, k, meant)
 
     def label(self,
         keys,  # Keys, as tables of hits, images and clusters have them
@@ -300,16 +280,16 @@ class Gallery:
     ) -> Hits:  # Most similar first; the columns of `tracklets`, and similarity
         """Where else was this person seen? The tracklet itself is not among its hits. A name that no tracklet has is
         taken as an image's path"""
-        k, everything = as_count(k, 'k'), self.tracklets()
-        named = isinstance(query, str) and query in set(everything.table['tracklet'])
-        if not named and embedder is None:
-            raise ValueError('a search by image needs the model that made the gallery: pass embedder=')
-        if named: vector = everything.vectors[everything.table['tracklet'] == query][0]
-        else: vector = self._query(embedder, query)
+        k = as_count(k, 'k')
+        everything = self.tracklets()
+        vectors = everything.vectors[everything.table['tracklet'] == query] if isinstance(query, str) else ()
+        if len(vectors): vector = vectors[0]
+        elif embedder is not None: vector = self._query(embedder, query)
+        else: raise ValueError('a search by image needs the model that made the gallery: pass embedder=')
         found = self.tracklets(cameras=cameras, since=since, until=until)
         similarity = found.vectors @ vector if len(found) else np.empty(0, np.float32)
         left_out = found.table['camid'].isin(where(not_camera=not_camera).not_cameras or ())
-        if named: left_out |= found.table['tracklet'] == query
+        if len(vectors): left_out |= found.table['tracklet'] == query
         table = found.table.assign(similarity=similarity)[~left_out]
         return Hits(table.nlargest(k, 'similarity').reset_index(drop=True), query)
 
@@ -336,10 +316,11 @@ class Gallery:
         return table.sort_values(['person', 'start', 'camid'], ignore_index=True)[columns]
 
     def _label_tracklets(self, people):
-        rows = self.store.read(Where(tracklets=()), ('key', 'tracklet', 'pid'))
-        meant = [int(people.get(name, -1)) for name in rows['tracklet']]
-        changed = [(key, pid) for key, pid, now in zip(rows['key'], meant, rows['pid']) if pid >= 0 and pid != now]
-        if changed: self.store.update(dict(key=[key for key, _ in changed], pid=[pid for _, pid in changed]))
+        "Labels the images of tracklets, given as name -> person; writes those alone whose label changes"
+        rows = pd.DataFrame(self.store.read(Where(tracklets=()), ('key', 'tracklet', 'pid')), dtype=object)
+        rows['person'] = pd.Series([people.get(name) for name in rows['tracklet']], dtype=object)
+        changed = rows[rows['person'].notna() & (rows['person'] != rows['pid'])]
+        if len(changed): self.store.update(dict(key=list(changed['key']), pid=[int(p) for p in changed['person']]))
 
     def index(self,
         kind: str,  # 'exact', or the approximate 'ivf'
@@ -365,10 +346,10 @@ class Gallery:
         "The images of the gallery, without embeddings"
         meant = where(pids=pids, cameras=cameras, since=since, until=until, paths=paths)
         version = self.store.version
-        if not meant and self._table is not None and self._table[0] == version: return self._table[1].copy()
+        if not meant and self._images is not None and self._images[0] == version: return self._images[1].copy()
         table = as_table(self.store.read(meant, ('key', 'path', 'pid', 'camid', 'time')))
         table = table.sort_values(['pid', 'camid', 'time', 'path'], ignore_index=True, na_position='last')
-        if not meant and version is not None: self._table = version, table.copy()
+        if not meant and version is not None: self._images = version, table.copy()
         return table
 
     def embeddings(self,
@@ -389,21 +370,21 @@ class Gallery:
         """Numbers about the gallery; recall is the share of the exact first ten hits that an approximate index finds,
         for a sample of images"""
         about = self.store.about
-        t = self.images()
         kind = self.store.kind
+        images = self.images()
         return dict(
             uri=self.uri,
-            images=len(t),
-            identities=t['pid'].nunique(),
-            unlabelled=int(t['pid'].isna().sum()),
-            cameras=sorted(t['camid'].dropna().astype(int).unique().tolist()),
-            first=t['time'].min(),
-            last=t['time'].max(),
+            images=len(images),
+            identities=images['pid'].nunique(),
+            unlabelled=int(images['pid'].isna().sum()),
+            cameras=sorted(images['camid'].dropna().astype(int).unique().tolist()),
+            first=images['time'].min(),
+            last=images['time'].max(),
             model=about.get('fingerprint'),
             dimensions=about.get('d'),
             regions=self.regions,
             index=kind,
-            recall=self._recall(t['key']) if kind == 'ivf' else None,
+            recall=self._recall(images['key']) if kind == 'ivf' else None,
         )
 
     def _recall(self, keys, k=10):

@@ -11,6 +11,7 @@ from magnifier.regions import N_REGIONS, REGIONS
 __all__ = ['Hits']
 
 FIELDS = ('path', 'pid', 'camid', 'time')
+FIGURES = {'similarity': 'float64', 'reranked': 'float64', 'shared': 'Int64'}
 RERANKED = 100  # Hits that re-ranking looks at
 
 
@@ -64,13 +65,12 @@ def _of_identity(images):
     )
 
 
-def as_table(
-    rows,  # Columns of a store, or a list of dicts
-    more: tuple = (),  # Names of figures that a search adds
-) -> pd.DataFrame:  # Columns path, pid, camid, time, `more`, key
-    "Rows as a table with the right types: identities and cameras may be missing, times are UTC"
-    t = pd.DataFrame(rows, columns=[*FIELDS, *more, 'key'], dtype=object)
-    figures = {name: 'Int64' if name == 'shared' else 'float64' for name in more}
+def as_table(rows) -> pd.DataFrame:
+    """Rows of a store, as columns or dicts, as a table of path, pid, camid, time, key; before the key stand the figures
+    of a search that are among them. Identities and cameras may be missing, times are UTC"""
+    t = pd.DataFrame(rows, dtype=object)
+    figures = {name: kind for name, kind in FIGURES.items() if name in t}
+    t = t.reindex(columns=[*FIELDS, *figures, 'key'])
     t = t.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', **figures})
     paths = pd.Series([p or None for p in t['path']], index=t.index, dtype=object)
     return t.assign(path=paths, time=pd.to_datetime(t['time'], unit='s', utc=True))
@@ -80,24 +80,21 @@ def nearest(
     store: Store,  # Of the gallery
     vector: np.ndarray,  # (d,) of the query
     k: int,  # Hits at most
-    where: Where = EVERYTHING,  # Which rows
-) -> dict:  # Columns with 'similarity'
+    where: Where,  # Which rows
+) -> dict:  # Columns with 'similarity', the most similar first
     "Nearest rows; by an exact search if the index finds too few that meet the conditions"
     rows = store.search(vector, k, where)
     if len(rows['key']) == k or store.kind == 'exact': return rows
     return store.search(vector, k, where, exact=True)
 
 
-def nearest_reranked(
-    store: Store,  # Of the gallery
-    vector: np.ndarray,  # (d,) of the query
-    k: int,  # Hits at most
-    where: Where = EVERYTHING,  # Which rows
-) -> dict:  # Columns with 'similarity' and 'reranked', the distance that orders the first hundred
-    "Nearest rows, the first hundred ordered anew by k-reciprocal encoding"
+def nearest_reranked(store: Store, vector: np.ndarray, k: int, where: Where) -> dict:
+    """As `nearest`, but the first hundred are ordered anew by k-reciprocal encoding. Column 'reranked' is the distance
+    that orders them"""
     rows = nearest(store, vector, max(k, RERANKED), where)
-    first, n = rows['key'][:RERANKED], len(rows['key'])
+    n = len(rows['key'])
     if not n: return {**rows, 'reranked': []}
+    first = rows['key'][:RERANKED]
     from magnifier.retrieval.rerank import rerank  # needs torch, which a plain search does without
     distances = rerank(vector[None], store.rows_of(first, ('vector',))['vector'])[0].astype(float)
     order = [*np.argsort(distances, kind='stable'), *range(len(first), n)][:k]
@@ -122,7 +119,7 @@ def nearest_by_regions(
     query[shown] = vector.reshape(N_REGIONS, -1)[shown]
     mask = sum(1 << r for r in shown)
     parts = []
-    # An inner product is a sum: among rows that share equally many regions it orders the means too
+    # An inner product is the sum over the shared regions: among rows that share equally many it orders the means too
     for shared in range(1, len(shown) + 1):
         rows = store.search(query.ravel(), k, replace(where, visible=_sharing(mask, shared)), field='regions')
         rows['similarity'] = [s / shared for s in rows['similarity']]
@@ -132,6 +129,6 @@ def nearest_by_regions(
     return {name: [values[i] for i in best] for name, values in found.items()}
 
 
-def _sharing(mask, n) -> tuple:
-    "All visible bits that have n regions in common with a mask"
+def _sharing(mask, n):
+    "All sets of visible regions, as bits, that have n regions in common with a mask"
     return tuple(bits for bits in range(1 << N_REGIONS) if (bits & mask).bit_count() == n)

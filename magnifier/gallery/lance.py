@@ -1,59 +1,42 @@
-"A gallery in a local folder or on object storage: a LanceDB table of versioned columnar files that are never changed"
+"""A gallery in a local folder or on object storage: a LanceDB table of versioned columnar files that are never changed,
+and checksums that find damage to them"""
 
 import json
 import os
 import re
 import time
 import warnings
-from contextlib import contextmanager
+import zlib
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 
 from magnifier.checks import needs, refuse
-from magnifier.files import locked
+from magnifier.files import aside, locked
 from magnifier.gallery.milvus import is_old
 from magnifier.gallery.store import COLUMNS, EVERYTHING, VECTORS, Store, joined
-from magnifier.gallery.sums import Sums
 
-__all__ = ['LanceStore']
+__all__ = []
 
 os.environ.setdefault('LANCE_LOG', 'error')  # or the engine writes its warnings between what a command says
 
 NO_ENGINE = "a gallery needs pylance, the engine of LanceDB: pip install 'magnifier-reid[gallery]'"
-ABOUT = b'magnifier'  # What a table remembers of itself
+ABOUT = b'magnifier'  # Key of the table's metadata that holds what the gallery stores about itself
 IN_MEMORY = 1 << 31  # Bytes of vectors that are kept for repeated searches
 SCANNED = 1 << 24  # Bytes of vectors that are read at once
-SMALL, SMALL_MANY = 1 << 23, 32  # So many fragments of fewer bytes are written together as fewer
+SMALL = 1 << 23  # Bytes of vectors: a fragment of fewer is small
+SMALL_MANY = 32  # Small fragments; if there are more, they are written together as fewer
 LARGE = 1 << 25  # Bytes of a fragment that stays as it is
 UNINDEXED = .1  # Share of the rows that an index may lack
-PARTITION = 8192  # Rows of an index that share a centre, from which a few bits a dimension tell them
+PARTITION = 8192  # Rows of an index that share a centre, from which each is told by a few bits a dimension
 REFINED = 8  # Hits of an index that are compared by their whole vectors, for each hit that is wanted
 PATIENCE = 600  # Seconds to wait for another process's write
 NOW = timedelta(0)
-
-
-class Held:
-    "The vectors of one version in memory, and their inner products with the last query"
-
-    def __init__(self,
-        version: int,  # Of the table
-        ids: np.ndarray,  # (n,) of its rows
-        vectors: np.ndarray,  # (n, d) float32
-    ):
-        self.version = version
-        self.ids = ids
-        self.vectors = vectors
-        self._last = None
-
-    def products(self,
-        query: np.ndarray,  # (d,) float32
-    ) -> np.ndarray:  # (n,)
-        "Inner products with all vectors, kept because a search by regions uses the same ones several times"
-        last = self._last
-        if last is None or not np.array_equal(last[0], query): self._last = last = query.copy(), self.vectors @ query
-        return last[1]
+MANIFEST = re.compile(r'_versions/\d+\.manifest')
+WITHOUT_SUMS = ('_transactions', 'latest_version_hint.json')  # No answer depends on them
+BLOCK = 1 << 20  # Bytes that are summed at once
 
 
 class LanceStore(Store):
@@ -63,26 +46,28 @@ class LanceStore(Store):
     conflicting commits and tries again. Readers need no lock: each sees one complete version. Files of a local gallery
     are checked by `Sums`."""
 
-    def __init__(self,
-        uri: str,  # A folder, or the address of one on object storage (s3://bucket/people)
-        name: str,  # Of the table
-    ):
-        self.uri, self.local = uri, '://' not in uri
-        self.folder = Path(uri).expanduser().resolve() if self.local else None  # wherever the process goes
-        self.address = str(self.folder/f'{name}.lance') if self.local else f'{uri.rstrip("/")}/{name}.lance'
-        if self.local: _check_folder(self.folder, uri)
-        self.sums = Sums(self.address) if self.local else None
+    def __init__(self, uri: str, name: str):
+        self.uri = uri  # A folder, or the address of one on object storage (s3://bucket/people)
+        self.local = '://' not in uri
+        self.address = f'{uri.rstrip("/")}/{name}.lance'
+        if self.local:
+            self.folder = Path(uri).expanduser().resolve()  # the same one wherever the process goes
+            _check_folder(self.folder, uri)
+            self.address = str(self.folder/f'{name}.lance')
+            self.sums = Sums(self.address)
         self._lance = _engine()
         self._opened = None  # The table at the newest version that was seen
-        self._asked, self._held = {}, {}  # field -> version searched last, and vectors in memory
+        self._searched = {}  # field -> version that was searched last
+        self._held = {}  # field -> `Held`: all its vectors in memory
 
     @property
     def about(self) -> dict:
         table = self._newest()
-        text = None if table is None else (table.schema.metadata or {}).get(ABOUT, b'')
-        if text == b'':
+        if table is None: return {}
+        text = (table.schema.metadata or {}).get(ABOUT)
+        if text is None:
             raise ValueError(f'{self.uri} holds a table that is not a gallery of magnifier: give another `name`')
-        return {} if text is None else json.loads(text)
+        return json.loads(text)
 
     @property
     def version(self):
@@ -102,23 +87,24 @@ class LanceStore(Store):
 
     def add(self, rows):
         with self._writing() as table:
-            if not self.local:  # nobody waits for us, so that the engine has to tell which keys are new
-                told = _merge(table).when_not_matched_insert_all().execute(_arrow(rows, table.schema))
-                return told['num_inserted_rows']
             new = _arrow(rows, table.schema)
-            there = set(_column(table, 'key', _sql_in('key', rows['key'])))
+            if not self.local:  # others may be writing, so that the engine has to tell which keys are new
+                return table.merge_insert('key').when_not_matched_insert_all().execute(new)['num_inserted_rows']
+            there = set(_read(table, ('key',), _in('key', rows['key']))['key'])
             if there: new = new.filter([key not in there for key in rows['key']])
             if len(new): table.insert(new)
             return len(new)
 
     def update(self, rows):
-        with self._writing() as table: _merge(table).when_matched_update_all().execute(_arrow(rows, table.schema))
+        with self._writing() as table:
+            table.merge_insert('key').when_matched_update_all().execute(_arrow(rows, table.schema))
 
     def delete(self, where):
         with self._writing() as table:
+            if table is None: return 0
             # by keys, since the engine writes conditions down, and a path may tell who was deleted
-            keys = [] if table is None else _column(table, 'key', _sql(where))
-            if keys: table.delete(_sql_in('key', keys))
+            keys = _read(table, ('key',), _sql(where))['key']
+            if keys: table.delete(_in('key', keys))
             return len(keys)
 
     def count(self):
@@ -128,14 +114,12 @@ class LanceStore(Store):
         table = self._newest()
         if table is None: return
         with self._plain_errors():
-            at_once = _scanned(table, columns)
+            at_once = _rows_at_once(table, columns)
             for batch in table.to_batches(columns=list(columns), filter=_sql(where), batch_size=at_once):
                 yield {name: _values(batch.column(name), name) for name in columns}
 
     def read(self, where=EVERYTHING, columns=COLUMNS):
-        def all_rows(table):
-            return {name: _values(column, name) for name, column in _read(table, columns, _sql(where)).items()}
-        return self._ask(all_rows, joined([], columns))
+        return self._ask(lambda table: _read(table, columns, _sql(where)), joined([], columns))
 
     def search(self, vector, k, where=EVERYTHING, *, field='vector', exact=False):
         def nearest(table):
@@ -149,17 +133,19 @@ class LanceStore(Store):
         "All vectors from the second search on, if they fit into memory; else None"
         held = self._held.get(field)
         if held is not None and held.version == table.version: return held
-        first, fits = self._asked.get(field) != table.version, table.count_rows() * _bytes(table, field) <= IN_MEMORY
-        self._asked[field] = table.version
-        if first or not fits: return None
-        self._held = {}  # one at a time
-        self._held = {field: _loaded(table, field)}
+        again = self._searched.get(field) == table.version
+        self._searched[field] = table.version
+        if not again or table.count_rows() * _bytes(table, field) > IN_MEMORY: return None
+        self._held = {}  # the old vectors go before the new ones come
+        self._held = {field: Held(table, field)}
         return self._held[field]
 
     def index(self, kind):
         with self._writing() as table:
-            if kind == 'exact': _drop_index(table)
-            else: _build_index(table)
+            if kind == 'ivf':
+                table.create_index('vector', 'IVF_RQ', metric='dot', num_partitions=_partitions(table), replace=True)
+                return
+            for name in _indices(table): table.drop_index(name)
 
     def settle(self):
         with self._writing() as table:
@@ -182,21 +168,22 @@ class LanceStore(Store):
         if self.local: self.sums.forget_removed()
 
     def close(self):
-        self._opened, self._held = None, {}
+        self._opened = None
+        self._held = {}
 
     def _newest(self):
         "The newest version of the table, or None if nothing was added yet"
         if self.local: self.sums.check()
         with self._plain_errors():
-            if self._opened is not None and self._opened.latest_version == self._opened.version: return self._opened
-            self._opened = self._open()
+            if self._opened is None or self._opened.latest_version != self._opened.version: self._opened = self._open()
             return self._opened
 
     def _open(self):
         if self.local and not (Path(self.address)/'_versions').is_dir(): return None
-        if self.local: return self._lance.dataset(self.address)
         try: return self._lance.dataset(self.address)
-        except ValueError: return None  # that is how the engine says that there is none
+        except ValueError:  # on object storage, that is how the engine says that there is none
+            if self.local: raise
+            return None
 
     def _ask(self, read, otherwise):
         "The result of `read` on the newest version; if another process removes that version meanwhile, on the next one"
@@ -250,17 +237,19 @@ def _check_folder(folder, uri):
 def _alone(folder, uri):
     "Waits for the lock for writing"
     until = time.monotonic() + PATIENCE
-    while True:
-        turn = locked(folder)
-        try: turn.__enter__()
-        except OSError as error:
-            if not isinstance(error, BlockingIOError) or time.monotonic() > until:
-                raise OSError(f'{uri}: cannot be written ({error.strerror or error})') from error
-            time.sleep(.02)
-        else: break
-    try: yield
-    finally: turn.__exit__(None, None, None)
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(folder))
+                break
+            except OSError as error:
+                if not isinstance(error, BlockingIOError) or time.monotonic() > until:
+                    raise OSError(f'{uri}: cannot be written ({error.strerror or error})') from error
+                time.sleep(.02)
+        yield
 
+
+# Tables: their columns in Arrow's form, their index, their fragments
 
 def _schema(about):
     import pyarrow as pa
@@ -293,78 +282,26 @@ def _arrow(rows, schema):
 
 
 def _values(column, name):
-    "A column as a list, or vectors as an (n, d) array"
+    "A column as a list; vectors as an (n, d) array, row ids as an (n,) array"
+    if name == '_rowid': return column.to_numpy()
     if name not in VECTORS: return column.to_pylist()
     if hasattr(column, 'combine_chunks'): column = column.combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
 def _read(table, names, condition):
-    found = table.to_table(columns=[n for n in names if n != '_rowid'], filter=condition, with_row_id='_rowid' in names)
-    return {name: found[name] for name in names}
-
-
-def _column(table, name, condition): return _read(table, (name,), condition)[name].to_pylist()
-
-
-def _taken(table, ids):
-    "Columns of some rows, in the order of their ids"
-    if not ids: return joined([], COLUMNS)
-    columns = _read(table, ('_rowid', *COLUMNS), _sql_in('_rowid', ids))
-    found = {name: _values(column, name) for name, column in columns.items()}
-    place = {row: i for i, row in enumerate(found['_rowid'])}
-    return {name: [found[name][place[row]] for row in ids] for name in COLUMNS}
+    "Columns of the rows that meet a condition, '_rowid' among them if it is named"
+    stored = [name for name in names if name != '_rowid']
+    found = table.to_table(columns=stored, filter=condition, with_row_id='_rowid' in names)
+    return {name: _values(found[name], name) for name in names}
 
 
 def _bytes(table, field): return 4 * table.schema.field(field).type.list_size
 
 
-def _scanned(table, columns):
-    "Number of rows to read at once"
+def _rows_at_once(table, columns):
     width = sum(_bytes(table, name) for name in columns if name in VECTORS)
     return max(64, SCANNED // max(width, 1024))
-
-
-def _loaded(table, field):
-    n, d = table.count_rows(), table.schema.field(field).type.list_size
-    ids = np.empty(n, np.uint64)
-    vectors = np.empty((n, d), np.float32)
-    at = 0
-    for batch in table.to_batches(columns=[field], with_row_id=True, batch_size=_scanned(table, [field])):
-        ids[at:at+len(batch)] = batch.column('_rowid').to_numpy()
-        vectors[at:at+len(batch)] = _values(batch.column(field), field)
-        at += len(batch)
-    return Held(table.version, ids, vectors)
-
-
-def _by_product(table, held, vector, k, condition):
-    "Nearest rows by the product with all vectors"
-    ids, similarity = held.ids, held.products(vector)
-    if condition is not None:
-        allowed = _read(table, ('_rowid',), condition)['_rowid'].to_numpy()
-        rows = np.flatnonzero(np.isin(ids, allowed, assume_unique=True))
-        ids, similarity = ids[rows], similarity[rows]
-    ids, similarity = _largest(ids, similarity, k)
-    return {**_taken(table, ids.tolist()), 'similarity': similarity.tolist()}
-
-
-def _largest(ids, similarity, k):
-    "The k most similar rows, most similar first"
-    if len(ids) > k:
-        best = np.argpartition(-similarity, k - 1)[:k]
-        ids, similarity = ids[best], similarity[best]
-    order = np.argsort(-similarity, kind='stable')
-    return ids[order], similarity[order]
-
-
-def _by_engine(table, vector, k, condition, field, indexed):
-    """Nearest rows as the database finds them. With an index: by a few bits per dimension of every row, then by the
-    whole vectors of the best. Without one: by the vectors of all rows"""
-    nearest = dict(column=field, q=vector, k=k, metric='dot', use_index=indexed)
-    if indexed: nearest |= dict(nprobes=2*_partitions(table.count_rows()), refine_factor=REFINED)
-    found = table.to_table(columns=[*COLUMNS, '_distance'], nearest=nearest, filter=condition, prefilter=True)
-    rows = {name: _values(found[name], name) for name in COLUMNS}
-    return {**rows, 'similarity': (1 - found['_distance'].to_numpy()).tolist()}
 
 
 def _indices(table): return [i.name for i in table.describe_indices() if 'vector' in i.field_names]
@@ -373,15 +310,7 @@ def _indices(table): return [i.name for i in table.describe_indices() if 'vector
 def _kind(table): return 'ivf' if _indices(table) else 'exact'
 
 
-def _drop_index(table):
-    for name in _indices(table): table.drop_index(name)
-
-
-def _build_index(table):
-    table.create_index('vector', 'IVF_RQ', metric='dot', num_partitions=_partitions(table.count_rows()), replace=True)
-
-
-def _partitions(rows): return rows // PARTITION + 1
+def _partitions(table): return table.count_rows() // PARTITION + 1
 
 
 def _unindexed(table):
@@ -391,32 +320,154 @@ def _unindexed(table):
 
 def _compact(table, **kwargs):
     rows = max(1024, LARGE // _bytes(table, 'vector'))
-    at_once = _scanned(table, ['vector'])
+    at_once = _rows_at_once(table, ['vector'])
     table.optimize.compact_files(target_rows_per_fragment=rows, num_threads=1, batch_size=at_once, **kwargs)
 
 
-def _merge(table): return table.merge_insert('key')
+# Searching: by the database, or by the product with all vectors in memory
+
+class Held:
+    "The vectors of one version of a table in memory"
+
+    def __init__(self, table, field):
+        self.version = table.version
+        n, d = table.count_rows(), table.schema.field(field).type.list_size
+        self.ids = np.empty(n, np.uint64)  # Of the rows
+        self.vectors = np.empty((n, d), np.float32)
+        self._last = None  # The last query and its products
+        at = 0
+        for batch in table.to_batches(columns=[field], with_row_id=True, batch_size=_rows_at_once(table, [field])):
+            end = at + len(batch)
+            self.ids[at:end] = _values(batch.column('_rowid'), '_rowid')
+            self.vectors[at:end] = _values(batch.column(field), field)
+            at = end
+
+    def products(self, query):
+        "(n,) inner products with a query, kept because a search by regions asks for the same ones several times"
+        if self._last is None or not np.array_equal(self._last[0], query):
+            self._last = query.copy(), self.vectors @ query
+        return self._last[1]
 
 
-def _sql(where):
-    "Conditions as an SQL expression, or None"
-    named = dict(key=where.keys, pid=where.pids, camid=where.cameras, visible=where.visible)
-    parts = [_sql_in(name, values) for name, values in named.items() if values is not None]
-    if where.paths is not None:
-        parts.append(f'({_sql_in("path", where.paths)} OR array_has_any(also, [{_sql_list(where.paths)}]))')
-    if where.not_cameras is not None: parts.append(f'(camid IS NULL OR NOT {_sql_in("camid", where.not_cameras)})')
-    if where.tracklets is not None:
-        parts.append(_sql_in('tracklet', where.tracklets) if where.tracklets else 'tracklet IS NOT NULL')
-    if where.since is not None: parts.append(f'time >= {where.since!r}')
-    if where.until is not None: parts.append(f'time <= {where.until!r}')
-    return ' AND '.join(parts) or None
+def _by_product(table, held, vector, k, condition):
+    "Nearest rows by the product with all vectors"
+    ids, similarity = held.ids, held.products(vector)
+    if condition is not None:
+        allowed = _read(table, ('_rowid',), condition)['_rowid']
+        rows = np.flatnonzero(np.isin(ids, allowed, assume_unique=True))
+        ids, similarity = ids[rows], similarity[rows]
+    if len(ids) > k:
+        best = np.argpartition(-similarity, k - 1)[:k]
+        ids, similarity = ids[best], similarity[best]
+    order = np.argsort(-similarity, kind='stable')
+    return {**_rows_by_id(table, ids[order].tolist()), 'similarity': similarity[order].tolist()}
 
 
-def _sql_in(name, values): return f'{name} IN ({_sql_list(values)})' if len(values) else 'false'
+def _rows_by_id(table, ids):
+    "Columns of some rows, in the order of their ids"
+    if not ids: return joined([], COLUMNS)
+    found = _read(table, ('_rowid', *COLUMNS), _in('_rowid', ids))
+    place = {row: i for i, row in enumerate(found['_rowid'].tolist())}
+    return {name: [found[name][place[row]] for row in ids] for name in COLUMNS}
 
 
-def _sql_list(values):
-    return ', '.join(_sql_text(v) if isinstance(v, str) else repr(v) for v in values)
+def _by_engine(table, vector, k, condition, field, indexed):
+    """Nearest rows as the database finds them. With an index: by a few bits per dimension of every row, then by the
+    whole vectors of the best. Without one: by the vectors of all rows"""
+    nearest = dict(column=field, q=vector, k=k, metric='dot', use_index=indexed)
+    if indexed: nearest |= dict(nprobes=2*_partitions(table), refine_factor=REFINED)
+    found = table.to_table(columns=[*COLUMNS, '_distance'], nearest=nearest, filter=condition, prefilter=True)
+    rows = {name: _values(found[name], name) for name in COLUMNS}
+    return {**rows, 'similarity': (1 - found['_distance'].to_numpy()).tolist()}
 
 
-def _sql_text(text): return "'" + text.replace("'", "''") + "'"
+def _sql(where): return where.expression(_in, _has_any) or None
+
+
+def _in(column, values): return f'{column} in ({_listed(values)})' if values else 'false'
+
+
+def _has_any(column, values): return f'array_has_any({column}, [{_listed(values)}])'
+
+
+def _listed(values):
+    texts = ["'" + v.replace("'", "''") + "'" if isinstance(v, str) else repr(v) for v in values]
+    return ', '.join(texts)
+
+
+# Damage
+
+class Sums:
+    """Checksums of the files of a Lance table, in a text file beside it. The files of such a table never change once
+    they are written, so each process checks each of them once, before its first answer.
+
+    This finds shortened files, changed bytes or blocks, and a missing newest version. (The database finds a missing
+    data file.) It does not find words of eight bytes that changed places within one megabyte, damage to a file before
+    its checksum was computed, or the loss of the checksums themselves."""
+
+    def __init__(self, table):
+        self.table = Path(table)
+        self.file = self.table.with_suffix('.sums')
+        self._checked = {}  # name -> (sum, size), of files found whole
+
+    def check(self):
+        "An OSError that names a damaged file"
+        sums = self._read()
+        self._check_newest(sums)
+        for name, told in sums.items():
+            if self._checked.get(name) == told: continue
+            try: seen = file_sum(self.table/name)
+            except FileNotFoundError: continue  # of an old version; the engine says if it is needed
+            if seen != told:
+                raise OSError(f'{self.table/name} is damaged: restore it from a copy, or make the gallery again')
+            self._checked[name] = told
+
+    def _check_newest(self, sums):
+        "Versions are numbered downwards, so the newest has the smallest number"
+        told = [name for name in sums if MANIFEST.fullmatch(name)]
+        if not told: return
+        there = [name for name in self._files() if MANIFEST.fullmatch(name)]
+        if not there or min(there) > min(told):
+            raise OSError(f'{self.table} lacks its newest version: restore it from a copy, or make the gallery again')
+
+    def record(self):
+        "Adds the checksums of new files; only the process with the lock for writing calls this"
+        known = self._read()
+        new = {name: file_sum(self.table/name) for name in self._files() if name not in known}
+        self._checked |= new
+        with open(self.file, 'a', encoding='utf-8') as f: f.write('\n' + _lines(new))  # ends what a kill cut short
+
+    def forget_removed(self):
+        "Drops the checksums of removed files; only the process with the lock for writing calls this"
+        known = self._read()
+        kept = {name: known[name] for name in self._files() if name in known}
+        with aside(self.file) as part: part.write_text(_lines(kept), encoding='utf-8')
+
+    def _read(self):
+        "name -> (sum, size); an incomplete last line, after a kill, is skipped"
+        try: text = self.file.read_text(encoding='utf-8', errors='replace')
+        except FileNotFoundError: return {}
+        lines = [line.split(' ', 2) for line in text.split('\n')[:-1]]
+        return {line[2]: (line[0], line[1]) for line in lines if len(line) == 3}
+
+    def _files(self):
+        for folder, folders, files in os.walk(self.table):
+            folders[:] = [f for f in folders if f not in WITHOUT_SUMS]
+            for file in files:
+                if file not in WITHOUT_SUMS: yield (Path(folder)/file).relative_to(self.table).as_posix()
+
+
+def file_sum(file):
+    "CRC-32 of the sums of each megabyte's words, and the size, both as text: as quick as reading"
+    crc = 0
+    size = 0
+    block = np.zeros(BLOCK // 8, np.uint64)
+    with open(file, 'rb', buffering=0) as f:
+        while read := f.readinto(block):
+            block.view(np.uint8)[read:] = 0
+            crc = zlib.crc32(block.sum().tobytes(), crc)
+            size += read
+    return f'{crc:08x}', str(size)
+
+
+def _lines(sums): return ''.join(f'{crc} {size} {name}\n' for name, (crc, size) in sums.items())

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from magnifier.checks import needs
 from magnifier.gallery.store import COLUMNS, EVERYTHING, MOST_NAMES, Store, VECTORS, joined
 
-__all__ = ['MilvusStore', 'as_columns', 'is_old', 'bring_over']
+__all__ = []
 
 NO_CLIENT = "a gallery on a server needs pymilvus: pip install 'magnifier-reid[milvus]'"
 NO_LITE = "an old gallery is read by Milvus Lite: pip install 'magnifier-reid[milvus]' milvus-lite"
@@ -33,13 +34,10 @@ class MilvusStore(Store):
 
     version = None  # Others write too, and the server counts nothing
 
-    def __init__(self,
-        uri: str,  # http://host:19530
-        name: str,  # Of the collection
-        token: str = '',  # 'user:password' or an API key, for servers that want one
-    ):
-        self.uri, self.name = uri, name
-        self._about, self._kind = {}, None
+    def __init__(self, uri: str, name: str, token: str = ''):
+        self.uri = uri  # http://host:19530
+        self.name = name  # Of the collection
+        self._about = {}
         with needs(NO_CLIENT): from pymilvus import MilvusClient, MilvusException
         self._milvus_error = MilvusException
         logging.getLogger('pymilvus.client.iterator').setLevel(logging.ERROR)  # it warns at each scan of a small server
@@ -105,7 +103,7 @@ class MilvusStore(Store):
             with self._plain_errors():
                 pages = self.client.query_iterator(self.name, batch_size=AT_ONCE[bool(set(VECTORS) & set(columns))],
                                                    filter=_expression(part), output_fields=list(columns))
-                while rows := pages.next(): yield as_columns(rows, columns)
+                while rows := pages.next(): yield _as_columns(rows, columns)
                 pages.close()
 
     def search(self, vector, k, where=EVERYTHING, *, field='vector', exact=False):
@@ -123,7 +121,7 @@ class MilvusStore(Store):
                 search_params={'metric_type': 'IP', 'params': told},
             )[0]
         rows = [{**hit['entity'], 'key': hit['key'], 'similarity': hit['distance']} for hit in hits]
-        return as_columns(rows, (*COLUMNS, 'similarity'))
+        return _as_columns(rows, (*COLUMNS, 'similarity'))
 
     def index(self, kind):
         with self._plain_errors():
@@ -179,35 +177,26 @@ def _as_rows(columns):
     for row in zip(*columns.values()): yield dict(zip(columns, row))
 
 
-def as_columns(
-    rows: list,  # Dicts, as the client gives them
-    names,  # Of the columns
-) -> dict:  # Columns
-    "Rows as columns, the form that a store returns"
+def _as_columns(rows, names):
+    "Dicts, as the client gives them, as columns, the form that a store returns"
     columns = {name: [row[name] for row in rows] for name in names}
     return {name: np.array(values, np.float32) if name in VECTORS else values for name, values in columns.items()}
 
 
 def _parts(where):
     "The same conditions in parts, each with few enough keys for one message"
-    from dataclasses import replace
     if where.keys is None: return [where]
     keys = list(where.keys)
     return [replace(where, keys=tuple(keys[i:i+AT_ONCE[False]])) for i in range(0, len(keys), AT_ONCE[False])]
 
 
-def _expression(where):
-    "Conditions as an expression for the server; empty for none"
-    named = dict(key=where.keys, pid=where.pids, camid=where.cameras, visible=where.visible)
-    parts = [f'{name} in {_list(values)}' for name, values in named.items() if values is not None]
-    if where.paths is not None:
-        parts.append(f'(path in {_list(where.paths)} or array_contains_any(also, {_list(where.paths)}))')
-    if where.not_cameras is not None: parts.append(f'(camid is null or camid not in {_list(where.not_cameras)})')
-    if where.tracklets is not None:
-        parts.append(f'tracklet in {_list(where.tracklets)}' if where.tracklets else 'tracklet is not null')
-    if where.since is not None: parts.append(f'time >= {where.since!r}')
-    if where.until is not None: parts.append(f'time <= {where.until!r}')
-    return ' and '.join(parts)
+def _expression(where): return where.expression(_in, _has_any)
+
+
+def _in(column, values): return f'{column} in {_list(values)}'
+
+
+def _has_any(column, values): return f'array_contains_any({column}, {_list(values)})'
 
 
 def _list(values): return '[' + ', '.join(_quoted(v) if isinstance(v, str) else repr(v) for v in values) + ']'
@@ -216,19 +205,15 @@ def _list(values): return '[' + ', '.join(_quoted(v) if isinstance(v, str) else 
 def _quoted(text): return '"' + re.sub(r'(["\\])', r'\\\1', text).replace('\n', '\\n') + '"'
 
 
-def is_old(
-    uri: str | Path,  # Of a local gallery
-) -> bool:
+def is_old(uri: str | Path) -> bool:
     "Whether a path is a gallery of an earlier version"
     return (Path(uri)/'collections').is_dir() and (Path(uri)/'LOCK').exists()
 
 
-def bring_over(
-    old: str,  # Folder of an old gallery
-    store: Store,  # Of a gallery, new or of the same model
-) -> int:  # Rows that are new
-    """Copies rows and vectors; the old gallery is not changed. FileNotFoundError or ValueError if there is none or it
-    cannot be used, ImportError without Milvus Lite, OSError if another process has it open"""
+def bring_over(old: str, store: Store) -> int:
+    """Copies rows and vectors of an old gallery's folder to a store that is new or of the same model, and returns how
+    many are new. FileNotFoundError or ValueError if there is no old gallery or it cannot be used, ImportError without
+    Milvus Lite, OSError if another process has it open"""
     if not is_old(old): raise FileNotFoundError(f'{old}: no gallery of an earlier version')
     with needs(NO_LITE):
         from milvus_lite.server_manager import server_manager_instance as servers
@@ -257,7 +242,7 @@ def _copy_rows(client, old, store):
     columns = ['key', 'path', 'pid', 'camid', 'time', 'vector', *(['regions', 'visible'] if about['regions'] else [])]
     added = 0
     for i in range(0, len(keys), AT_ONCE[True]):
-        rows = as_columns(client.get(OLD_NAME, ids=keys[i:i+AT_ONCE[True]], output_fields=columns), columns)
+        rows = _as_columns(client.get(OLD_NAME, ids=keys[i:i+AT_ONCE[True]], output_fields=columns), columns)
         nothing = [None for _ in rows['key']]
         added += store.add({**rows, 'also': [[] for _ in rows['key']], 'tracklet': nothing, 'visibility': nothing})
     store.settle()

@@ -14,7 +14,7 @@ import pandas as pd
 
 from magnifier.checks import needs, refuse
 from magnifier.gallery.store import Where
-from magnifier.gallery.video import box_of, is_address
+from magnifier.gallery.video import box_of
 
 __all__ = ['Tracklets', 'identity_clusters']
 
@@ -37,20 +37,14 @@ class Tracklets(NamedTuple):
     def __len__(self): return len(self.table)
 
 
-def summarise(
-    columns: dict,  # Columns of a store, 'vector' among them, of images that belong to tracklets
-    weighted: bool = True,  # By how much of the person each image shows
-) -> Tracklets:  # With one row a tracklet
-    """Each tracklet's camera, times, best image and embedding: the mean of its images' embeddings, weighted by
-    how much of the person each shows, at length 1."""
+def summarise(columns: dict, weighted: bool = True) -> Tracklets:
+    """Each tracklet's camera, times, best image and embedding, from columns of a store ('vector' among them) of its
+    images: the mean of their embeddings at length 1, weighted by how much of the person each shows"""
     images = pd.DataFrame({name: columns[name] for name in OF_AN_IMAGE})
     images = images.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', 'visibility': 'float64'})
     images['seen'] = images['visibility'].fillna(1).clip(lower=LEAST_WEIGHT) if weighted else 1.
+    best = _best_images(images)
     found = images.groupby('tracklet')
-    # Of images that show about as much, one from the middle: where a track begins and ends, the frame cuts people off
-    images['about'] = images['seen'].round(1)
-    images['aside'] = (images['time'] - found['time'].transform('median')).abs()
-    best = images.sort_values(['about', 'aside', 'key'], ascending=[False, True, True]).groupby('tracklet').first()
     table = pd.DataFrame(dict(
         camid=best['camid'],
         start=_as_times(found['time'].min()),
@@ -61,13 +55,27 @@ def summarise(
         path=best['path'],
         key=best['key'],
     )).sort_values('start', kind='stable').reset_index()
-    halves = np.zeros((len(table), 2, columns['vector'].shape[1]), np.float32)
-    place = pd.Series(np.arange(len(table)), index=table['tracklet'])
-    nth = images.sort_values('time', kind='stable').groupby('tracklet').cumcount().sort_index()
-    later = (2*nth >= found['key'].transform('size')).to_numpy(int)
-    weighted = columns['vector'] * images['seen'].to_numpy(np.float32)[:, None]
-    np.add.at(halves, (place[images['tracklet']].to_numpy(), later), weighted)
+    halves = _sums_of_halves(images, columns['vector'], table['tracklet'])
     return Tracklets(table, _unit(halves.sum(1)), _unit(halves))
+
+
+def _best_images(images):
+    """The image of each tracklet that shows most of the person. Of images that show about as much, one from the middle:
+    where a track begins and ends, the frame cuts people off"""
+    middle = images.groupby('tracklet')['time'].transform('median')
+    ranked = images.assign(about=images['seen'].round(1), aside=(images['time'] - middle).abs())
+    return ranked.sort_values(['about', 'aside', 'key'], ascending=[False, True, True]).groupby('tracklet').first()
+
+
+def _sums_of_halves(images, vectors, names):
+    "(t, 2, d) weighted sums of the embeddings of each tracklet's earlier and later images, by the tracklets' names"
+    halves = np.zeros((len(names), 2, vectors.shape[1]), np.float32)
+    place = pd.Series(np.arange(len(names)), index=names)
+    nth = images.sort_values('time', kind='stable').groupby('tracklet').cumcount().sort_index()
+    later = (2*nth >= images.groupby('tracklet')['key'].transform('size')).to_numpy(int)
+    weighted = vectors * images['seen'].to_numpy(np.float32)[:, None]
+    np.add.at(halves, (place[images['tracklet']].to_numpy(), later), weighted)
+    return halves
 
 
 def _unit(vectors): return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
@@ -76,17 +84,11 @@ def _unit(vectors): return vectors / np.maximum(np.linalg.norm(vectors, axis=-1,
 def _as_times(seconds): return pd.to_datetime(seconds, unit='s', utc=True).dt.round('ms')
 
 
-def joined_people(
-    tracklets: Tracklets,  # Of a gallery, at least one
-    threshold: float | None = None,  # Least mean similarity of one person's tracklets; None finds one
-    *,
-    far: float = .01,  # Share of strangers, and of looks of one person, that a threshold found takes for exceptions
-    travel: Mapping | None = None,  # (camera, camera) -> least seconds from the one to the other
-    centre: bool = True,  # Takes each camera's mean away first
-    anew: bool = False,  # Forgets who is who; else new tracklets join the people that exist
-) -> pd.DataFrame:  # The table of tracklets, with columns person and certainty
-    "Tracklets with the person that each belongs to"
-    t, cameras = tracklets.table, tracklets.table['camid'].to_numpy()
+def joined_people(tracklets: Tracklets, threshold, *, far, travel, centre, anew) -> pd.DataFrame:
+    """The table of tracklets, at least one, with columns person, to whom each belongs, and certainty; the arguments are
+    those of `Gallery.people`"""
+    t = tracklets.table
+    cameras = t['camid'].to_numpy()
     start, end = (((t[name] - EPOCH) / pd.Timedelta('1s')).to_numpy() for name in ('start', 'end'))
     never = impossible_pairs(cameras, start, end, travel=travel)
     distances = tracklet_distances(tracklets.vectors, cameras, centre=centre)
@@ -133,15 +135,9 @@ def tracklet_distances(
     return np.clip(1 - vectors @ vectors.T, 0, 2)
 
 
-def half_distances(
-    vectors,  # (t, d) embeddings of tracklets, of length 1
-    halves,  # (t, 2, d) embeddings of their halves, of length 1
-    camids,  # (t,) cameras
-    images,  # (t,) how many images each tracklet has
-    *,
-    centre: bool = True,  # As in `tracklet_distances`
-) -> np.ndarray:  # (h,) cosine distances, 0 to 2; of tracklets with too few images there is none
-    "How unlike one person looks: between the halves of each tracklet"
+def half_distances(vectors, halves, camids, images, *, centre: bool = True) -> np.ndarray:
+    """How unlike one person looks: (h,) cosine distances, 0 to 2, between the halves (t, 2, d) of each tracklet that
+    has enough `images` (t,). The other arguments are those of `tracklet_distances`"""
     halves = np.asarray(halves, np.float64)
     if centre: halves = halves - _camera_means(np.asarray(vectors, np.float64), camids)[:, None]
     halves = _unit(halves[np.asarray(images) >= FEWEST_HALVED])
@@ -173,10 +169,10 @@ def join_tracklets(
     known = np.full(t, -1) if known is None else np.asarray(known)
     if t < 2: return _renumbered(np.zeros(t, int), known)
     distances[np.asarray(never, bool)] = NEVER
-    named = (known >= 0)[:, None] & (known >= 0)
+    both_known = (known >= 0)[:, None] & (known >= 0)
     same = known[:, None] == known
-    distances[named & same] = 0
-    distances[named & ~same] = NEVER
+    distances[both_known & same] = 0
+    distances[both_known & ~same] = NEVER
     np.fill_diagonal(distances, 0)
     merges = linkage(squareform(distances, checks=False), 'average')
     return _renumbered(fcluster(merges, threshold, 'distance'), known)
@@ -184,7 +180,8 @@ def join_tracklets(
 
 def _renumbered(groups, known):
     "Known people keep their numbers; new people are numbered after them, in the order of their first tracklet"
-    people, following = np.empty(len(groups), int), int(known.max(initial=-1)) + 1
+    people = np.empty(len(groups), int)
+    following = int(known.max(initial=-1)) + 1
     for group in pd.unique(groups):
         members = groups == group
         number = int(known[members].max())
@@ -219,33 +216,32 @@ def unlabelled_threshold(
 def certainty(
     distances,  # (t, t) distances between tracklets
     people,  # (t,) person of each
-) -> np.ndarray:  # (t,) from -1 to 1: 1 is sure, below 0 looks more like somebody else; NaN without anybody else
-    """How much nearer a tracklet is to its own person than to the nearest other person: the silhouette (Rousseeuw
-    1987), -1 to 1; 0 for a person with one tracklet"""
+) -> np.ndarray:  # (t,) from -1 to 1; 0 for a person with one tracklet, NaN without anybody else
+    "How much nearer a tracklet is to its own person than to the nearest other person: the silhouette (Rousseeuw 1987)"
     distances, people = np.asarray(distances, float), np.asarray(people)
     numbers, group = np.unique(people, return_inverse=True)
     if len(numbers) < 2: return np.full(len(people), np.nan)
     member = np.eye(len(numbers))[group]  # (t, people)
     counts = member.sum(0)
-    sums = distances @ member
-    own = sums[np.arange(len(people)), group] / np.maximum(counts[group] - 1, 1)
+    sums = distances @ member  # (t, people)
+    itself = np.arange(len(people)), group
+    own = sums[itself] / np.maximum(counts[group] - 1, 1)
     means = sums / counts
-    means[np.arange(len(people)), group] = np.inf
+    means[itself] = np.inf
     other = means.min(1)
     value = (other - own) / np.maximum(np.maximum(own, other), 1e-12)
     return np.where(counts[group] == 1, 0., value)
 
 
-def people_boxes(
-    store,  # Of a gallery
-) -> dict[str, pd.DataFrame]:  # cam1_NAME -> boxes as `write_mot` takes them, with the person as track
-    "Boxes of all people in all embedded frames, for other tools; by camera and the video's name"
+def people_boxes(store) -> dict[str, pd.DataFrame]:
+    """Boxes of all people in a gallery's videos, for other tools: cam1_NAME, of camera and video, -> boxes as
+    `write_mot` takes them, with the person as track"""
     rows = store.read(Where(tracklets=()), ('path', 'also', 'pid', 'camid'))
     found = []
     for path, also, pid, camid in zip(*rows.values()):
-        address = next(filter(is_address, [path, *also]), None)
-        if address is None or pid is None: continue
-        video, frame, box = box_of(address)
+        boxes = [box for box in map(box_of, [path, *also]) if box is not None]
+        if not boxes or pid is None: continue
+        video, frame, box = boxes[0]
         found.append((f'cam{camid}_{Path(video).stem}', frame, pid, *box))
     columns = ['video', 'frame', 'track', 'left', 'top', 'width', 'height']
     table = pd.DataFrame(found, columns=columns).sort_values(['video', 'frame', 'track'])
@@ -255,10 +251,10 @@ def people_boxes(
 def identity_clusters(
     features,  # (n, d) features, array or tensor; compared by cosine
     eps: float = .5,  # Largest Jaccard distance of neighbours, 0 to 1: lower splits people, higher merges them
-    min_images: int = 2,  # A picture with fewer neighbours than this, itself included, starts no cluster
+    min_images: int = 2,  # An image with fewer neighbours than this, itself included, starts no cluster
     k1: int = 10,  # Neighbours that must be mutual: fewer than a person has images, or strangers join
     k2: int = 2,  # Neighbours whose encodings are averaged; more make people larger, and strangers join them
-) -> np.ndarray:  # (n,) cluster numbers from 0, the largest first; -1 for pictures in none
+) -> np.ndarray:  # (n,) cluster numbers from 0, the largest first; -1 for images in none
     """DBSCAN on k-reciprocal distances. They are proposals: people who look alike can share a cluster, and one person
     can have several. ValueError for invalid settings, ImportError without scikit-learn"""
     with needs("clusters need scikit-learn: pip install 'magnifier-reid[gallery]'"):
@@ -276,13 +272,10 @@ def identity_clusters(
     return _by_size(labels)
 
 
-def jaccard_neighbours(
-    features,  # (n, d) features, array or tensor; compared by cosine
-    k1: int = 10,  # Neighbours that must be mutual; at most a quarter of the pictures
-    k2: int = 2,  # Neighbours whose encodings are averaged; more make people larger, and strangers join them
-):  # Sparse (n, n) 1 - Jaccard distance of the k-reciprocal encodings, stored where pictures share a neighbour
-    """Overlap of two images' neighbourhoods (Zhong et al., CVPR 2017, without the original distance), for all pairs of
-    one set"""
+def jaccard_neighbours(features, k1: int, k2: int):
+    """Overlap of two images' neighbourhoods for all pairs of one set (Zhong et al., CVPR 2017, without the original
+    distance): sparse (n, n) 1 - Jaccard distance of the k-reciprocal encodings, stored where images share a neighbour.
+    The arguments are those of `identity_clusters`"""
     import torch  # like all of these, slow to import, and a search does without
     from scipy.sparse import vstack
     from magnifier.retrieval.distance import full_precision, normalise

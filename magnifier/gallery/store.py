@@ -9,11 +9,11 @@ import numpy as np
 
 from magnifier.gallery.entries import number, timestamp
 
-__all__ = ['Store', 'Where', 'where', 'joined', 'COLUMNS', 'VECTORS', 'EVERYTHING', 'MOST_NAMES']
+__all__ = []
 
 # Of a row: the key of its content, the path it was added under, other paths of the same content, identity, camera,
-# seconds since 1970, the tracklet that it belongs to (None for a single image), and the share of the body that it
-# shows (None where nobody looked)
+# seconds since 1970, the tracklet that it belongs to (None for a single image), and the share of the person that it
+# shows (None where it was not measured)
 COLUMNS = ('key', 'path', 'also', 'pid', 'camid', 'time', 'tracklet', 'visibility')
 MOST_NAMES = 64  # Other paths that a row remembers
 VECTORS = ('vector', 'regions')  # Columns that are (n, d) arrays; all others are lists
@@ -36,23 +36,31 @@ class Where:
 
     def __bool__(self): return any(condition is not None for condition in astuple(self))
 
+    def expression(self,
+        is_in,  # (column, values) -> text: whether the column's value is among the values
+        has_any,  # (column, values) -> text: whether the column's list and the values share one
+    ) -> str:  # Empty without conditions
+        "The conditions as text for a database; databases differ in how they write lists"
+        among = dict(key=self.keys, pid=self.pids, camid=self.cameras, visible=self.visible)
+        parts = [is_in(column, values) for column, values in among.items() if values is not None]
+        if self.paths is not None: parts.append(f'({is_in("path", self.paths)} or {has_any("also", self.paths)})')
+        if self.not_cameras is not None: parts.append(f'(camid is null or not ({is_in("camid", self.not_cameras)}))')
+        if self.tracklets: parts.append(is_in('tracklet', self.tracklets))
+        elif self.tracklets is not None: parts.append('tracklet is not null')
+        if self.since is not None: parts.append(f'time >= {self.since!r}')
+        if self.until is not None: parts.append(f'time <= {self.until!r}')
+        return ' and '.join(parts)
+
 
 EVERYTHING = Where()
 
 
-def where(
-    *,
-    not_camera=None,  # Camera or cameras whose images are left out; images of unknown cameras stay
-    cameras=None,  # Camera or cameras
-    since=None,  # Earliest time (seconds in UTC, ISO text or datetime); images without a time are left out
-    until=None,  # Latest time; the same
-    pids=None,  # Identity or identities
-    paths=None,  # Path or paths
-    keys=None,  # Key or keys
-) -> Where:
-    """Conditions from a user's arguments. ValueError for an empty list or a time span that ends before it begins,
-    TypeError for other types than numbers"""
-    since, until = timestamp(since), timestamp(until)
+def where(*, keys=None, paths=None, pids=None, cameras=None, not_camera=None, since=None, until=None) -> Where:
+    """Conditions from a user's arguments, of which each may be one value or several (see `Gallery.search` and
+    `Gallery.delete`). ValueError for an empty list of numbers and for a time span that ends before it begins, TypeError
+    for other types than numbers"""
+    since = timestamp(since)
+    until = timestamp(until)
     if since is not None and until is not None and since > until:
         raise ValueError(f'since={since} lies after until={until}: no time is both')
     return Where(
@@ -92,39 +100,28 @@ class Store(ABC):
     version: object  # Changes with every write, whoever writes; None where a store cannot know
 
     @abstractmethod
-    def create(self,
-        about: dict,  # What to remember
-    ):
+    def create(self, about: dict):
         "Makes the gallery, unless another process has made it"
 
     @abstractmethod
-    def add(self,
-        rows: dict,  # Columns; keys are not twice among them
-    ) -> int:  # Rows written
-        "Writes the rows with new keys. When this returns, they are on disk"
+    def add(self, rows: dict) -> int:
+        "Writes the rows with new keys, of which none is there twice, and returns how many; then they are on disk"
 
     @abstractmethod
-    def update(self,
-        rows: dict,  # Columns: 'key', which must be there, and those that change
-    ):
-        "Changes some columns of rows"
+    def update(self, rows: dict):
+        "Changes some columns of rows that are there: `rows` has their 'key' and those columns"
 
     @abstractmethod
-    def delete(self,
-        where: Where,  # Which rows; not everything
-    ) -> int:  # Rows deleted
-        "Removes rows from every answer; `compact` removes them from the disk"
+    def delete(self, where: Where) -> int:
+        "Removes rows from every answer, and returns how many; `compact` removes them from the disk"
 
     @abstractmethod
     def count(self) -> int:
         "How many rows there are"
 
     @abstractmethod
-    def scan(self,
-        where: Where = EVERYTHING,  # Which rows
-        columns=COLUMNS,  # Names, of which the vectors are read only if named
-    ) -> Iterator[dict]:  # Columns of some thousand rows at once
-        "Rows of one version, in any order"
+    def scan(self, where: Where = EVERYTHING, columns=COLUMNS) -> Iterator[dict]:
+        "Rows of one version in any order, some thousand at once; vectors are read only if they are named"
 
     @abstractmethod
     def search(self,
@@ -138,10 +135,8 @@ class Store(ABC):
         "Nearest rows by inner product"
 
     @abstractmethod
-    def index(self,
-        kind: str,  # 'exact' or 'ivf'
-    ):
-        "Changes how vectors are searched"
+    def index(self, kind: str):
+        "Changes how vectors are searched: 'exact' or 'ivf'"
 
     @abstractmethod
     def settle(self):
@@ -155,37 +150,26 @@ class Store(ABC):
     def close(self):
         "Closes files or the connection"
 
-    def read(self,
-        where: Where = EVERYTHING,  # Which rows
-        columns=COLUMNS,  # Names
-    ) -> dict:  # Columns
-        "All rows of `scan` as one batch"
+    def read(self, where: Where = EVERYTHING, columns=COLUMNS) -> dict:
+        "All rows of `scan` at once"
         return joined(list(self.scan(where, columns)), columns)
 
-    def rows_of(self,
-        keys,  # Keys, all of which are there
-        columns,  # Names
-    ) -> dict:  # Columns
-        "Rows in the order of their keys"
+    def rows_of(self, keys, columns) -> dict:
+        "Rows in the order of their keys; a KeyError for a key that is not there"
         found = self.read(Where(keys=tuple(keys)), ('key', *columns))
         place = {key: i for i, key in enumerate(found['key'])}
         order = [place[key] for key in keys]
         return {name: found[name][order] if name in VECTORS else [found[name][i] for i in order] for name in columns}
 
-    def known(self,
-        keys: list,  # Keys
-    ) -> dict:  # key -> [path, *other paths] of those that are there
-        "Those of the given keys that the gallery has"
+    def known(self, keys: list) -> dict:
+        "key -> [path, *other paths] of those of the keys that are there"
         if not keys: return {}
         rows = self.read(Where(keys=tuple(keys)), ('key', 'path', 'also'))
         return {key: [path, *also] for key, path, also in zip(rows['key'], rows['path'], rows['also'])}
 
 
-def joined(
-    parts: list,  # Columns
-    names,  # Of the columns
-) -> dict:  # Columns
-    "Several batches joined"
+def joined(parts: list, names) -> dict:
+    "Several batches as one, with the columns of these names"
     return {name: _joined([part[name] for part in parts], name) for name in names}
 
 

@@ -64,7 +64,8 @@ def read_mot(
 
 def _check_boxes(values, file):
     "Raises a ValueError for the first invalid box"
-    frame, track = values[:, 0], values[:, 1]
+    frame = values[:, 0]
+    track = values[:, 1]
     wrong = {
         'a value is missing or infinite': ~np.isfinite(values[:, :FEWEST]).all(1),
         'frames are whole numbers from 1': (frame < 1) | (frame % 1 != 0),
@@ -125,16 +126,9 @@ class Video:
         "Frames in order. Numbers that the video does not have are skipped"
         wanted = None if wanted is None else set(wanted)
         last = None if wanted is None else max(wanted, default=0)
-        for number, decode in self._sources():
+        for number, frame in _decoded(self.source) if self.files is None else self.files.items():
             if last is not None and number > last: return
-            if wanted is None or number in wanted: yield number, decode()
-
-    def _sources(self):
-        "Frame numbers, each with a function that decodes it"
-        if self.files is not None:
-            for number, file in self.files.items():
-                yield number, lambda file=file: np.asarray(read_image(file))
-        else: yield from _decoded(self.source)
+            if wanted is None or number in wanted: yield number, _pixels(frame)
 
 
 def _numbered(folder):
@@ -164,7 +158,7 @@ def _frame_rate(file):
 
 
 def _decoded(file):
-    "Decodes in order; a damaged frame ends the video"
+    "Numbers and frames in order, not converted to pixels yet; a damaged frame ends the video"
     with _opened(file) as container:
         from av import FFmpegError
         stream = container.streams.video[0]
@@ -173,8 +167,13 @@ def _decoded(file):
         try:
             for frame in container.decode(stream):
                 number += 1
-                yield number, lambda frame=frame: frame.to_ndarray(format='rgb24')
+                yield number, frame
         except FFmpegError: return
+
+
+def _pixels(frame):
+    "A frame's file, or a frame as PyAV gives it, as an array"
+    return np.asarray(read_image(frame)) if isinstance(frame, Path) else frame.to_ndarray(format='rgb24')
 
 
 class Crop(NamedTuple):
@@ -184,11 +183,9 @@ class Crop(NamedTuple):
     image: Image.Image  # RGB, the part of the box that lies in the frame
 
 
-def cut_boxes(
-    video: Video,  # Where the frames come from
-    boxes: pd.DataFrame,  # Columns frame, left, top, width, height (pixels from 0), as `read_mot` gives them
-) -> Iterator[Crop]:  # By frame; boxes whose frame is missing, or that lie outside it, are left out
-    "The people in the boxes; each frame is decoded once"
+def cut_boxes(video: Video, boxes: pd.DataFrame) -> Iterator[Crop]:
+    """The people in boxes as `read_mot` gives them, by frame; each frame is decoded once. Boxes whose frame is missing,
+    or that lie outside it, are left out"""
     by_frame = boxes.groupby('frame').indices  # frame -> positions
     corners = _corners(boxes)
     for number, frame in video.frames(by_frame):
@@ -197,7 +194,8 @@ def cut_boxes(
             if image is not None: yield Crop(int(row), number, image)
 
 
-def _corners(boxes):  # (n, 4): left, top, right, bottom
+def _corners(boxes):
+    "(n, 4): left, top, right, bottom"
     left, top = boxes['left'].to_numpy(float), boxes['top'].to_numpy(float)
     return np.stack([left, top, left + boxes['width'].to_numpy(float), top + boxes['height'].to_numpy(float)], 1)
 
@@ -222,26 +220,14 @@ def read_frame(
     raise ValueError(f'{source} has no frame {number}')
 
 
-def crop_address(
-    video: str | Path,  # Where the frame is
-    frame: int,  # From 1
-    box,  # Left, top, width, height in pixels
-) -> str:  # As cam1.mp4#frame=12&xywh=100,40,60,150
-    "The address of a person in a frame, used if no crop is kept (the box as in W3C's media fragments)"
+def crop_address(video, frame: int, box) -> str:
+    """The address of a person in a frame, used if no crop is kept, as cam1.mp4#frame=12&xywh=100,40,60,150: left, top,
+    width and height as in W3C's media fragments"""
     return f'{video}#frame={int(frame)}&xywh=' + ','.join(f'{value:g}' for value in box)
 
 
-def is_address(
-    path: str,  # Of an image, or an address
-) -> bool:
-    "Whether a path is an address of a person in a frame"
-    return ADDRESS.fullmatch(path) is not None
-
-
-def box_of(
-    address: str,  # As `crop_address` writes it
-) -> tuple[str, int, list[float]] | None:  # Video, frame, (left, top, width, height); None for another text
-    "The video, frame and box of an address"
+def box_of(address: str) -> tuple[str, int, list[float]] | None:
+    "Video, frame and [left, top, width, height] of an address that `crop_address` wrote; None for another text"
     found = ADDRESS.fullmatch(address)
     if found is None: return None
     return found['video'], int(found['frame']), [float(value) for value in found['box'].split(',')]
@@ -273,7 +259,8 @@ def track_people(
     link = _linker(tracker, video.fps, min_score)
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     network = (person_network() if network is None else network).to(device).eval()
-    rows, frames = [], video.frames()
+    rows = []
+    frames = video.frames()
     while batch := list(islice(frames, bs)):
         with torch.inference_mode(): found = network([_tensor(frame).to(device) for _, frame in batch])
         for (number, _), people in zip(batch, found): rows += link(number, *_people(people, min_score))

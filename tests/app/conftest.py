@@ -12,8 +12,15 @@ def people(seer, few, tmp_path_factory):
         yield gallery
 
 
-@pytest.fixture
-def finder(seer, people):
+@pytest.fixture(scope='session')
+def one_finder(seer, people):
     from magnifier.app.search import Finder
     from magnifier.app.server import Uploads
     return Finder(seer, people, Uploads())
+
+
+@pytest.fixture
+def finder(one_finder):
+    "As it is when the page is opened: it remembers no searches"
+    one_finder.refresh()
+    return one_finder

@@ -2,6 +2,7 @@
 import base64
 import html
 import re
+import shutil
 from io import BytesIO
 
 import numpy as np
@@ -25,18 +26,28 @@ def rows_of(text):
             for row in text.split('<tr>')[2:]]
 
 
-@pytest.fixture
-def followed(seer, few, tmp_path):
+@pytest.fixture(scope='module')
+def folder(seer, few, tmp_path_factory):
     "Four tracklets of three images each: two people, each before two cameras"
-    rows = few[few['pid'] == few['pid'].iloc[0]].head(3), few[few['pid'] == few['pid'].iloc[-1]].head(3)
-    with Gallery(tmp_path/'people') as g:
-        for n, (camera, part) in enumerate([(1, rows[0]), (1, rows[1]), (2, rows[0]), (2, rows[1])]):
-            images = [Image.open(path).convert('RGB').resize((32, 64 + 2*camera)) for path in part['path']]
-            times = [1_760_000_000 + 60*n + second for second in range(len(images))]
-            g.add(seer, images, camids=[camera]*len(images), times=times,
-                  tracklets=[f'{camera}/cam{camera}/{n}']*len(images),
-                  progress=False)
-        yield g
+    folder = tmp_path_factory.mktemp('followed')/'people'
+    first, last = (few[few['pid'] == pid].head(3)['path'] for pid in few['pid'].iloc[[0, -1]])
+    images, cameras, times, tracklets = [], [], [], []
+    for n, (camera, paths) in enumerate([(1, first), (1, last), (2, first), (2, last)]):
+        for second, path in enumerate(paths):
+            images.append(Image.open(path).convert('RGB').resize((32, 64 + 2*camera)))
+            cameras.append(camera)
+            times.append(1_760_000_000 + 60*n + second)
+            tracklets.append(f'{camera}/cam{camera}/{n}')
+    with Gallery(folder) as g:
+        g.add(seer, images, camids=cameras, times=times, tracklets=tracklets, progress=False)
+    return folder
+
+
+@pytest.fixture
+def followed(folder, tmp_path):
+    "A copy of that gallery, which a test may change"
+    shutil.copytree(folder, tmp_path/'people')
+    with Gallery(tmp_path/'people') as g: yield g
 
 
 def joined(g):

@@ -127,6 +127,13 @@ def test_nothing_comes_in_twice(empty, tmp_path):
     assert empty.add(embedder, images[3])[:2] == (0, 1)
 
 
+def test_open_files_are_known_by_their_bytes(empty, tmp_path):
+    paths = files(tmp_path, people(2))
+    with open(paths[0], 'rb') as first, open(paths[1], 'rb') as second:
+        assert empty.add(Colours(), [first, second])[:2] == (2, 0)
+    assert empty.add(Colours(), paths)[:2] == (0, 2)
+
+
 def test_another_model_is_refused(empty):
     empty.add(Colours(), people(3))
     for call in (lambda: empty.add(Colours('other'), people(1)), lambda: empty.search(Colours('other'), person(0))):

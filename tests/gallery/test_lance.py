@@ -17,7 +17,7 @@ from gallery_stub import Colours, files, people, person
 from PIL import Image
 from magnifier.gallery import lance as gallery_lance
 from magnifier.gallery.gallery import Gallery
-from magnifier.gallery.sums import file_sum
+from magnifier.gallery.lance import file_sum
 
 pytest.importorskip('lance')
 CHILD = Path(__file__).with_name('gallery_child.py')

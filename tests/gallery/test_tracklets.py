@@ -33,27 +33,31 @@ def filled(place, cameras, embedder=None, **kwargs):
     return g
 
 
-def test_tracks_become_tracklets(place, cameras):
-    with filled(place, cameras) as g:
-        table, vectors, _ = g.tracklets()
-        assert len(table) == 10
-        assert table['images'].tolist() == [8]*10
-        assert len(g) == 80
-        first = table.iloc[0]
-        assert first.tracklet == '1/cam1/0'
-        assert first.start == pd.Timestamp(START, tz='UTC')
-        assert first.end == pd.Timestamp(START, tz='UTC') + pd.Timedelta(7/5, 's')
-        assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+@pytest.fixture(scope='module')
+def followed(shared_place, cameras):
+    "A gallery of both cameras that tests only read"
+    with filled(shared_place, cameras) as g: yield g
 
 
-def test_a_tracklets_embedding_is_the_weighted_mean_of_its_images(place, cameras):
-    with filled(place, cameras) as g:
-        table, vectors, _ = g.tracklets()
-        rows = g.store.read(columns=('tracklet', 'vector', 'visibility'))
-        for name, vector in zip(table['tracklet'], vectors):
-            mine = [i for i, other in enumerate(rows['tracklet']) if other == name]
-            mean = sum(rows['vector'][i] * rows['visibility'][i] for i in mine)
-            assert np.allclose(vector, mean / np.linalg.norm(mean), atol=1e-6)
+def test_tracks_become_tracklets(followed):
+    table, vectors, _ = followed.tracklets()
+    assert len(table) == 10
+    assert table['images'].tolist() == [8]*10
+    assert len(followed) == 80
+    first = table.iloc[0]
+    assert first.tracklet == '1/cam1/0'
+    assert first.start == pd.Timestamp(START, tz='UTC')
+    assert first.end == pd.Timestamp(START, tz='UTC') + pd.Timedelta(7/5, 's')
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+
+
+def test_a_tracklets_embedding_is_the_weighted_mean_of_its_images(followed):
+    table, vectors, _ = followed.tracklets()
+    rows = followed.store.read(columns=('tracklet', 'vector', 'visibility'))
+    for name, vector in zip(table['tracklet'], vectors):
+        mine = [i for i, other in enumerate(rows['tracklet']) if other == name]
+        mean = sum(rows['vector'][i] * rows['visibility'][i] for i in mine)
+        assert np.allclose(vector, mean / np.linalg.norm(mean), atol=1e-6)
 
 
 def test_the_best_image_shows_the_most():
@@ -74,13 +78,12 @@ def test_no_tracklets():
     assert len(summarise({**nothing, 'vector': np.empty((0, 4), np.float32)})) == 0
 
 
-def test_added_again_nothing_is_new(place, cameras):
-    with filled(place, cameras) as g:
-        root, boxes = cameras
-        embedder = Watching()
-        added = g.add_video(embedder, root/'cam1', boxes[1], camera=1, start=START, fps=5, progress=False)
-        assert added[:2] == (0, 48)
-        assert embedder.n == 0
+def test_added_again_nothing_is_new(followed, cameras):
+    root, boxes = cameras
+    embedder = Watching()
+    added = followed.add_video(embedder, root/'cam1', boxes[1], camera=1, start=START, fps=5, progress=False)
+    assert added[:2] == (0, 48)
+    assert embedder.n == 0
 
 
 def test_every_third_box_of_each_track(place, cameras):
@@ -110,6 +113,7 @@ def test_kept_crops_are_the_people(place, cameras, tmp_path):
         table = g.tracklets().table
         assert read_image(table['path'][0]).size == (8, 16)
         assert len(list((tmp_path/'crops').rglob('*.png'))) == 80
+        check_shown(table.iloc[0], int(table['path'][0][-10:-4]), cameras)
 
 
 def test_an_address_leads_back_to_the_person(cameras):
@@ -122,16 +126,17 @@ def test_an_address_leads_back_to_the_person(cameras):
     assert box_of('people/0001.jpg') is None
 
 
-@pytest.mark.parametrize('kept', [False, True])
-def test_what_was_stored_can_be_looked_at(place, cameras, tmp_path, kept):
-    with filled(place, cameras, crops=tmp_path/'crops' if kept else None) as g:
-        best = g.tracklets().table.iloc[0]
-        image = stored_image(best.path, best.key)
-        assert image.size == (8, 16)
-        frame = int(best.path[-10:-4]) if kept else box_of(best.path)[1]
-        assert frame in (4, 5)  # the middle of a track of eight frames that all show as much
-        wanted = read_crop(crop_address(cameras[0]/'cam1', frame, (0, 10, 8, 16)))
-        assert np.array_equal(np.asarray(image), np.asarray(wanted))
+def test_what_was_stored_can_be_looked_at(followed, cameras):
+    best = followed.tracklets().table.iloc[0]
+    check_shown(best, box_of(best.path)[1], cameras)
+
+
+def check_shown(best, frame, cameras):
+    assert frame in (4, 5)  # the middle of a track of eight frames that all show as much
+    image = stored_image(best.path, best.key)
+    assert image.size == (8, 16)
+    wanted = read_crop(crop_address(cameras[0]/'cam1', frame, (0, 10, 8, 16)))
+    assert np.array_equal(np.asarray(image), np.asarray(wanted))
 
 
 def test_people_are_who_they_are(place, cameras):
@@ -144,8 +149,9 @@ def test_people_are_who_they_are(place, cameras):
         assert g.images()['pid'].notna().all()
 
 
-def test_people_without_a_threshold(place, cameras):
-    with filled(place, cameras) as g: assert g.people(centre=False)['person'].nunique() == 6
+def test_people_without_a_threshold(followed):
+    assert followed.people(centre=False, save=False)['person'].nunique() == 6
+    assert followed.images()['pid'].isna().all()
 
 
 def test_new_tracklets_join_people_that_exist(place, cameras):
@@ -159,10 +165,9 @@ def test_new_tracklets_join_people_that_exist(place, cameras):
         assert after.nunique() == 6
 
 
-def test_travel_keeps_apart_who_cannot_have_walked(place, cameras):
-    with filled(place, cameras) as g:
-        people = g.people(threshold=.8, centre=False, travel={(1, 2): 3600})
-        assert people['person'].nunique() == 10
+def test_travel_keeps_apart_who_cannot_have_walked(followed):
+    people = followed.people(threshold=.8, centre=False, travel={(1, 2): 3600}, save=False)
+    assert people['person'].nunique() == 10
 
 
 def test_boxes_go_out_with_the_people_as_ids(place, cameras, tmp_path):
@@ -179,19 +184,17 @@ def test_boxes_go_out_with_the_people_as_ids(place, cameras, tmp_path):
             assert got.groupby(wanted['track'])['track'].nunique().tolist() == [1]*6
 
 
-def test_a_tracklet_finds_the_same_person_elsewhere(place, cameras):
-    with filled(place, cameras) as g:
-        hits = g.search_tracklets('1/cam1/0', k=3, not_camera=1)
-        assert hits.table['tracklet'][0] == '2/cam2/1'
-        assert hits.table['camid'].tolist() == [2, 2, 2]
-        assert '1/cam1/0' not in g.search_tracklets('1/cam1/0', k=20).table['tracklet'].tolist()
+def test_a_tracklet_finds_the_same_person_elsewhere(followed):
+    hits = followed.search_tracklets('1/cam1/0', k=3, not_camera=1)
+    assert hits.table['tracklet'][0] == '2/cam2/1'
+    assert hits.table['camid'].tolist() == [2, 2, 2]
+    assert '1/cam1/0' not in followed.search_tracklets('1/cam1/0', k=20).table['tracklet'].tolist()
 
 
-def test_an_image_finds_tracklets(place, cameras):
-    with filled(place, cameras) as g:
-        hits = g.search_tracklets(person(104), Watching(), k=1)
-        assert hits.table['tracklet'].tolist() == ['1/cam1/4']
-        with pytest.raises(ValueError, match='pass embedder='): g.search_tracklets(person(104))
+def test_an_image_finds_tracklets(followed):
+    hits = followed.search_tracklets(person(104), Watching(), k=1)
+    assert hits.table['tracklet'].tolist() == ['1/cam1/4']
+    with pytest.raises(ValueError, match='pass embedder='): followed.search_tracklets(person(104))
 
 
 def test_deleting_a_persons_images_deletes_their_tracklets(place, cameras):

@@ -142,7 +142,7 @@ def test_a_video_that_ends_in_the_middle_goes_on_when_it_is_whole(tmp_path):
 
 def test_tracks_of_one_number_in_two_cameras_are_two_tracklets(videos, tmp_path):
     with Gallery(tmp_path/'people') as g:
-        for camera in (1, 2): follow(g, videos, camera)
+        for camera in (1, 2): follow(g, videos, camera, every=4)
         names = g.tracklets().table['tracklet']
         assert names.is_unique
         assert {'1/cam1/0', '2/cam2/0'} <= set(names)
@@ -151,12 +151,12 @@ def test_tracks_of_one_number_in_two_cameras_are_two_tracklets(videos, tmp_path)
 def test_videos_of_one_name_on_two_days_are_not_mixed_up(videos, tmp_path):
     paint(tmp_path/'cam1', {200: (1, 8, 0)}, seed=9)
     with Gallery(tmp_path/'people') as g:
-        follow(g, videos)
+        follow(g, videos, every=4)
         before = len(g)
         with pytest.raises(ValueError, match=r'tracklet 1/cam1/0 of another time \(2026-01-31 08:00:00\)'):
             follow(g, tmp_path, boxes=videos/'cam1.txt', start='2026-02-01T08:00:00')
         assert len(g) == before
-        assert follow(g, videos, every=3).added == 0  # the same video again, by fewer boxes
+        assert follow(g, videos, every=8).added == 0  # the same video again, by fewer boxes
 
 
 def test_two_recordings_of_one_camera_at_one_time_share_nobody(videos, tmp_path):
@@ -164,7 +164,7 @@ def test_two_recordings_of_one_camera_at_one_time_share_nobody(videos, tmp_path)
     (tmp_path/'again').mkdir()
     boxes = paint(tmp_path/'again'/'cam1', {100: (1, 8, 0)}, seed=5)
     with Gallery(tmp_path/'people') as g:
-        follow(g, videos)
+        follow(g, videos, every=4)
         (tmp_path/'again'/'cam1').rename(tmp_path/'again'/'late')
         g.add_video(Watching(), tmp_path/'again'/'late', boxes, camera=1, start=START, fps=5, progress=False)
         people = g.people(threshold=.8, centre=False).set_index('tracklet')['person']
@@ -173,7 +173,7 @@ def test_two_recordings_of_one_camera_at_one_time_share_nobody(videos, tmp_path)
 
 def test_another_models_video_is_refused_whole(videos, tmp_path):
     with Gallery(tmp_path/'people') as g:
-        follow(g, videos)
+        follow(g, videos, every=4)
         with pytest.raises(ValueError, match='was made by the model colours, and this one is other'):
             follow(g, videos, 2, Watching('other'))
         assert g.tracklets().table['camid'].unique().tolist() == [1]

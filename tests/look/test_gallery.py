@@ -20,7 +20,7 @@ def words(picture): return [t.get_text() for ax in picture.axes for t in ax.text
 
 @pytest.mark.parametrize('n', [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 9, 20))])
 def test_pictures_with_who_where_and_when(tmp_path, n):
-    hits = Hits(as_table(rows(tmp_path, n), ('similarity',)), np.zeros((40, 20, 3), np.uint8),
+    hits = Hits(as_table(rows(tmp_path, n)), np.zeros((40, 20, 3), np.uint8),
                 ('foot', 'lower_leg', 'head'))
     picture = hits.show(save=tmp_path/'out'/'hits.png')
     said = words(picture)
@@ -33,7 +33,7 @@ def test_pictures_with_who_where_and_when(tmp_path, n):
 
 def test_what_is_gone_or_unknown(tmp_path):
     table = as_table([dict(key='a', path='/gone.png', pid=None, camid=None, time=None, similarity=.5),
-                      dict(key='b', path='', pid=4, similarity=.4)], ('similarity',))
+                      dict(key='b', path='', pid=4, similarity=.4)])
     said = words(Hits(table).show())
     assert said.count('no image') == 1  # of the query
     assert said.count(GONE) == 2
@@ -43,7 +43,7 @@ def test_what_is_gone_or_unknown(tmp_path):
 
 def test_a_file_that_was_swapped_is_not_drawn(tmp_path):
     "Another image under the name of a hit is nobody whom the search found"
-    hits = Hits(as_table(rows(tmp_path, 2), ('similarity',)))
+    hits = Hits(as_table(rows(tmp_path, 2)))
     assert GONE not in words(hits.show())
     Image.new('RGB', (20, 40), (1, 2, 3)).save(tmp_path/'1.png')
     assert words(hits.show()).count(GONE) == 1
@@ -53,7 +53,7 @@ def test_a_crop_that_was_saved_later_is_drawn(tmp_path):
     "A key of pixels in hand stands for their file too"
     Image.new('RGB', (20, 40), (9, 2, 3)).save(tmp_path/'a.png')
     key = content_key(np.full((40, 20, 3), (9, 2, 3), np.uint8))
-    hits = Hits(as_table([dict(key=key, path=str(tmp_path/'a.png'), similarity=.5)], ('similarity',)))
+    hits = Hits(as_table([dict(key=key, path=str(tmp_path/'a.png'), similarity=.5)]))
     assert GONE not in words(hits.show())
 
 
