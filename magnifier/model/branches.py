@@ -1,10 +1,16 @@
-"""The branches: global, semantic adversarial (SAB), semantic fusion (SFB) and its ablation twin (AB).
+"""The branches of MagnifierNet (paper, section 3). Each pools a feature f from a map x, with region masks m_1 ... m_k:
 
-A branch defines its map, its feature, its description of one region, its contribution to a similarity, and its form for
-inference. All other code iterates over `MagnifierNet.branches`. To add a branch, write a class here, add it to
-`BRANCHES`, and add an argument to `create_branches`"""
+    global   f = mean(x)                                             x: the last stage, as it is
+    SAB      f = W max(x * sum of m_k over the kept regions)         Eq. 2; x: stage 3 through a bottleneck of its own
+    SFB      f = GRU(p_1, ..., p_k), p_k = max(x * m_k)              Eq. 1; x: as SAB's, another bottleneck
+    AB       f = [W_1 p_1, ..., W_k p_k]                             SFB's twin in the ablation (Figure 4)
+
+Mean and max are over all positions. A BNNeck follows: f_bn = BN(f) is the branch's part of the embedding, and a linear
+classifier of f_bn trains it. All other code iterates over `MagnifierNet.branches`; to add a branch, write a class here,
+add it to `BRANCHES`, and add an argument to `create_branches`"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -16,25 +22,10 @@ from torchvision.models.resnet import Bottleneck
 
 from magnifier.checks import refuse
 from magnifier.model.heads import BNNeck, RegionNecks, affine_of, at_least_float32, fold_norms
-from magnifier.model.pooling import kept_region_pool, region_max, region_max_pool
+from magnifier.model.pooling import kept_region_pool, max_by_region, region_max, region_max_pool
 from magnifier.regions import N_REGIONS
 
 __all__ = ['BRANCHES', 'RecurrentFusion', 'ConcatFusion']
-
-CELLS = {'gru': nn.GRU, 'lstm': nn.LSTM}
-NODES = 12  # Of the quadrature along SFB's path: its error is below float32's on a recurrent net
-
-
-def branch_map(
-    width: int,  # c, channels of the shared map
-    bottleneck: bool = True,  # c -> c/4 -> c with a residual, as the authors' code has; False shares the map as it is
-) -> nn.Module:  # n x c x h x w -> the same shape, non-negative
-    "The layers between the shared map and the pooling of a part branch"
-    if not bottleneck: return nn.Identity()
-    block = Bottleneck(width, width // 4)
-    for m in block.modules():
-        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
-    return block
 
 
 class BranchOutput(NamedTuple):
@@ -65,7 +56,7 @@ class Branch(nn.Module, ABC):
         width: int,  # Channels of f
         n_classes: int,  # Training identities
         *,
-        stage: int,  # The stage of the backbone that it hangs on
+        stage: int,  # The stage of the backbone whose map it takes
         upsample: bool = False,  # Its map at twice the size, where the segmentation head's labels are
     ):
         "Builds the parts that all branches have"
@@ -132,7 +123,7 @@ class Branch(nn.Module, ABC):
 
 
 class GlobalBranch(Branch):
-    "Global average pooling of the last stage, then a BNNeck, as in reid-strong-baseline"
+    "Global average pooling of the last stage, then a BNNeck, as in reid-strong-baseline: f = mean(x)"
 
     name = 'global'
     title = 'global'
@@ -144,7 +135,7 @@ class GlobalBranch(Branch):
         width: int,  # Channels of the stage's map, and of f
         n_classes: int,  # Training identities
         *,
-        stage: int = 4,  # The stage that it hangs on
+        stage: int = 4,  # The last stage of the backbone
     ):
         "Uses the map of the stage unchanged"
         super().__init__(nn.Identity(), width, n_classes, stage=stage)
@@ -167,7 +158,7 @@ class GlobalBranch(Branch):
 
 
 class AdversarialBranch(Branch):
-    "SAB (Eq. 2): max pooling over the kept regions, a linear layer, a BNNeck"
+    "SAB: max pooling over the kept regions (Eq. 2), a linear layer W, a BNNeck"
 
     name = 'sab'
     title = 'SAB'
@@ -179,11 +170,11 @@ class AdversarialBranch(Branch):
         n_classes: int,  # Training identities
         hidden: int = 1024,  # Channels of f_sab
         *,
-        stage: int = 3,  # The stage that it hangs on
-        bottleneck: bool = True,  # See `branch_map`
-        upsample: bool = False,  # See `Branch`
         keep_background: bool = True,  # Whether the background is pooled where nothing is occluded, as in evaluation
         original: bool = False,  # Whether it trains on the features without occlusion too
+        stage: int = 3,  # See `Branch`
+        bottleneck: bool = True,  # See `branch_map`
+        upsample: bool = False,  # See `Branch`
     ):
         "The 1x1 convolution of a pooled feature is a linear layer; no bias, since a batch norm follows"
         super().__init__(branch_map(width, bottleneck), hidden, n_classes, stage=stage, upsample=upsample)
@@ -215,14 +206,14 @@ class AdversarialBranch(Branch):
     def contribution(self, feature_map, region_masks, weight):
         """Exact: each channel counts at the position of its maximum, minus the average person's value in proportion to
         the maxima"""
-        if not self.keep_background: region_masks = F.pad(region_masks[:, 1:], (0, 0, 0, 0, 1, 0))
-        pooled = region_masks.sum(1, keepdim=True)  # n x 1 x h x w
+        if not self.keep_background: region_masks = F.pad(region_masks[:, 1:], (0, 0, 0, 0, 1, 0))  # its mask is 0
+        kept = region_masks.sum(1, keepdim=True)  # n x 1 x h x w
+        maxima, places = max_by_region(feature_map, kept)  # n x 1 x c each
         slope = self.slope(weight)
-        values, places = (feature_map * pooled).flatten(2).max(-1)  # n x c each
-        average = (slope @ self.neck.bn.running_mean)[:, None]
-        earned = values * (slope @ self.reduce.weight.detach())
-        earned = earned - average * values / values.sum(1, keepdim=True).clamp(min=1e-12)
-        return _at_places(earned, places, feature_map.shape[-2:])[:, None] * region_masks / pooled.clamp(min=1e-12)
+        average = (slope @ self.neck.bn.running_mean)[:, None, None]
+        earned = maxima * (slope @ self.reduce.weight.detach())[:, None]
+        earned = earned - average * maxima / maxima.sum(-1, keepdim=True).clamp(min=1e-12)
+        return _at_places(earned, places, feature_map.shape[-2:]) * region_masks / kept.clamp(min=1e-12)
 
 
 class FusionBranch(Branch):
@@ -239,10 +230,10 @@ class FusionBranch(Branch):
         width: int,  # c, channels of the shared map
         n_classes: int,  # Training identities
         fuse: nn.Module,  # n x k x c -> n x hidden: `RecurrentFusion` or `ConcatFusion`
-        *,
         hidden: int = 1024,  # Channels of f_sfb
+        *,
         n_regions: int = N_REGIONS,  # k
-        stage: int = 3,  # The stage that it hangs on
+        stage: int = 3,  # See `Branch`
         bottleneck: bool = True,  # See `branch_map`
         upsample: bool = False,  # See `Branch`
     ):
@@ -277,29 +268,52 @@ class FusionBranch(Branch):
         return self.region_necks.bn(pooled.flatten(1)).view_as(pooled)
 
     def contribution(self, feature_map, region_masks, weight):
-        """The gradient is integrated by Gauss-Legendre quadrature as the pooled p(x_k) go from the average person's to
-        the image's; each channel counts at the position of its maximum"""
-        products = [(feature_map * region_masks[:, i:i+1]).flatten(2).max(-1) for i in range(region_masks.shape[1])]
-        pooled = torch.stack([p.values for p in products], 1)  # n x k x c
-        places = torch.stack([p.indices for p in products], 1)
-        n, k, _ = pooled.shape
-        average = self.region_necks.bn.running_mean.view(1, k, -1)
+        """The gradient of the fusion is integrated as the p(x_k) go from the average person's to the image's; each
+        channel counts at the position of its maximum"""
+        pooled, places = max_by_region(feature_map, region_masks)  # n x k x c each
+        average = self.region_necks.bn.running_mean.view(1, *pooled.shape[1:])
         slope = self.slope(weight)
-        gradient = torch.zeros_like(pooled)
-        nodes, shares = np.polynomial.legendre.leggauss(NODES)
-        for node, share in zip((nodes + 1) / 2, shares / 2):
-            point = (average + float(node) * (pooled - average)).detach().requires_grad_()
-            # cuDNN's recurrent nets have no gradient in evaluation mode, and the sums of TF32 would not add up
-            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-                value = (self.fuse(point) * slope).sum()
-            gradient += float(share) * torch.autograd.grad(value, point)[0]
-        earned = gradient * (pooled - average)  # n x k x c
-        h, w = feature_map.shape[-2:]
-        return _at_places(earned.flatten(0, 1), places.flatten(0, 1), (h, w)).view(n, k, h, w)
+        gradient = _mean_gradient(lambda features: (self.fuse(features) * slope).sum(), average, pooled)
+        return _at_places(gradient * (pooled - average), places, feature_map.shape[-2:])
 
 
-def _at_places(values, places, size):  # n x c values at n x c positions of h*w -> n x h x w
-    return values.new_zeros(len(values), size[0] * size[1]).scatter_add_(1, places, values).view(-1, *size)
+def branch_map(
+    width: int,  # c, channels of the shared map
+    bottleneck: bool = True,  # c -> c/4 -> c with a residual, as the authors' code has; False shares the map as it is
+) -> nn.Module:  # n x c x h x w -> the same shape, non-negative
+    "The layers between the shared map and the pooling of a part branch"
+    if not bottleneck: return nn.Identity()
+    block = Bottleneck(width, width // 4)
+    for m in block.modules():
+        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
+    return block
+
+
+def _at_places(values, places, size):  # n x k x c values at positions in h*w -> their sums, n x k x h x w
+    sums = values.new_zeros(*values.shape[:2], size[0] * size[1])
+    return sums.scatter_add_(2, places, values).unflatten(2, size)
+
+
+NODES = 12  # Of the quadrature: with these, its error on a recurrent net is below float32's
+
+
+def _mean_gradient(
+    function: Callable,  # Tensor -> scalar
+    start: Tensor,  # Where the straight way begins; broadcast to `end`
+    end: Tensor,  # Where it ends
+) -> Tensor:  # Of the shape of `end`
+    "The mean gradient of `function` along the way, by Gauss-Legendre quadrature"
+    gradient = torch.zeros_like(end)
+    nodes, shares = np.polynomial.legendre.leggauss(NODES)
+    for node, share in zip((nodes + 1) / 2, shares / 2):
+        point = (start + float(node) * (end - start)).detach().requires_grad_()
+        # cuDNN's recurrent nets have no gradient in evaluation mode, and the sums of TF32 would not add up
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False): value = function(point)
+        gradient += float(share) * torch.autograd.grad(value, point)[0]
+    return gradient
+
+
+CELLS = {'gru': nn.GRU, 'lstm': nn.LSTM}
 
 
 class RecurrentFusion(nn.Module):
@@ -318,7 +332,7 @@ class RecurrentFusion(nn.Module):
         self,
         region_features: Tensor,  # n x k x c, background first
     ) -> Tensor:  # n x hidden
-        "Regions in order -> last output"
+        "The last output"
         return self.rnn(region_features)[0][:, -1]
 
 
@@ -342,6 +356,69 @@ class ConcatFusion(nn.Module):
     ) -> Tensor:  # n x hidden
         "The reduced regions, concatenated"
         return torch.einsum('nkc,kcd->nkd', region_features, self.weight).flatten(1)  # (n, k*d)
+
+
+# In the order in which they stand in the embedding
+BRANCHES: dict[str, type[Branch]] = {cls.name: cls for cls in (GlobalBranch, AdversarialBranch, FusionBranch)}
+
+
+def create_branches(
+    widths: dict[int, int],  # Channels of the backbone's maps by stage
+    n_classes: int,  # Training identities
+    *,
+    sab: bool = True,  # Semantic adversarial branch
+    sfb: bool | str = True,  # Semantic fusion branch; 'ab' is its ablation twin
+    cell: str = 'gru',  # SFB's recurrent cell: 'gru' as in the paper, 'lstm' as in its code
+    region_stage: int = 3,  # The stage whose map SAB and SFB take: 3 (paper), 4, or 5 where the backbone has one
+    branch_bottleneck: bool = True,  # A bottleneck of its own for each part branch, as in the authors' code
+    upsample_maps: bool = False,  # Part branches pool maps of twice the size, where the segmentation head's labels are
+    keep_background: bool = True,  # Whether SAB pools the background: False leaves it out in training and in evaluation
+    sab_original: bool = False,  # Whether SAB trains on the features without occlusion too
+    hidden: int = 1024,  # Channels of f_sab and f_sfb
+    n_regions: int = N_REGIONS,  # k, part labels; another number only for a network alone: all else knows these eight
+) -> dict[str, Branch]:  # By name
+    "Builds the branches. A ValueError for an unknown `sfb`, `cell` or `region_stage`"
+    refuse({
+        f"sfb={sfb!r}: it is True, False or 'ab' (the ablation twin)": sfb not in (True, False, 'ab'),
+        f'unknown cell {cell!r}: use one of {", ".join(CELLS)}': cell not in CELLS,
+        f'region_stage={region_stage!r}: with this backbone use one of {", ".join(map(str, widths))}':
+            region_stage not in widths,
+        f'hidden={hidden}: the ablation twin needs a multiple of {n_regions} regions':
+            sfb == 'ab' and hidden % n_regions,
+    })
+    width = widths[region_stage]
+    last = max(widths)
+    of_parts = dict(stage=region_stage, bottleneck=branch_bottleneck, upsample=upsample_maps)
+    branches = {'global': GlobalBranch(widths[last], n_classes, stage=last)}
+    if sab:
+        branches['sab'] = AdversarialBranch(
+            width, n_classes, hidden, keep_background=keep_background, original=sab_original, **of_parts)
+    if sfb:
+        fuse = ConcatFusion(width, hidden, n_regions) if sfb == 'ab' else RecurrentFusion(width, hidden, cell)
+        branches['sfb'] = FusionBranch(width, n_classes, fuse, hidden, n_regions=n_regions, **of_parts)
+    return branches
+
+
+def branch_scales(
+    normed: list[Tensor],  # f_bn of each branch, n x c_branch
+    weights: list[float],  # Of each branch, 0 or more
+    normalise: bool,  # Whether each has length 1 before its weight; False leaves it its batch norm's scale
+) -> Tensor:  # n x b: what each f_bn is multiplied with in an embedding of length 1
+    "The factor of each branch in the embedding of each image"
+    lengths = torch.stack([f.norm(dim=1) for f in normed], 1)  # n x b
+    scales = lengths.new_tensor(weights).expand_as(lengths)
+    if normalise: scales = scales / lengths.clamp(min=1e-12)
+    return scales / (scales * lengths).norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def join_branches(
+    normed: list[Tensor],  # See `branch_scales`
+    weights: list[float],  # See `branch_scales`
+    normalise: bool,  # See `branch_scales`
+) -> Tensor:  # n x d, L2-normalised
+    "The embedding: the branches' features, scaled and concatenated"
+    scales = branch_scales(normed, weights, normalise)
+    return torch.cat([f * scales[:, i:i+1] for i, f in enumerate(normed)], 1)
 
 
 class FoldedBranch(nn.Module):
@@ -377,66 +454,3 @@ class FoldedBranch(nn.Module):
     ) -> Tensor:  # n x width
         "f_bn"
         return self.branch.pool(feature_map, region_masks) * self.scale + self.shift
-
-
-# In the order in which they stand in the embedding
-BRANCHES: dict[str, type[Branch]] = {cls.name: cls for cls in (GlobalBranch, AdversarialBranch, FusionBranch)}
-
-
-def create_branches(
-    widths: dict[int, int],  # Channels of the backbone's maps by stage
-    n_classes: int,  # Training identities
-    *,
-    sab: bool = True,  # Semantic adversarial branch
-    sfb: bool | str = True,  # Semantic fusion branch; 'ab' is its ablation twin
-    cell: str = 'gru',  # SFB's recurrent cell: 'gru' as in the paper, 'lstm' as in its code
-    region_stage: int = 3,  # The stage that SAB and SFB hang on: 3 (paper), 4, or 5 where the backbone has one
-    branch_bottleneck: bool = True,  # A bottleneck of its own for each part branch, as in the authors' code
-    upsample_maps: bool = False,  # Part branches pool maps of twice the size, where the segmentation head's labels are
-    keep_background: bool = True,  # Whether SAB pools the background: False leaves it out in training and in evaluation
-    sab_original: bool = False,  # Whether SAB trains on the features without occlusion too
-    hidden: int = 1024,  # Channels of f_sab and f_sfb
-    n_regions: int = N_REGIONS,  # k, part labels; another number only for a network alone: all else knows these eight
-) -> dict[str, Branch]:  # By name
-    "Builds the branches. A ValueError for an unknown `sfb`, `cell` or `region_stage`"
-    refuse({
-        f"sfb={sfb!r}: it is True, False or 'ab' (the ablation twin)": sfb not in (True, False, 'ab'),
-        f'unknown cell {cell!r}: use one of {", ".join(CELLS)}': cell not in CELLS,
-        f'region_stage={region_stage!r}: with this backbone use one of {", ".join(map(str, widths))}':
-            region_stage not in widths,
-        f'hidden={hidden}: the ablation twin needs a multiple of {n_regions} regions':
-            sfb == 'ab' and hidden % n_regions,
-    })
-    width = widths[region_stage]
-    last = max(widths)
-    of_parts = dict(stage=region_stage, bottleneck=branch_bottleneck, upsample=upsample_maps)
-    branches = {'global': GlobalBranch(widths[last], n_classes, stage=last)}
-    if sab:
-        branches['sab'] = AdversarialBranch(
-            width, n_classes, hidden, keep_background=keep_background, original=sab_original, **of_parts)
-    if sfb:
-        fuse = ConcatFusion(width, hidden, n_regions) if sfb == 'ab' else RecurrentFusion(width, hidden, cell)
-        branches['sfb'] = FusionBranch(width, n_classes, fuse, hidden=hidden, n_regions=n_regions, **of_parts)
-    return branches
-
-
-def branch_scales(
-    normed: list[Tensor],  # f_bn of each branch, n x c_branch
-    weights: list[float],  # Of each branch, 0 or more
-    normalise: bool,  # Whether each has length 1 before its weight; False leaves it its batch norm's scale
-) -> Tensor:  # n x b: what each f_bn is multiplied with in an embedding of length 1
-    "The factor of each branch in the embedding of each image"
-    lengths = torch.stack([f.norm(dim=1) for f in normed], 1)  # n x b
-    scales = lengths.new_tensor(weights).expand_as(lengths)
-    if normalise: scales = scales / lengths.clamp(min=1e-12)
-    return scales / (scales * lengths).norm(dim=1, keepdim=True).clamp(min=1e-12)
-
-
-def join_branches(
-    normed: list[Tensor],  # See `branch_scales`
-    weights: list[float],  # See `branch_scales`
-    normalise: bool,  # See `branch_scales`
-) -> Tensor:  # n x d, L2-normalised
-    "The embedding: the branches' features, scaled and concatenated"
-    scales = branch_scales(normed, weights, normalise)
-    return torch.cat([f * scales[:, i:i+1] for i, f in enumerate(normed)], 1)

@@ -61,9 +61,8 @@ class _RegionMax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, feature_map, region_masks):
-        masks = region_masks.flatten(2)  # n x k x hw
-        values, index = _max_by_region(feature_map.flatten(2), masks)
-        ctx.save_for_backward(index, masks)
+        values, index = max_by_region(feature_map, region_masks)
+        ctx.save_for_backward(index, region_masks.flatten(2))
         ctx.map_like = torch.empty_like(feature_map, device='meta')  # shape, dtype and memory format alone
         ctx.device = feature_map.device
         return values
@@ -78,15 +77,22 @@ class _RegionMax(torch.autograd.Function):
         return grad_map, None
 
 
-def _max_by_region(maps, masks):  # n x c x hw, n x k x hw -> values and positions, n x k x c each
+def max_by_region(
+    feature_map: Tensor,  # n x c x h x w
+    region_masks: Tensor,  # n x k x h x w, of the map's dtype
+) -> tuple[Tensor, Tensor]:  # The maxima of Eq. 1, and their positions in h*w (the first of equal ones): n x k x c each
+    "`region_max_pool` without gradient, and where the maxima are"
+    maps = feature_map.flatten(2)  # n x c x hw
+    masks = region_masks.flatten(2)  # n x k x hw
     # Looking at how sparse the masks are would make a GPU wait, and cut a compiled graph in two
     if masks.device.type != 'cpu' or torch.compiler.is_compiling() or not len(maps): return _max_dense(maps, masks)
     way = _max_sparse if masks.count_nonzero() * SPARSE < masks.numel() else _max_dense
     n = max(1, CHUNK // maps[0].numel())
-    return tuple(map(torch.cat, zip(*(way(m, r) for m, r in zip(maps.split(n), masks.split(n))))))
+    found = [way(m, r) for m, r in zip(maps.split(n), masks.split(n))]
+    return torch.cat([values for values, _ in found]), torch.cat([index for _, index in found])
 
 
-def _max_dense(maps, masks):
+def _max_dense(maps, masks):  # n x c x hw, n x k x hw -> values and positions, n x k x c each
     # One region's product at a time
     found = [(maps * masks[:, k, None]).max(-1) for k in range(masks.shape[1])]
     return torch.stack([f.values for f in found], 1), torch.stack([f.indices for f in found], 1)

@@ -60,7 +60,8 @@ def blind(monkeypatch):
     """On a CPU the model looks at labels, to name one that is wrong, and at how sparse masks are; here it goes
     the way that it goes on a GPU"""
     monkeypatch.setattr('magnifier.model.net._check_masks', lambda masks, logits: masks)
-    monkeypatch.setattr('magnifier.model.pooling._max_by_region', pooling._max_dense)
+    monkeypatch.setattr('magnifier.model.pooling.max_by_region',
+                        lambda maps, masks: pooling._max_dense(maps.flatten(2), masks.flatten(2)))
 
 
 @pytest.fixture
