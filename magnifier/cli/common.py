@@ -10,8 +10,8 @@ from fastcore.script import call_parse
 
 from magnifier.checks import refuse
 
-__all__ = ['EMBEDDED', 'command', 'say', 'say_imports', 'check_data', 'read_catalog', 'percent', 'quietly',
-           'check_gallery', 'check_learner', 'open_learner', 'open_embedder']
+__all__ = ['EMBEDDED', 'command', 'say', 'say_imports', 'check_data', 'read_catalog', 'percent', 'check_gallery',
+           'check_learner', 'open_learner', 'open_embedder']
 
 EMBEDDED = 'walkers'
 LEARNERS = 'give the learner.pkl of `magnifier_train`, or a folder of `learn.save_pretrained`'
@@ -113,16 +113,6 @@ def percent(
     "Figures in percent, as papers print them"
     import pandas as pd
     return (pd.concat(tables)*100).round(1).to_string()
-
-
-def quietly(
-    func,  # A function that prints
-    *args,  # Its arguments
-    **kwargs,  # The same, by name
-):  # What it returns
-    "Calls `func` with its prints sent to standard error, so that standard output holds the result alone"
-    from contextlib import redirect_stdout
-    with redirect_stdout(sys.stderr): return func(*args, **kwargs)
 
 
 def check_gallery(

@@ -1,11 +1,12 @@
 """A trained learner from a shell: evaluated, over several data sets beside the paper's table; or exported, as an ONNX
 file or as a folder that runs no code when it is loaded"""
 
-from functools import partial
+import sys
+from contextlib import nullcontext, redirect_stdout
 
 from magnifier.checks import refuse
-from magnifier.cli.common import (EMBEDDED, check_data, check_learner, command, open_learner, percent, quietly,
-                                  read_catalog, say, say_imports)
+from magnifier.cli.common import (EMBEDDED, check_data, check_learner, command, open_learner, percent, read_catalog,
+                                  say, say_imports)
 
 __all__ = ['magnifier_eval', 'magnifier_export']
 
@@ -80,9 +81,9 @@ def _evaluated(file, data, path, reading, how, json):
     from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
     join_ranks()  # of several processes each has its GPU from here on
     learn = open_learner(file, bar=not json)
-    with rank0_first():
-        read = partial(quietly, read_catalog) if json else read_catalog
-        catalog = read(data, path, None, **reading)
+    # Where the result is JSON, it is alone on standard output
+    with rank0_first(), redirect_stdout(sys.stderr) if json else nullcontext():
+        catalog = read_catalog(data, path, None, **reading)
     with on_all_ranks(learn): return learn.evaluate(catalog[catalog.split != 'train'], **how)
 
 

@@ -133,10 +133,9 @@ def _restore_records(learn, records):
     recorder = learn.recorder
     recorder.lrs = records['lrs']
     recorder.iters = records['iters']
-    recorder.losses = list(records['losses'])
+    recorder.losses = list(records['losses'].to(next(learn.model.parameters()).device))
     recorder.values = [L(row) for row in records['values']]
     vars(recorder.smooth_loss).update(records['smooth'])
-    if 'fetched' in vars(recorder): recorder.fetched = len(recorder.losses)  # all of them are on the CPU
     if recorder.values: learn.final_record = recorder.values[-1].copy()
     if recorder.losses: learn.smooth_loss = recorder.losses[-1]
     if records['parts'] is not None: learn.loss_parts.history = pd.DataFrame(records['parts'])

@@ -6,14 +6,13 @@ import math
 import signal
 import threading
 import time
-from collections import deque
 from pathlib import Path
 
 import pandas as pd
 import torch
 from fastai.callback.mixup import MixHandler
 from fastai.callback.tracker import TrackerCallback
-from fastai.vision.all import AvgSmoothLoss, Callback, L, ProgressCallback, Recorder, tensor
+from fastai.vision.all import AvgSmoothLoss, Callback, L, ProgressCallback, Recorder
 
 from magnifier.checks import refuse
 from magnifier.files import aside
@@ -22,69 +21,44 @@ from magnifier.train.distributed import mean_over_ranks
 __all__ = ['NonFiniteLoss', 'StopAtNonFinite']
 
 log = logging.getLogger(__name__)
-_MOST_WAITING = 16  # Batches a GPU may be ahead of the check; each is held in memory until its loss is known
 
 
 class DeviceSmoothLoss(AvgSmoothLoss):
-    """fastai's smoothed loss, kept on the device; fastai's own copies each batch's loss to the CPU and so waits for the
-    step"""
-
-    def reset(self):
-        "Starts anew"
-        self.count, self.val = 0, None
+    "fastai's smoothed loss, kept on the device; fastai copies it to the CPU and so waits for each step"
 
     def accumulate(self, learn):
         "Adds a batch's loss"
         loss = learn.loss.detach().mean()
         self.count += 1
-        self.val = torch.lerp(loss, torch.zeros_like(loss) if self.val is None else self.val.to(loss), self.beta)
-
-    @property
-    def value(self):
-        "The smoothed loss, a scalar on the losses' device"
-        return tensor(0.) if self.val is None else super().value
+        self.val = torch.lerp(loss, self.val.to(loss), self.beta)
 
 
 class DeviceRecorder(Recorder):
-    "fastai's recorder, with losses copied to the CPU once an epoch; with several processes, each gets the mean"
+    "fastai's recorder, with losses copied to the CPU after the fit; with several processes, each gets the mean"
 
     name = 'recorder'
 
-    def __init__(
-        self,
-        beta: float = 0.98,  # Of the smoothed loss
-    ):
-        super().__init__(beta=beta)
-        self.smooth_loss = DeviceSmoothLoss(beta)
-
-    def before_fit(self):
-        "As in fastai; no losses are copied yet"
-        super().before_fit()
-        self.fetched = 0
-
-    def fetch(self):
-        "Copies the losses since the last call to the CPU, all at once"
-        if (new := self.losses[self.fetched:]): self.losses[self.fetched:] = list(torch.stack(new).cpu())
-        self.fetched = len(self.losses)
+    def __init__(self):
+        super().__init__()
+        self.smooth_loss = DeviceSmoothLoss()
 
     def after_train(self):
         "The epoch's row"
-        if self.smooth_loss.val is not None: self.smooth_loss.val = mean_over_ranks(self.smooth_loss.val)
-        self.fetch()
+        self.smooth_loss.val = mean_over_ranks(self.smooth_loss.val)
         super().after_train()
 
     @property
-    def passed_over(self) -> bool:
-        "Whether this epoch neither trained nor validated, as the skipped epochs of a resumed fit"
+    def skipped(self) -> bool:
+        "Whether this epoch neither trained nor validated, as the first epochs of a resumed fit"
         return len(self.log) == 1  # the epoch's number alone
 
     def after_epoch(self):
         "Writes fastai's row, if the epoch was not skipped"
-        if not self.passed_over: super().after_epoch()
+        if not self.skipped: super().after_epoch()
 
     def after_fit(self):
-        "Also after a fit that ended early"
-        if hasattr(self, 'fetched'): self.fetch()
+        "Copies the losses to the CPU, all at once"
+        if getattr(self, 'losses', None): self.losses = list(torch.stack(self.losses).cpu())
 
     def plot_loss(
         self,
@@ -96,15 +70,17 @@ class DeviceRecorder(Recorder):
 
 
 class CalmProgress(ProgressCallback):
-    "fastai's progress bar, with the loss updated once a second instead of at every batch"
+    "fastai's progress bar, with the loss updated once a second: reading it waits for the device"
 
-    name, every, asked = 'progress', 1., -float('inf')  # seconds between questions, when the last one was
+    name = 'progress'
+    every = 1.  # Seconds from one update of the loss to the next
+    updated = -math.inf  # When the last one was
 
     def after_batch(self):
         "Moves the bar; updates the loss once a second"
         self.pbar.update(self.iter + 1)
-        if not hasattr(self, 'smooth_loss') or time.monotonic() - self.asked < self.every: return
-        self.asked = time.monotonic()
+        if not hasattr(self, 'smooth_loss') or time.monotonic() - self.updated < self.every: return
+        self.updated = time.monotonic()
         self.pbar.comment = f'{self.smooth_loss.item():.4f}'
 
 
@@ -116,21 +92,23 @@ class LossParts(Callback):
     module it is shown as `valid_mask_loss`, and fastai's `valid_loss` is not shown. Sums stay on the device until the
     epoch ends, so no step waits for them; with several processes, each gets the mean"""
 
-    order = Recorder.order + 1  # the recorder's row is there, and nobody has shown it yet
+    order = Recorder.order + 1  # after the recorder has made its row, before the progress bar shows it
 
     def before_fit(self):
         "Starts the history before a fit's first epoch, and names the columns"
         if not hasattr(self, 'history') or self.learn.epoch == 0: self.history = pd.DataFrame()
-        names, loss = self.recorder.metric_names, self.learn.loss_func
-        self.columns = list(loss.columns)
+        names = self.recorder.metric_names
+        self.columns = list(self.learn.loss_func.columns)
         if self.learn.net.segmentation is not None: self.columns.append('valid_mask_loss')
         self.at = names.index('valid_loss') if 'valid_loss' in names else len(names)
         self.recorder.metric_names = names[:self.at] + self.columns + names[self.at + 1:]
 
     def before_epoch(self):
         "Resets the sums"
-        self.sums, self.n = {}, 0
-        self.valid_masks, self.n_valid = 0, 0
+        self.sums = {}
+        self.n = 0
+        self.valid_masks = 0
+        self.n_valid = 0
 
     def after_loss(self):
         "Adds the parts of a batch, on their device"
@@ -150,18 +128,19 @@ class LossParts(Callback):
         self.history = pd.concat([self.history, pd.DataFrame([means])], ignore_index=True)
         column_of = self.learn.loss_func.column_of
         shown = {column: sum(v for key, v in means.items() if column_of[key] == column) for column in self.columns}
-        if 'valid_mask_loss' in shown: shown['valid_mask_loss'] = self._valid_mask_loss()
+        if 'valid_mask_loss' in shown:
+            loss = (mean_over_ranks(self.valid_masks)/self.n_valid).item() if self.n_valid else None
+            shown['valid_mask_loss'] = loss
         row = [*self.recorder.log[:self.at], *shown.values(), *self.recorder.log[self.at + 1:]]
-        row += [None]*(len(self.recorder.metric_names) - self.recorder.add_time - len(row))  # a validation left out
+        row += [None]*(len(self.recorder.metric_names) - self.recorder.add_time - len(row))  # without a validation
         self.recorder.log = L(row)
-
-    def _valid_mask_loss(self):
-        return (mean_over_ranks(self.valid_masks)/self.n_valid).item() if self.n_valid else None
 
 
 class NonFiniteLoss(ValueError):
     "The loss of a training is NaN or infinite"
-    def __init__(self,
+
+    def __init__(
+        self,
         message: str,  # Where, which parts, and what to try
     ):
         super().__init__(message)
@@ -173,73 +152,73 @@ class NonFiniteLoss(ValueError):
 class StopAtNonFinite(Callback):
     """Stops a training at the first batch with a NaN or infinite loss, and saves that batch in a file.
 
-    On a CPU the loss is checked before the step, so the weights are still those that gave it. On a GPU, this check
-    would make every step wait for the device. There, the result is copied while the device continues and checked when
-    the copy is done, one or two batches later. The batch is kept until then, and an epoch ends only when all results
-    are checked."""
-    order, run_valid = LossParts.order + 1, False
-    def __init__(self,
-        file='nonfinite.pth',  # Where the batch goes; `torch.load(file)` reads it
+    On a CPU the loss is checked before the step, so the weights are still those that gave it. On a GPU that check
+    would make every step wait for the device. There the result is copied while the device continues, and the batch is
+    kept and checked when the next one has its loss, or at the end of the epoch."""
+
+    order = LossParts.order + 1
+    run_valid = False
+
+    def __init__(
+        self,
+        file='nonfinite.pth',  # File for the batch; `torch.load(file)` reads it
     ):
         self.file = Path(file)
 
     def before_fit(self):
-        "Starts without waiting results"
-        self.waiting = deque()
+        "Starts without a batch to check"
+        self.batch = None
 
     def after_loss(self):
-        "Starts the check of this batch, and reads the results that have arrived"
-        parts = getattr(self.learn.loss_func, 'last', {})
-        seen = dict(epoch=self.learn.epoch, step=self.learn.iter, loss=self.learn.loss_grad.detach(), parts=dict(parts),
-                    xb=self.learn.xb, yb=self.learn.yb)
-        self.waiting.append((*_asked(torch.isfinite(seen['loss']).all()), seen))
-        while self.waiting and (self.waiting[0][1].query() or len(self.waiting) > _MOST_WAITING): self._look()
+        "Checks the batch before, and this one too on a CPU"
+        self._check()
+        loss = self.learn.loss_grad.detach()
+        finite, copied = _copied(torch.isfinite(loss).all())
+        parts = dict(getattr(self.learn.loss_func, 'last', {}))
+        self.batch = dict(finite=finite, copied=copied, epoch=self.learn.epoch, step=self.learn.iter, loss=loss,
+                          parts=parts, xb=self.learn.xb, yb=self.learn.yb)
+        if copied is None: self._check()
 
     def after_train(self):
-        "Waits for all results of the epoch"
-        while self.waiting: self._look()
+        "Checks the epoch's last batch"
+        self._check()
 
-    def _look(self):
-        finite, done, seen = self.waiting.popleft()
-        done.synchronize()
-        if finite: return
-        self.waiting.clear()
-        self._save(seen)
-        bad = [name for name, value in seen['parts'].items() if not torch.isfinite(value)]
+    def _check(self):
+        batch, self.batch = self.batch, None
+        if batch is None: return
+        if batch['copied'] is not None: batch['copied'].synchronize()
+        if batch['finite']: return
+        self._save(batch)
+        bad = [name for name, value in batch['parts'].items() if not torch.isfinite(value)]
+        parts = f' (in {", ".join(bad)})' if bad else ''
         weights = next((name for name, p in self.learn.model.named_parameters() if not torch.isfinite(p).all()), None)
-        which = f' (in {", ".join(bad)})' if bad else ''
-        # A GPU has done this step by now
-        step = 'an earlier step' if isinstance(done, _Here) else 'an earlier step, or this one,'
+        # On a GPU the step of this batch is done by now
+        step = 'an earlier step' if batch['copied'] is None else 'an earlier step, or this one,'
         cause = f'the weights are not finite either, first of all {weights}: {step} was too large. ' if weights else ''
         raise NonFiniteLoss(
-            f'the loss is {float(seen["loss"].mean())}{which} in epoch {seen["epoch"]}, batch {seen["step"]}, '
+            f'the loss is {float(batch["loss"].mean())}{parts} in epoch {batch["epoch"]}, batch {batch["step"]}, '
             f'counted from 0; {cause}'
             f'That batch is in {self.file} (torch.load). Look at its images and masks, and try a lower rate, a '
             'longer warm-up, or float32'
         )
 
-    def _save(self, seen):
-        "Images, masks, identities, occlusion, and the parts of the loss"
+    def _save(self, batch):
+        "Writes images, masks, identities, occlusion, and the parts of the loss"
         plain = lambda o: o.detach().cpu().as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o
-        inputs = dict(zip(('images', 'given_masks', 'kept'), map(plain, seen['xb'])))
-        targets = dict(zip(('identities', 'masks'), map(plain, seen['yb'][::-1])))
-        parts = {k: float(v) for k, v in seen['parts'].items()}
-        batch = {**inputs, **targets, 'parts': parts, 'epoch': seen['epoch'], 'step': seen['step']}
-        with aside(self.file) as part: torch.save(batch, part)
+        inputs = dict(zip(('images', 'given_masks', 'kept'), map(plain, batch['xb'])))
+        targets = dict(zip(('identities', 'masks'), map(plain, batch['yb'][::-1])))
+        parts = {name: float(value) for name, value in batch['parts'].items()}
+        saved = {**inputs, **targets, 'parts': parts, 'epoch': batch['epoch'], 'step': batch['step']}
+        with aside(self.file) as part: torch.save(saved, part)
 
 
-class _Here:
-    "An event for the CPU, where the result is there at once"
-    def query(self): return True
-    def synchronize(self): pass
-
-
-def _asked(answer):
-    "(result on the CPU, event that tells when it is there), without waiting"
-    if answer.device.type != 'cuda': return answer, _Here()
-    copied, done = answer.to('cpu', non_blocking=True), torch.cuda.Event()
-    done.record()
-    return copied, done
+def _copied(answer):
+    "(result on the CPU, CUDA event that says when it has arrived or None where it was there), without waiting"
+    if answer.device.type != 'cuda': return answer, None
+    copy = answer.to('cpu', non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return copy, arrived
 
 
 class StopByKeyboard(Callback):
@@ -248,20 +227,24 @@ class StopByKeyboard(Callback):
 
     A checkpoint that is being written is completed. Outside the main thread, where Python gets no signals, it does
     nothing."""
+
     order = 200  # last: the batch is done
-    def __init__(self,
-        say=log.warning,  # Is told that the batch at hand will be the last
+
+    def __init__(
+        self,
+        say=log.warning,  # Called with the line that this batch will be the last
     ):
         self.say = say
 
     def __enter__(self):
-        self.asked, self.former = False, None
+        self.asked = False
+        self.former = None
         if threading.current_thread() is threading.main_thread(): self.former = signal.signal(signal.SIGINT, self._ask)
         return self
 
     def __exit__(self, kind, error, trace):
         if self.former is not None: signal.signal(signal.SIGINT, self.former)
-        # asked after the last batch, or a worker was hit by the same Ctrl-C and its loss was noticed first
+        # Ctrl-C came after the last batch, or it ended a loader's process too and that was noticed first
         if self.asked and (kind is None or issubclass(kind, RuntimeError)): raise KeyboardInterrupt from error
 
     def _ask(self, *_):
@@ -290,8 +273,8 @@ def check_callbacks(
 
 
 class TrackersWait(Callback):
-    """Trackers skip epochs without their metric: those that `ValidateEvery` does not validate, or that a resumed fit
-    skips"""
+    """fastai's trackers skip epochs without their metric: those that `ValidateEvery` does not validate, or that a
+    resumed fit skips"""
 
     order = TrackerCallback.order - 1
 
@@ -303,11 +286,9 @@ class TrackersWait(Callback):
         "Turns trackers off whose metric is missing"
         for cb in self.learn.cbs:
             waits = isinstance(cb, TrackerCallback) and cb.run and not getattr(cb, 'every_epoch', False)
-            if waits and self._is_missing(cb):
+            if waits and (self.recorder.skipped or self.recorder.values[-1][cb.idx] is None):
                 cb.run = False
                 self.asleep.append(cb)
-
-    def _is_missing(self, tracker): return self.recorder.passed_over or self.recorder.values[-1][tracker.idx] is None
 
     def before_epoch(self):
         "Turns them on again"
@@ -315,5 +296,5 @@ class TrackersWait(Callback):
         self.asleep = []
 
     def after_fit(self):
-        "Turns trackers on that have seen a metric, since they may load their best epoch"
+        "Turns on those that have seen a metric, since they may load their best epoch"
         for cb in self.asleep: cb.run = math.isfinite(cb.best)

@@ -64,8 +64,8 @@ def train_run(
     resume: bool = False,  # Goes on where a run with the same arguments was ended, if there was one
     quiet: bool = False,  # Neither bars nor tables of losses
     cbs=None,  # Further callbacks
-    then=None,  # Called with the learner before the run counts as finished, as what draws its figures
-    say=log.info,  # What is told of the run's progress goes there
+    then=None,  # Called with the learner before the run is marked as finished, for example to draw figures
+    say=log.info,  # Called with each line about the run's progress
 ) -> Run:  # Learner, figures and record
     """Trains a recipe over a catalog, evaluated before and after.
 
@@ -76,14 +76,11 @@ def train_run(
     arguments that would change the result. BlockingIOError: another process trains in `out`. NonFiniteLoss: the loss is
     NaN or infinite; the batch is in nonfinite.pth. RunStopped: Ctrl-C; the last finished epoch is kept"""
     plan, out, catalog = named(recipe), Path(out), validate_catalog(catalog, ('train',))
-    epochs = plan.epochs if epochs is None else epochs
-    loading = {**plan.loading, **(loading or {})}
-    model = {**plan.model, 'seed': seed, **(model or {})}
-    loss = {**plan.loss, **(loss or {})}
-    fitting = fitting or {}
-    plan.plan(epochs, **fitting)  # a mistake is said before anything is read
-    asked = as_json(dict(recipe=recipe, epochs=epochs, seed=seed, loading=loading, model=model, loss=loss,
-                         fitting=fitting, rerank=rerank, fast=fast, data=describe_data(catalog)))
+    if epochs is None: epochs = plan.epochs
+    given = _with_recipe(plan, seed, loading, model, loss, fitting)
+    plan.plan(epochs, **given['fitting'])  # a mistake is said before anything is read
+    asked = as_json(dict(recipe=recipe, epochs=epochs, seed=seed, **given, rerank=rerank, fast=fast,
+                         data=describe_data(catalog)))
     with nullcontext() if rank_distrib() else locked(out):  # of several processes the first one keeps the folder
         state, record = _found(out, asked, resume, say)
         if record is not None:
@@ -92,29 +89,39 @@ def train_run(
         join_ranks()  # each has its GPU from here on
         if rank_distrib(): say = noop
         with seeded(seed):
-            learn = _learner(catalog, recipe, loading, model, loss, path=out, seed=seed, num_workers=workers)
+            learn = _learner(catalog, recipe, given, path=out, seed=seed, num_workers=workers)
             learn.add_cbs(cbs)
             asked.update(workers=learn.dls.train.fake_l.num_workers, processes=max(1, num_distrib()))
-            stages = learn.plan(recipe, epochs, **fitting)
+            stages = learn.plan(recipe, epochs, **given['fitting'])
             with _quietly(learn) if quiet else nullcontext(), on_all_ranks(learn):
                 record = _begin(out, plan, learn, stages, asked, dataset=dataset, state=state, say=say)
                 if before and state is None: record['figures'] = _figures(learn, 'before', rerank)
-                _write(out, record, state['rows'] if state else [])
-                with fast_training(learn) if fast else nullcontext(): _fit(out, learn, stages, record, state, say)
+                _train(out, learn, stages, record, state, fast=fast, say=say)
                 record['figures'] |= _figures(learn, 'after', rerank)
-            # Where a run has ended on one rank, its files are there
+            # When the call returns on one rank, the files are there
             with rank0_first(): return _finish(out, learn, record, then)
 
 
-def _learner(catalog, recipe, loading, model, loss, **kwargs):
+def _with_recipe(plan, seed, loading, model, loss, fitting):
+    "The recipe's arguments, with those that were given beside or instead of them"
+    return dict(
+        loading={**plan.loading, **(loading or {})},
+        model={**plan.model, 'seed': seed, **(model or {})},
+        loss={**plan.loss, **(loss or {})},
+        fitting=fitting or {},
+    )
+
+
+def _learner(catalog, recipe, given, **kwargs):
     "An untrained learner; with a cache on disk, one process decodes the images and all read them"
-    on_disk = loading.get('cache') not in (None, 'ram')
-    with rank0_first() if on_disk else nullcontext(): dls = ReIDDataLoaders.from_df(catalog, **kwargs, **loading)
-    return recipe_learner(dls, recipe, loss=loss, **model)
+    on_disk = given['loading'].get('cache') not in (None, 'ram')
+    with rank0_first() if on_disk else nullcontext():
+        dls = ReIDDataLoaders.from_df(catalog, **kwargs, **given['loading'])
+    return recipe_learner(dls, recipe, loss=given['loss'], **given['model'])
 
 
 def _found(out, asked, resume, say):
-    "(state to continue from or None, record of a finished run or None)"
+    "(checkpoint to continue from or None, record of a finished run or None)"
     record, checkpoints = read_json(out/'run.json'), out/'checkpoints'
     finished = record is not None and record['finished']
     if not resume:
@@ -187,17 +194,19 @@ def _plan(record, dl, stages):
     for i, stage in enumerate(stages): yield f'  stage {i + 1} of {len(stages)}: {stage}'
 
 
-def _fit(out, learn, stages, record, state, say):
-    "Runs the fits of the recipe with guards and checkpoints; record and losses.csv are written after each epoch"
+def _train(out, learn, stages, record, state, *, fast, say):
+    "Runs the fits of the recipe with guards and checkpoints; writes record and losses.csv before them and by epoch"
     def each(kept):
         record.update(epochs_done=kept.done, seconds=round(kept.seconds, 1))
         _write(out, record, kept.rows)
-    total, keyboard = sum(stage.epochs for stage in stages), StopByKeyboard(say)
     kept = Checkpoints(out/'checkpoints', state=state, note=record, each=each)
+    keyboard = StopByKeyboard(say)
+    _write(out, record, kept.rows)
     with learn.added_cbs([kept, StopAtNonFinite(out/'nonfinite.pth'), keyboard]):
         try:
-            with keyboard: learn.fit_stages(stages, done=kept.done)
+            with fast_training(learn) if fast else nullcontext(), keyboard: learn.fit_stages(stages, done=kept.done)
         except KeyboardInterrupt as e:
+            total = sum(stage.epochs for stage in stages)
             raise RunStopped(f'stopped by the keyboard after epoch {kept.done} of {total}') from e
 
 
@@ -259,7 +268,7 @@ def _below(paths):
 
 
 def _size(path):
-    "Size of a mask file in bytes, to notice other masks"
+    "Size of a mask file in bytes, by which other masks are noticed"
     return None if path is None or not os.path.exists(path) else os.path.getsize(path)
 
 
@@ -275,12 +284,8 @@ def _commit():
     "The commit of the clone, with '+' if files differ from it"
     root = Path(magnifier.__file__).parents[1]
     if not (root/'.git').exists(): return None  # installed: a repository further up would be another project's
-
-    def git(*args):
-        done = subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True, timeout=30)
-        return done.stdout.strip()
-
-    try: return git('rev-parse', 'HEAD') + '+'*bool(git('status', '--porcelain', '--untracked-files=no'))
+    command = ['git', '-C', str(root), 'describe', '--always', '--abbrev=40', '--exclude=*', '--dirty=+']
+    try: return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError): return None
 
 

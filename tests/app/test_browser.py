@@ -35,7 +35,7 @@ def app(seer, few, tmp_path_factory):
     with Gallery(root/'people', regions=True) as gallery:
         gallery.add(seer, few.assign(time=range(10**9, 10**9 + len(few))), progress=False)
     script = root/'command.py'  # as an installed one
-    script.write_text('from magnifier.cli.all import magnifier_app\nmagnifier_app()\n')
+    script.write_text('from magnifier.cli.gallery import magnifier_app\nmagnifier_app()\n')
     command = [sys.executable, '-W', 'ignore', script, '--gallery', root/'people', '--learner', root/'learner.pkl']
     environment = {**os.environ, 'TMPDIR': str(root/'here'), 'OMP_NUM_THREADS': '1',
                    'PYTHONPATH': os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get('PYTHONPATH', '')])}

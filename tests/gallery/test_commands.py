@@ -142,7 +142,7 @@ def test_an_old_gallery_is_brought_over(place, tmp_path):
 
     def brought(uri, into):
         script = tmp_path/'magnifier_index'
-        script.write_text('from magnifier.cli.all import magnifier_index\nmagnifier_index()\n')
+        script.write_text('from magnifier.cli.gallery import magnifier_index\nmagnifier_index()\n')
         command = [sys.executable, '-W', 'ignore', script, '--from', uri, '--gallery', into]
         return subprocess.run(command, capture_output=True, text=True)
     first = brought(old, gallery)

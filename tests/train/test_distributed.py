@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from magnifier.data.readers import market1501
 from magnifier.model.net import MagnifierOutput
 from magnifier.train.callbacks import RegionOcclusion
 from magnifier.train.distributed import (Share, gather_own, gather_rows, join_ranks, mean_over_ranks, n_ranks,
@@ -19,6 +21,12 @@ from magnifier.train.distributed import (Share, gather_own, gather_rows, join_ra
 from magnifier.train.losses import MagnifierLoss
 
 SCRIPT = Path(__file__).with_name('two_ranks.py')
+
+
+@pytest.fixture(scope='module')
+def catalog(walkers_root):
+    "The whole set, as the script reads it"
+    return market1501(walkers_root)
 
 
 @pytest.fixture(scope='module')
