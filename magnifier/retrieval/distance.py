@@ -178,14 +178,9 @@ class Euclidean(SquaredEuclidean):
 METRICS = {'cosine': Cosine, 'euclidean': Euclidean, 'sqeuclidean': SquaredEuclidean}
 
 
-def squared_distances(
-    rows: Tensor,  # (a, d) features
-    cols: Tensor,  # (b, d) features
-    row_sums: Tensor,  # (a,) their squared norms
-    col_sums: Tensor,  # (b,) theirs
-    out: Tensor,  # (a, b) written to
-) -> Tensor:  # `out`
-    "|x|^2 + |y|^2 - 2 x.y in place, never below 0"
+def squared_distances(rows: Tensor, cols: Tensor, row_sums: Tensor, col_sums: Tensor, out: Tensor) -> Tensor:
+    """|x|^2 + |y|^2 - 2 x.y, never below 0, of (a, d) and (b, d) features with squared norms (a,) and (b,); written to
+    `out` (a, b)"""
     return torch.addmm(col_sums, rows, cols.T, alpha=-2, out=out).add_(row_sums[:, None]).clamp_(min=0)
 
 
@@ -209,11 +204,9 @@ def ready_to_square(
     return moved(query, offset, fitting[0]), moved(gallery, offset, fitting[0])
 
 
-def common_offset(
-    feats: Tensor,  # (n, d) features
-    norms: Tensor,  # (n,) their norms, float64
-) -> Tensor | None:  # (d,) float64; None where it is small
-    "The mean of features that lie far from 0: subtracting it keeps their distances and avoids a loss of digits"
+def common_offset(feats: Tensor, norms: Tensor) -> Tensor | None:
+    """The mean (d,) of (n, d) features with norms (n,) that lie far from 0; None where they do not. Subtracting it keeps
+    their distances and avoids a loss of digits"""
     mean = torch.stack([f.sum(0, dtype=torch.float64) for f in feats.split(ROW_BLOCK)]).sum(0) / len(feats)
     if mean.square().sum() <= 0.9 * norms.square().mean(): return None
     # Seven bits are enough, and leave equal distances of short numbers equal
@@ -221,12 +214,8 @@ def common_offset(
     return (mean / step).round() * step
 
 
-def moved(
-    feats: Tensor,  # (n, d) features
-    offset: Tensor | None,  # (d,) what is subtracted in float64
-    dtype: torch.dtype,  # Of the result
-) -> Tensor:  # (n, d) the features themselves where nothing changes
-    "Features minus their common offset, block by block"
+def moved(feats: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
+    "(n, d) features minus their (d,) offset in float64, block by block; the features themselves if nothing changes"
     if offset is None: return feats.to(dtype)
     result = torch.empty(feats.shape, dtype=dtype, device=feats.device)
     for rows in row_slices(len(feats), ROW_BLOCK): result[rows] = feats[rows].double() - offset
@@ -234,10 +223,8 @@ def moved(
 
 
 @contextmanager
-def full_precision(
-    device: torch.device,  # Where the products run
-):
-    "Inside, matrix products are in full float32, without autocast, TF32, bfloat16 or gradients"
+def full_precision(device: torch.device):
+    "Inside, matrix products on `device` are in full float32, without autocast, TF32, bfloat16 or gradients"
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision('highest')
     try:
@@ -245,25 +232,17 @@ def full_precision(
     finally: torch.set_float32_matmul_precision(before)
 
 
-def band_slices(
-    q: int,  # Number of queries
-    g: int,  # Length of a row of distances
-    itemsize: int = 4,  # Bytes a distance
-) -> list[slice]:  # Slices that cover 0..q in order
-    "Slices of the queries with about 48 MB of distances each, but at least 256 rows, because smaller products are slow"
+def band_slices(q: int, g: int, itemsize: int = 4) -> list[slice]:
+    """Slices of q queries with about 48 MB of distances to g images each, of `itemsize` bytes, but at least 256 rows,
+    because smaller products are slow"""
     return row_slices(q, min(1024, max(256, BAND_BYTES // (g * itemsize))))
 
 
-def like(
-    result: Tensor,  # What was computed
-    *given,  # What the caller passed
-):  # A tensor if one of `given` is one, else an array
-    "The result in the kind that the caller gave"
+def like(result: Tensor, *given):
+    "The result as a tensor where the caller gave a tensor, else as an array"
     return result if any(isinstance(x, Tensor) for x in given) else result.numpy()
 
 
-def to_numpy(
-    x: Tensor,  # Floating point, on any device
-) -> np.ndarray:  # float64 if it was, float32 otherwise
-    "A tensor as an array that NumPy can compute with"
+def to_numpy(x: Tensor) -> np.ndarray:
+    "A floating-point tensor as an array that NumPy can compute with: float64 if it was, float32 otherwise"
     return x.to('cpu', working_dtype(x)).numpy()

@@ -92,32 +92,25 @@ def working_dtype(
     return torch.float64 if any(f.dtype == torch.float64 for f in feats) else torch.float32
 
 
-def row_slices(
-    n: int,  # Number of rows
-    size: int,  # Rows a slice
-) -> list[slice]:  # Slices that cover 0..n in order
-    "Consecutive slices of at most `size` rows"
+def row_slices(n: int, size: int) -> list[slice]:
+    "Consecutive slices of at most `size` of n rows"
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-def squared_sums(
-    feats: Tensor,  # (n, d) features
-) -> Tensor:  # (n,) float64
-    "Squared Euclidean norms, summed in float64 in one pass over the features"
+def squared_sums(feats: Tensor) -> Tensor:
+    "Squared Euclidean norms (n,) of (n, d) features, summed in float64 in one pass"
     if feats.device.type != 'cpu': return torch.cat([f.double().square().sum(1) for f in feats.split(ROW_BLOCK)])
     blocks = [f.to(working_dtype(f)).numpy() for f in feats.split(ROW_BLOCK)]
     with np.errstate(over='ignore', invalid='ignore'):
         return torch.from_numpy(np.concatenate([np.einsum('nd,nd->n', f, f, dtype=np.float64) for f in blocks]))
 
 
-def row_norms(
-    feats: Tensor,  # (n, d) features
-) -> Tensor:  # (n,) Euclidean norms, float64; NaN or infinite where a row is
-    "Norms of rows of any size"
+def row_norms(feats: Tensor) -> Tensor:
+    "Euclidean norms (n,) in float64 of (n, d) features of any size; NaN or infinite where a row is"
     norms = squared_sums(feats).sqrt_()
     if feats.dtype != torch.float64: return norms  # squares of anything shorter are numbers of float64
-    squared_badly = ~((norms > 1e-150) & (norms < 1e150))
-    far = squared_badly.nonzero()[:, 0]
+    inaccurate = ~((norms > 1e-150) & (norms < 1e150))
+    far = inaccurate.nonzero()[:, 0]
     largest = feats[far].double().abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny)
     norms[far] = largest * (feats[far].double() / largest[:, None]).norm(dim=1)
     return norms
@@ -143,21 +136,14 @@ def _refuse_rows(bad, name, fault, advice):
         raise ValueError(f'{name}: {len(rows)} of {len(bad)} rows {fault}, the first is row {int(rows[0])}. {advice}')
 
 
-def can_be_squared(
-    norms: Tensor,  # (n,) norms
-    dtype: torch.dtype = torch.float32,  # float32 or float64
-) -> bool:
+def can_be_squared(norms: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     "Whether the squares and inverses of all norms above 0 are representable in a dtype, neither 0 nor infinite"
     norms = norms[norms > 0]
     return not len(norms) or bool(norms.min() > 1 / LARGEST[dtype] and norms.max() < LARGEST[dtype])
 
 
-def divided(
-    feats: Tensor,  # (n, d) features
-    norms: Tensor,  # (n,) their norms, above 0
-    dtype: torch.dtype,  # Of the result
-) -> Tensor:  # (n, d) new tensor, rows of length 1
-    "Features divided by their norms, block by block"
+def divided(feats: Tensor, norms: Tensor, dtype: torch.dtype) -> Tensor:
+    "(n, d) features divided by their norms (n,), all above 0, block by block into a new tensor of `dtype`"
     result = torch.empty(feats.shape, dtype=dtype, device=feats.device)
     if can_be_squared(norms): norms = norms.to(dtype)  # a division by float64 is a slow one
     for rows in row_slices(len(feats), ROW_BLOCK): torch.div(feats[rows], norms[rows, None], out=result[rows])

@@ -26,11 +26,8 @@ class Neighbours:
     furthest: np.ndarray  # (n,) largest distance to any image, by which the paper's code divides; 1 where all are 0
 
 
-def in_order(
-    dist: Tensor,  # (b, k) distances
-    index: Tensor,  # (b, k) indices of the images at these distances
-) -> tuple[Tensor, Tensor]:  # Both, sorted by distance and then by index
-    "Nearest first, ties by index"
+def in_order(dist: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    "(b, k) distances and the indices of their images, both sorted by distance and then by index"
     index, by_index = index.sort(dim=1)
     dist, by_dist = dist.gather(1, by_index).sort(dim=1, stable=True)
     return dist, index.gather(1, by_dist)
@@ -97,12 +94,9 @@ class RunningBest:
         self.index[own] = at.gather(1, order)
 
 
-def as_neighbours(
-    index: Tensor,  # (n, k) indices
-    furthest: Tensor,  # (n,) largest distances
-    what: str,  # What was compared, for the error
-) -> Neighbours:  # In NumPy
-    "Neighbours on the CPU, for sparse matrices; a ValueError if a distance was NaN or infinite"
+def as_neighbours(index: Tensor, furthest: Tensor, what: str) -> Neighbours:
+    """Neighbours on the CPU, from (n, k) indices and (n,) largest distances. A ValueError if a distance was NaN or
+    infinite; `what` is the word for the input in it"""
     bad = (~furthest.isfinite()).nonzero()
     if len(bad):
         raise ValueError(f'{what}: the distances of image {int(bad[0])} (queries first, '
@@ -111,26 +105,17 @@ def as_neighbours(
     return Neighbours(index.cpu().numpy(), np.where(furthest > 0, furthest, 1.))
 
 
-def tile_distances(
-    feats: Tensor,  # (n, d) features
-    sums: Tensor,  # (n,) their squared norms
-    rows: slice,  # Some images
-    cols: slice,  # Others
-    memory: Tensor,  # Where the tile goes
-) -> Tensor:  # Their squared distances
-    "Distances of two groups; the distance of an image to itself is exactly 0"
+def tile_distances(feats: Tensor, sums: Tensor, rows: slice, cols: slice, memory: Tensor) -> Tensor:
+    """Squared distances of two groups of the (n, d) features, whose squared norms are `sums` (n,), written to `memory`;
+    of an image to itself exactly 0"""
     shape = rows.stop - rows.start, cols.stop - cols.start
     tile = memory[:shape[0] * shape[1]].view(shape)
     squared_distances(feats[rows], feats[cols], sums[rows], sums[cols], tile)
     return tile.fill_diagonal_(0) if rows is cols else tile
 
 
-def row_distances(
-    feats: Tensor,  # (n, d) features
-    sums: Tensor,  # (n,) their squared norms
-    rows: Tensor,  # (b,) indices of images
-) -> Tensor:  # (b, n) squared distances
-    "Complete rows of distances; the distance of an image to itself is exactly 0"
+def row_distances(feats: Tensor, sums: Tensor, rows: Tensor) -> Tensor:
+    "(b, n) squared distances of some images to all, as `tile_distances`"
     band = feats.new_empty(len(rows), len(feats))
     return squared_distances(feats[rows], feats, sums[rows], sums, band).scatter_(1, rows[:, None], 0)
 

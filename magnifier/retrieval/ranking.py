@@ -238,11 +238,8 @@ AP_FORMS = {'step': step_terms, 'trapezoid': trapezoid_terms}
 NO_MATCH = ('skip', 'zero')
 
 
-def first_k(
-    dist: np.ndarray,  # (g,) distances
-    k: int,  # How many
-) -> np.ndarray:  # Their indices, nearest first; of equal distances the earlier first
-    "The k smallest distances in stable order, without sorting all of them"
+def first_k(dist: np.ndarray, k: int) -> np.ndarray:
+    "Indices of the k smallest distances, nearest first and of equal ones the earlier, without sorting all of them"
     if k >= len(dist): return np.argsort(dist, kind='stable')
     near = np.flatnonzero(dist <= np.partition(dist, k - 1)[k - 1])
     return near[np.argsort(dist[near], kind='stable')[:k]]
@@ -305,14 +302,9 @@ def evaluate_distances(
     return ranking_of(as_distances(dist), (q_pids, g_pids, q_camids, g_camids), ap, no_match, separate_cameras)
 
 
-def ranking_of(
-    distances,  # Something with `.shape`, `.bands()` and `.row(i)`
-    ids: tuple,  # q_pids, g_pids, q_camids, g_camids
-    ap: str,  # A name in `AP_FORMS`
-    no_match: str,  # One of `NO_MATCH`
-    separate_cameras: bool,  # Remove all of the query's camera
-) -> Ranking:  # With a warning where not one query has a match
-    "The common part of `rank` and `evaluate_distances`: checks the ids, counts ranks, builds the Ranking"
+def ranking_of(distances, ids: tuple, ap: str, no_match: str, separate_cameras: bool) -> Ranking:
+    """The common part of `rank` and `evaluate_distances`: checks the ids, counts ranks, builds the Ranking; a warning
+    where not one query has a match"""
     choose(ap, AP_FORMS, 'ap')
     choose(no_match, NO_MATCH, 'no_match')
     labels = Labels(*ids, distances.shape, separate_cameras)
@@ -324,10 +316,7 @@ def ranking_of(
     return ranking
 
 
-def count_matches(
-    distances,  # Something with `.bands()`: FeatureDistances, MatrixDistances, a sparse re-ranking
-    labels: Labels,  # Who is who
-) -> Matches:  # Every query's true matches, nearest first
+def count_matches(distances, labels: Labels) -> Matches:
     "Ranks of all true matches, one band of distances in memory at a time"
     matches = []
     ranks = []
@@ -399,11 +388,8 @@ def band_ranks(
     return torch.cat(ranks).cpu().numpy() if ranks else np.empty(0, np.int64)
 
 
-def check_finite(
-    band: Tensor,  # (b, g) distances of some queries
-    first: int,  # Index of the first query
-):
-    "A ValueError that names the first query with a NaN or infinite distance"
+def check_finite(band: Tensor, first: int):
+    "A ValueError that names the first query with a NaN or infinite distance in a band that begins at query `first`"
     bad = (~band.isfinite().all(1)).nonzero()
     if len(bad):
         raise ValueError(f'the distances of query {first + int(bad[0])} hold NaN or infinite values. '
@@ -425,7 +411,8 @@ def cmc_single_shot(
     """Single-shot CMC (Li et al., CVPR 2014, as open-reid draws it): for each query and repeat, the gallery has one
     remaining image of every identity. Queries without a match are left out; ValueError or TypeError as in
     `evaluate_distances`"""
-    max_rank, repeats = as_count(max_rank, 'max_rank'), as_count(repeats, 'repeats')
+    max_rank = as_count(max_rank, 'max_rank')
+    repeats = as_count(repeats, 'repeats')
     distances = as_distances(dist)
     labels = Labels(q_pids, g_pids, q_camids, g_camids, distances.shape, separate_cameras)
     rng = np.random.default_rng(seed)

@@ -55,10 +55,8 @@ class Reranked:
         return out
 
 
-def reciprocal(
-    index: np.ndarray,  # (n, k) first neighbours
-) -> csr_array:  # (n, n) ones where i and j are among each other's first k
-    "Step 2: the k-reciprocal neighbours"
+def reciprocal(index: np.ndarray) -> csr_array:
+    "Step 2: the k-reciprocal neighbours, from the (n, k) first: ones (n, n) where i and j are among each other's"
     n, k = index.shape
     starts = np.arange(0, n * k + 1, k, dtype=np.int32)
     near = csr_array((np.ones(n * k, np.float32), index.astype(np.int32).ravel(), starts), (n, n))
@@ -134,25 +132,15 @@ def jaccard_similarity(
     return vstack(parts, format='csr')
 
 
-def reranked(
-    pairs: FeaturePairs | MatrixPairs,  # Distances of all images
-    shape: tuple[int, int],  # (q, g)
-    k1: int,  # Neighbours that must be mutual
-    k2: int,  # Neighbours averaged over
-    lambda_value: float,  # Weight of the plain distance
-) -> Reranked:  # Not written out
-    "The seven steps, for distances from features or from matrices"
+def reranked(pairs: FeaturePairs | MatrixPairs, q: int, k1: int, k2: int, lambda_value: float) -> Reranked:
+    "The seven steps, for distances of all images, the q queries first"
     near = pairs.nearest(max(k1 + 1, k2))
-    similarity = jaccard_similarity(encode(pairs, near, k1, k2), shape[0])
-    return Reranked(similarity, pairs.plain, near.furthest[:shape[0]], lambda_value)
+    similarity = jaccard_similarity(encode(pairs, near, k1, k2), q)
+    return Reranked(similarity, pairs.plain, near.furthest[:q], lambda_value)
 
 
-def check_settings(
-    k1: int,  # What the caller gave
-    k2: int,  # What the caller gave
-    lambda_value: float,  # What the caller gave
-) -> tuple[int, int]:  # k1 and k2
-    "The numbers of neighbours; a ValueError for invalid settings"
+def check_settings(k1, k2, lambda_value) -> tuple[int, int]:
+    "k1 and k2 as integers; a ValueError for invalid settings"
     if not 0 <= lambda_value <= 1:
         raise ValueError(f'lambda_value={lambda_value}: a weight from 0 (Jaccard alone) to 1 (original alone) '
                          'wanted; the paper uses 0.3')
@@ -176,7 +164,7 @@ def rerank(
     q, g = check_pair(query_feats, gallery_feats)
     dtype = working_dtype(q, g)
     with full_precision(q.device):
-        result = reranked(FeaturePairs(q, g, dtype), (len(q), len(g)), k1, k2, lambda_value)
+        result = reranked(FeaturePairs(q, g, dtype), len(q), k1, k2, lambda_value)
     return result if return_sparse else like(result.dense().to(dtype), query_feats, gallery_feats)
 
 
@@ -199,5 +187,5 @@ def rerank_distances(
     for name, m, n in (('q_q_dist', q_q, q), ('g_g_dist', g_g, g)):
         if m.shape != (n, n):
             raise ValueError(f'{name}: shape {(n, n)} wanted beside q_g_dist of {(q, g)}, got {tuple(m.shape)}')
-    result = reranked(MatrixPairs(q_g, q_q, g_g), (q, g), k1, k2, lambda_value)
+    result = reranked(MatrixPairs(q_g, q_q, g_g), q, k1, k2, lambda_value)
     return result if return_sparse else like(result.dense(), q_g_dist, q_q_dist, g_g_dist)
