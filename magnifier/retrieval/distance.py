@@ -205,8 +205,8 @@ def ready_to_square(
 
 
 def common_offset(feats: Tensor, norms: Tensor) -> Tensor | None:
-    """The mean (d,) of (n, d) features with norms (n,) that lie far from 0; None where they do not. Subtracting it keeps
-    their distances and avoids a loss of digits"""
+    """The mean (d,) of (n, d) features with norms (n,) if they lie far from 0, else None. Subtracting it keeps their
+    distances and avoids a loss of digits"""
     mean = torch.stack([f.sum(0, dtype=torch.float64) for f in feats.split(ROW_BLOCK)]).sum(0) / len(feats)
     if mean.square().sum() <= 0.9 * norms.square().mean(): return None
     # Seven bits are enough, and leave equal distances of short numbers equal
