@@ -37,12 +37,13 @@ def n_full_batches(
 ) -> int:  # The most batches that hold P different identities each
     "Largest number b of batches that the identities can fill if each gives at most b groups"
     n_groups = list(n_groups)
-    fills, too_many = 0, sum(n_groups)//n_ids + 1
-    while too_many - fills > 1:  # what is given grows ever slower with b, so that all b up to the largest can be filled
-        b = (fills + too_many)//2
-        if sum(min(g, b) for g in n_groups) >= b*n_ids: fills = b
+    most = 0
+    too_many = sum(n_groups)//n_ids + 1
+    while too_many - most > 1:  # by halves: identities that fill b batches fill any smaller number too
+        b = (most + too_many)//2
+        if sum(min(g, b) for g in n_groups) >= b*n_ids: most = b
         else: too_many = b
-    return fills
+    return most
 
 
 def identity_batches(
@@ -58,10 +59,10 @@ def identity_batches(
     be used, and the length of an epoch, which a schedule must know in advance, would depend on the draw."""
     left = {pid: list(g) for pid, g in groups.items() if g}
     waiting = _Pool(left)
-    urgent = []
-    batches = []
-    due = defaultdict(list)  # batches left -> identities that become urgent then, unless they are drawn before
+    urgent = []  # Identities that go into every batch from now on
+    due = defaultdict(list)  # Batches left -> identities that become urgent then, unless they are drawn before
     for pid, g in left.items(): due[min(len(g), n_batches)].append(pid)
+    batches = []
     for b in range(n_batches, 0, -1):
         for pid in due[b]:
             if pid in waiting and len(left[pid]) >= b: urgent.append(waiting.remove(pid))
@@ -122,7 +123,8 @@ class IdentityBatches(TfmdDL):
 
     def _check(self):
         "Number of batches an epoch; a ValueError if there cannot be a single one"
-        m, pids = self.n_per_id, [int(p) for p in self.dataset.items['pid']]
+        m = self.n_per_id
+        pids = [int(p) for p in self.dataset.items['pid']]
         refuse({f'bs={self.bs}, n_per_id={m}: a batch is at least 2 identities x 2 images, so bs must be a multiple of '
                 'n_per_id, and at least twice as large': m < 2 or self.bs % m or self.bs < 2*m})
         self.n_ids = self.bs // m

@@ -64,7 +64,8 @@ class IdentityTitle(ShowTitle, str):
 class IdentityCategorize(DisplayedTransform):
     """[pid, camid, split] -> TensorIdentity; the classes are the training identities in ascending order, on
     every machine"""
-    order, loss_func = 1, None
+    order = 1
+    loss_func = None
     def __init__(self,
         vocab: list | None = None,  # Training identities in class order; None takes the sorted ones
     ): self.vocab = None if vocab is None else CategoryMap(vocab, sort=False)

@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,8 @@ def make_catalog(
                        pid=whole_numbers(rows, 'pid'), camid=whole_numbers(rows, 'camid'),
                        split=rows['split'].astype(object))
     _check_splits(rows)
-    place = zip(rows['split'].map(SPLITS.index).tolist(), rows['pid'].tolist(), paths, range(len(rows)))
-    order = [i for *_, i in sorted(place)]
+    keys = list(zip(rows['split'].map(SPLITS.index), rows['pid'], paths))
+    order = sorted(range(len(rows)), key=keys.__getitem__)
     return rows[[*COLUMNS, *(c for c in rows if c not in COLUMNS)]].iloc[order].reset_index(drop=True)
 
 
@@ -90,9 +91,12 @@ def describe(
     "Images, identities, cameras and masks of a catalog, by split"
     check_columns(catalog)
     parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
-    rows = {s: dict(images=len(c), identities=c['pid'].nunique(), cameras=c['camid'].nunique(),
-                    images_per_identity=round(len(c) / c['pid'].nunique(), 1), masks=int(c['mask'].notna().sum()))
-            for s, c in parts.items() if len(c)}
+    rows = {}
+    for split, c in parts.items():
+        if len(c) == 0: continue
+        people = c['pid'].nunique()
+        rows[split] = dict(images=len(c), identities=people, cameras=c['camid'].nunique(),
+                           images_per_identity=round(len(c) / people, 1), masks=int(c['mask'].notna().sum()))
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('split')
 
 
@@ -120,9 +124,10 @@ def find_masks(
 
 def _check_masks(catalog, where):
     found = catalog['mask'].dropna()
-    if where not in (None, False) and len(catalog) and len(found) == 0:
+    if where not in (None, False) and len(catalog) and not len(found):
         raise ValueError(_nothing_found(catalog['path'].iat[0], where))
-    if (twice := found[found.duplicated(keep=False)]).size:
+    twice = found[found.duplicated(keep=False)]
+    if len(twice):
         a, b = catalog.loc[twice.index[:2], 'path']
         raise ValueError(f'{a} and {b} have the same mask {twice.iat[0]}: give the masks the sub-folders of the images')
     same = catalog[catalog['mask'] == catalog['path']]
@@ -130,13 +135,14 @@ def _check_masks(catalog, where):
 
 
 def _masks_by_name(paths, where):
-    "Mask path or None for each image path: folders are resolved and listed once"
-    folders, masks = {}, []
+    "Mask path or None for each image path; each folder is resolved and listed once"
+    folders = {}  # Folder of images -> folder of their masks, or None, and the names in it
+    masks = []
     for p in paths:
         folder, name = os.path.split(os.path.abspath(p))
         if folder not in folders:
             place = _beside(Path(folder)) if where is None else _below(Path(folder), Path(where).expanduser())
-            folders[folder] = (place, _names(place) if place else ())
+            folders[folder] = place, _names(place) if place else ()
         place, names = folders[folder]
         masks.append(next((str(place / m) for m in _mask_names(name) if m in names), None))
     return masks
@@ -150,6 +156,7 @@ def _mask_names(name):
 
 
 def _beside(folder):
+    "The folder of masks beside the nearest folder above the images that has one"
     for above in (folder, *folder.parents[:-1]):
         labels = above.with_name(above.name + '_ps_label')
         if labels.is_dir(): return labels / folder.relative_to(above)
@@ -157,6 +164,7 @@ def _beside(folder):
 
 
 def _below(folder, where):
+    "The folder in `where` with the longest end of the images' path"
     if not where.is_dir(): raise FileNotFoundError(f'the mask folder {where} does not exist')
     ends = (where.joinpath(*folder.parts[i:]) for i in range(1, len(folder.parts)))
     return next((e for e in ends if e.is_dir()), where)
@@ -245,23 +253,21 @@ def _check_pids(catalog):
 
 
 def _check_duplicates(catalog):
-    twice = catalog[catalog['path'].duplicated(keep=False)]
+    twice = catalog.loc[catalog['path'].duplicated(keep=False), 'path']
     if len(twice) == 0: return
-    roles = catalog.loc[catalog['path'] == twice['path'].iat[0], 'split']
-    raise ValueError(f'{twice["path"].nunique()} paths are in the catalog more than once (first: '
-                     f'{twice["path"].iat[0]}, as {" and ".join(roles)}): an image has one row')
+    roles = catalog.loc[catalog['path'] == twice.iat[0], 'split']
+    raise ValueError(f'{twice.nunique()} paths are in the catalog more than once (first: {twice.iat[0]}, as '
+                     f'{" and ".join(roles)}): an image has one row')
 
 
 def _check_paths(catalog):
-    "Every path is a string, occurs once, and exists"
-    for column in ('path', 'mask'):
-        given = catalog[column] if column == 'path' else catalog[column].dropna()
-        _check_are_paths(given, column)
-        if column == 'path': _check_duplicates(catalog)
-        gone = _missing_files(given)
-        if gone:
-            raise FileNotFoundError(f'{len(gone)} of {len(given)} {"image" if column == "path" else "mask"} files do '
-                                    f'not exist (first: {gone[0]})')
+    "Every image and mask is a path to a file that exists, and no image occurs twice"
+    _check_are_paths(catalog['path'], 'path')
+    _check_duplicates(catalog)
+    _check_exist(catalog['path'], 'image')
+    masks = catalog['mask'].dropna()
+    _check_are_paths(masks, 'mask')
+    _check_exist(masks, 'mask')
 
 
 def _check_are_paths(given, column):
@@ -269,15 +275,16 @@ def _check_are_paths(given, column):
         if not isinstance(p, (str, os.PathLike)) or p == '': raise ValueError(f'{column} {p!r} is not a path')
 
 
-def _missing_files(paths) -> list:
-    """Those of `paths` that do not exist. Each folder is listed once, since a request for each file is slow on network
-    disks"""
+def _check_exist(paths, kind):
+    "Each folder is listed once, since a request for each file is slow on network disks"
     listed = {}
-    def there(p):
+    gone = []
+    for p in paths:
         folder, name = os.path.split(p)
         if folder not in listed: listed[folder] = _names(folder or '.')
-        return name in listed[folder] or os.path.exists(p)
-    return [p for p in paths if not there(p)]
+        if name not in listed[folder] and not os.path.exists(p): gone.append(p)
+    if gone:
+        raise FileNotFoundError(f'{len(gone)} of {len(paths)} {kind} files do not exist (first: {gone[0]})')
 
 
 def _names(folder) -> set: return set(os.listdir(folder)) if os.path.isdir(folder) else set()
@@ -293,9 +300,10 @@ def _check_identities(catalog):
 
 
 def _check_matches(catalog):
+    lost = lost_queries(catalog)
+    if len(lost) == 0: return
     message = lost_queries_message(catalog)
-    if not message: return
-    refuse({message: len(lost_queries(catalog)) == (catalog['split'] == 'query').sum()})
+    refuse({message: len(lost) == (catalog['split'] == 'query').sum()})
     warnings.warn(message, CatalogWarning, stacklevel=3)
 
 
@@ -312,12 +320,11 @@ def lost_queries(
     return query.assign(why=why)[same_person == same_camera]
 
 
-def lost_queries_message(
-    catalog: pd.DataFrame,  # One row an image: `path, mask, pid, camid, split`
-) -> str:  # How many queries lose their matches, why, and the two ways out; empty where none does
-    "The message about queries without a match (`validate_catalog` gives it)"
-    lost, test = lost_queries(catalog), catalog[catalog['split'] != 'train']
+def lost_queries_message(catalog) -> str:
+    "How many queries lose their matches, why, and the two ways out; empty if none does"
+    lost = lost_queries(catalog)
     if len(lost) == 0: return ''
+    test = catalog[catalog['split'] != 'train']
     if test['camid'].nunique() == 1: why = f'every query and gallery image has the one camera {test["camid"].iat[0]}'
     else: why = ', '.join(f'{n} with {w}' for w, n in lost['why'].value_counts().items())
     return (f'{len(lost)} of {(catalog["split"] == "query").sum()} queries have no match left, since gallery images '
@@ -347,11 +354,10 @@ def check_catalog(
     without a match. ValueError where columns are missing."""
     check_columns(catalog)
     for c in ('pid', 'camid'): whole_numbers(catalog, c)
-    problems = [*_row_problems(catalog)]
-    def look(row): return _file_problems(*row, decode)
+    problems = _row_problems(catalog)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        looked = list(pool.map(look, zip(catalog['path'], catalog['mask'])))
-    problems += [p for found, _ in looked for p in found]
+        looked = list(pool.map(partial(_file_problems, decode=decode), catalog['path'], catalog['mask']))
+    for found, _ in looked: problems += found
     if decode: problems += _same_image(catalog, [digest for _, digest in looked])
     return pd.DataFrame(problems, columns=['path', 'problem', 'advice'])
 
@@ -405,7 +411,7 @@ def _file_problems(path, mask, decode):
 
 
 def _image_problems(data):
-    "[(problem, advice)] and the (w, h) of an image file, given its bytes; no size if it does not decode"
+    "[(problem, advice)] and the (w, h) of an image file, given its bytes; None for the size if it does not decode"
     if not data: return [('the file is empty (0 bytes)', 'copy it again, or drop the row')], None
     found = []
     try:
@@ -419,7 +425,7 @@ def _image_problems(data):
                               'it is turned when read, other tools may not turn it: save it upright'))
         return found, read_image(data).size
     except UnreadableImage as e:
-        return [*found, (str(e).partition(': ')[2].partition('; mend')[0], 'copy it again, or drop the row')], None
+        return [*found, (str(e).partition(': ')[2], 'copy it again, or drop the row')], None
 
 
 def _mask_problems(mask, size):
@@ -437,9 +443,8 @@ def _mask_problems(mask, size):
 
 
 def _same_image(catalog, digests):
-    """Files with the same bytes as a file of another identity or another split: a wrong label, or a test image in
-    training"""
-    seen = defaultdict(list)  # digest -> rows with these bytes
+    "Files whose bytes another identity or split has too: a wrong label, or a test image in training"
+    seen = defaultdict(list)  # Digest -> rows with these bytes
     for row, digest in zip(catalog.itertuples(), digests):
         if digest is None: continue
         twin = next((r for r in seen[digest] if (r.pid, r.split) != (row.pid, row.split)), None)

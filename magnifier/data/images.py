@@ -46,11 +46,10 @@ def read_image(
 
 
 @contextmanager
-def opened_image(
-    source,  # As `read_image` takes it, but for arrays
-    what: str = 'image',  # What it should be, for the message
-):  # A PIL image, not decoded yet
-    "Opens an image; every error until it is closed becomes an UnreadableImage that names it"
+def opened_image(source, what='image'):
+    """Opens an image without decoding it; every error until it is closed becomes an UnreadableImage that names it.
+
+    `source`: as `read_image` takes it, but no array; `what`: the kind of image, for the message"""
     name = image_name(source)
     file = None if isinstance(source, Image.Image) else _opened(source, name)
     with file or nullcontext():
@@ -68,7 +67,7 @@ def opened_image(
 def as_images(
     images,  # One image as `read_image` takes it, a list, array or generator of them, or a catalog
 ) -> Iterable:  # Images, one by one
-    "One image or many, as a list; a TypeError for other types"
+    "One image or many, as an iterable of images; a TypeError for other types"
     if hasattr(images, 'columns'):
         refuse({f'the table has no column path, only {", ".join(map(str, images.columns))}': 'path' not in images})
         return images['path'].tolist()
@@ -77,10 +76,8 @@ def as_images(
     return images
 
 
-def image_name(
-    source,  # As `read_image` takes it
-) -> str:  # Its path, or what it is; always printable
-    "An image's name for messages; bytes of a file name that are not UTF-8 are escaped"
+def image_name(source) -> str:
+    "An image's path, or what it is, for messages; bytes of a file name that are not UTF-8 are escaped"
     if isinstance(source, np.ndarray): return f'array of shape {source.shape} and type {source.dtype}'
     if isinstance(source, Image.Image): return f'image of {source.width} x {source.height} pixels'
     if _is_path(source): return os.fspath(source).encode(errors='backslashreplace').decode()
@@ -172,7 +169,8 @@ def write_mask(
     labels: np.ndarray,  # (h, w) integers 0..7
 ) -> Path:  # The file
     "Writes a part mask as a grey PNG; a kill leaves no partial file. ValueError for other labels"
-    labels, path = np.asarray(labels), Path(path)
+    path = Path(path)
+    labels = np.asarray(labels)
     refuse({f'{path}: a part mask is (h, w) integers, not {labels.shape} {labels.dtype}':
             labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in 'iub'})
     _check_regions(path, labels)
@@ -183,20 +181,19 @@ def write_mask(
 def read_labels(path) -> np.ndarray:
     """Values of a one-channel image with any labels: (h, w); a ValueError names a file with colours, or that does not
     decode"""
-    with opened_image(path, 'part mask') as image: labels, mode = np.asarray(image), image.mode
+    with opened_image(path, 'part mask') as image:
+        labels = np.asarray(image)
+        mode = image.mode
     refuse({f'{path} is {mode}, but a label file is grey or has a palette':
             labels.ndim != 2 or labels.dtype.kind not in 'iub'})
     return labels
 
 
-def check_same_size(
-    mask: tuple,  # Width and height of a part mask
-    image: tuple,  # Width and height of its image
-    name='a mask',  # The mask's file
-):
-    "Refuses a mask of another size than its image: stretched over it, it would label the wrong pixels"
-    refuse({f'{name}: mask of {mask[0]} x {mask[1]} pixels for an image of {image[0]} x {image[1]}; write the mask at '
-            'the size of its image': mask != image})
+def check_same_size(mask_size, image_size, name='a mask'):
+    """Refuses a mask of another size than its image, as PIL gives sizes, since it would label the wrong pixels if it
+    were stretched over the image; `name`: of the mask's file"""
+    refuse({f'{name}: mask of {mask_size[0]} x {mask_size[1]} pixels for an image of {image_size[0]} x {image_size[1]};'
+            ' write the mask at the size of its image': mask_size != image_size})
 
 
 def _check_regions(path, labels, advice=''):
@@ -205,25 +202,21 @@ def _check_regions(path, labels, advice=''):
                          f'{N_REGIONS-1}{advice}')
 
 
-def few(values) -> str: return ', '.join(map(str, values[:12])) + (', ...' if len(values) > 12 else '')
+def few(values) -> str:
+    "The first twelve values, for messages"
+    return ', '.join(map(str, values[:12])) + (', ...' if len(values) > 12 else '')
 
 
-def save_png(
-    image,  # A PIL image or an array
-    path: str | Path,  # Where to
-):
+def save_png(array: np.ndarray, path: str | Path):
     "Writes a PNG; a kill leaves no partial file"
-    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    with aside(path, synced=False) as part: image.save(part, format='PNG')
+    with aside(path, synced=False) as part: Image.fromarray(array).save(part, format='PNG')
 
 
 # Folders
 
 
-def existing(
-    path: str | Path,  # A folder
-) -> Path:  # Absolute, so that a catalog survives a change of the working directory
-    "The folder; a FileNotFoundError if it does not exist"
+def existing(path: str | Path) -> Path:
+    "The folder's absolute path, which survives a change of the working directory; FileNotFoundError without a folder"
     path = Path(path).expanduser().absolute()
     if not path.is_dir(): raise FileNotFoundError(f'{path} is not a folder')
     return path
@@ -241,11 +234,14 @@ def image_files(
     One warning in the log counts what is left out. A ValueError if no image is left."""
     left_out = Counter()
     found = list(_without_copies(_folders(str(folder), recursive, (), left_out), left_out))
-    for pattern, wanted in ((include, True), (exclude, False)):
-        if pattern is None: continue
-        kept = [f for f in found if bool(re.search(pattern, _below(f, folder))) == wanted]
-        left_out[f'by {"include" if wanted else "exclude"}={pattern!r}'] += len(found) - len(kept)
+    if include is not None:
+        kept = _matching(found, folder, include)
+        left_out[f'by include={include!r}'] = len(found) - len(kept)
         found = kept
+    if exclude is not None:
+        dropped = set(_matching(found, folder, exclude))
+        left_out[f'by exclude={exclude!r}'] = len(dropped)
+        found = [f for f in found if f not in dropped]
     reasons = ', '.join(f'{n} {why}' for why, n in sorted(left_out.items()) if n)
     why = f'; left out: {reasons}' if reasons else ''
     refuse({f'{folder} holds no image ({", ".join(IMAGE_ENDINGS)}){why}': not found})
@@ -260,20 +256,25 @@ def _without_copies(folders, left_out):
         yield from (os.path.join(place, n) for n in names - second)
 
 
-def _below(file, folder): return Path(file).relative_to(folder).as_posix()
+def _matching(files, folder, pattern):
+    "Files with a path below the folder in which the pattern is found"
+    return [f for f in files if re.search(pattern, Path(f).relative_to(folder).as_posix())]
 
 
 def _folders(folder, recursive, above, left_out):
     "(folder, names of its images) for a folder and those in it; `above`: the real folders that led here"
     here = os.path.realpath(folder)
     if here in above: return  # a link back
-    names, deeper = set(), []
+    names = set()
+    deeper = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith('.'): continue
             if entry.is_dir():
                 if recursive and not entry.name.endswith('_ps_label'): deeper.append(entry.path)
-            elif why := _no_image(entry): left_out[why] += 1
+                continue
+            why = _no_image(entry)
+            if why: left_out[why] += 1
             elif entry.name.lower().endswith(IMAGE_ENDINGS): names.add(entry.name)
     yield folder, names
     for d in sorted(deeper): yield from _folders(d, recursive, (*above, here), left_out)
@@ -290,8 +291,6 @@ def _no_image(entry):
     return None
 
 
-def mask_folder(
-    folder: str | Path,  # A folder of images
-) -> Path:  # `<folder>_ps_label`, beside it
-    "The default folder of part masks, where readers look for them"
+def mask_folder(folder: str | Path) -> Path:
+    "`<folder>_ps_label` beside a folder of images, where readers look for their part masks"
     return Path(folder).with_name(Path(folder).name + '_ps_label')

@@ -64,25 +64,33 @@ def make_masks(
     rows = {p: (p, str(mask), 'already there', None) for p, mask in targets if mask.exists()}
     todo = [t for t in targets if t[0] not in rows]
     if todo:
-        device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-        network = (keypoint_network(weights) if network is None else network).to(device).eval()
-        batches = [todo[i:i + bs] for i in range(0, len(todo), bs)]
-        for batch in progress_bar(batches) if progress else batches:
-            rows.update(_make_batch(batch, network, device, min_score, min_joint_score))
+        if network is None: network = keypoint_network(weights)
+        rows |= _make_all(todo, network, device, bs, progress, min_score, min_joint_score)
     report = pd.DataFrame([rows[p] for p, _ in targets], columns=['path', 'mask', 'result', 'problem'])
     _warn_without(report)
     return report
+
+
+def _make_all(todo, network, device, bs, progress, min_score, min_joint_score) -> dict:
+    "Report rows by image path, batch by batch; the masks are written"
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    network = network.to(device).eval()
+    batches = [todo[i:i + bs] for i in range(0, len(todo), bs)]
+    rows = {}
+    for batch in progress_bar(batches) if progress else batches:
+        rows |= _make_batch(batch, network, device, min_score, min_joint_score)
+    return rows
 
 
 def _make_batch(batch, network, device, min_score, min_joint_score) -> dict:
     "Report rows by image path; the masks are written"
     with ThreadPoolExecutor(os.cpu_count()) as pool: read = list(pool.map(_read, (p for p, _ in batch)))
     rows = {p: (p, None, 'failed', image) for (p, _), image in zip(batch, read) if isinstance(image, str)}
-    good = [(p, mask, image) for (p, mask), image in zip(batch, read) if not isinstance(image, str)]
-    with torch.inference_mode(): found = network([image.to(device) for *_, image in good]) if good else []
+    good = [(p, mask, image) for (p, mask), image in zip(batch, read) if p not in rows]
+    if not good: return rows
+    with torch.inference_mode(): found = network([image.to(device) for *_, image in good])
     for (p, mask, image), person in zip(good, found):
-        joints = largest_person(person, min_score, min_joint_score)
-        rows[p] = _make_mask(p, mask, image, joints)
+        rows[p] = _make_mask(p, mask, image, largest_person(person, min_score, min_joint_score))
     return rows
 
 
@@ -93,6 +101,7 @@ def _read(path):
 
 
 def _make_mask(path, mask, image, joints):
+    "The row of the report for an image that was read; its mask is written if somebody is found"
     regions = None if joints is None else regions_from_joints(joints, tuple(image.shape[1:]))
     if regions is None or not regions.any(): return path, None, 'no person', None
     return path, str(write_mask(mask, regions)), 'made', None
@@ -173,11 +182,12 @@ def regions_from_joints(
         f'joints of shape {joints.shape}: use (17, 2) or (17, 3), COCO order': joints.shape not in ((17, 2), (17, 3)),
         f'size={size}: use (height, width), in pixels': len(size) != 2 or min(size) < 1})
     joints = _found(joints, threshold)
-    mask, body = np.zeros(size, np.uint8), _stature(joints)
+    mask = np.zeros(size, np.uint8)
+    body = _stature(joints)
     if body is None: return mask
-    for _, region, a, b, radii in sorted(_parts(joints, body), key=lambda part: part[0]):
+    for _, region, a, b, widths in sorted(_parts(joints, body), key=lambda part: part[0]):
         flat = FLAT.get(region, (False, False))
-        if np.isfinite([*a, *b]).all(): _paint(mask, region, a, b, [r * body for r in radii], flat=flat)
+        if np.isfinite([*a, *b]).all(): _paint(mask, region, a, b, [w * body for w in widths], flat)
     return mask
 
 
@@ -188,9 +198,9 @@ def _found(joints, threshold):
     return np.where(found[:, None], joints[:, :2], np.nan)
 
 
-def _middle(joints, pair):
-    "Mean of those of the pair that were found, else NaN"
-    found = [joints[i] for i in pair if np.isfinite(joints[i]).all()]
+def _middle(joints, which):
+    "Mean of those of the joints that were found; NaN if none was"
+    found = [joints[i] for i in which if np.isfinite(joints[i]).all()]
     return np.mean(found, axis=0) if found else np.full(2, np.nan)
 
 
@@ -200,10 +210,11 @@ def _length(a, b): return math.sqrt(((a - b) ** 2).sum())
 def _stature(joints):
     """Body height in pixels: the second longest estimate, since foreshortening only shortens and one joint may be
     wrong; None without any"""
-    answers = [_length(joints[p[i]], joints[q[i]]) / part for p, q, part in LENGTHS for i in (0, 1)]
-    answers.append(_length(_middle(joints, SHOULDERS), _middle(joints, HIPS)) / TRUNK)
-    answers = sorted(a for a in answers if math.isfinite(a) and a > 0)
-    return answers[max(0, len(answers) - 2)] if answers else None
+    estimates = [_length(joints[p[i]], joints[q[i]]) / part for p, q, part in LENGTHS for i in (0, 1)]
+    estimates.append(_length(_middle(joints, SHOULDERS), _middle(joints, HIPS)) / TRUNK)
+    estimates = sorted(e for e in estimates if math.isfinite(e) and e > 0)
+    if len(estimates) < 2: return estimates[0] if estimates else None
+    return estimates[-2]
 
 
 def _facing(joints, body):
@@ -236,43 +247,52 @@ def _parts(joints, body):
 
 def _foot(ankle, side, body):
     "Heel and toe: COCO has no joints there, so the foot points where the nose does"
-    return ankle + np.array([-.02 * side, .02]) * body, ankle + np.array([.1 * side, .028]) * body
+    heel = ankle + np.array([-.02 * side, .02]) * body
+    toe = ankle + np.array([.1 * side, .028]) * body
+    return heel, toe
 
 
 def _trunk(joints, body):
     "Neck to hem: as wide as the distance of shoulders and hips, and at least as wide as a body is deep"
-    top, bottom = _middle(joints, SHOULDERS), _middle(joints, HIPS)
-    apart = [_length(joints[p[0]], joints[p[1]]) / body for p in (SHOULDERS, HIPS)]
-    shoulder, hip = (a if math.isfinite(a) else 0. for a in apart)
-    wide, low = max(shoulder / 2 + .012, .08), max(hip / 2 + .065, .085)
+    top = _middle(joints, SHOULDERS)
+    bottom = _middle(joints, HIPS)
+    apart = [_length(joints[left], joints[right]) / body for left, right in (SHOULDERS, HIPS)]
+    shoulder, hip = np.nan_to_num(apart)
+    wide = max(shoulder / 2 + .012, .08)
+    low = max(hip / 2 + .065, .085)
     axis = (top - bottom) / max(_length(top, bottom), 1e-6) * body
     return 0., CHEST, bottom - .03 * axis, top + .045 * axis, (low, .9 * low, max(.9 * wide, .078), wide, wide, .05)
 
 
 def _head(joints, body):
     "A neck and a round head about ears, eyes and nose"
-    face = [joints[i] for i in (*EARS, *EYES) if np.isfinite(joints[i]).all()] or [joints[NOSE]]
-    centre, neck = np.mean(face, axis=0), _middle(joints, SHOULDERS)
-    if not np.isfinite(centre).all(): return []
-    up = (centre - neck) / max(_length(centre, neck), 1e-6) * body if np.isfinite(neck).all() else np.array([0., -body])
+    centre = _middle(joints, (*EARS, *EYES))
+    if np.isnan(centre).any(): centre = joints[NOSE]
+    if np.isnan(centre).any(): return []
+    neck = _middle(joints, SHOULDERS)
+    has_neck = np.isfinite(neck).all()
+    up = np.array([0., -body])
+    if has_neck: up = (centre - neck) / max(_length(centre, neck), 1e-6) * body
     ears = _middle(joints, EARS)
     if np.isfinite(ears).all(): centre = ears
-    crown, chin = centre + .022 * up, centre - .025 * up
+    crown = centre + .022 * up
+    chin = centre - .025 * up
     parts = [(.05, HEAD, chin, crown, (.055, .058))]
-    if np.isfinite(neck).all(): parts.append((.04, HEAD, neck + .045 * up, chin, (.04, .04)))
+    if has_neck: parts.append((.04, HEAD, neck + .045 * up, chin, (.04, .04)))
     return parts
 
 
 def _paint(mask, region, a, b, radii, flat):
-    "Write a region where the pixel's centre lies within a tapered limb; a flat end stops at the joint"
-    h, w = mask.shape
+    "Writes a region where the pixel's centre lies within a tapered limb; a flat end stops at the joint"
     reach = max(radii)
-    x0, x1 = (int(np.clip(v, 0, w)) for v in (min(a[0], b[0]) - reach - 1, max(a[0], b[0]) + reach + 2))
-    y0, y1 = (int(np.clip(v, 0, h)) for v in (min(a[1], b[1]) - reach - 1, max(a[1], b[1]) + reach + 2))
-    x, y = np.arange(x0, x1)[None] + .5 - a[0], np.arange(y0, y1)[:, None] + .5 - a[1]
-    length = max(_length(np.asarray(a), np.asarray(b)), 1e-6)
-    ux, uy = (b[0] - a[0]) / length, (b[1] - a[1]) / length
-    along, side = x * ux + y * uy, x * uy - y * ux
+    x0, y0 = np.clip(np.minimum(a, b) - reach - 1, 0, mask.shape[::-1]).astype(int)
+    x1, y1 = np.clip(np.maximum(a, b) + reach + 2, 0, mask.shape[::-1]).astype(int)
+    x = np.arange(x0, x1)[None] + .5 - a[0]
+    y = np.arange(y0, y1)[:, None] + .5 - a[1]
+    length = max(_length(a, b), 1e-6)
+    ux, uy = (b - a) / length
+    along = x * ux + y * uy
+    side = x * uy - y * ux
     core = np.clip(along, 0, length)
     radius = np.interp(core, np.linspace(0, length, len(radii)), radii)
     inside = side ** 2 + (along - core) ** 2 <= radius ** 2

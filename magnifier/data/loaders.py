@@ -56,18 +56,13 @@ class ReIDDataLoaders(DataLoaders):
         rounding and several times faster to load; it needs 4 bytes for each pixel of the originals (`cache_pixels` says
         when its file is used again)."""
         catalog = validate_catalog(catalog, ('train',)).reset_index(drop=True)
-        refuse({
-            'the catalog has no query and gallery: nothing to evaluate on; give some identities those splits':
-                (catalog.split == 'train').all(),
-            'item_tfms change one image at a time, and a cache makes whole batches: leave out the cache, or write '
-            'them as batch_tfms': cache is not None and item_tfms is not None,
-            f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature map, such as '
-            '(384, 192)': len(size) != 2 or any(s <= 0 or s % 16 for s in size)})
+        _check(catalog, size, cache, item_tfms)
         preprocessing = Preprocessing(tuple(size), fit)
         if pad is None: pad = min(10, round(10*size[1]/128))
         batch_tfms = batch_transforms(preprocessing, erase, seed) if batch_tfms is None else listify(batch_tfms)
-        kwargs = dict(path=path, bs=bs, val_bs=val_bs or 2*bs, device=None if device is None else torch.device(device))
-        each = [dict(n_per_id=n_per_id, seed=seed), dict(n_per_id=None)]
+        if device is not None: device = torch.device(device)
+        kwargs = dict(path=path, bs=bs, val_bs=val_bs or 2*bs, device=device)
+        each = [dict(n_per_id=n_per_id, seed=seed), dict(n_per_id=None)]  # Arguments of the two loaders
         if cache is None:
             if item_tfms is None: item_tfms = item_transforms(preprocessing, pad, flip)
             block = ReIDDataBlock(item_tfms, batch_tfms, vocab, IdentityBatches)
@@ -158,6 +153,16 @@ class ReIDDataLoaders(DataLoaders):
         return f'ReIDDataLoaders({"; ".join(parts)})'
 
 
+def _check(catalog, size, cache, item_tfms):
+    refuse({
+        'the catalog has no query and gallery: nothing to evaluate on; give some identities those splits':
+            (catalog.split == 'train').all(),
+        'item_tfms change one image at a time, and a cache makes whole batches: leave out the cache, or write them as '
+        'batch_tfms': cache is not None and item_tfms is not None,
+        f'size={tuple(size)}: give height and width in multiples of 16, the stride of the feature map, such as '
+        '(384, 192)': len(size) != 2 or any(s <= 0 or s % 16 for s in size)})
+
+
 def preprocessing_of(
     dls,  # Loaders, of this package's class or fastai's
 ) -> Preprocessing:
@@ -182,7 +187,8 @@ def _summary(items):
 def _from_pixels(catalog, cache, vocab, batch_tfms, each, **kwargs):
     "Loaders over decoded originals, with the same datasets as the loaders without a cache"
     block = ReIDDataBlock(vocab=vocab)
-    dsets, pixels = block.datasets(catalog), cache_pixels(catalog, cache)
+    dsets = block.datasets(catalog)
+    pixels = cache_pixels(catalog, cache)
     each = [{**kw, 'pixels': [pixels[i] for i in split]} for kw, split in zip(each, dsets.splits)]
     return dsets.dataloaders(after_item=block.item_tfms, after_batch=batch_tfms, dl_type=PixelBatches,
                              dl_kwargs=each, **kwargs)

@@ -59,7 +59,7 @@ def convert_masks(
     failed = report[report['result'] == 'failed']
     if len(failed):
         warnings.warn(f'{len(failed)} of {len(files)} files were not converted (first: {failed["problem"].iat[0]})',
-                                  CatalogWarning, stacklevel=2)
+                      CatalogWarning, stacklevel=2)
     return report
 
 
@@ -103,39 +103,44 @@ def convert_mask(
     """A parser's labels as regions; limbs that the parser does not divide are divided as LimbSplit says.
 
     ValueError for labels that the table does not have."""
-    labels, table = np.asarray(labels), label_table(table)
+    labels = np.asarray(labels)
+    table = label_table(table)
     if labels.size and (labels.min() < 0 or labels.max() >= len(table.regions)):
         raise ValueError(f'labels {few(np.unique(labels))}, but the table has 0 to {len(table.regions)-1} '
                          f'({table.source})')
     regions = np.asarray(table.regions, np.uint8)[labels]
-    rows, head = np.flatnonzero(regions.any(1)), np.argwhere(regions == REGIONS.index('head'))
+    rows = np.flatnonzero(regions.any(1))
     if len(rows) == 0: return regions
-    top = (rows[0], np.flatnonzero(regions[rows[0]]).mean())  # where no head is seen
-    for split in table.splits:
-        anchor = np.array(head.mean(0) if len(head) else top)
-        _divide(regions, labels, split, anchor=anchor, height=rows[-1] - rows[0] + 1)
+    head = np.argwhere(regions == REGIONS.index('head'))
+    if len(head): anchor = head.mean(0)
+    else: anchor = np.array([rows[0], np.flatnonzero(regions[rows[0]]).mean()])  # the person's topmost pixels
+    for split in table.splits: _divide(regions, labels, split, anchor=anchor, height=rows[-1] - rows[0] + 1)
     return regions
 
 
 def _divide(regions, labels, split, *, anchor, height):
     "Gives the far end of a limb the lower region, in place; the near end is the one nearer to `anchor` (y, x)"
-    limb, divided = np.argwhere(np.isin(labels, split.limb)), np.argwhere(np.isin(labels, split.labels))
+    limb = np.argwhere(np.isin(labels, split.limb))
+    divided = np.argwhere(np.isin(labels, split.labels))
     if len(divided) == 0: return
-    axis, centre = np.array([1., 0.]), limb.mean(0)
+    centre = limb.mean(0)
+    axis = np.array([1., 0.])
     if not split.upright:
         axis = np.linalg.eigh((limb - centre).T @ (limb - centre))[1][:, -1]  # the direction in which it is longest
-        ends = [centre + axis * t((limb - centre) @ axis) for t in (np.min, np.max)]
-        if np.linalg.norm(ends[1] - anchor) < np.linalg.norm(ends[0] - anchor): axis = -axis
+        along = (limb - centre) @ axis
+        start = centre + axis * along.min()
+        end = centre + axis * along.max()
+        if np.linalg.norm(end - anchor) < np.linalg.norm(start - anchor): axis = -axis
     along = (limb - centre) @ axis
     length = np.ptp(along) + 1  # pixels, both ends included
     far = (divided - centre) @ axis > along.max() - max(length / 2, min(length, height / 4))
     regions[tuple(divided[far].T)] = split.lower
 
 
-def read_label_table(
-    file: str | Path,  # A CSV file with columns `label` (0, 1, ...) and `region` (a name or 0 to 7)
-) -> LabelTable:  # Labels that the file does not name are background
-    "The label table of another parser; a ValueError names the file and what is wrong in it"
+def read_label_table(file: str | Path) -> LabelTable:
+    """Another parser's label table: a CSV file with columns `label` (0, 1, ...) and `region` (a name or 0 to 7).
+
+    Labels that the file does not name are background. A ValueError names the file and what is wrong in it."""
     table = read_table(file)
     refuse({f'{file}: columns label and region are wanted, not {", ".join(table)}':
             not {'label', 'region'} <= set(table),
@@ -151,6 +156,7 @@ def read_label_table(
 
 
 def _from_fields(path, src, images):
+    "Regions of a file of fields, at the size of its image"
     place = (images / path.relative_to(src)).parent
     name = _mask_name(path).stem
     image = next((p for ending in IMAGE_ENDINGS if (p := place / f'{name}{ending}').is_file()), None)
@@ -211,14 +217,14 @@ def make_stripe_masks(
 def mask_targets(images, dst=None) -> list[tuple[str, Path]]:
     """(image path, mask path) for a folder, a catalog or a list of paths: same sub-paths, `.png`.
 
-    Default `dst`: `<folder>_ps_label`, where `find_masks` looks; of a list or a catalog the folder is the one
-    common to all.
-    """
+    Default `dst`: `<folder>_ps_label`, where `find_masks` looks; for a list or a catalog, beside the folder that all
+    images have in common."""
     if isinstance(images, (str, os.PathLike)):
         root = existing(images)
         files = image_files(root, recursive=True)
     else:
-        files = [Path(os.path.abspath(p)) for p in (images['path'] if isinstance(images, pd.DataFrame) else images)]
+        if isinstance(images, pd.DataFrame): images = images['path']
+        files = [Path(os.path.abspath(p)) for p in images]
         refuse({'no images given': not files})
         root = Path(os.path.commonpath([p.parent for p in files]))
     dst = mask_folder(root) if dst is None else Path(dst)
@@ -268,19 +274,21 @@ def mask_agreement(
 
     A warning counts the files in only one folder. ValueError if they have no file in common, or a pair of two sizes."""
     a, b = existing(a), existing(b)
-    names = [{p.relative_to(root) for p in root.rglob('*.png') if not p.name.startswith('.')} for root in (a, b)]
-    common = sorted(names[0] & names[1])
-    refuse({f'{a} ({len(names[0])} PNG files) and {b} ({len(names[1])}) have no file name in common': not common})
-    alone = len(names[0] ^ names[1])
-    if alone: warnings.warn(f'{alone} masks are in only one of {a} and {b}; {len(common)} are compared',
-                            CatalogWarning, stacklevel=2)
+    in_a, in_b = ({p.relative_to(root) for p in root.rglob('*.png') if not p.name.startswith('.')} for root in (a, b))
+    common = sorted(in_a & in_b)
+    refuse({f'{a} ({len(in_a)} PNG files) and {b} ({len(in_b)}) have no file name in common': not common})
+    alone = len(in_a ^ in_b)
+    if alone:
+        warnings.warn(f'{alone} masks are in only one of {a} and {b}; {len(common)} are compared', CatalogWarning,
+                      stacklevel=2)
     with ThreadPoolExecutor() as pool: confusion = sum(pool.map(lambda n: _confusion(a / n, b / n), common))
     both = confusion.diagonal()
-    in_a = confusion.sum(1)
-    in_b = confusion.sum(0)
-    union = in_a + in_b - both
+    pixels_a = confusion.sum(1)
+    pixels_b = confusion.sum(0)
+    union = pixels_a + pixels_b - both
     iou = np.where(union > 0, both / np.maximum(union, 1), np.nan)
-    return pd.DataFrame(dict(iou=iou, pixels_a=in_a, pixels_b=in_b, both=both), index=pd.Index(REGIONS, name='region'))
+    return pd.DataFrame(dict(iou=iou, pixels_a=pixels_a, pixels_b=pixels_b, both=both),
+                        index=pd.Index(REGIONS, name='region'))
 
 
 def _confusion(a, b) -> np.ndarray:

@@ -46,12 +46,13 @@ def identity_folders(
     refuse({f"{loose} does not lie in an identity's folder": loose})
     below = [p.relative_to(root).as_posix() for p in files]
     if split is None: _notice_layouts(root, below)
-    table = pd.DataFrame(dict(path=[str(p) for p in files], identity=[p.parent.name for p in files]))
-    table['pid'] = _numbered(table['identity'], apart=True)
-    table['camid'] = 0 if camera is None else _numbered([_ask(camera, b, 'camera') for b in below])
-    table['split'] = 'test' if split is None else [_role(split, b) for b in below]
-    table = _split(table, train if split is None else None, n_query, seed, cameras=camera is not None)
+    names = [p.parent.name for p in files]
+    table = pd.DataFrame(dict(path=[str(p) for p in files], identity=names, pid=_numbered(names, apart=True), camid=0,
+                              split='test'))
     if camera is None: log.info('%s: cameras not known; queries are camera 0, the gallery camera 1', root)
+    else: table['camid'] = _numbered([_ask(camera, b, 'camera') for b in below])
+    if split is not None: table['split'] = [_role(split, b) for b in below]
+    table = _split(table, train if split is None else None, n_query, seed, cameras=camera is not None)
     return find_masks(make_catalog(table), masks)
 
 
@@ -79,19 +80,20 @@ def catalog_csv(
     *,
     root: str | Path | None = None,  # Folder that relative paths start from; default: the file's own
 ) -> pd.DataFrame:  # Catalog, with the file's further columns
-    """Your own table:
+    """Your own table, with the columns `path, pid, camid, split` and, if you have masks, `mask`.
 
-    `path, pid, camid, split`, optional `mask`; names of identities and cameras are numbered in sorted order. ValueError
-    for missing columns, with the existing ones. A catalog written with `to_csv(index=False)` reads back the same."""
+    Names of identities and cameras are numbered in sorted order. A ValueError for missing columns names the existing
+    ones. A catalog written with `to_csv(index=False)` reads back the same."""
     file = Path(file).expanduser().absolute()
     table = read_table(file)
     needed = ['path', 'pid', 'camid', 'split'] + (['mask'] if 'mask' in table else [])
     columns = {c: c for c in needed} | (columns or {})
     table = _renamed(table, columns, file)
     base = file.parent if root is None else existing(root)
-    for c in {'path', 'mask'} & set(table):
-        table[c] = pd.Series([str(base / p) if p else None for p in table[c]], dtype=object)
-    for c in ('pid', 'camid'): table[c] = _numbered(table[c])
+    table['path'] = [str(base / p) for p in table['path']]
+    if 'mask' in table: table['mask'] = pd.Series([str(base / p) if p else None for p in table['mask']], dtype=object)
+    table['pid'] = _numbered(table['pid'])
+    table['camid'] = _numbered(table['camid'])
     catalog = make_catalog(table)
     return catalog if masks is None and catalog['mask'].notna().any() else find_masks(catalog, masks)
 
@@ -141,17 +143,16 @@ def _numbered_rows(file):
 def _notice_layouts(root, below):
     "Warns if the folders of several splits are read as one set"
     places = sorted({b.rsplit('/', 2)[0] if b.count('/') > 1 else '.' for b in below})
-    if len(places) < 2 or not any(SPLIT_FOLDER.match(part) for place in places for part in place.split('/')): return
+    parts = {part for place in places for part in place.split('/')}
+    if len(places) < 2 or not any(SPLIT_FOLDER.match(part) for part in parts): return
     warnings.warn(f'{root}: identities lie in {", ".join(places[:6])}{", ..." if len(places) > 6 else ""}, and all '
-                  f'are read as one '
-                  "set. Say which is which by split=r'^(train|test)/' or a function, or leave some out by exclude= "
-                  "or include=",
-                  CatalogWarning, stacklevel=3)
+                  "are read as one set. Say which is which by split=r'^(train|test)/' or a function, or leave some out "
+                  'by exclude= or include=', CatalogWarning, stacklevel=3)
 
 
 def _numbered(names, apart=False) -> list[int]:
-    """The names as numbers if all are whole numbers of 64 bits, else their positions in sorted order; `apart`: 1 and
-    001 are two names"""
+    """The names as numbers if all are whole numbers of 64 bits, else their positions in sorted order. With `apart`, 1
+    and 001 are two names, so that neither is taken as a number"""
     distinct = sorted(set(map(str, names)))
     numbers = [int(n.split('.')[0]) for n in distinct if re.fullmatch(r'-?\d+(\.0+)?', n)]
     exact = len(numbers) == len(distinct) and all(abs(n) <= LARGEST for n in numbers)
@@ -201,15 +202,17 @@ def _draw_queries(table, n_query, rng) -> list[str]:
     several = table['camid'].nunique() > 1
     for _, person in table[table['split'] == 'test'].groupby('pid'):
         split[person.index] = 'gallery'
-        for group in _asking([g.index.to_numpy() for _, g in person.groupby('camid')], n_query, several, rng):
-            split[group[rng.permutation(len(group))[:n_query]]] = 'query'
+        by_camera = [group.index.to_numpy() for _, group in person.groupby('camid')]
+        for group in _asking(by_camera, n_query, several, rng):
+            chosen = rng.permutation(len(group))[:n_query]
+            split[group[chosen]] = 'query'
     return split.tolist()
 
 
 def _asking(groups, n_query, several, rng):
     "A person's images that queries are drawn from, by camera"
     large = [g for g in groups if len(g) > n_query]
-    if len(groups) == 1:
-        if several: return []  # no other camera has an answer
-        return large or [groups[0][:-1]]
-    return large or [groups[rng.integers(len(groups))]]  # few images in each: the queries are of one camera
+    if len(groups) == 1 and several: return []  # no other camera has a match
+    if large: return large
+    if len(groups) == 1: return [groups[0][:-1]]
+    return [groups[rng.integers(len(groups))]]  # few images in each: all queries are of one camera

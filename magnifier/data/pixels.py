@@ -42,8 +42,10 @@ def read_pixels(
     rgb = np.asarray(read_image(image))
     h, w = rgb.shape[:2]
     out = np.empty((4, h, w), np.uint8)
-    out[:3], out[3] = rgb.transpose(2, 0, 1), NO_MASK
-    if mask is None: return out
+    out[:3] = rgb.transpose(2, 0, 1)
+    if mask is None:
+        out[3] = NO_MASK
+        return out
     labels = read_mask(mask)
     check_same_size(labels.shape[::-1], (w, h), mask)
     out[3] = labels
@@ -56,8 +58,8 @@ def decode_pixels(
 ):  # Generator of (4,h,w) uint8 arrays, in the order of the rows
     "Images and masks decoded by threads, a few hundred ahead at most"
     rows = list(rows)
-    if len(rows) < 2:  # no thread is worth it
-        yield from (read_pixels(*row) for row in rows)
+    if len(rows) == 1:  # not worth a thread
+        yield read_pixels(*rows[0])
         return
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for i in range(0, len(rows), AT_ONCE): yield from pool.map(lambda row: read_pixels(*row), rows[i:i + AT_ONCE])
@@ -99,7 +101,8 @@ def cache_pixels(
     On disk, each list of paths has one file, which a kill never leaves incomplete. It is used again while every image
     and mask has the same size and time; otherwise it is written again. ValueError as in `read_pixels`; OSError if
     nothing can be written."""
-    rows = list(zip(catalog['path'], [m if isinstance(m, str) else None for m in catalog['mask']]))
+    masks = [m if isinstance(m, str) else None for m in catalog['mask']]
+    rows = list(zip(catalog['path'], masks))
     if where == 'ram': return list(decode_pixels(rows, workers))
     refuse({f"cache={where!r}: use 'ram', 'disk', a folder as a Path, or None":
             where != 'disk' and not isinstance(where, Path)})
@@ -143,9 +146,10 @@ def _absolute(rows): return [[os.path.abspath(p) if p else None for p in row] fo
 
 def _stamps(rows):
     "Path, size and time of every file"
-    for path in (p for row in _absolute(rows) for p in row if p):
-        stat = os.stat(path)
-        yield path, stat.st_size, stat.st_mtime_ns
+    for row in _absolute(rows):
+        for path in filter(None, row):
+            stat = os.stat(path)
+            yield path, stat.st_size, stat.st_mtime_ns
 
 
 def _digest(values): return hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()[:32]
@@ -189,8 +193,8 @@ class FitBatch(OwnGenerator, DisplayedTransform):
 
     def decode(self, b, **kwargs):
         "The image in 0..255, as fastai's loaders give it"
-        def decode(o): return IntToFloatTensor().decode(o) if isinstance(o, TensorImage) else o
-        return tuple(map(decode, b)) if isinstance(b, tuple) else decode(b)
+        if isinstance(b, tuple): return tuple(map(self.decode, b))
+        return IntToFloatTensor().decode(b) if isinstance(b, TensorImage) else b
 
 
 @delegates()
@@ -204,7 +208,8 @@ class PixelBatches(IdentityBatches):
         pixels=None,  # (4,h,w) uint8 arrays, one an item; None decodes the files as they are needed
         **kwargs
     ):
-        self.pixels, self._identities = pixels, None
+        self.pixels = pixels
+        self._identities = None
         super().__init__(dataset, **kwargs)
 
     def before_iter(self):
@@ -220,7 +225,8 @@ class PixelBatches(IdentityBatches):
         if self.pixels is None: arrays = list(decode_pixels(map(self._source, indices)))
         else: arrays = [self.pixels[i] for i in indices]
         pixels, sizes = on_one_canvas(arrays)
-        return (pixels, sizes, self._all_identities()[indices]) if self._labelled else (pixels, sizes)
+        if not self._labelled: return pixels, sizes
+        return pixels, sizes, self._all_identities()[indices]
 
     @property
     def _labelled(self): return len(self.dataset.tls) > 1  # else over images alone

@@ -14,7 +14,7 @@ import pandas as pd
 from fastcore.meta import delegates
 from scipy.io import loadmat
 
-from magnifier.checks import needs, refuse
+from magnifier.checks import choose, needs, refuse
 from magnifier.data.catalog import SPLITS, CatalogWarning, find_masks, make_catalog
 from magnifier.data.images import existing, image_files, save_png
 from magnifier.data.own_sets import catalog_csv, identity_folders
@@ -61,7 +61,8 @@ CUHK03_RELEASE = ('cuhk03_release', 'cuhk03', 'cuhk-03')
 MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')
 CROP_NAME = re.compile(r'(?P<pair>\d+)_(?P<person>\d+)_(?P<camid>\d+)_(?P<image>\d+)')
 MARKET_NAME = re.compile(r'(?P<pid>-1|\d+)_c(?P<camid>\d+)(?:s\d+)?_')
-MSMT17_VERSIONS = (('train', 'test'), ('mask_train_v2', 'mask_test_v2'))
+MSMT17_VERSIONS = (('train', 'test'), ('mask_train_v2', 'mask_test_v2'))  # Image folders of V1, of V2
+MSMT17_LINE = re.compile(r'(?P<path>(?=\S)(?:.*/)?[^/_]*_[^/_]*_(?P<camid>\d+)_[^/]*?)\s+(?P<pid>\d+)\s*')
 
 
 def market1501(
@@ -102,7 +103,7 @@ def cuhk03_np(
     expected: bool | str = 'auto',  # Warn where counts are not the published ones; 'auto': by the root's name
 ) -> pd.DataFrame:  # Catalog
     "CUHK03-NP (Zhong et al. 2017), `0001_c1_...png`, evaluated as Market-1501 is; errors as `market1501`"
-    _check_kind(kind)
+    choose(kind, KINDS, 'kind')
     path = existing(path)
     root = path.parent if path.name == kind else find_root(path, [kind], CUHK03_NAMES, 'CUHK03-NP')
     return _market_style(f'cuhk03_np {kind}', root / kind, masks, expected, named=root)
@@ -121,10 +122,10 @@ def cuhk03(
     The first call writes the images as PNGs in CUHK03-NP's layout, into a folder that gets its name when it is
     complete, so a killed call is continued by the next; later calls read the PNGs. ImportError without h5py; ValueError
     for a wrong file."""
-    _check_kind(kind)
+    choose(kind, KINDS, 'kind')
     root = existing(path)
     out = root / 'cuhk03-np' if out is None else Path(out).expanduser().absolute()
-    if not (out / kind).is_dir(): unpack_cuhk03(root, kind, out, MARKET_FOLDERS)
+    if not (out / kind).is_dir(): _unpack_cuhk03(root, kind, out)
     return cuhk03_np(out, kind, masks, expected=_expects(expected, root, CUHK03_RELEASE))
 
 
@@ -142,15 +143,13 @@ def msmt17(
     after the training's. FileNotFoundError for a missing list or image; ValueError, with the line, for a line of
     another form."""
     root, (train, test) = _msmt17_root(path)
-    lists = {name: _read_list(root / f'list_{name}.txt', root / (train if name in ('train', 'val') else test))
-             for name in ('train', 'val', 'query', 'gallery')}
-    shift = 1 + max(pid for name in ('train', 'val') for _, pid, _ in lists[name])
-    training = lists['train'] + (lists['val'] if val_in_train else [])
-    rows = [dict(path=p, pid=pid, camid=cam, split='train') for p, pid, cam in training]
-    for name in ('query', 'gallery'):
-        rows += [dict(path=p, pid=pid + shift, camid=cam, split=name) for p, pid, cam in lists[name]]
-    fate = 'are part of training' if val_in_train else 'are left out'
-    log.info('MSMT17: %d validation images %s', len(lists['val']), fate)
+    rows = _read_list(root, 'train', train, split='train')
+    val = _read_list(root, 'val', train, split='train')
+    shift = 1 + max(row['pid'] for row in rows + val)
+    if val_in_train: rows += val
+    for split in ('query', 'gallery'):
+        for row in _read_list(root, split, test, split): rows.append(row | dict(pid=row['pid'] + shift))
+    log.info('MSMT17: %d validation images %s', len(val), 'are part of training' if val_in_train else 'are left out')
     return _finished(rows, PUBLISHED['msmt17' if val_in_train else 'msmt17 without val'], root, masks, expected)
 
 
@@ -163,7 +162,7 @@ def partial_reid(
 ) -> pd.DataFrame:  # Catalog with query and gallery, no training images
     """Partial-REID (Zheng et al. 2015), test only: partial images (camera 0) against whole ones (camera 1), as
     no cameras are given"""
-    refuse({f"queries={queries!r}: use 'partial' or 'occluded'": queries not in ('partial', 'occluded')})
+    choose(queries, ('partial', 'occluded'), 'queries')
     return _body_images('partial_reid', path, queries, masks, expected)
 
 
@@ -187,9 +186,9 @@ def _market_style(key, path, masks=None, expected='auto', named=None):
 
 
 def _market_rows(folder, split) -> list[dict]:
-    """Rows of a folder with Market-1501's names; junk (-1) is left out, a distractor (0000) outside the gallery
-    is a ValueError"""
-    rows, junk = [], 0
+    "Rows of a folder with Market-1501's names; junk (-1) is left out"
+    rows = []
+    junk = 0
     for p in image_files(folder):
         name = MARKET_NAME.match(p.name)
         refuse({f'{p}: the name does not begin with <identity>_c<camera>_ or <identity>_c<camera>s<sequence>_, as '
@@ -204,7 +203,7 @@ def _market_rows(folder, split) -> list[dict]:
 
 
 def _finished(rows, published, root, masks, expected):
-    "Rows to catalog: masks found, and where `expected` the counts compared"
+    "Rows to catalog: masks found, and where `expected` says so the counts compared"
     catalog = find_masks(make_catalog(rows), masks)
     if _expects(expected, root, published.names): _check_counts(catalog, published)
     return catalog
@@ -213,7 +212,8 @@ def _finished(rows, published, root, masks, expected):
 def _expects(expected, root, names) -> bool:
     "Whether to compare counts: with 'auto', if the root has one of the real set's names"
     refuse({f"expected={expected!r}: use True, False or 'auto'": expected not in (True, False, 'auto')})
-    return plain(root.name) in {plain(n) for n in names} if expected == 'auto' else expected
+    if expected == 'auto': return plain(root.name) in {plain(n) for n in names}
+    return expected
 
 
 def _check_counts(catalog, published):
@@ -230,13 +230,10 @@ def _check_counts(catalog, published):
                       'this is intended', CatalogWarning, stacklevel=2)
 
 
-def _check_kind(kind):
-    refuse({f'kind={kind!r}: use {" or ".join(map(repr, KINDS))}': kind not in KINDS})
-
-
 def _msmt17_root(path):
     "Root and its two image folders, V1's or V2's"
-    found, path = [], existing(path)
+    path = existing(path)
+    found = []
     for folders in MSMT17_VERSIONS:
         try: found.append((find_root(path, folders, MSMT17_NAMES, 'MSMT17'), folders))
         except FileNotFoundError as e: problem = e
@@ -246,28 +243,30 @@ def _msmt17_root(path):
     return found[0]
 
 
-def _read_list(file, folder) -> list[tuple]:
-    "(path, identity, camera) for each line of a list"
+def _read_list(root, name, folder, split) -> list[dict]:
+    "A row for each line of a list"
+    file = root / f'list_{name}.txt'
     if not file.is_file():
         raise FileNotFoundError(f'{file} is not there: MSMT17 has list_train, list_val, list_query, list_gallery .txt')
-    found = []
-    for i, line in enumerate(file.read_text().splitlines(), 1):
+    rows = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
         if not line.strip(): continue
-        parts = re.fullmatch(r'(?P<name>\S.*?)\s+(?P<pid>\d+)\s*', line)
-        fields = parts['name'].rsplit('/', 1)[-1].split('_') if parts else ()
-        refuse({f'{file}, line {i}: {line!r} is not "path identity" with the camera as third field of the file\'s '
-                'name, as in "0000/0000_000_01_0303morning_0008_0.jpg 0"': len(fields) < 4 or not fields[2].isdigit()})
-        found.append((str(folder / parts['name']), int(parts['pid']), int(fields[2])))
-    refuse({f'{file} is empty': not found})
-    return found
+        parts = MSMT17_LINE.fullmatch(line)
+        refuse({f'{file}, line {number}: {line!r} is not "path identity" with the camera as third field of the file\'s '
+                'name, as in "0000/0000_000_01_0303morning_0008_0.jpg 0"': not parts})
+        path = str(root / folder / parts['path'])
+        rows.append(dict(path=path, pid=int(parts['pid']), camid=int(parts['camid']), split=split))
+    refuse({f'{file} is empty': not rows})
+    return rows
 
 
 def _body_images(key, path, queries, masks, expected):
-    """Catalog of a test-only set: a folder of whole, one of incomplete images. Identity: the sub-folder, else
-    the name's first number"""
+    """Catalog of a test-only set: a folder of whole, one of incomplete images. The identity is the sub-folder, else
+    the first number of the name"""
     published = PUBLISHED[key]
     folders = dict(query=f'{queries}_body_images', gallery='whole_body_images')
-    root, rows = find_root(path, folders.values(), published.names, published.title), []
+    root = find_root(path, folders.values(), published.names, published.title)
+    rows = []
     for camid, (split, folder) in enumerate(folders.items()):
         for p in image_files(root / folder, recursive=True):
             name = p.parent.name if p.parent != root / folder else re.split('[_.]', p.name)[0]
@@ -277,16 +276,14 @@ def _body_images(key, path, queries, masks, expected):
     return _finished(rows, published, root, masks, expected)
 
 
-def find_root(
-    path: str | Path,  # The root itself, or a folder with the root up to two levels below
-    folders: list,  # What the root must hold
-    names: list,  # Usual names of the root, compared by letters and digits alone
-    title: str,  # Of the data set, for the messages
-) -> Path:
-    "The root of a data set; a FileNotFoundError if no folder holds all of the given ones, a ValueError if several do"
+def find_root(path, folders, names, title) -> Path:
+    """The root of a data set: the path itself, or a folder with one of the usual names up to two levels below it.
+
+    FileNotFoundError if no such folder holds all of `folders`, ValueError if several do."""
     path = existing(path)
     folders = list(folders)
-    found = [r for r in _roots(path, {plain(n) for n in names}) if all((r / f).is_dir() for f in folders)]
+    usual = {plain(n) for n in names}
+    found = [root for root in _roots(path, usual) if all((root / f).is_dir() for f in folders)]
     if len(found) == 1 or found[:1] == [path]: return found[0]
     refuse({f'{path} holds {" and ".join(r.name for r in found)}: give the path of one of them': found})
     below = f' and in folders of it named {", ".join(names)}' if names else ''
@@ -297,34 +294,32 @@ def find_root(
 def _roots(path, names, depth=2):
     yield path
     if depth == 0: return
-    for d in sorted(path.iterdir()):
-        if d.is_dir() and plain(d.name) in names: yield from _roots(d, names, depth - 1)
+    for folder in sorted(path.iterdir()):
+        if folder.is_dir() and plain(folder.name) in names: yield from _roots(folder, names, depth - 1)
 
 
 def _some(path):
     names = sorted(os.listdir(path))
-    return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '') if names else 'nothing'
+    if not names: return 'nothing'
+    return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
 
 
-def plain(name) -> str: return re.sub('[^a-z0-9]', '', str(name).lower())
+def plain(name) -> str:
+    "A folder's name by letters and digits alone"
+    return re.sub('[^a-z0-9]', '', name.lower())
 
 
 # CUHK03's raw .mat file, written once as the PNG folders of the new protocol
 
 
-def unpack_cuhk03(
-    root: Path,  # The folder with the two .mat files, in it or up to two levels below
-    kind: str,  # 'labeled' or 'detected'
-    out: Path,  # Root of the PNGs, which come into a folder named by the kind
-    folders: dict,  # Split -> folder of its images
-):
+def _unpack_cuhk03(root, kind, out):
     """Writes every image of the protocol as PNG, into `<kind>.partial` until all are there.
 
     After a kill, the next call continues. ImportError without h5py; FileNotFoundError or ValueError for missing or
     wrong files."""
     mat = _find(root, 'cuhk-03.mat')
     config = _find(root, f'cuhk03_new_protocol_config_{kind}.mat')
-    entries = _protocol(config, folders)
+    entries = _protocol(config)
     partial = out / f'{kind}.partial'
     written = 0
     with needs('the raw CUHK03 file is HDF5: pip install h5py'): import h5py
@@ -350,12 +345,12 @@ def _find(root, name):
 def _reading(file):
     "What h5py and scipy raise on damaged bytes, which may be anything, becomes a ValueError that names the file"
     try: yield
+    except MemoryError: raise
     except Exception as e:
-        if isinstance(e, MemoryError): raise
         raise ValueError(f'{file} is damaged, or no such MATLAB file ({e}): copy it again') from e
 
 
-def _protocol(config, folders) -> list[tuple]:
+def _protocol(config) -> list[tuple]:
     "(path of the PNG below its root, crop's name match) for each image of the split, MATLAB's 1-based indices undone"
     with _reading(config): table = loadmat(config)
     lacking = [k for k in ('train_idx', 'query_idx', 'gallery_idx', 'labels', 'filelist') if k not in table]
@@ -363,7 +358,7 @@ def _protocol(config, folders) -> list[tuple]:
     names = [str(np.ravel(n)[0]) for n in np.ravel(table['filelist'])]
     pids = np.ravel(table['labels']).astype(int)
     entries = []
-    for split, folder in folders.items():
+    for split, folder in MARKET_FOLDERS.items():
         for i in np.ravel(table[f'{split}_idx']).astype(int) - 1:
             refuse({f'{config}: {split}_idx {i+1}, and it lists {len(names)} images':
                     not 0 <= i < min(len(names), len(pids))})

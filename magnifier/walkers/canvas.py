@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ['Canvas', 'Surface', 'SUPERSAMPLE', 'between', 'grid', 'pick', 'stream', 'shrink', 'enlarge']
+__all__ = ['Canvas', 'Surface', 'SUPERSAMPLE', 'stream', 'shrink', 'enlarge']
 
 # Small pixels along the side of an image's pixel. Odd, so that one lies at its centre: the mask takes that one's label
 SUPERSAMPLE = 3
@@ -21,27 +21,18 @@ def stream(
     return np.random.Generator(np.random.PCG64([b for b in '/'.join(map(str, key)).encode()]))
 
 
-def pick(
-    rng,  # numpy Generator
-    choices,  # A sequence
-):  # One of them
+def pick(rng, choices):
     "A random choice with equal probabilities"
     return choices[int(rng.integers(len(choices)))]
 
 
-def between(
-    rng,  # numpy Generator
-    low,  # Least number
-    high,  # Number that is never reached
-) -> float:
+def between(rng, low: float, high: float) -> float:
     "A random number from `low` to `high`"
     return low + (high - low) * float(rng.random())
 
 
-def grid(
-    value,  # A length in canvas pixels
-) -> float:  # The nearest multiple of 1/64
-    "Rounds to a grid, because sines differ in their last bit between machines, and images must not"
+def grid(value: float) -> float:
+    "The nearest multiple of 1/64, because sines differ in their last bit between machines, and images must not"
     return math.floor(value * 64 + .5) / 64
 
 
@@ -92,16 +83,17 @@ class Canvas:
         lift:float=0.,  # Small pixels by which the tube counts as nearer than it is: cloth that hangs over limbs
     ):
         "Draw a tube with a straight axis and a round (or flattened) cross-section"
-        a, b = [grid(v) for v in a], [grid(v) for v in b]
-        length = max(math.sqrt((b[0] - a[0]) ** 2 + (b[1] - a[1]) ** 2), 1.)  # hypot is not exact everywhere
-        ux, uy = ((b[0] - a[0]) / length, (b[1] - a[1]) / length) if length > 1 else (0., -1.)
+        a = [grid(v) for v in a]
+        b = [grid(v) for v in b]
         box = self._box(a, b, max(radii))
         if box is None: return
         rows, cols = box
+        # Position of each pixel along the axis and beside it, and which pixels lie inside
+        length, ux, uy = _axis(a, b)
         x = np.arange(cols.start, cols.stop, dtype=np.float32)[None] + np.float32(.5 - a[0])
         y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(.5 - a[1])
-        ux, uy = np.float32(ux), np.float32(uy)
-        along, side = x * ux + y * uy, y * ux - x * uy  # (h, w) of the box
+        along = x * ux + y * uy  # (h, w) of the box
+        side = y * ux - x * uy
         core = np.minimum(np.maximum(along, np.float32(0)), np.float32(length))
         r = _table(radii)[(core * np.float32(_STEPS / length)).astype(np.int32)]
         over = along - core
@@ -109,6 +101,7 @@ class Canvas:
         inside = q < 1
         if not caps[0]: inside &= along >= 0
         if not caps[1]: inside &= along <= np.float32(length)
+        # Those of them that lie before what has been drawn there
         at = np.flatnonzero(inside)  # (n,) in the box
         core, r, q = core.take(at), r.take(at), q.take(at)
         facing = np.sqrt(np.maximum(1 - q, np.float32(0)))
@@ -116,9 +109,11 @@ class Canvas:
         place = (at // x.size + rows.start) * self.label.shape[1] + at % x.size + cols.start  # (n,) in the canvas
         seen = np.flatnonzero(z > self.depth.take(place))
         at, place, r, facing = at[seen], place[seen], r[seen], facing[seen]
+        # Depth, label and colour
         self.depth.reshape(-1)[place] = z[seen]
         if label is not None: self.label.reshape(-1)[place] = label
-        n_side, n_along = side.take(at) / r, over.take(at) / r
+        n_side = side.take(at) / r
+        n_along = over.take(at) / r
         down = n_side * ux + n_along * uy
         surface = Surface(along.take(at) / np.float32(length), n_side, facing, down)
         colour = paint(surface) if callable(paint) else np.array([paint], np.float32)
@@ -145,16 +140,17 @@ class Canvas:
         background,  # (h, w, 3) uint8 at the image's size, seen where nothing was drawn
     ) -> np.ndarray:  # (h, w, 3) uint8, each pixel the mean of its small pixels
         "The anti-aliased image over a background"
-        ss = SUPERSAMPLE
+        step = SUPERSAMPLE
         covered = self.covered
         total = np.zeros(background.shape, np.uint16)
         count = np.zeros(background.shape[:2], np.uint16)
-        for i in range(ss):
-            for j in range(ss):
-                total += self.colour[i::ss, j::ss]
-                count += covered[i::ss, j::ss]
-        mixed = total + (ss * ss - count)[..., None] * background
-        return ((mixed + ss * ss // 2) // (ss * ss)).astype(np.uint8)
+        for i in range(step):
+            for j in range(step):
+                total += self.colour[i::step, j::step]
+                count += covered[i::step, j::step]
+        n = step * step
+        mixed = total + (n - count)[..., None] * background
+        return ((mixed + n // 2) // n).astype(np.uint8)
 
     @property
     def mask(self) -> np.ndarray:  # (h, w) uint8 at the image's size
@@ -162,12 +158,20 @@ class Canvas:
         return _centres(self.label).copy()
 
 
+def _axis(a, b):
+    "Length in the image, 1 or more, and the direction as float32 numbers; a point's axis points up"
+    length = math.sqrt((b[0] - a[0]) ** 2 + (b[1] - a[1]) ** 2)  # hypot is not exact everywhere
+    if length <= 1: return 1., np.float32(0), np.float32(-1)
+    return length, np.float32((b[0] - a[0]) / length), np.float32((b[1] - a[1]) / length)
+
+
 def _table(radii):
     "Radii at `_STEPS` + 1 points of the axis, linear between those given"
     last = len(radii) - 1
     k, part = np.divmod(np.arange(_STEPS + 1) * last, _STEPS)
     radii = np.array(radii, np.float64)
-    low, high = radii[k], radii[np.minimum(k + 1, last)]
+    low = radii[k]
+    high = radii[np.minimum(k + 1, last)]
     exact = np.maximum(low + (high - low) * part / _STEPS, .5)
     return (np.floor(exact * 64 + .5) / 64).astype(np.float32)
 
@@ -213,8 +217,7 @@ def _area(new, old):
 @lru_cache(maxsize=64)
 def _linear(new, old):
     "Bilinear weights, (new, old), in units that add up to `2 * new`"
-    place = (2 * np.arange(new) + 1) * old - new
-    low, part = place // (2 * new), place % (2 * new)
+    low, part = np.divmod((2 * np.arange(new) + 1) * old - new, 2 * new)
     weights = np.zeros((new, old))
     np.add.at(weights, (np.arange(new), np.clip(low, 0, old - 1)), 2 * new - part)
     np.add.at(weights, (np.arange(new), np.clip(low + 1, 0, old - 1)), part)

@@ -263,17 +263,22 @@ def _junk_box(rng):
 
 
 def _truth(shot, picture, pose, box, occluder):
-    "A row of the table of truths, with empty texts where there is no value"
+    "A row of the table of truths"
     who = shot.who
     joints = zip(picture.joints, picture.visible) if pose else ()
-    row = dict(file=f'{shot.file}.jpg', split=shot.split, pid=shot.pid, camid=shot.camid, person=who.pid if who else '')
-    for name in ('view', 'yaw', 'phase', 'arms'): row[name] = getattr(pose, name) if pose else ''
-    for name in ('zoom', 'dx', 'dy'): row[name] = round(getattr(box, name), 3)
-    row['occluder'] = occluder or ''
-    row['occluded'] = round(picture.occluded, 4)
-    for name in ('family', 'detail', 'value'): row[name] = getattr(who, name) or '' if who else ''
-    row['joints'] = ' '.join(f'{x:.2f},{y:.2f},{int(seen)}' for (x, y), seen in joints)
-    return row
+    return dict(
+        file=f'{shot.file}.jpg', split=shot.split, pid=shot.pid, camid=shot.camid, person=who.pid if who else '',
+        **_fields(pose, 'view', 'yaw', 'phase', 'arms'),
+        zoom=round(box.zoom, 3), dx=round(box.dx, 3), dy=round(box.dy, 3),
+        occluder=occluder or '', occluded=round(picture.occluded, 4),
+        **_fields(who, 'family', 'detail', 'value'),
+        joints=' '.join(f'{x:.2f},{y:.2f},{int(seen)}' for (x, y), seen in joints))
+
+
+def _fields(thing, *names):
+    "Fields of an object; empty texts for those without a value, or without an object"
+    values = {name: getattr(thing, name, None) for name in names}
+    return {name: '' if value is None else value for name, value in values.items()}
 
 
 def noisy_mask(

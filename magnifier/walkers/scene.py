@@ -11,7 +11,8 @@ from magnifier.walkers.canvas import SUPERSAMPLE, Canvas, between, pick, stream
 from magnifier.walkers.pedestrian import Body, shadowed, where
 from magnifier.walkers.person import Appearance, Pose, Projection, random_arms, skeleton
 
-__all__ = ['View', 'Thing', 'Place', 'Visit', 'things_of', 'visits_of', 'Person', 'Seen', 'Frame', 'Stage']
+__all__ = ['things_of', 'visits_of', 'Person', 'Seen', 'Frame', 'Stage']
+
 EYE = 1.9  # Height of the cameras in body heights
 SKYLINE = .05  # Row at which flat ground would vanish, share of the frame's height
 NEAR, FAR = .95, .64  # Rows of the nearest and the farthest feet, shares of the frame's height
@@ -24,28 +25,19 @@ class View:
     height: int  # Of the frame in pixels
     width: int
 
-    def scale(self,
-        d: float,  # Distance from the camera
-    ) -> float:
+    def scale(self, d: float) -> float:
         "Pixels of one body height at distance `d`"
         return self.width / d
 
-    def foot(self,
-        x: float,  # To the right of the camera's middle, in body heights
-        d: float,  # Distance from the camera
-    ) -> tuple[float, float]:
+    def foot(self, x: float, d: float) -> tuple[float, float]:
         "Where a point of the ground is in the frame: x, y in pixels"
         return self.width * (.5 + x / d), self.height * SKYLINE + EYE * self.scale(d)
 
-    def depth(self,
-        row: float,  # Share of the frame's height, from above
-    ) -> float:
+    def depth(self, row: float) -> float:
         "Distance of the ground at a row of the frame, given as a share of its height"
         return EYE * self.width / ((row - SKYLINE) * self.height)
 
-    def edge(self,
-        d: float,  # Distance from the camera
-    ) -> float:
+    def edge(self, d: float) -> float:
         "Sideways distance from the middle at which a person at distance `d` is just outside the frame"
         return d / 2 + .5
 
@@ -85,18 +77,18 @@ class Visit:
     @property
     def end(self) -> float: return self.knots[-1][0]
 
-    def at(self,
-        seconds: float,  # From `start` to `end`
-    ) -> Place:
-        "The person's place at a time; a standing person faces the direction of the walk"
-        walked, yaw = 0., 0.
+    def at(self, seconds: float) -> Place:
+        "The person's place at a time from `start` to `end`; a standing person faces the direction of the walk"
+        walked = 0.
+        yaw = 0.
         for (t0, x0, d0), (t1, x1, d1) in zip(self.knots, self.knots[1:]):
             length = math.hypot(x1 - x0, d1 - d0)
             if length: yaw = math.degrees(math.atan2(x1 - x0, d0 - d1))
             if seconds <= t1: break
             walked += length
         share = (seconds - t0) / (t1 - t0)
-        x, d = x0 + share * (x1 - x0), d0 + share * (d1 - d0)
+        x = x0 + share * (x1 - x0)
+        d = d0 + share * (d1 - d0)
         seen = yaw + math.degrees(math.atan2(x, d))  # turned towards the camera's own place
         return Place(x, d, seen % 360, (walked + share * length) / CYCLE % 1, 1. if length else 0.)
 
@@ -181,7 +173,8 @@ def visits_of(
 ) -> list[Visit]:  # In time; the last may go on beyond the end
     "A person's visits: never at two cameras at once, never twice in succession at the same one where there are several"
     rng = stream(seed, 'visits', person)
-    visits, last = [], 0
+    visits = []
+    last = 0
     t = between(rng, -4., min(20., .4 * seconds))
     while t < seconds:
         others = [c for c in range(1, len(cameras) + 1) if c != last]
@@ -190,7 +183,8 @@ def visits_of(
         side = 1 if rng.random() < .5 else -1
         points = pick(rng, _WAYS)(rng, view, side, cameras[camera-1])
         visits.append(Visit(person, camera, arms, _walk(rng, points, t)))
-        t, last = visits[-1].end + between(rng, 3., 9.), camera
+        last = camera
+        t = visits[-1].end + between(rng, 3., 9.)
     return visits
 
 
@@ -239,7 +233,8 @@ class Stage:
     ):
         "Draws what is the same for all frames: ground, things, colours, and noise"
         rng = stream(seed, 'stage', camera)
-        self.camera, self.view = CAMERAS[camera-1], view
+        self.camera = CAMERAS[camera-1]
+        self.view = view
         self.empty = background(self.camera, (view.height, view.width), rng)
         self.things = [self._thing(thing, rng) for thing in things_of(view, camera, seed)]
         for thing in self.things: _lay(thing, self.empty)
@@ -297,7 +292,8 @@ class Stage:
         "The layer of a thing: an upright tube"
         x, y = self.view.foot(thing.x, thing.d)
         scale = self.view.scale(thing.d)
-        half, top = thing.wide * scale / 2, y - thing.tall * scale
+        half = thing.wide * scale / 2
+        top = y - thing.tall * scale
         canvas, box = self._canvas(top - 2, x - half - 2, y + 2, x + half + 2)
         across = (x - box[1]) * SUPERSAMPLE
         foot, head = ((across, (row - box[0]) * SUPERSAMPLE, 0) for row in (y, top))

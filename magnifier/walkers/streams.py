@@ -107,14 +107,16 @@ def _files(args):
 
 def _draw(root, args):
     "All streams and tables into a new folder"
-    seed, cameras = args['seed'], range(1, args['cameras'] + 1)
+    seed = args['seed']
+    cameras = range(1, args['cameras'] + 1)
     view = View(*args['size'])
-    looks = _looks(seed, args['people'])
+    looks = {n: random_appearance(stream(seed, 'somebody', n)) for n in range(1, args['people'] + 1)}
     things = [things_of(view, c, seed) for c in cameras]
     delays = {c: _delay(seed, c) for c in cameras}
     seconds = args['minutes'] * 60 + max(delays.values())
     visits = [visit for n in looks for visit in visits_of(view, n, things, seconds, seed)]
-    table, truth = [], []
+    table = []
+    truth = []
     for camera, delay in delays.items():
         here = [visit for visit in visits if visit.camera == camera]
         file, spans = _stream(root, Stage(camera, view, seed), looks, here, delay, args)
@@ -125,11 +127,6 @@ def _draw(root, args):
     write_table(root/CAMERA_TABLE, table)
     write_table(root/TRUTH, sorted(truth, key=lambda row: (row['person'], row['from'])))
     write_json(root/PEOPLE, {n: asdict(look) for n, look in looks.items()})
-
-
-def _looks(seed, people):
-    "Person -> what they look like"
-    return {n: random_appearance(stream(seed, 'somebody', n)) for n in range(1, people + 1)}
 
 
 def _delay(seed, camera):
@@ -146,13 +143,16 @@ def _span(camera, track, person, first_frame, last_frame, start, fps):
 
 def _stream(root, stage, looks, visits, delay, args):
     "One camera's frames, boxes and masks; returns the name of its file or folder, and its tracks"
-    camera, fps = stage.camera.camid, args['fps']
+    camera = stage.camera.camid
+    fps = args['fps']
     name = f'cam{camera}'
     file = f'{name}.mp4' if args['video'] else name
     masks = root/f'{name}_masks'
     if args['masks']: masks.mkdir()
-    rng, tracker = stream(args['seed'], 'grain', camera), _Tracker(fps, stream(args['seed'], 'tracker', camera))
-    truth, tracks = [], []
+    rng = stream(args['seed'], 'grain', camera)
+    tracker = _Tracker(fps, stream(args['seed'], 'tracker', camera))
+    truth = []
+    tracks = []
     with (_Video if args['video'] else _Folder)(root/file, fps, args['size']) as out:
         for number in range(1, _frames(args) + 1):
             seconds = delay + (number - 1) / fps
@@ -179,7 +179,8 @@ def _truth_line(frame, s):
 class _Tracker:
     "A simulated detector and tracker: boxes of the visible part with small errors, and tracks that break"
     def __init__(self, fps, rng):
-        self.lost, self.rng = LOST * fps, rng
+        self.lost = LOST * fps
+        self.rng = rng
         self.last = {}   # person -> (track, frame) of the latest detection
         self.spans = {}  # track -> (person, first frame, last frame)
 
@@ -228,7 +229,8 @@ class _Folder:
     "Frames as a folder of JPEG files, numbered from 1"
     def __init__(self, folder, fps, size):
         folder.mkdir()
-        self.folder, self.n = folder, 0
+        self.folder = folder
+        self.n = 0
 
     def __enter__(self): return self
 

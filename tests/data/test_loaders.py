@@ -53,26 +53,26 @@ def test_batches_hold_p_identities_times_m(dls):
         assert sorted(identity.label.bincount()[identity.label.unique()].tolist()) == [2]*4
 
 
-def test_masks_found(dls, catalog):
+def test_masks_found(dls, small):
     assert dls.masks_found == 1
-    bare = catalog.assign(mask=None)
+    bare = small.assign(mask=None)
     assert ReIDDataLoaders.from_df(bare, **SMALL).masks_found == 0
     assert ReIDDataLoaders.from_df(bare.drop(columns='mask').assign(mask=None),
                                    **SMALL).one_batch()[1].unique().tolist() == [255]
 
 
 @pytest.mark.parametrize('size', [(100, 64), (64,), (0, 16), (-16, 16)])
-def test_sizes_off_the_grid_are_refused(catalog, size):
-    with pytest.raises(ValueError, match='multiples of 16'): ReIDDataLoaders.from_df(catalog, **{**SMALL, 'size': size})
+def test_sizes_off_the_grid_are_refused(small, size):
+    with pytest.raises(ValueError, match='multiples of 16'): ReIDDataLoaders.from_df(small, **{**SMALL, 'size': size})
 
 
 @pytest.mark.parametrize('splits, message', [(('query', 'gallery'), 'train'), (('train',), 'no query and gallery')])
-def test_catalogs_without_a_half_are_refused(catalog, splits, message):
-    with pytest.raises(ValueError, match=message): ReIDDataLoaders.from_df(catalog[catalog.split.isin(splits)], **SMALL)
+def test_catalogs_without_a_half_are_refused(small, splits, message):
+    with pytest.raises(ValueError, match=message): ReIDDataLoaders.from_df(small[small.split.isin(splits)], **SMALL)
 
 
-def test_an_image_that_does_not_decode_is_named(catalog, tmp_path):
-    broken = catalog.copy()
+def test_an_image_that_does_not_decode_is_named(small, tmp_path):
+    broken = small.copy()
     (tmp_path/'broken.jpg').write_bytes(b'\xff\xd8\xff')
     broken.loc[broken.index[broken.split == 'query'][0], 'path'] = str(tmp_path/'broken.jpg')
     dls = ReIDDataLoaders.from_df(broken, **SMALL)
@@ -89,9 +89,9 @@ def test_own_transforms_replace_the_usual_ones(catalog):
 
 
 @pytest.mark.parametrize('cache', [None, 'ram'])
-def test_whatever_holds_an_image_is_tested_on(catalog, cache):
-    dls = ReIDDataLoaders.from_df(catalog, cache=cache, **SMALL)
-    paths = get_image_files(Path(catalog.path[0]).parent)[:3]
+def test_whatever_holds_an_image_is_tested_on(small, cache):
+    dls = ReIDDataLoaders.from_df(small, cache=cache, **SMALL)
+    paths = get_image_files(Path(small.path[0]).parent)[:3]
     expected = dls.preprocessing(list(paths))
     files = [Path(p).read_bytes() for p in paths]
     for images in (paths, [str(p) for p in paths], files, [read_image(p) for p in paths],
@@ -106,12 +106,12 @@ def test_whatever_holds_an_image_is_tested_on(catalog, cache):
 
 
 @pytest.mark.parametrize('cache', [None, 'ram'])
-def test_padding_keeps_the_aspect_ratio(catalog, cache):
+def test_padding_keeps_the_aspect_ratio(small, cache):
     "Images are 128 x 64: in 64 x 64 the middle half is theirs"
-    dls = ReIDDataLoaders.from_df(catalog, cache=cache, fit='pad', pad=0, flip=0, erase=0, batch_tfms=[],
+    dls = ReIDDataLoaders.from_df(small, cache=cache, fit='pad', pad=0, flip=0, erase=0, batch_tfms=[],
                                   **{**SMALL, 'size': (64, 64)})
     x, mask, _ = dls.one_batch()
-    squished = ReIDDataLoaders.from_df(catalog, pad=0, flip=0, erase=0, batch_tfms=[], **SMALL).one_batch()
+    squished = ReIDDataLoaders.from_df(small, pad=0, flip=0, erase=0, batch_tfms=[], **SMALL).one_batch()
     assert not x[..., :16].any()
     assert not x[..., 48:].any()
     assert (x[..., 16:48] - squished[0]).abs().max() < 1.05/255
@@ -119,20 +119,20 @@ def test_padding_keeps_the_aspect_ratio(catalog, cache):
     assert not mask[..., :16].any()
 
 
-def test_padded_batches_are_the_same_with_and_without_a_cache(catalog):
+def test_padded_batches_are_the_same_with_and_without_a_cache(small):
     kwargs = dict(fit='pad', pad=0, flip=0, erase=0, **{**SMALL, 'size': (48, 64)})
-    plain, fast = (ReIDDataLoaders.from_df(catalog, cache=cache, **kwargs) for cache in (None, 'ram'))
+    plain, fast = (ReIDDataLoaders.from_df(small, cache=cache, **kwargs) for cache in (None, 'ram'))
     assert plain.preprocessing == fast.preprocessing == Preprocessing((48, 64), 'pad')
     for a, b in zip(plain.valid, fast.valid, strict=True):
         assert (a[0] - b[0]).abs().max() < 1.05/(255*.224)
         assert torch.equal(a[1], b[1])
-    images = catalog.path[:3].tolist()
+    images = small.path[:3].tolist()
     assert np.abs(plain.test_dl(images).one_batch()[0].numpy() - plain.preprocessing(images)).max() < 1e-5
 
 
 @pytest.mark.parametrize('size, pad', [((384, 192), 10), ((256, 128), 10), ((128, 64), 5), ((64, 32), 2)])
-def test_the_shift_is_in_proportion_to_the_size(catalog, size, pad):
-    dls = ReIDDataLoaders.from_df(catalog, cache='ram', **{**SMALL, 'size': size})
+def test_the_shift_is_in_proportion_to_the_size(small, size, pad):
+    dls = ReIDDataLoaders.from_df(small, cache='ram', **{**SMALL, 'size': size})
     assert dls.train.after_batch[0].pad == pad
 
 
@@ -148,19 +148,19 @@ def test_loaders_say_what_they_hold(dls, catalog):
 
 # --- loader processes that are not forked: everything in a loader pickles
 
-def loaders(catalog, **kwargs):
+def loaders(small, **kwargs):
     "Every kind of loader by its name, with a cache and without"
     found = {}
     for cache in (None, 'ram'):
-        dls = ReIDDataLoaders.from_df(catalog, cache=cache, **SMALL | kwargs)
+        dls = ReIDDataLoaders.from_df(small, cache=cache, **SMALL | kwargs)
         found |= {f'train {cache}': dls.train, f'valid {cache}': dls.valid,
-                  f'test {cache}': dls.test_dl(catalog.path[:20].tolist()),
-                  f'labelled {cache}': dls.test_dl(catalog[:20], with_labels=True)}
+                  f'test {cache}': dls.test_dl(small.path[:20].tolist()),
+                  f'labelled {cache}': dls.test_dl(small[:20], with_labels=True)}
     return found
 
 
-def test_loaders_pickle(catalog):
-    for name, loader in loaders(catalog, num_workers=0).items():
+def test_loaders_pickle(small):
+    for name, loader in loaders(small, num_workers=0).items():
         again = pickle.loads(pickle.dumps(loader.fake_l)).d  # what a process is given
         assert len(again) == len(loader), name
         if 'valid' in name: assert torch.equal(again.one_batch()[0], loader.one_batch()[0]), name
@@ -178,8 +178,8 @@ def start_method(request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['train None', 'test None', 'labelled ram'])
-def test_processes_that_are_not_forked_load_the_same(catalog, start_method, kind):
-    here, there = loaders(catalog, num_workers=0)[kind], loaders(catalog, num_workers=1)[kind]
+def test_processes_that_are_not_forked_load_the_same(small, start_method, kind):
+    here, there = loaders(small, num_workers=0)[kind], loaders(small, num_workers=1)[kind]
     batches = list(there)
     assert len(batches) == len(here)
     if kind.startswith('train'):  # moved at random, each in its own way: the same people in the same order

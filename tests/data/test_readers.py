@@ -186,7 +186,7 @@ def test_cuhk03_np(np_tree):
 
 
 def test_cuhk03_np_refuses(np_tree):
-    with pytest.raises(ValueError, match="kind='both': use 'labeled' or 'detected'"): cuhk03_np(np_tree, 'both')
+    with pytest.raises(ValueError, match="kind='both': use one of labeled, detected"): cuhk03_np(np_tree, 'both')
     with pytest.raises(FileNotFoundError, match='looked for the folders labeled in it'):
         cuhk03_np(np_tree/'detected')  # the other kind: not read in its place
     (np_tree/'labeled'/'query'/'0003_c1_1.png').unlink()
@@ -362,7 +362,7 @@ def test_out_and_counts(release, tmp_path):
 
 
 def test_files_that_are_not_there(release, monkeypatch):
-    with pytest.raises(ValueError, match="kind='both': use 'labeled' or 'detected'"): cuhk03(release, 'both')
+    with pytest.raises(ValueError, match="kind='both': use one of labeled, detected"): cuhk03(release, 'both')
     (release/'cuhk03_new_protocol_config_labeled.mat').unlink()
     with pytest.raises(FileNotFoundError,
                        match='no cuhk03_new_protocol_config_labeled.mat in .*own or two levels below'):
@@ -423,7 +423,7 @@ def test_partial_reid(tmp_path):
                                ('001_001.jpg', 1, 1, 'gallery'), ('010_002.jpg', 10, 1, 'gallery')]
     validate_catalog(catalog)
     assert people(partial_reid(root, expected=False, queries='occluded'))[0] == ('010_003.jpg', 10, 0, 'query')
-    with pytest.raises(ValueError, match="queries='whole': use 'partial' or 'occluded'"):
+    with pytest.raises(ValueError, match="queries='whole': use one of partial, occluded"):
         partial_reid(root, queries='whole')
 
 
