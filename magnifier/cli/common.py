@@ -1,5 +1,6 @@
 """What the commands share: a user's mistakes as one line, data sets by name, tables. Heavy imports wait until a
 command runs, so that --help is quick"""
+
 import os
 import sys
 import warnings
@@ -32,7 +33,7 @@ def command(
         @wraps(func)
         def guarded(*args, **kwargs):
             os.environ.setdefault('MPLBACKEND', 'Agg')  # a command draws to files, with or without a screen
-            # fastai's import calls what torch is about to drop: nothing that whoever types a command could mend
+            # Of fastai's own import, which the user of a command cannot change
             warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning)
             try:
                 with _plain_warnings(): return func(*args, **kwargs)
@@ -56,7 +57,7 @@ def _plain_warnings():
 
 
 def say(
-    text,  # A line for whoever typed the command
+    text,  # A line for the user
 ):
     "Prints and flushes, so that a pipe gets the text at once"
     print(text, flush=True)

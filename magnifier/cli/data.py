@@ -1,4 +1,5 @@
 "Data sets and part masks from a shell"
+
 import warnings
 
 from magnifier.cli.common import command, say

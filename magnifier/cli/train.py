@@ -213,9 +213,9 @@ def _settings(
     return settings
 
 
-# Arguments that the run gives itself, or that no word can give
-OTHERWISE = {'self', 'epochs', 'seed', 'num_workers', 'path', 'model_dir', 'device', 'n_classes', 'masks', 'reduction',
-             'vocab', 'loss_func'}
+# Arguments that the command sets by its own options, and those that no text can give
+NOT_AS_TEXT = {'self', 'epochs', 'seed', 'num_workers', 'path', 'model_dir', 'device', 'n_classes', 'masks',
+               'reduction', 'vocab', 'loss_func'}
 WORDS = {
     bool: 'true or false',
     int: 'a whole number',
@@ -246,7 +246,7 @@ def known_arguments() -> dict[str, Argument]:
     for group, taker in takers.items():
         for name, parameter in signature(taker).parameters.items():
             types = _types(parameter)
-            if types and name not in OTHERWISE: known.setdefault(name, Argument(group, types))
+            if types and name not in NOT_AS_TEXT: known.setdefault(name, Argument(group, types))
     return known
 
 

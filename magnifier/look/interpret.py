@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import ClassificationInterpretation, TensorImage, patch, to_device
+from fastai.vision.all import ClassificationInterpretation, TensorImage, patch
 from plum import dispatch
 from torch.nn.functional import interpolate
 
@@ -302,9 +302,8 @@ NAMES = {'pca': 'principal components', 't-sne': 't-SNE'}
 def _confusion(learn, items):
     "(k,k) pixels, true region by seen region, over the images that have a mask"
     counts = torch.zeros(N_REGIONS, N_REGIONS, dtype=torch.long)
-    with learn.evaluating() as (model, device):
-        for x, labels, *_ in learn.with_progress(learn.loader(items)):
-            x, labels = to_device((x, labels.as_subclass(torch.Tensor)), device)
+    with learn.evaluating() as (model, _):
+        for x, (labels, *_) in learn.batches(learn.loader(items)):
             logits = model.feature_maps(x)['mask_logits'].float()
             seen = interpolate(logits, labels.shape[-2:], mode='bilinear', align_corners=False).argmax(1)
             given = labels != NO_MASK

@@ -1,5 +1,6 @@
 """The paper's ablations: Table 2, Figures 4 and 5, and three choices in which its text and code differ; each with
 several seeds"""
+
 import gc
 import logging
 import shutil

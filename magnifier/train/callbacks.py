@@ -17,7 +17,7 @@ __all__ = ['TeacherMasks', 'RegionOcclusion', 'SemanticDiversityPhase', 'Validat
            'fast_training']
 
 BACKGROUND = 0
-# What is drawn from: groups of regions, each of which keeps an equal number
+# Groups of regions; each group keeps an equal number
 STRATEGIES = {
     'torso': (UPPER_TORSO, LOWER_TORSO),
     'random': (UPPER_TORSO + LOWER_TORSO,),
@@ -114,7 +114,8 @@ class SemanticDiversityPhase(Callback):
         start_epoch: int = 0,  # First epoch, counted from 0 in this fit, with the loss
     ):
         refuse({f'gamma={gamma}: a weight is zero or positive': gamma < 0})
-        self.gamma, self.start_epoch = gamma, start_epoch
+        self.gamma = gamma
+        self.start_epoch = start_epoch
 
     def before_fit(self):
         "Stores the former weight; a ValueError for a model without region features"
@@ -144,7 +145,7 @@ class ValidateEvery(Callback):
         self.n = n
 
     def before_validate(self):
-        "Skips the others"
+        "Cancels the validation of other epochs"
         if (self.epoch + 1) % self.n and self.epoch + 1 < self.n_epoch: raise CancelValidException
 
 
@@ -232,7 +233,8 @@ class WarmupMilestones(ParamScheduler):
         lr: float,  # Rate between the warm-up and the first milestone
         **kwargs,  # Passed to `warmup_milestones`: warmup, start, milestones, decay
     ):
-        self.lr, self.how = lr, kwargs
+        self.lr = lr
+        self.how = kwargs
         super().__init__({'lr': self.rate})
 
     def rate(
@@ -243,8 +245,8 @@ class WarmupMilestones(ParamScheduler):
         return warmup_milestones(epoch, self.lr, **self.how)
 
     def before_batch(self):
-        """Uses the epoch's number: fastai's share of the training done adds up rounding errors, so a milestone could be
-        a batch late"""
+        """Sets the rate by the epoch's number; by fastai's share of the training done, which adds up rounding errors, a
+        milestone could come a batch late"""
         self.opt.set_hyper('lr', self.rate(self.epoch))
 
 

@@ -1,4 +1,5 @@
 "Training in several processes: how images are divided among them, and how results are gathered"
+
 import os
 from contextlib import contextmanager
 from datetime import timedelta
@@ -46,7 +47,7 @@ def rank0_first(
     if n_ranks() == 1:
         yield
         return
-    # Making a data set may take longer than an exchange ever should
+    # With a time limit of its own: making a data set may take longer than an exchange ever should
     gate = dist.new_group(backend='gloo', timeout=timedelta(seconds=timeout))
     if rank_distrib(): dist.barrier(gate)
     try: yield
@@ -68,7 +69,7 @@ def gather_rows(
     counts = [torch.zeros(1, dtype=torch.long, device=mine.device) for _ in range(n_ranks())]
     dist.all_gather(counts, torch.tensor([len(mine)], device=mine.device))
     counts = torch.cat(counts).tolist()
-    padded = mine.new_zeros(max(counts), *mine.shape[1:])  # what is gathered must be alike in shape
+    padded = mine.new_zeros(max(counts), *mine.shape[1:])  # all_gather wants one shape
     padded[:len(mine)] = mine
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
@@ -114,23 +115,27 @@ class Share:
     A part has whole batches, the same as in a single process, so results do not depend on the number of ranks. The data
     are shared only inside `distrib_ctx` (where every rank gets here) and if each rank has at least one batch; otherwise
     the part is everything."""
-    def __init__(self,
+
+    def __init__(
+        self,
         learn,  # A ReIDLearner
         dl,  # Its loader
     ):
         self.shared = n_ranks() > 1 and hasattr(learn, 'distributed_trainer') and len(dl) >= n_ranks()
         self.dl = dl
         if not self.shared: return
-        same_state(getattr(learn.model, 'module', learn.model))
+        same_state(learn.net)
         indices = [list(dl.get_idxs())]
-        dist.broadcast_object_list(indices, 0)  # a loader that shuffles does so alike everywhere
+        dist.broadcast_object_list(indices, 0)  # one order for all, also of a loader that shuffles
         batches = [indices[0][i:i + dl.bs] for i in range(0, len(indices[0]), dl.bs)][:len(dl)]
-        first, end = (len(batches)*r//n_ranks() for r in (dist.get_rank(), dist.get_rank() + 1))
+        first = len(batches)*dist.get_rank()//n_ranks()
+        end = len(batches)*(dist.get_rank() + 1)//n_ranks()
         own = [i for batch in batches[first:end] for i in batch]
         self.dl = dl.new(shuffle=False, drop_last=False, get_idxs=lambda: own)
         self.dl.n = len(own)
 
-    def whole(self,
+    def whole(
+        self,
         x: torch.Tensor,  # (n,...) of this rank's part
     ) -> torch.Tensor:  # Of all parts, in the loader's order
         "The results of all ranks, on every rank"
@@ -152,7 +157,8 @@ def distributed(
         return
     trainer = _trainer_class()
     cpu = kwargs.get('cpu', not torch.cuda.is_available())
-    loaders, logger = learn.dls.loaders, learn.logger
+    loaders = learn.dls.loaders
+    logger = learn.logger
     join_ranks(timeout, cpu=cpu)
     same_state(learn.model)
     _draw_apart(learn.dls.train)
@@ -162,7 +168,8 @@ def distributed(
     try:
         with learn.removed_cbs(silenced), learn.added_cbs(cbs): yield learn
     finally:
-        learn.logger, learn.model = logger, _with_norms(getattr(learn.model, 'module', learn.model), norms)
+        learn.logger = logger
+        learn.model = _with_norms(learn.net, norms)
         learn.dls.loaders = loaders  # an error in a fit leaves fastai's wrappers behind
 
 

@@ -20,11 +20,10 @@ from fastai.vision.all import (
 from torch.nn.functional import interpolate
 
 import magnifier
-from magnifier.checks import needs, refuse
+from magnifier.checks import choose, needs, refuse
 from magnifier.data.batches import NO_DRAWING
-from magnifier.data.images import as_images, read_image
+from magnifier.data.images import as_images, read_image, write_mask
 from magnifier.data.loaders import ReIDDataLoaders, preprocessing_of
-from magnifier.data.images import write_mask
 from magnifier.data.masks import mask_targets
 from magnifier.data.preprocess import Preprocessing
 from magnifier.files import aside
@@ -38,35 +37,15 @@ from magnifier.train.callbacks import (RegionOcclusion, SemanticDiversityPhase, 
                                        stage_callbacks)
 from magnifier.train.distributed import Share, distributed
 from magnifier.train.losses import MagnifierLoss, gradient_norms
-from magnifier.train.metrics import (VISIBLE, by_role, embed_parts, rank_by_role, rank_embeddings, rank_parts,
-                                     region_areas, reid_metrics)
+from magnifier.train.metrics import (VISIBLE, by_role, embed_parts, rank_embeddings, rank_parts, region_areas,
+                                     reid_metrics)
 from magnifier.train.monitoring import CalmProgress, DeviceRecorder, LossParts, TrackersWait, check_callbacks
 from magnifier.train.recipes import Stage, recipe as named
 
 __all__ = ['ReIDLearner', 'magnifier_learner', 'recipe_learner']
 
-# Optimisers by name. The papers' Adam adds the weight decay to the gradient, and is torch's; fastai's keeps it apart,
-# has eps 1e-5, and averages the squared gradient over 100 steps instead of 1,000
-OPTIMISERS = {'adam': partial(Adam, decouple_wd=False, mom=.9, sqr_mom=.999, eps=1e-8), 'adamw': Adam}
-
-
-class Prediction(NamedTuple):
-    "A model's outputs for one image"
-
-    decoded: tuple  # (part mask, nearest training identity), to be shown
-    tensors: tuple  # The same as tensors
-    embedding: torch.Tensor  # (d,), L2-normalised
-
-    def __repr__(self):
-        *masks, identity = self.decoded
-        labels = set(self.tensors[0].flatten().tolist()) if masks else set()
-        parts = ', '.join(REGIONS[k] for k in sorted(labels) if k < N_REGIONS)
-        return (f'of the people that training knew, {identity} (a stranger too resembles one of them most: compare '
-                f'embeddings to know); regions seen: {parts or "unknown"}; embedding of {len(self.embedding)} numbers')
-
-
 class ReIDLearner(Learner):
-    """A fastai Learner that also embeds, evaluates queries against a gallery, trains by recipe, and saves models for
+    """A fastai Learner that also trains by recipe, embeds images, ranks a gallery for queries, and saves models for
     galleries and other programs"""
 
     def __init__(
@@ -91,12 +70,12 @@ class ReIDLearner(Learner):
 
     def loader(
         self,
-        images,  # Whatever holds an image, a list of such, a catalog, or a DataLoader (returned as it is)
+        images,  # A path, PIL image or (h,w,3) uint8 array, a list of these, a catalog, or a DataLoader
         *,
-        bs: int | None = None,  # Images a batch; None for the validation loader's, or the loader's that is given
-        num_workers: int | None = None,  # Loader processes; None for one's own process where there are few images
+        bs: int | None = None,  # Images a batch; None for the given or else the validation loader's
+        num_workers: int | None = None,  # Loader processes; None for fastai's choice, and none for under 256 images
     ) -> DataLoader:  # With the validation transforms, in the order given; a catalog's has masks and identities too
-        "Loader over any images; a ValueError if there are none"
+        "Loader over any images; a given one is returned as it is. A ValueError if there are no images"
         if isinstance(images, DataLoader): return images if bs in (None, images.bs) else images.new(bs=bs)
         if isinstance(images, pd.DataFrame): table = images
         else: table = pd.DataFrame({'path': pd.Series(list(as_images(images)), dtype=object)})
@@ -109,7 +88,8 @@ class ReIDLearner(Learner):
     def evaluating(self):
         """Gives (model, its device) with the model in evaluation mode, without gradients, in the learner's precision;
         restores it afterwards"""
-        was, device = self.model.training, next(self.model.parameters()).device
+        was = self.model.training
+        device = next(self.model.parameters()).device
         try:
             # In a distributed fit: without the wrapper, which waits for other ranks
             with torch.no_grad(), autocast_of(self, device.type): yield self.net.eval(), device
@@ -120,12 +100,16 @@ class ReIDLearner(Learner):
         "The model itself; in a distributed fit, the model inside the wrapper"
         return getattr(self.model, 'module', self.model)
 
-    def with_progress(
+    def batches(
         self,
-        dl,  # A DataLoader, or anything with a length
-    ):  # The same to iterate over
-        "`dl` with a progress bar, if this learner shows bars and `dl` is long enough"
-        return progress_bar(dl, leave=False) if hasattr(self, 'progress') and len(dl) > 1 else dl
+        dl,  # A DataLoader
+    ):  # Gives (images, [masks, identities]) for each batch: plain tensors on the model's device
+        "The loader's batches, with a progress bar if this learner shows bars and there are several"
+        device = next(self.model.parameters()).device
+        has_bar = hasattr(self, 'progress') and len(dl) > 1
+        for batch in progress_bar(dl, leave=False) if has_bar else dl:
+            images, *targets = (x.as_subclass(torch.Tensor) for x in tuplify(to_device(batch, device)))
+            yield images, targets
 
     # Training
 
@@ -167,8 +151,8 @@ class ReIDLearner(Learner):
         *,
         done: int = 0,  # Epochs done before, which are passed over
     ):
-        """One fit for each stage. A stage that is just finished is entered too, because `Checkpoints` restores the
-        state there"""
+        """One fit for each stage. A stage whose epochs are all done is entered too where it is the last of them, since
+        `Checkpoints` restores the state within a fit"""
         for stage in stages:
             if done <= stage.epochs:
                 if stage.channels_last: self.model.to(memory_format=torch.channels_last)
@@ -218,30 +202,29 @@ class ReIDLearner(Learner):
     ):  # (n,d) float32 on the CPU, L2-normalised, in the loader's order; with `with_identity` also (n,4) integers
         "Embeddings for retrieval. In `distrib_ctx` each rank embeds its share, and every rank gets all"
         share = Share(self, self.loader(images, bs=bs))
-        parts = []
+        embeddings = []
         identities = []
-        with self.evaluating() as (model, device):
+        with self.evaluating() as (model, _):
             embed = _embedder(model, len(share.dl))
-            for batch in self.with_progress(share.dl):
-                x, *targets = tuplify(to_device(batch, device))
-                x = x.as_subclass(torch.Tensor)
+            for x, targets in self.batches(share.dl):
                 embedding = embed(x)
                 if flip_test: embedding = normalise(embedding + embed(x.flip(-1)))
-                parts.append(embedding.float().cpu().as_subclass(torch.Tensor))
-                if with_identity: identities.append(targets[-1].cpu().as_subclass(torch.Tensor))
-        embeddings = share.whole(torch.cat(parts))
+                embeddings.append(embedding.float().cpu())
+                if with_identity: identities.append(targets[-1].cpu())
+        embeddings = share.whole(torch.cat(embeddings))
         return (embeddings, share.whole(torch.cat(identities))) if with_identity else embeddings
 
     def embed_visible(
         self,
         images,  # Whatever `loader` takes
     ) -> tuple:  # (n,d) embeddings, L2-normalised; (n,) share of the body's regions seen, 1 without masks
-        """Embeddings, and the visible share of each person by the model's own masks, in one pass; it weights a
+        """Embeddings and, in the same pass, the visible share of each person by the model's own masks: the weights of a
         tracklet's mean"""
-        embeddings, visible = [], []
-        with self.evaluating() as (model, device):
-            for batch in self.with_progress(self.loader(images)):
-                out = model(tuplify(to_device(batch, device))[0].as_subclass(torch.Tensor))
+        embeddings = []
+        visible = []
+        with self.evaluating() as (model, _):
+            for x, _ in self.batches(self.loader(images)):
+                out = model(x)
                 embeddings.append(out.embedding.float().cpu())
                 visible.append(_visible_share(out))
         return torch.cat(embeddings), torch.cat(visible)
@@ -271,27 +254,26 @@ class ReIDLearner(Learner):
         **kwargs,  # Passed to `rank`: ap, no_match, separate_cameras
     ) -> pd.DataFrame:  # R1 R5 R10 mAP mINP in [0,1]; rows 'plain' (or 'regions'), 're-ranked', the branches
         """Table of retrieval figures: CMC at ranks 1, 5 and 10, mean average precision, mean inverse negative penalty.
-        Its `.attrs` have the number of `queries`, and of those that were `left_out` because they have no match in the
-        gallery"""
-        _check_distance(distance, flip_test or by_branch, regions is not None or given_masks)
+        Its `.attrs` hold the number of `queries`, and of those `left_out` because the gallery has no match for them"""
+        by_regions = distance == 'regions'
+        refuse({
+            f'unknown distance {distance!r}: use cosine or regions': distance not in ('cosine', 'regions'),
+            'flip_test and by_branch need embeddings: they do not go with distance="regions"':
+                by_regions and (flip_test or by_branch),
+            'regions and given_masks go with distance="regions"':
+                not by_regions and (regions is not None or given_masks),
+        })
         again = dict(k1=k1, k2=k2, lambda_value=lambda_value) if rerank else None
         dl = self.loader(self._test_images(catalog), bs=bs)
-        if distance == 'regions':
-            rows = rank_parts(embed_parts(self, dl, regions, given_masks=given_masks), again, **kwargs)
-        else: rows = self._rank_embeddings(dl, flip_test, by_branch, again, kwargs)
+        if by_regions: rows = rank_parts(embed_parts(self, dl, regions, given_masks=given_masks), again, **kwargs)
+        else:
+            embeddings, identity = self.embed(dl, flip_test=flip_test, with_identity=True)
+            rows = rank_embeddings(embeddings, identity, again, self.net.branch_slices if by_branch else {}, **kwargs)
         refuse({'nothing to evaluate: the catalog needs rows of split "query" and of split "gallery"': not rows})
         table = pd.concat([ranking.table().set_axis([name]) for name, ranking in rows.items()])
         first = next(iter(rows.values()))
         table.attrs = dict(queries=len(first.ap), left_out=int(first.n_skipped))
         return table
-
-    def _rank_embeddings(self, dl, flip_test, by_branch, again, kwargs):
-        embeddings, identity = self.embed(dl, flip_test=flip_test, with_identity=True)
-        rows = rank_embeddings(embeddings, identity, again, **kwargs)
-        if rows and by_branch:
-            for name, at in self.net.branch_slices.items():
-                rows[name] = rank_by_role(embeddings[:, at], identity, **kwargs)
-        return rows
 
     def _test_images(self, catalog):
         if catalog is not None: return catalog
@@ -331,7 +313,8 @@ class ReIDLearner(Learner):
     ) -> pd.DataFrame:  # By part of the loss: value, weight in the total, norm of its gradient, share of all norms
         "The share of each part of the loss in the gradient on the backbone; the learner is not changed"
         images, masks, identity = to_device(batch or self.dls.train.new(num_workers=0).one_batch(), self.dls.device)
-        net, occlusion = deepcopy(self.net).train(), getattr(self, 'region_occlusion', None)
+        net = deepcopy(self.net).train()
+        occlusion = getattr(self, 'region_occlusion', None)
         kept = None if occlusion is None else occlusion.draw(deepcopy(occlusion.rng)).to(images.device)
         output = net(images, masks if net.segmentation is not None else None, kept)
         parts = self.loss_func.parts(output, masks, identity)
@@ -389,7 +372,7 @@ class ReIDLearner(Learner):
         return (detuplify(shown[:1]), *result) if with_input else result
 
     def show_results(self, *args, **kwargs):
-        "Refused; `magnifier.look` draws, and puts its own method here"
+        "An ImportError; the module `magnifier.look`, which draws, puts its own method here"
         raise ImportError(NO_DRAWING)
 
     def predict_masks(
@@ -400,19 +383,20 @@ class ReIDLearner(Learner):
         bs: int | None = None,  # Images a batch; None for the validation loader's
         overwrite: bool = False,  # Whether to replace masks that are there already
     ) -> list:  # The files, in the order of the images
-        """Writes the segmentation head's part masks, each at its image's own size: labels for the next training
-        (self-training).
-
-        ValueError for a model without that head, and for masks that are there already"""
+        """Writes the segmentation head's part masks, each at its image's own size, as labels for the next training.
+        A ValueError for a model without that head, and for masks that are there already"""
         refuse({'this model has no segmentation head: build the learner with mask=True':
                 self.model.segmentation is None})
         targets = mask_targets(images, dst)
         if rank_distrib(): return [mask for _, mask in targets]  # the first of several processes writes
-        if not overwrite: _check_none_exists(targets)
-        dl, left = self.loader([path for path, _ in targets], bs=bs), iter(targets)
-        with self.evaluating() as (model, device):
-            for batch in self.with_progress(dl):
-                for logits, (image, mask) in zip(model(tuplify(to_device(batch, device))[0]).mask_logits.float(), left):
+        there = [] if overwrite else [mask for _, mask in targets if mask.exists()]
+        refuse({f'{len(there)} of {len(targets)} masks exist (first: {next(iter(there), None)}): name another dst, or '
+                'pass overwrite=True': there})
+        dl = self.loader([path for path, _ in targets], bs=bs)
+        left = iter(targets)
+        with self.evaluating() as (model, _):
+            for x, _ in self.batches(dl):
+                for logits, (image, mask) in zip(model(x).mask_logits.float(), left):
                     size = read_image(image).size[::-1]
                     write_mask(mask, interpolate(logits[None], size, mode='bilinear')[0].argmax(0).cpu().numpy())
         return [mask for _, mask in targets]
@@ -423,7 +407,7 @@ class ReIDLearner(Learner):
     def fingerprint(self) -> str:  # 16 hexadecimal digits, the same for the saved folder and the exported file
         "Hash of the weights and the preprocessing, which identifies the model of an embedding"
         try: preprocessing = preprocessing_of(self.dls).to_json()
-        except ValueError: preprocessing = _steps_of(self.dls)  # steps of one's own, which have no other words
+        except ValueError: preprocessing = _steps_of(self.dls)  # custom transforms
         return fingerprint_of(self.net, preprocessing)
 
     def export(
@@ -455,7 +439,7 @@ class ReIDLearner(Learner):
                 )
 
     def __getattr__(self, name):
-        "fastai's, which asks the model; an AttributeError says how the methods that draw are had"
+        "fastai's, which asks the model; an AttributeError says where the methods that draw come from"
         try: return super().__getattr__(name)
         except AttributeError as e:
             raise AttributeError(
@@ -473,19 +457,19 @@ class ReIDLearner(Learner):
         *,
         masks: bool = False,  # A second output, `masks`: n x 2h x 2w uint8 part labels
     ) -> Path:  # The file
-        """Images n x 3 x H x W in (`images`; any n, this learner's H and W), L2-normalised embeddings n x d out
-        (`embedding`). Preprocessing, fingerprint and version are JSON in the metadata, under 'magnifier'; `Embedder`
-        reads them. The exported network is compared with torch before the file gets its name: a RuntimeError if they
-        differ. An ImportError without the libraries, a ValueError for loaders whose preprocessing no file can hold"""
+        """Writes an ONNX file: images n x 3 x H x W in (`images`; any n, this learner's H and W), L2-normalised
+        embeddings n x d out (`embedding`). Its metadata hold preprocessing, fingerprint and version as JSON under
+        'magnifier', which `Embedder` reads. A RuntimeError if the exported network differs from torch, a ValueError
+        for loaders with custom transforms, an ImportError without the libraries; then nothing is written"""
         return write_onnx(self.model, file, preprocessing_of(self.dls).to_json(), self.fingerprint, masks=masks)
 
     def save_pretrained(
         self,
         folder,  # Made where it is not there
     ) -> Path:  # The folder: model.safetensors and config.json
-        """Saves the model, its arguments, its preprocessing and its identities for `from_pretrained` and `Embedder`: a
-        form for other versions and machines. Unlike the pickle of `export`, loading the folder runs no code. It does
-        not contain loss, optimiser and callbacks"""
+        """Saves the model, its arguments, its preprocessing and its identities, for `from_pretrained` and `Embedder`,
+        other versions and machines. Unlike the pickle of `export`, loading the folder runs no code. Loss, optimiser
+        and callbacks are not saved"""
         return write_model(self.model, folder, preprocessing_of(self.dls).to_json(), list(self.dls.vocab))
 
     @classmethod
@@ -522,10 +506,26 @@ class ReIDLearner(Learner):
         with needs("no huggingface_hub: pip install 'magnifier-reid[hub]' to push to it"):
             from huggingface_hub import HfApi
         with tempfile.TemporaryDirectory() as parent:
-            folder, api = self.save_pretrained(Path(parent)/'model'), HfApi(token=token)
+            folder = self.save_pretrained(Path(parent)/'model')
+            api = HfApi(token=token)
             api.create_repo(name, private=private, exist_ok=True)
             return api.upload_folder(repo_id=name, folder_path=str(folder), commit_message=message,
                                      allow_patterns=list(MODEL_FILES))
+
+
+class Prediction(NamedTuple):
+    "A model's outputs for one image"
+
+    decoded: tuple  # (part mask, nearest training identity), to be shown
+    tensors: tuple  # The same as tensors
+    embedding: torch.Tensor  # (d,), L2-normalised
+
+    def __repr__(self):
+        *masks, identity = self.decoded
+        labels = set(self.tensors[0].flatten().tolist()) if masks else set()
+        parts = ', '.join(REGIONS[k] for k in sorted(labels) if k < N_REGIONS)
+        return (f'of the people that training knew, {identity} (a stranger too resembles one of them most: compare '
+                f'embeddings to know); regions seen: {parts or "unknown"}; embedding of {len(self.embedding)} numbers')
 
 
 LIBRARIES = ('torch', 'torchvision', 'fastai', 'fastcore', 'numpy')
@@ -555,6 +555,11 @@ def _embedder(model, n_batches):
     takes longer than it saves"""
     if n_batches > 1 and isinstance(model, MagnifierNet): return EmbeddingNet(model)
     return lambda images: model(images).embedding
+
+
+# Optimisers by name. The papers' Adam adds the weight decay to the gradient, and is torch's; fastai's keeps it apart,
+# has eps 1e-5, and averages the squared gradient over 100 steps instead of 1,000
+OPTIMISERS = {'adam': partial(Adam, decouple_wd=False, mom=.9, sqr_mom=.999, eps=1e-8), 'adamw': Adam}
 
 
 @delegates(create_magnifier)
@@ -588,32 +593,14 @@ def magnifier_learner(
     callbacks = [LossParts(), TrackersWait()]
     if mask: callbacks.append(TeacherMasks())
     if sab: callbacks.append(RegionOcclusion(strategy, keep, seed=seed))
-    if loss_func is None or isinstance(loss_func, (type, partial)): loss_func = (loss_func or MagnifierLoss)()
-    return ReIDLearner(dls, model, loss_func, opt_func=_optimiser(opt_func), lr=lr, splitter=model_splitter,
+    if loss_func is None: loss_func = MagnifierLoss()
+    elif isinstance(loss_func, (type, partial)): loss_func = loss_func()
+    if isinstance(opt_func, str):
+        choose(opt_func, OPTIMISERS, 'opt_func')
+        opt_func = OPTIMISERS[opt_func]
+    return ReIDLearner(dls, model, loss_func, opt_func=opt_func, lr=lr, splitter=model_splitter,
                        cbs=[*callbacks, *L(cbs)], metrics=reid_metrics() if metrics is None else metrics,
                        path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias)
-
-
-def _optimiser(given):
-    if not isinstance(given, str): return given
-    refuse({f'unknown optimiser {given!r}: use one of {", ".join(OPTIMISERS)}': given not in OPTIMISERS})
-    return OPTIMISERS[given]
-
-
-def _check_distance(distance, of_embeddings, of_regions):
-    "Refuses what does not go together in `evaluate`"
-    refuse({
-        f'unknown distance {distance!r}: use cosine or regions': distance not in ('cosine', 'regions'),
-        'flip_test and by_branch need embeddings: they do not go with distance="regions"':
-            distance == 'regions' and of_embeddings,
-        'regions and given_masks go with distance="regions"': distance != 'regions' and of_regions,
-    })
-
-
-def _check_none_exists(targets):
-    there = [mask for _, mask in targets if mask.exists()]
-    refuse({f'{len(there)} of {len(targets)} masks exist (first: {next(iter(there), None)}): name another dst, or pass '
-            'overwrite=True': there})
 
 
 def recipe_learner(

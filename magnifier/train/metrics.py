@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from fastai.vision.all import Metric, to_detach, to_device, tuplify
+from fastai.vision.all import Metric, to_detach
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -29,9 +29,9 @@ NO_OWN_REGIONS = ('the regions are not known: the model has no mask module. Buil
 
 class Sides(NamedTuple):
     "Positions of queries and gallery among n images, and their ids as `rank` takes them"
-    query: Tensor   # (n,) booleans
-    gallery: Tensor # (n,) booleans
-    ids: list             # Four arrays: identities of queries, of gallery, cameras of queries, of gallery
+    query: Tensor  # (n,) booleans
+    gallery: Tensor  # (n,) booleans
+    ids: list  # Four arrays: identities of queries, of gallery, cameras of queries, of gallery
 
 
 def by_role(
@@ -57,15 +57,19 @@ def rank_by_role(
 def rank_embeddings(
     embeddings: Tensor,  # (n,d) features of queries and gallery together, in any order
     identity: Tensor,  # (n,4) integers: class, pid, camid, role
-    again: dict | None = None,  # Arguments of `rerank` for a second ranking; None for none
+    again: dict | None,  # Arguments of `rerank` for a second ranking; None for none
+    branches: dict[str, slice],  # Name -> columns of the embeddings to rank by alone; empty for none
     **kwargs,  # Passed to `rank`: ap, no_match, separate_cameras
-) -> dict:  # 'plain' and, if asked for, 're-ranked' -> Ranking; empty where there is no query or no gallery
-    "Ranks by cosine distance, and re-ranks"
-    plain = rank_by_role(embeddings, identity, **kwargs)
-    if plain is None or again is None: return {} if plain is None else {'plain': plain}
-    query, gallery, ids = by_role(identity)
-    re_ranked = rerank(embeddings[query], embeddings[gallery], **again)
-    return {'plain': plain, 're-ranked': evaluate_distances(re_ranked, *ids, **kwargs)}
+) -> dict[str, Ranking]:  # 'plain', 're-ranked' if asked for, the branches; empty without queries or gallery
+    "Ranks by cosine distance, re-ranks, and ranks by each branch alone"
+    sides = by_role(identity)
+    if sides is None: return {}
+    queries, gallery = embeddings[sides.query], embeddings[sides.gallery]
+    found = {'plain': rank(queries, gallery, *sides.ids, **kwargs)}
+    if again is not None:
+        found['re-ranked'] = evaluate_distances(rerank(queries, gallery, **again), *sides.ids, **kwargs)
+    for name, at in branches.items(): found[name] = rank(queries[:, at], gallery[:, at], *sides.ids, **kwargs)
+    return found
 
 
 class Parts(NamedTuple):
@@ -140,28 +144,26 @@ def embed_parts(
     embeddings = []
     areas = []
     identities = []
-    with learn.evaluating() as (model, device):
-        for batch in learn.with_progress(share.dl):
-            x, *targets = tuplify(to_device(batch, device))
-            labels = _given_labels(targets) if given_masks else None
+    with learn.evaluating() as (model, _):
+        for x, targets in learn.batches(share.dl):
             maps = {name: o.float() for name, o in model.feature_maps(x).items()}
+            labels = _given_labels(targets) if given_masks else maps['mask_logits'].argmax(1)
             masks = region_masks(maps) if own else labels_to_masks(labels, maps['global'].shape[-2:])
             embeddings.append(region_embeddings(model, maps, masks)[:, wanted].cpu())
-            areas.append((_areas(labels) if given_masks else region_areas(maps))[:, wanted])
-            if targets: identities.append(targets[-1].cpu().as_subclass(Tensor))
-    names = tuple(REGIONS[r] for r in wanted)
+            areas.append(_areas(labels)[:, wanted])
+            if targets: identities.append(targets[-1].cpu())
     return Parts(
         share.whole(torch.cat(embeddings)),
         share.whole(torch.from_numpy(np.concatenate(areas))).numpy(),
         share.whole(torch.cat(identities)) if identities else None,
-        None if regions is None else names)
+        None if regions is None else tuple(REGIONS[r] for r in wanted))
 
 
 def _given_labels(targets):
-    # Part masks of a batch
+    "The part masks of a batch"
     refuse({'given_masks=True: these images come without part masks. Pass a catalog with path, mask, pid, camid and '
             'split': len(targets) < 2})
-    labels = targets[0].as_subclass(Tensor)
+    labels = targets[0]
     missing = int((labels == NO_MASK).flatten(1).any(1).sum())
     refuse({f'given_masks=True: {missing} of {len(labels)} images of a batch have no part mask. Give each one, or '
             'leave given_masks out': missing})
@@ -217,8 +219,8 @@ class _Embeddings:
         return self.ranking
 
     def _whole(self, x):
-        # fastai gives each rank a piece of the data in its order, the last one filled up: put together and cut, ties
-        # are broken as in one process
+        # fastai gives each rank a piece of the data in its order and fills the last one up. Joined and cut they are in
+        # the order of a single process, so that ties are broken alike
         return x if self.n is None else gather_rows(x)[:self.n]
 
     def __getstate__(self):

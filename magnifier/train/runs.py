@@ -23,8 +23,9 @@ from magnifier.data.catalog import validate_catalog
 from magnifier.data.loaders import ReIDDataLoaders
 from magnifier.files import aside, clear_leftovers, locked
 from magnifier.train.callbacks import fast_training
-from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint, seeded
+from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_checkpoint
 from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
+from magnifier.train.generators import seeded
 from magnifier.train.learner import recipe_learner, versions
 from magnifier.train.monitoring import StopAtNonFinite, StopByKeyboard
 from magnifier.train.recipes import recipe as named
@@ -120,6 +121,11 @@ def _learner(catalog, recipe, given, **kwargs):
     return recipe_learner(dls, recipe, loss=given['loss'], **given['model'])
 
 
+@contextmanager
+def _quietly(learn):
+    with learn.no_bar(), learn.no_logging(): yield
+
+
 def _found(out, asked, resume, say):
     "(checkpoint to continue from or None, record of a finished run or None)"
     record, checkpoints = read_json(out/'run.json'), out/'checkpoints'
@@ -130,7 +136,7 @@ def _found(out, asked, resume, say):
         return None, None
     if finished:
         _check_same(out, record['arguments'], asked)
-        shutil.rmtree(checkpoints, ignore_errors=True)  # where it was killed while it removed them
+        shutil.rmtree(checkpoints, ignore_errors=True)  # left where the run was killed at its very end
         return None, record
     state = read_checkpoint(checkpoints)
     if state is None: say(f'{out}: there is no finished epoch to resume from, so the run starts from the beginning')
@@ -150,7 +156,7 @@ def _begin(out, plan, learn, stages, asked, *, dataset, state, say):
     now = environment()
     if not rank_distrib(): clear_leftovers(out)
     if state is None:
-        shutil.rmtree(out/'checkpoints', ignore_errors=True)  # of a run that was finished
+        shutil.rmtree(out/'checkpoints', ignore_errors=True)  # of a finished run
         parameters = sum(p.numel() for p in learn.model.parameters())
         record = dict(recipe=asked['recipe'], says=plan.says, dataset=dataset, arguments=asked, data=asked['data'],
                       device=str(learn.dls.device), parameters=parameters, **now, started=_now(), resumed=[],
@@ -165,17 +171,12 @@ def _begin(out, plan, learn, stages, asked, *, dataset, state, say):
     return record
 
 
-@contextmanager
-def _quietly(learn):
-    with learn.no_bar(), learn.no_logging(): yield
-
-
 def _taken_up(out, asked, state, now, say):
-    "The record of the newest checkpoint, up to its epoch"
+    "The record of a resumed run, up to the epoch of its newest checkpoint"
     record = state['note']
     _check_same(out, record['arguments'], asked)
-    for name, was, is_ in differing(record['versions'], now['versions']):
-        say(f'{name} was {was} when this run began and is {is_} now: results may differ in their last digits')
+    for name, first, current in differing(record['versions'], now['versions']):
+        say(f'{name} was {first} when this run began and is {current} now: results may differ in their last digits')
     record.update(epochs_done=state['done'], seconds=round(state['seconds'], 1))
     record['resumed'].append(dict(at=_now(), epochs_done=state['done'], **now))
     return record
@@ -183,14 +184,14 @@ def _taken_up(out, asked, state, now, say):
 
 def _plan(record, dl, stages):
     "The plan of a run, line by line"
-    data, h_w = record['data'], ' x '.join(map(str, record['arguments']['loading']['size']))
-    batch = f'{dl.bs} images = {dl.bs//dl.n_per_id} identities x {dl.n_per_id}' if dl.n_per_id else f'{dl.bs} images'
+    data, asked = record['data'], record['arguments']
+    size = ' x '.join(map(str, asked['loading']['size']))
+    batch = f'{dl.bs} images' + (f' = {dl.bs//dl.n_per_id} identities x {dl.n_per_id}' if dl.n_per_id else '')
     yield f'{record["recipe"]}: {record["says"]}'
     yield (f'  data: {data["images"]} images of {data["identities"]} identities, {data["masks"]} with part masks; '
            f'{data["queries"]} queries, {data["gallery"]} in the gallery')
-    arch, millions = record['arguments']['model']['arch'], record['parameters']/1e6
-    yield f'  model: {arch}, {millions:.1f} million parameters, on {record["device"]}'
-    yield f'  batches: {batch}, {h_w} pixels, {len(dl)} an epoch'
+    yield f'  model: {asked["model"]["arch"]}, {record["parameters"]/1e6:.1f} million parameters, on {record["device"]}'
+    yield f'  batches: {batch}, {size} pixels, {len(dl)} an epoch'
     for i, stage in enumerate(stages): yield f'  stage {i + 1} of {len(stages)}: {stage}'
 
 

@@ -34,7 +34,8 @@ def test_every_line_of_a_study_names_a_setting_and_none_is_trained_for_nothing()
     assert shown == set(SETTINGS)
     assert settings_of() == list(dict.fromkeys(settings_of()))
     assert set(settings_of()) == shown
-    assert list(PAPER.index) == list(STUDIES['Table 2']) and settings_of(['cell']) == ['G+M+SFB', 'lstm']
+    assert list(PAPER.index) == list(STUDIES['Table 2'])
+    assert settings_of(['cell']) == ['G+M+SFB', 'lstm']
     with pytest.raises(ValueError, match="unknown study 'Table 3': use one of Table 2, Figure 4"):
         settings_of(['Table 3'])
 
@@ -68,8 +69,10 @@ def test_settings_build_what_their_names_say(name, dls, arch):
 def test_runs_are_written_once_and_gone_on_with(tiny, catalog, tmp_path, monkeypatch):
     how = dict(studies=['cell'], seeds=(3,), epochs=1, workers=0)
     runs = ablate(catalog, tmp_path, **how)
-    assert list(runs.setting) == ['G+M+SFB', 'lstm'] and (runs.seed == 3).all()
-    assert runs[FIGURES].notna().all(axis=None) and runs[FIGURES].max(axis=None) <= 1
+    assert list(runs.setting) == ['G+M+SFB', 'lstm']
+    assert (runs.seed == 3).all()
+    assert runs[FIGURES].notna().all(axis=None)
+    assert runs[FIGURES].max(axis=None) <= 1
     assert (runs.images == (catalog.split == 'train').sum()).all()
     trained, fit = [], ReIDLearner.fit_stages
     monkeypatch.setattr(ReIDLearner, 'fit_stages',
@@ -100,7 +103,9 @@ def test_a_stopped_run_goes_on_after_its_last_epoch(tiny, catalog, tmp_path, mon
     monkeypatch.setattr(Checkpoints, 'after_epoch', stop_after_two)
     with pytest.raises(KeyboardInterrupt): ablate(catalog, tmp_path/'stopped', **how)
     stopped = ablate(catalog, tmp_path/'stopped', **how)
-    assert epochs[:2] == [1, 2] and epochs[-1] == 3 and epochs.count(1) == 1
+    assert epochs[:2] == [1, 2]
+    assert epochs[-1] == 3
+    assert epochs.count(1) == 1
     pd.testing.assert_frame_equal(stopped[FIGURES], straight[FIGURES])
 
 
@@ -139,7 +144,8 @@ def test_summary_is_the_mean_and_the_spread_of_the_seeds():
         assert row['± mAP'] == pytest.approx(np.std(values, ddof=1))
         assert row.runs == 3
     alone = summary(fake_runs(seeds=(0,)))
-    assert alone['± R1'].isna().all() and alone.runs.eq(1).all()  # nothing is known about it
+    assert alone['± R1'].isna().all()
+    assert alone.runs.eq(1).all()  # nothing is known about it
     part = summary(runs[runs.setting.isin(['G', 'G+M'])])
     assert list(part.index) == [('Table 2', 'G'), ('Table 2', 'G+M')]
 

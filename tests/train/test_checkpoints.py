@@ -27,7 +27,8 @@ def test_two_files_at_most_at_every_moment(tmp_path, monkeypatch):
 
 def test_a_hundred_thousand_epochs_are_in_order(tmp_path):
     for n in (99998, 99999, 100000, 100001): write_checkpoint(tmp_path, n, dict(n=n))
-    assert read_checkpoint(tmp_path)['n'] == 100001 and names(tmp_path) == ['100000.pth', '100001.pth']
+    assert read_checkpoint(tmp_path)['n'] == 100001
+    assert names(tmp_path) == ['100000.pth', '100001.pth']
 
 
 @pytest.mark.parametrize('share', [0, .01, .5, .9, .999])
@@ -85,7 +86,8 @@ def test_rows_and_notes_are_stored_with_the_state(small_learn, tmp_path):
     assert seen == [(1, ['00001.pth']), (2, ['00001.pth', '00002.pth'])]
     assert state['note'] == dict(of='me')
     assert state['rows'] == kept.rows
-    assert (state['stage'], state['done']) == (1, 2) and state['seconds'] > 0
+    assert (state['stage'], state['done']) == (1, 2)
+    assert state['seconds'] > 0
 
 
 def test_leftovers_of_a_killed_write_are_removed(small_learn, tmp_path):
@@ -103,13 +105,15 @@ def test_the_state_is_all_of_it(small, how, small_learn, tmp_path):
                               **how['model'])
     with other.no_bar(), other.no_logging(): trained(other, tmp_path/'other', state=read_checkpoint(tmp_path))
     for a, b in zip(small_learn.opt.state_dict()['state'], other.opt.state_dict()['state']):
-        assert a.keys() == b.keys() and all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
     assert list(map(dict, small_learn.opt.hypers)) == list(map(dict, other.opt.hypers))
     one, two = small_learn.recorder, other.recorder
     assert one.lrs == two.lrs
     assert one.iters == two.iters
     assert torch.equal(torch.stack(one.losses), torch.stack(two.losses))
-    assert [list(v) for v in one.values] == [list(v) for v in two.values] and len(one.values) == 2
+    assert [list(v) for v in one.values] == [list(v) for v in two.values]
+    assert len(one.values) == 2
     assert float(one.smooth_loss.value) == float(two.smooth_loss.value)
     assert small_learn.train_iter == other.train_iter == 8
     assert small_learn.loss_parts.history.equals(other.loss_parts.history)
@@ -128,7 +132,8 @@ def test_a_callback_with_a_state_is_asked_for_it(small_learn):
     small_learn.add_cb(counts)
     small_learn.fit(1)
     state = training_state(small_learn)
-    assert state['stateful'] == {'callback counts': {'n': 4}} and state['gamma'] == 0.
+    assert state['stateful'] == {'callback counts': {'n': 4}}
+    assert state['gamma'] == 0.
     counts.n = 0
     restore_training(small_learn, state)
     assert counts.n == 4

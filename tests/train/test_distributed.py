@@ -80,7 +80,8 @@ def test_an_epoch_is_the_one_processs_batches_and_the_first_once_more(ranks, alo
     key = lambda batch: tuple(round(v, 3) for v in batch)
     for name in ('epoch', 'cached'):
         seen = [key(b) for f in ranks[0] for b in f[name]['batches']]
-        assert len(seen) == len(want) + len(want) % 2 and all(len(b) == 8 for b in seen)
+        assert len(seen) == len(want) + len(want) % 2
+        assert all(len(b) == 8 for b in seen)
     seen = [key(b) for f in found for b in f['batches']]
     assert set(seen) == {key(b) for b in want}
     assert sorted(set(seen), key=seen.index) == [key(b) for b in want], 'the order is kept'
@@ -100,8 +101,10 @@ def test_the_command_shares_the_evaluation_and_prints_one_table(ranks):
 def test_a_broken_run_of_two_ranks_ends_as_if_it_had_not_been(ranks):
     for found in ranks[0]:
         (straight, figures, never), (weights, again, once) = found['resumed']
-        assert (never, once) == (0, 1) and (figures == again).all()
-        assert straight.keys() == weights.keys() and all(torch.equal(v, weights[k]) for k, v in straight.items())
+        assert (never, once) == (0, 1)
+        assert (figures == again).all()
+        assert straight.keys() == weights.keys()
+        assert all(torch.equal(v, weights[k]) for k, v in straight.items())
 
 
 @pytest.mark.slow
@@ -110,7 +113,8 @@ def test_ranks_end_an_epoch_with_the_same_figures_and_model(ranks):
     assert first['epoch']['row'] == second['epoch']['row']
     assert first['epoch']['losses'] == second['epoch']['losses'] == len(first['epoch']['batches'])
     assert torch.equal(first['trained']['embeddings'], second['trained']['embeddings'])
-    assert first['cached']['row'] == second['cached']['row'] and not torch.equal(first['erasing'], second['erasing'])
+    assert first['cached']['row'] == second['cached']['row']
+    assert not torch.equal(first['erasing'], second['erasing'])
 
 
 @pytest.mark.slow
@@ -149,7 +153,8 @@ def test_gathered_pairs_give_the_gradients_of_the_doubled_batch(ranks, script, c
         if isinstance(m, torch.nn.modules.batchnorm._BatchNorm): m.eval()
     (x, masks, kept), (mask, identity) = first['gradients']['batch']
     (x2, masks2, kept2), (mask2, identity2) = second['gradients']['batch']
-    assert torch.equal(kept, kept2) and len(set(identity[:, 1].tolist()) | set(identity2[:, 1].tolist())) > 4
+    assert torch.equal(kept, kept2)
+    assert len(set(identity[:, 1].tolist()) | set(identity2[:, 1].tolist())) > 4
     double = lambda a, b: torch.cat([a, b])
     out = MagnifierOutput(learn.model(double(x, x2), double(masks, masks2), kept))
     loss = MagnifierLoss(mask_weight=0., gamma=.01)
@@ -183,7 +188,9 @@ def test_a_run_on_two_ranks_is_one_run(ranks, tmp_path_factory):
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run(ranks):
     _, run, seconds = ranks
-    assert run.returncode and 'SIGKILL' in run.stderr and seconds < 60
+    assert run.returncode
+    assert 'SIGKILL' in run.stderr
+    assert seconds < 60
 
 
 HANG = """
@@ -213,17 +220,24 @@ def test_a_rank_that_hangs_is_given_up():
     try: said = ranks[0].communicate(timeout=120)[0]
     finally:
         for r in ranks: r.kill(); r.communicate()
-    assert float(said.split()[0]) < 30 and ('imed out' in said or 'imeout' in said), said
+    assert float(said.split()[0]) < 30, said
+    assert 'imed out' in said or 'imeout' in said, said
 
 
 def test_a_single_process_notices_nothing(learn, tmp_path):
     x, model = torch.randn(3, 2, requires_grad=True), learn.model
     join_ranks()
-    assert n_ranks() == 1 and gather_rows(x) is x and gather_own(x) is x and mean_over_ranks(x) is x
+    assert n_ranks() == 1
+    assert gather_rows(x) is x
+    assert gather_own(x) is x
+    assert mean_over_ranks(x) is x
     same_state(model)
-    with rank0_first(), on_all_ranks(learn) as same, learn.distrib_ctx(): assert same is learn and learn.model is model
+    with rank0_first(), on_all_ranks(learn) as same, learn.distrib_ctx():
+        assert same is learn
+        assert learn.model is model
     share = Share(learn, learn.dls.valid)
-    assert share.dl is learn.dls.valid and share.whole(x) is x
+    assert share.dl is learn.dls.valid
+    assert share.whole(x) is x
 
 
 def test_without_accelerate_it_says_what_to_install(learn, monkeypatch):

@@ -4,8 +4,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from magnifier.train.checkpoints import (generator_state, global_states, learner_generators, seeded,
-                                         set_generator_state, set_global_states)
+from magnifier.train.generators import (generator_state, global_states, learner_generators, seeded,
+                                        set_generator_state, set_global_states)
 
 DRAWS = {
     'python': (lambda: random.Random(1), lambda g: [g.random() for _ in range(3)] + [g.gauss(0, 1)]),

@@ -91,7 +91,8 @@ def test_repeated_images_give_finite_gradients():
     features = torch.ones(6, 4, requires_grad=True)
     loss = batch_hard_triplet(features, torch.tensor([0, 0, 1, 1, 2, 2]))
     loss.backward()
-    assert value(loss) == pytest.approx(0.3) and features.grad.isfinite().all()
+    assert value(loss) == pytest.approx(0.3)
+    assert features.grad.isfinite().all()
 
 
 def test_near_pairs_far_from_the_origin_are_told_apart():
@@ -105,7 +106,8 @@ def test_near_pairs_far_from_the_origin_are_told_apart():
 def test_triplet_per_image_has_the_mean_of_its_valid_anchors():
     features, labels = torch.randn(6, 3, generator=rng()), torch.tensor([0, 0, 1, 2, 2, -1])
     each = batch_hard_triplet(features, labels, reduction='none')
-    assert each.shape == (6,) and each[2] == each[5] == 0
+    assert each.shape == (6,)
+    assert each[2] == each[5] == 0
     torch.testing.assert_close(each.sum() / 4, batch_hard_triplet(features, labels))
 
 
@@ -156,7 +158,8 @@ def test_diversity_of_orthogonal_equal_and_absent_regions():
     absent = torch.zeros(2, 8, 3, requires_grad=True)
     loss = semantic_diversity_loss(absent)
     loss.backward()
-    assert loss == 0 and absent.grad.isfinite().all()
+    assert loss == 0
+    assert absent.grad.isfinite().all()
 
 
 def test_diversity_counts_the_images_told():
@@ -191,7 +194,8 @@ def test_images_without_a_mask_change_nothing():
     loss = region_segmentation_loss(logits, mask)
     assert torch.equal(loss, region_segmentation_loss(logits[[0, 2]], mask[[0, 2]]))
     loss.backward()
-    assert logits.grad[[1, 3]].abs().sum() == 0 and logits.grad[[0, 2]].abs().sum() > 0
+    assert logits.grad[[1, 3]].abs().sum() == 0
+    assert logits.grad[[0, 2]].abs().sum() > 0
     each = region_segmentation_loss(logits, mask, reduction='none')
     for i in range(4): torch.testing.assert_close(each[i], region_segmentation_loss(logits[i:i+1], mask[i:i+1]))
 
@@ -200,7 +204,8 @@ def test_no_mask_at_all_is_zero_with_gradient():
     logits = torch.randn(2, 8, 6, 4, requires_grad=True)
     loss = region_segmentation_loss(logits, torch.full((2, 6, 4), NO_MASK))
     loss.backward()
-    assert loss == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+    assert loss == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
 def test_small_parts_count_as_much_as_the_background():
@@ -214,9 +219,9 @@ def test_small_parts_count_as_much_as_the_background():
 # --- the sum
 
 @pytest.fixture(scope='module')
-def model():
+def model(arch):
     torch.manual_seed(0)
-    return create_magnifier('resnet18', 5, False, hidden=16)
+    return create_magnifier(arch, 5, False, hidden=16)
 
 
 @pytest.fixture
@@ -246,8 +251,10 @@ def test_total_is_equation_4(output, batch):
     for b in ('global', 'sab', 'sfb'):
         want += slow_cross_entropy(output.logits[b], labels, 0.1)
         want += slow_triplet(output.features[b].detach(), labels, 0.3)
-    assert value(total) == pytest.approx(want, rel=1e-5) and total.dtype == torch.float32
-    assert set(loss.last) == PARTS and not any(v.requires_grad or v.ndim for v in loss.last.values())
+    assert value(total) == pytest.approx(want, rel=1e-5)
+    assert total.dtype == torch.float32
+    assert set(loss.last) == PARTS
+    assert not any(v.requires_grad or v.ndim for v in loss.last.values())
 
 
 def test_options_leave_parts_out(output, batch):
@@ -273,7 +280,8 @@ def test_unlabelled_identities_leave_the_mask_loss(output, batch):
     torch.testing.assert_close(total, 2 * region_segmentation_loss(output.mask_logits, mask))
     assert {name for name, v in loss.last.items() if v > 0} == {'mask'}
     nothing = loss(output, torch.full_like(mask, NO_MASK), torch.full_like(identity, -1))
-    assert nothing == 0 and nothing.requires_grad
+    assert nothing == 0
+    assert nothing.requires_grad
 
 
 def test_images_without_a_mask_count_in_the_global_branch_alone(output, batch):
@@ -298,7 +306,8 @@ def test_tensor_subclasses_and_a_list_are_taken(output, batch):
     loss = Whole()
     want = loss(output, *batch[1:])
     got = loss(list(output), TensorPartMask(batch[1]), TensorIdentity(batch[2]))
-    assert type(got) is torch.Tensor and torch.equal(got, want)
+    assert type(got) is torch.Tensor
+    assert torch.equal(got, want)
 
 
 def test_loss_per_image(output, batch):
@@ -311,14 +320,17 @@ def test_loss_per_image(output, batch):
     for name in PARTS - {'mask'}: torch.testing.assert_close(loss.last[name], whole.last[name])
 
 
-def test_decodes_gives_one_item_a_target(output, model, batch):
+def test_decodes_gives_one_item_a_target(output, batch, arch):
     masks, identity = Whole().decodes(Whole().activation(output))
-    assert type(masks) is TensorPartMask and type(identity) is TensorIdentity
+    assert type(masks) is TensorPartMask
+    assert type(identity) is TensorIdentity
     assert torch.equal(masks.as_subclass(torch.Tensor), output.mask_logits.argmax(1))
-    assert torch.equal(identity.label, sum(output.logits.values()).argmax(1)) and (identity[:, 1:] == -1).all()
-    plain = create_magnifier('resnet18', 5, False, mask=False, sab=False, sfb=False).eval()
+    assert torch.equal(identity.label, sum(output.logits.values()).argmax(1))
+    assert (identity[:, 1:] == -1).all()
+    plain = create_magnifier(arch, 5, False, mask=False, sab=False, sfb=False).eval()
     masks, identity = Whole().decodes(plain(batch[0]))
-    assert (masks == NO_MASK).all() and len(masks) == len(identity) == 6
+    assert (masks == NO_MASK).all()
+    assert len(masks) == len(identity) == 6
 
 
 @pytest.mark.parametrize('name', ['gamma', 'mask_weight', 'region_weight', 'margin'])
@@ -338,7 +350,8 @@ def test_half_precision_is_computed_in_float32(dtype):
                          (semantic_diversity_loss, (features,)),
                          (region_segmentation_loss, (features[..., None], torch.ones(4, 6, 1, dtype=torch.long)))):
             got = fn(*args)
-            assert got.dtype == torch.float32 and torch.equal(got, fn(args[0].float(), *args[1:]))
+            assert got.dtype == torch.float32
+            assert torch.equal(got, fn(args[0].float(), *args[1:]))
 
 
 # --- the adversarial branch's own

@@ -31,7 +31,8 @@ def test_roles_decide_and_order_does_not():
     for seed in range(5):
         order = torch.randperm(len(identity), generator=torch.Generator().manual_seed(seed))
         shuffled = rank_by_role(embeddings[order], identity[order])
-        assert shuffled.mAP == pytest.approx(expected.mAP) and shuffled.cmc(1) == pytest.approx(expected.cmc(1))
+        assert shuffled.mAP == pytest.approx(expected.mAP)
+        assert shuffled.cmc(1) == pytest.approx(expected.cmc(1))
 
 
 def test_nothing_to_rank_is_none():
@@ -100,7 +101,9 @@ def test_several_columns_cost_one_ranking(learn, monkeypatch):
     monkeypatch.setattr('magnifier.train.metrics.rank', lambda *a, **k: calls.append(1) or rank(*a, **k))
     learn.metrics = reid_metrics(['R1', 'R5', 'mAP', 'mINP'])
     values = learn.validate()
-    assert len(calls) == 1 and len(values) == 5 and values[1] <= values[2]
+    assert len(calls) == 1
+    assert len(values) == 5
+    assert values[1] <= values[2]
 
 
 def test_single_metrics_gather_for_themselves(learn):
@@ -149,7 +152,8 @@ def test_evaluation_takes_the_body(learn):
     table = learn.evaluate(distance='regions')
     pd.testing.assert_frame_equal(table, learn.evaluate(distance='regions', regions=BODY_REGIONS))
     parts = embed_parts(learn, learn.dls.valid)
-    assert parts.regions is None and embed_parts(learn, learn.dls.valid, REGIONS).regions == REGIONS
+    assert parts.regions is None
+    assert embed_parts(learn, learn.dls.valid, REGIONS).regions == REGIONS
     every = rank_parts(parts._replace(regions=REGIONS))['regions'].table()
     assert learn.evaluate(distance='regions', regions=REGIONS).iloc[0].tolist() == pytest.approx(every.iloc[0].tolist())
 
@@ -168,7 +172,8 @@ def halved(catalog, tmp_path):
 @pytest.mark.slow
 def test_given_masks_say_what_is_seen(learn, halved):
     own, given = embed_parts(learn, halved), embed_parts(learn, halved, given_masks=True)
-    assert torch.equal(own.embeddings, given.embeddings) and not np.array_equal(own.areas, given.areas)
+    assert torch.equal(own.embeddings, given.embeddings)
+    assert not np.array_equal(own.areas, given.areas)
     size = learn.dls.valid.one_batch()[0].shape[-2:]
     for i in (0, len(halved) - 1):
         labels = np.asarray(Image.fromarray(read_mask(halved['mask'][i])).resize(size[::-1], 0))
@@ -194,7 +199,9 @@ def test_a_model_without_a_mask_module_is_told_the_regions(dls, halved, arch):
     learn = magnifier_learner(dls, arch, pretrained=False, mask=False, sab=False, sfb=False)
     with learn.no_bar():
         with pytest.raises(ValueError) as e: embed_parts(learn, halved)
-        assert str(e.value) == NO_OWN_REGIONS and 'given_masks=True' in NO_OWN_REGIONS
+        assert str(e.value) == NO_OWN_REGIONS
+        assert 'given_masks=True' in NO_OWN_REGIONS
         parts = embed_parts(learn, halved, given_masks=True)  # what the error advises
-        assert parts.embeddings.shape[:2] == (len(halved), 8) and parts.embeddings.isfinite().all()
+        assert parts.embeddings.shape[:2] == (len(halved), 8)
+        assert parts.embeddings.isfinite().all()
         assert len(learn.evaluate(halved, distance='regions', given_masks=True)) == 1

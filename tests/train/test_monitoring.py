@@ -1,19 +1,25 @@
 """A training step does not ask the device for a number; what is written down is what fastai would have. A loss that is
-no number is found at its batch, on a CPU at once and on a device when its answer comes; Ctrl-C ends after the batch"""
+no number is found at its batch, on a CPU at once and on a GPU a batch later; Ctrl-C ends after the batch; trackers
+follow a metric where it was measured"""
 import os
 import signal
 import threading
 
 import pytest
 import torch
-from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, CancelValidException, DataLoader,
-                               DataLoaders, Recorder)
+from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, CancelValidException, CutMix, DataLoader,
+                               DataLoaders, EarlyStoppingCallback, MixUp, Recorder, ReduceLROnPlateau,
+                               SaveModelCallback)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from magnifier.model import pooling
 from magnifier.train import monitoring
-from magnifier.train.learner import ReIDLearner
-from magnifier.train.monitoring import CalmProgress, DeviceRecorder, NonFiniteLoss, StopAtNonFinite, StopByKeyboard
+from magnifier.train.callbacks import ValidateEvery
+from magnifier.train.learner import ReIDLearner, magnifier_learner
+from magnifier.train.monitoring import (CalmProgress, DeviceRecorder, LossParts, NonFiniteLoss, StopAtNonFinite,
+                                        StopByKeyboard)
+
+TRACKERS = (SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau)
 
 
 class Asked(TorchDispatchMode):
@@ -83,17 +89,19 @@ def fit(learn, *cbs):
 @pytest.mark.slow
 def test_no_step_asks(learn, blind):
     steps = fit(learn)
-    assert (steps.asked, steps.copies) == ([], []) and len(learn.recorder.losses) > 4
+    assert (steps.asked, steps.copies) == ([], [])
+    assert len(learn.recorder.losses) > 4
 
 
 @pytest.mark.slow
 def test_the_bar_asks_once_a_second(dls, blind, monkeypatch, capsys, arch):
-    from magnifier.train.learner import magnifier_learner
     learn = magnifier_learner(dls, arch, pretrained=False, hidden=16)
-    assert isinstance(learn.progress, CalmProgress) and isinstance(learn.recorder, DeviceRecorder)
+    assert isinstance(learn.progress, CalmProgress)
+    assert isinstance(learn.recorder, DeviceRecorder)
     monkeypatch.setattr(CalmProgress, 'every', 1e9)
     steps = fit(learn)
-    assert steps.asked == ['_local_scalar_dense'] and steps.copies == []
+    assert steps.asked == ['_local_scalar_dense']
+    assert steps.copies == []
     with learn.no_bar(): assert not hasattr(learn, 'progress')
     assert type(learn.progress) is CalmProgress
 
@@ -177,7 +185,9 @@ def test_weights_that_are_no_numbers_are_named(small_learn, tmp_path):
     with pytest.raises(NonFiniteLoss,
                        match='the weights are not finite either, first of all .*layer3.0.conv1.weight') as e:
         small_learn.fit(1, cbs=[StopAtNonFinite(tmp_path/'new/bad.pth')])
-    assert isinstance(e.value, ValueError) and 'try a lower rate' in str(e.value) and (tmp_path/'new/bad.pth').exists()
+    assert isinstance(e.value, ValueError)
+    assert 'try a lower rate' in str(e.value)
+    assert (tmp_path/'new/bad.pth').exists()
 
 
 def test_the_step_that_would_spoil_the_weights_is_not_made(small_learn, tmp_path):
@@ -230,4 +240,87 @@ def test_outside_the_main_thread_it_does_nothing():
     thread = threading.Thread(target=inside)
     thread.start()
     thread.join()
-    assert seen == [before] and signal.getsignal(signal.SIGINT) is before
+    assert seen == [before]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class Figures(Callback):
+    "Puts known figures into the mAP column, epoch by epoch; None where there is none"
+    order = LossParts.order + 1
+
+    def __init__(self, *values): self.values = values
+
+    def after_validate(self): self.recorder.log[list(self.recorder.metric_names).index('mAP')] = self.values[self.epoch]
+
+
+@pytest.mark.parametrize('tracker', TRACKERS)
+@pytest.mark.parametrize('make', [lambda tracker: tracker(), lambda tracker: tracker])
+def test_without_a_monitor_they_are_refused_before_anything_is_trained(small_learn, tracker, make):
+    with pytest.raises(ValueError,
+                       match=rf"{tracker.__name__} would monitor valid_loss.*use {tracker.__name__}\(monitor='mAP'\)"):
+        small_learn.fit(1, cbs=make(tracker))
+    assert not hasattr(small_learn.recorder, 'lrs')
+
+
+@pytest.mark.parametrize('mix', [MixUp, CutMix])
+def test_mixed_identities_are_refused(small_learn, mix):
+    with pytest.raises(ValueError, match=f'{mix.__name__} mixes images.*erase=0.5'): small_learn.fit(1, cbs=mix())
+
+
+@pytest.mark.slow
+def test_the_best_epoch_is_saved_and_loaded_and_missing_figures_are_skipped(small_learn):
+    save, weights = SaveModelCallback(monitor='mAP'), []
+
+    class Weights(Callback):
+        order = 99
+        def after_epoch(self): weights.append(self.learn.model.backbone.conv1.weight.detach().clone())
+
+    small_learn.fit(5, 1e-3, cbs=[save, Weights(), Figures(None, .2, .6, None, .4)])
+    assert save.best == .6
+    assert torch.equal(small_learn.model.backbone.conv1.weight, weights[2])
+
+
+@pytest.mark.slow
+def test_patience_counts_measured_epochs_alone(small_learn):
+    stop = EarlyStoppingCallback(monitor='mAP', patience=2)
+    small_learn.fit(6, 1e-3, cbs=[stop, Figures(.5, None, .4, None, .3, .9)])
+    assert len(small_learn.recorder.values) == 5  # the second epoch that is worse is the fifth
+
+
+@pytest.mark.slow
+def test_a_plateau_is_of_measured_epochs_alone(small_learn):
+    small_learn.fit(5, 1e-3,
+                    cbs=[ReduceLROnPlateau(monitor='mAP', patience=2, factor=10), Figures(.5, None, .4, .3, .3)])
+    last = small_learn.recorder.lrs[::4]
+    assert last == pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 1e-4])
+
+
+def test_validation_every_second_epoch_goes_with_a_tracker(small_learn):
+    save = SaveModelCallback(monitor='mAP')
+    small_learn.fit(3, 1e-3, cbs=[save, ValidateEvery(2)])
+    assert 0 < save.best <= 1
+
+
+def test_where_nothing_was_ever_measured_nothing_is_loaded(small_learn):
+    small_learn.fit(2, 1e-3, cbs=[SaveModelCallback(monitor='mAP'), Figures(None, None)])
+    assert not (small_learn.path/'models/model.pth').exists()
+
+
+def test_without_a_mask_module_there_is_no_validation_loss(small, how, small_learn):
+    learn = magnifier_learner(small_learn.dls, **{**how['model'], 'mask': False, 'sab': False, 'sfb': False})
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert (list(learn.recorder.metric_names)
+            == ['epoch', 'train_loss', 'id', 'triplet', 'mask', 'sd', 'R1', 'mAP', 'time'])
+    assert len(learn.recorder.values[-1]) == 7
+
+
+def test_the_validation_mask_loss_is_the_mask_loss_of_the_validation_images(small_learn):
+    small_learn.fit(1)
+    row = dict(zip(small_learn.recorder.metric_names[1:], small_learn.recorder.values[-1]))
+    parts = []
+
+    class Parts(Callback):
+        def after_loss(self): parts.append(float(self.learn.loss_func.last['mask']))
+
+    small_learn.validate(cbs=Parts())
+    assert row['valid_mask_loss'] == pytest.approx(sum(parts)/len(parts), rel=1e-4)

@@ -127,7 +127,9 @@ def test_one_cycle_is_fastais(small_learn):
 
 def test_annealed_falls_to_nothing(small_learn):
     got = rates(small_learn, Stage(2, .01, 'annealed'))
-    assert got[0] == .01 and got == sorted(got, reverse=True) and got[-1] < .002
+    assert got[0] == .01
+    assert got == sorted(got, reverse=True)
+    assert got[-1] < .002
 
 
 def test_a_stage_becomes_its_callbacks(small_learn):
@@ -135,7 +137,8 @@ def test_a_stage_becomes_its_callbacks(small_learn):
     assert isinstance(schedule, WarmupMilestones)
     assert [schedule.rate(e) for e in (0, 2, 3)] == pytest.approx([1e-4, .01, .001])
     phase, = stage_callbacks(Stage(10, .01, diversity_from=.7, gamma=.5), small_learn)
-    assert isinstance(phase, SemanticDiversityPhase) and (phase.gamma, phase.start_epoch) == (.5, 7)
+    assert isinstance(phase, SemanticDiversityPhase)
+    assert (phase.gamma, phase.start_epoch) == (.5, 7)
     assert stage_callbacks(Stage(10, .01), small_learn) == []
 
 

@@ -48,7 +48,8 @@ def killed(train):
         except BaseException: traceback.print_exc()
         finally: os._exit(1)  # it should not come here
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
 
 
 def weights(out): return load_learner(out/'learner.pkl').model.state_dict()
@@ -56,7 +57,8 @@ def weights(out): return load_learner(out/'learner.pkl').model.state_dict()
 
 def assert_same(out, other):
     a, b = weights(out), weights(other)
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
     for name in ('metrics.csv', 'losses.csv'): assert (out/name).read_text() == (other/name).read_text(), name
     records = [json.loads((o/'run.json').read_text()) for o in (out, other)]
     for name in ('figures', 'arguments', 'stages', 'epochs_done', 'parameters'):
@@ -164,7 +166,8 @@ def test_killed_twice_and_resumed_twice(straight, small, how, tmp_path):
     killed(lambda: again(cbs=[DoAt(die, epoch=2, batch=2)], resume=True))
     record = again(resume=True, say=said.append).record
     assert_same(out, straight[0])
-    assert [r['epochs_done'] for r in record['resumed']] == [1, 2] and 'continuing after epoch 2 of 4' in said
+    assert [r['epochs_done'] for r in record['resumed']] == [1, 2]
+    assert 'continuing after epoch 2 of 4' in said
 
 
 @pytest.mark.slow
@@ -219,7 +222,8 @@ def test_the_same_arguments_give_the_same_run_and_leave_the_generators_alone(str
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     run = train_run(small, 'paper', tmp_path/'run', epochs=4, **how)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    assert before[:2] == after[:2] and torch.equal(before[2], after[2])
+    assert before[:2] == after[:2]
+    assert torch.equal(before[2], after[2])
     assert_same(tmp_path/'run', straight[0])
     assert run.learn.embed(small.path.tolist()[:2]).shape[0] == 2
 
@@ -228,7 +232,9 @@ def test_a_finished_run_is_finished(straight, small, how):
     said = []
     before = (straight[0]/'learner.pkl').stat().st_mtime_ns
     run = train_run(small, 'paper', straight[0], epochs=4, resume=True, say=said.append, **how)
-    assert run.learn is None and 'nothing is left to do' in said[0] and len(said) == 1
+    assert run.learn is None
+    assert 'nothing is left to do' in said[0]
+    assert len(said) == 1
     pd.testing.assert_frame_equal(run.table, straight[1].table)
     assert (straight[0]/'learner.pkl').stat().st_mtime_ns == before
     with pytest.raises(ValueError, match='epochs=4, and now it is 5'):
@@ -309,7 +315,8 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_batch(small, how, tmp_pa
                 self.learn.xb = (self.xb[0]*torch.nan, *self.xb[1:])
     with pytest.raises(NonFiniteLoss, match='loss is nan .*global_cls.* in epoch 1, batch 2') as e:
         train_run(small, 'paper', out, epochs=4, cbs=[Poison()], **how)
-    assert str(out/'nonfinite.pth') in str(e.value) and '\n' not in str(e.value)
+    assert str(out/'nonfinite.pth') in str(e.value)
+    assert '\n' not in str(e.value)
     seen = torch.load(out/'nonfinite.pth', weights_only=True)
     assert seen['images'].shape == (4, 3, 32, 16)
     assert seen['masks'].shape == (4, 32, 16)
@@ -334,7 +341,8 @@ def test_ctrl_c_ends_after_the_batch(straight, small, how, where, done, tmp_path
                   cbs=[Count(), DoAt(lambda: os.kill(os.getpid(), signal.SIGINT), **where)], say=said.append, **how)
     assert 'stopping after this batch; Ctrl-C once more stops at once' in said
     # asked in a batch's last event, the next one is the last
-    assert batches[-1][0] == where['epoch'] and batches[-1][2] - where['batch'] in (0, 1)
+    assert batches[-1][0] == where['epoch']
+    assert batches[-1][2] - where['batch'] in (0, 1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     train_run(small, 'paper', out, epochs=4, resume=True, **how)
     assert_same(out, straight[0])
@@ -356,7 +364,8 @@ def test_data_are_described_wherever_they_lie(catalog):
     train = catalog[catalog.split == 'train']
     assert ((said['images'], said['identities'], said['queries'])
             == (len(train), train.pid.nunique(), (catalog.split == 'query').sum()))
-    assert said['masks'] == train['mask'].notna().sum() and said['gallery'] == (catalog.split == 'gallery').sum()
+    assert said['masks'] == train['mask'].notna().sum()
+    assert said['gallery'] == (catalog.split == 'gallery').sum()
     moved = catalog.assign(path=catalog.path.map(lambda p: '/elsewhere' + str(p)))
     assert describe_data(moved) == said != describe_data(catalog.assign(mask=None))
     for other in (catalog[1:], catalog.assign(pid=catalog.pid + 1)):
@@ -385,7 +394,8 @@ def test_what_json_does_not_know_is_named():
                         none=None, yes=True, path=pd.NA is None))
     assert said == dict(arch='resnet50', opt='Adam(decouple_wd=False)', size=[4, 2], rate=.5, none=None, yes=True,
                         path=False)
-    assert as_json(partial(max, 1, 'a')) == "max(1, 'a')" and type(as_json(np.str_('a'))) is str
+    assert as_json(partial(max, 1, 'a')) == "max(1, 'a')"
+    assert type(as_json(np.str_('a'))) is str
 
 
 def test_differences_are_named_by_their_path():
@@ -395,7 +405,8 @@ def test_differences_are_named_by_their_path():
 
 def test_json_is_read_as_it_was_written(tmp_path):
     write_json(tmp_path/'a/run.json', {'a': [1, 2.5, None, 'ä']})
-    assert read_json(tmp_path/'a/run.json') == {'a': [1, 2.5, None, 'ä']} and read_json(tmp_path/'none.json') is None
+    assert read_json(tmp_path/'a/run.json') == {'a': [1, 2.5, None, 'ä']}
+    assert read_json(tmp_path/'none.json') is None
     (tmp_path/'bad.json').write_text('{"a": ')
     with pytest.raises(ValueError, match='bad.json: not the record of a run .* remove it'):
         read_json(tmp_path/'bad.json')

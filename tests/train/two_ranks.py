@@ -132,7 +132,8 @@ def first_writes(out):
 
 def main(root, out):
     rank = int(os.environ['RANK'])
-    assert num_distrib() == 2 and not dist.is_initialized()
+    assert num_distrib() == 2
+    assert not dist.is_initialized()
     mine = out/f'rank{rank}'
     mine.mkdir()
     catalog, found = market1501(root), {}
@@ -142,7 +143,9 @@ def main(root, out):
         join_ranks(cpu=True)
         found['primitives'], found['made'] = primitives(), first_writes(out)
         with learn.distrib_ctx(cpu=True, sync_bn=False):
-            assert n_ranks() == 2 and Share(learn, learn.dls.valid).shared and learn.logger is print
+            assert n_ranks() == 2
+            assert Share(learn, learn.dls.valid).shared
+            assert learn.logger is print
             found['untrained'] = tables(learn, catalog)
             found['epoch'] = epoch(learn, catalog)
             found['trained'] = {'embeddings': learn.embed(catalog[catalog.split != 'train'])}

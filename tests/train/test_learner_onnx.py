@@ -47,8 +47,10 @@ def paths(catalog): return catalog[catalog.split != 'train'].path.tolist()
 
 def test_embeds_as_the_learner_does(learn, embedder, paths):
     expected, got = learn.embed(paths).numpy(), embedder(paths)
-    assert got.shape == expected.shape == (len(paths), embedder.dim) and got.dtype == np.float32
-    assert (got*expected).sum(1).min() > .9999 and np.abs(got - expected).max() < 1e-4
+    assert got.shape == expected.shape == (len(paths), embedder.dim)
+    assert got.dtype == np.float32
+    assert (got*expected).sum(1).min() > .9999
+    assert np.abs(got - expected).max() < 1e-4
     assert embedder.fingerprint == learn.fingerprint
     assert embedder.preprocessing == learn.dls.preprocessing
     assert embedder.size == (64, 32)
@@ -71,7 +73,8 @@ def test_the_file_says_what_it_is(file, learn):
     model = onnx.load(file)
     onnx.checker.check_model(model)
     about = json.loads({p.key: p.value for p in model.metadata_props}['magnifier'])
-    assert about['fingerprint'] == learn.fingerprint and about['preprocessing']['size'] == [64, 32]
+    assert about['fingerprint'] == learn.fingerprint
+    assert about['preprocessing']['size'] == [64, 32]
     assert [p.name for p in file.parent.iterdir()] == ['model.onnx']  # weights inside, nothing left over
     assert {o.domain: o.version for o in model.opset_import}[''] >= 18
     n, *size = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
@@ -88,7 +91,8 @@ def test_dynamic_batch_and_masks(file, learn, n):
     embedding, masks = session.run(['embedding', 'masks'], {'images': images.numpy()})
     with learn.evaluating() as (model, _): expected = model(images)
     assert (embedding*expected.embedding.numpy()).sum(1).min() > .9999
-    assert masks.dtype == np.uint8 and (masks == expected.mask_logits.argmax(1).numpy()).mean() > .99
+    assert masks.dtype == np.uint8
+    assert (masks == expected.mask_logits.argmax(1).numpy()).mean() > .99
 
 
 def test_starts_without_torch_fastai_or_pandas(file, paths):
