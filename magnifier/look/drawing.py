@@ -21,9 +21,9 @@ from torch.nn.functional import interpolate
 from magnifier.model.pooling import resize_labels
 from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS
 
-__all__ = ['Figure', 'tiles', 'plot', 'finish', 'REGION_COLOURS', 'HEAT', 'FRAMES', 'region_name', 'resized_labels',
-           'resized_heat', 'are_stripes', 'all_stripes', 'paint_mask', 'paint_heat', 'blank_regions', 'spotlight',
-           'stack', 'put_image', 'put_note', 'frame', 'outline', 'region_legend', 'legend_room']
+__all__ = ['Figure', 'tiles', 'plot', 'finish', 'notebook_cell', 'REGION_COLOURS', 'HEAT', 'FRAMES', 'region_name',
+           'resized_labels', 'resized_heat', 'are_stripes', 'all_stripes', 'paint_mask', 'paint_heat', 'blank_regions',
+           'spotlight', 'stack', 'put_image', 'put_note', 'outline', 'region_legend', 'legend_room']
 
 TEXT = 8   # Points of small text: readable at a notebook's width
 DPI = 110
@@ -32,18 +32,15 @@ CURRENT = 'magnifier'  # Name of our last figure in pyplot
 # (24 units of CIELAB or more), for normal sight and for protanopia, deuteranopia and tritanopia
 REGION_COLOURS = np.array([[128, 128, 128], [204, 121, 167], [213, 94, 0], [240, 228, 66],
                            [86, 180, 233], [0, 114, 178], [230, 159, 0], [0, 158, 115]]) / 255  # (k,3) in [0,1]
-# Frames of right, wrong and removed hits; their line style and mark differ as well
-TRUE_COLOUR = '#008f5f'
-FALSE_COLOUR = '#d04a00'
-NEUTRAL_COLOUR = '#8a8a8a'
 # Violet is no region's colour. The higher the darker, so that a map over a pale image reads in grey too
 HEAT = LinearSegmentedColormap.from_list('heat', ['#d9c2ff', '#9a4dff', '#5a00c8', '#2b0060'])
-
-# kind -> colour, line style, mark: told apart without colour too
+TRUE_COLOUR = '#008f5f'
+FALSE_COLOUR = '#d04a00'
+# Kind of a frame -> colour, line style, mark: the three differ without colour too
 FRAMES = {
     'true': (TRUE_COLOUR, '-', '✓'),
     'false': (FALSE_COLOUR, (0, (3, 1.6)), '✗'),
-    'removed': (NEUTRAL_COLOUR, ':', '–'),
+    'removed': ('#8a8a8a', ':', '–'),
     'query': ('#222222', '-', ''),
 }
 
@@ -53,9 +50,9 @@ FRAMES = {
 class Figure(matplotlib.figure.Figure):
     """A matplotlib figure on opaque white. `figure.save(path)` writes it.
 
-    The last one that was drawn is pyplot's current figure, so that `plt.savefig` and `plt.show` take it; pyplot holds
-    no other of them. In a notebook, the call that draws a figure shows it. As the last value of the same cell it is
-    not shown again."""
+    The one drawn last is pyplot's current figure, so that `plt.savefig` and `plt.show` take it; pyplot holds no other
+    of them. In a notebook, the call that draws a figure shows it, and it is not shown again as the last value of the
+    same cell."""
     shown_in = None  # Number of the notebook cell in which it was shown
 
     def __init__(self, *args, **kwargs):
@@ -81,13 +78,13 @@ class Figure(matplotlib.figure.Figure):
         "Shows the figure in a notebook"
         from IPython.display import publish_display_data
         publish_display_data({'image/png': self.png(), 'text/plain': repr(self)})
-        self.shown_in = _cell()
+        self.shown_in = notebook_cell()
 
     def _ipython_display_(self):
-        if self.shown_in != _cell() or _cell() is None: self.show()
+        if self.shown_in is None or self.shown_in != notebook_cell(): self.show()
 
 
-def _cell():
+def notebook_cell() -> int | None:
     "Number of the running notebook cell; None outside of notebooks"
     if 'IPython' not in sys.modules: return None
     shell = sys.modules['IPython'].get_ipython()
@@ -101,16 +98,13 @@ def finish(
 ) -> Figure:  # The same
     "Last step of a drawing function: writes the file, shows the figure in a notebook, makes it pyplot's current one"
     if save is not None: figure.save(save)
-    if show and _cell() is not None: figure.show()
-    if show and _goes_to_pyplot():
-        plt.close(CURRENT)  # one place for all figures of ours: the one before is let go
+    if show and notebook_cell() is not None: figure.show()
+    can_open_windows = current_thread() is main_thread()
+    shows_it_once = notebook_cell() is None or 'inline' in matplotlib.get_backend()
+    if show and can_open_windows and shows_it_once:
+        plt.close(CURRENT)  # pyplot lets the one before go
         plt.figure(CURRENT, FigureClass=lambda **kwargs: figure)
     return figure
-
-
-def _goes_to_pyplot():
-    "Not from other threads, where windows cannot be opened, and not to a backend that would show it a second time"
-    return current_thread() is main_thread() and (_cell() is None or 'inline' in matplotlib.get_backend())
 
 
 def tiles(
@@ -254,7 +248,7 @@ def spotlight(
     labels: np.ndarray,  # (h',w') part labels
     regions,  # Indices of regions to keep
 ) -> np.ndarray:  # (h,w,3): those regions as they are, all else pale and grey
-    "An image with everything but some regions darkened"
+    "An image with everything pale but some regions"
     kept = np.isin(resized_labels(labels, image.shape[:2]), list(regions))[..., None]
     return np.where(kept, image, .72 + .22*_grey(image))
 
@@ -297,7 +291,7 @@ def put_image(
     ax.imshow(np.clip(image, 0, 1), aspect='auto', interpolation='nearest' if image.shape[0] < 64 else 'antialiased')
     if title: _beside(ax, title, (.5, 1), (0, 3), va='bottom', linespacing=1.1)
     if caption: _beside(ax, caption, (.5, 0), (0, -4), va='top')
-    if kind: frame(ax, kind)
+    if kind: _frame(ax, kind)
 
 
 def _beside(ax, text, at, offset, **kwargs):
@@ -306,11 +300,8 @@ def _beside(ax, text, at, offset, **kwargs):
     ax.annotate(text, at, xycoords='axes fraction', xytext=offset, textcoords='offset points', **kwargs)
 
 
-def frame(
-    ax,  # Tile
-    kind: str,  # 'true' (solid, tick), 'false' (dashed, cross), 'removed' (dotted, dash) or 'query'
-):
-    "Frame around a tile, with a mark in its corner, so that it does not depend on colour alone"
+def _frame(ax, kind):
+    "Frame around a tile, with a mark in its corner"
     colour, style, mark = FRAMES[kind]
     border = dict(transform=ax.transAxes, fill=False, clip_on=False)
     ax.add_patch(Rectangle((0, 0), 1, 1, edgecolor='white', linewidth=4.5, zorder=4, **border))
@@ -332,8 +323,8 @@ def put_note(
 def legend_room(
     figure_width: float,  # Inches
     entries: int,  # Of the legend
-) -> float:  # Inches that a legend of so many entries needs
-    "Height of the legend, needed before its figure exists"
+) -> float:  # Inches
+    "Height of a legend, needed before its figure exists"
     return .12 + .22*math.ceil(entries/_legend_columns(figure_width))
 
 
@@ -350,7 +341,7 @@ def region_legend(
 ):
     "One legend for the whole figure"
     handles = []
-    if regions and stripes: handles.append(_ramp(REGION_COLOURS[1:], STRIPES))
+    if regions and stripes: handles.append(_ramp(REGION_COLOURS[1:], 'horizontal stripes, not body parts'))
     elif regions: handles += [(Patch(facecolor=REGION_COLOURS[k]), region_name(k)) for k in range(1, N_REGIONS)]
     for kind, words in frames:
         colour, style, mark = FRAMES[kind]
@@ -361,9 +352,6 @@ def region_legend(
     figure.legend(*zip(*handles), loc='lower center', bbox_to_anchor=(.5, 0), ncols=columns, fontsize=TEXT,
                   frameon=False, handlelength=1.5, handletextpad=.4, columnspacing=1., borderaxespad=.2,
                   handler_map={tuple: HandlerTuple(ndivide=None, pad=0)})
-
-
-STRIPES = 'horizontal stripes, not body parts'
 
 
 def _ramp(colours, words): return tuple(Patch(facecolor=c) for c in colours), words

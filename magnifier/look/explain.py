@@ -25,8 +25,8 @@ class Comparison(NamedTuple):
     "Similarity and shares of two images by region"
     score: float  # Cosine similarity, as the ranking has it
     table: pd.DataFrame  # See `Explanation`
-    heats: list  # (h,w) of the query and of the hit: where the score comes from, by feature or by pixel
-    sight: Sight | None = None  # Of the two images, where they were looked at
+    heats: list  # (h,w) of the query and of the hit: which pixels the score comes from
+    sight: Sight  # Both images
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,7 +48,7 @@ def explain_pair(
     query: dict,  # `feature_maps` of one image
     hit: dict,  # `feature_maps` of another
     masks=None,  # Two 1 x k x h x w, for a model that makes none
-) -> Comparison:  # `seen_query` and `seen_hit` are not in its table
+) -> tuple[float, pd.DataFrame]:  # Score, and the table of `Explanation` without `seen_query` and `seen_hit`
     """Similarity and share of the score for each region.
 
     `similarity` is the cosine of the two region embeddings (`region_embeddings`), NaN where one image does not show the
@@ -56,15 +56,16 @@ def explain_pair(
     the score of the ranking. A region can have a share without being visible: that neither image shows feet makes them
     similar."""
     masks = masks or (None, None)
-    sides = contributions(model, query, hit, masks[0]), contributions(model, hit, query, masks[1])
-    shares = {b: sum(_by_region(side.parts[b]) for side in sides)/2 for b in sides[0].parts}
+    of_query = contributions(model, query, hit, masks[0])
+    of_hit = contributions(model, hit, query, masks[1])
+    shares = {b: (_by_region(of_query.parts[b]) + _by_region(of_hit.parts[b]))/2 for b in of_query.parts}
     embeddings = [region_embeddings(model, maps, m)[0] for maps, m in zip((query, hit), masks)]  # k x c
     similarity = (embeddings[0]*embeddings[1]).sum(1).cpu().numpy()
     table = pd.DataFrame({'similarity': similarity, 'share': sum(shares.values()), **shares}, index=list(REGIONS))
-    score = float(sides[0].score)
+    score = float(of_query.score)
     # float32's rounding goes to the average person's part, so that the column's sum is the score
     table.loc[REST] = [np.nan, score - table['share'].sum(), *[np.nan]*len(shares)]
-    return Comparison(score, table, [side.map()[0].cpu().numpy() for side in sides])
+    return score, table
 
 
 def _by_region(parts): return parts[0].cpu().double().sum((1, 2)).numpy()  # k; some devices have no float64
@@ -75,17 +76,17 @@ def explain_images(
     query,  # A path, PIL image, array, or a catalog's row
     hit,  # Another
 ) -> Comparison:
-    "What `ReIDLearner.explain` draws, with heat by pixels; the same errors"
+    "What `ReIDLearner.explain` draws; the same errors"
     sight = Sight.of(learn, _pair(query, hit))
-    masks = _given_masks(sight)
+    query_maps, hit_maps = ({name: o[[i]] for name, o in sight.maps.items()} for i in (0, 1))
     with learn.evaluating() as (model, _):
-        compared = explain_pair(model, sight.rows([0]), sight.rows([1]), masks)
+        score, table = explain_pair(model, query_maps, hit_maps, _given_masks(sight))
         pixels = pixel_shares(model, sight.inputs, sight.inputs[[1, 0]], by_branch=False)['all']
     areas = region_areas(sight.maps, None if sight.labels is None else torch.from_numpy(sight.labels))
-    table = compared.table
-    for i, name in enumerate(('seen_query', 'seen_hit')): table.insert(1 + i, name, [*areas[i], np.nan])
+    table.insert(1, 'seen_query', [*areas[0], np.nan])
+    table.insert(2, 'seen_hit', [*areas[1], np.nan])
     table.loc[(table['seen_query'] < VISIBLE) | (table['seen_hit'] < VISIBLE), 'similarity'] = np.nan
-    return compared._replace(heats=list(smoothed(pixels).cpu().numpy()), sight=sight)
+    return Comparison(score, table, list(smoothed(pixels).cpu().numpy()), sight)
 
 
 def _pair(query, hit):
@@ -118,20 +119,16 @@ def explain(self: ReIDLearner,
     A ValueError for a model without a mask module, unless both are rows of a catalog with masks."""
     compared = explain_images(self, query, hit)
     pids = [o.get('pid') if isinstance(o, pd.Series) else None for o in (query, hit)]
-    known = not any(pid is None or pd.isna(pid) for pid in pids)
-    same = bool(pids[0] == pids[1]) if known else None
+    same = None if pd.isna(pids).any() else bool(pids[0] == pids[1])
     stripes = compared.sight.stripes or learnt_stripes(self)
     words = f'{verdict(*pids)} {match_words(compared.table, compared.score, stripes=stripes)}'.strip()
     figure = draw_explanation(compared, words, same_person=same, stripes=stripes, save=save)
     return Explanation(compared.score, compared.table, words, figure, same)
 
 
-def verdict(
-    query_pid,  # Identity of the query, or None
-    hit_pid,  # Identity of the hit, or None
-) -> str:  # Empty where one of them is not known
-    "Whether a hit is right, in a sentence"
-    if query_pid is None or hit_pid is None or pd.isna(query_pid) or pd.isna(hit_pid): return ''
+def verdict(query_pid, hit_pid) -> str:
+    "Whether a hit is right, in a sentence; empty where one of the identities is not known"
+    if pd.isna(query_pid) or pd.isna(hit_pid): return ''
     if query_pid == hit_pid: return f'Right: both are identity {query_pid}.'
     return f'WRONG: the query is identity {query_pid}, the hit is identity {hit_pid}.'
 
@@ -148,8 +145,8 @@ def match_words(
     body = table.loc[list(BODY_REGIONS)]
     sentences = [f'Similarity {score:.2f}.']
     alike = body['similarity'].dropna().sort_values(ascending=False)
-    if not len(alike): sentences.append('No region of the body can be seen in both.')
-    else: sentences.append(f'Most alike: {named(alike.index[:1])} ({alike.iloc[0]:.2f}).')
+    if len(alike): sentences.append(f'Most alike: {named(alike.index[:1])} ({alike.iloc[0]:.2f}).')
+    else: sentences.append('No region of the body can be seen in both.')
     if len(alike) > 1: sentences.append(f'Least alike: {named(alike.index[-1:])} ({alike.iloc[-1]:.2f}).')
     largest = table['share'].nlargest(2)
     shares = ', '.join(f'{named([r])} ({share:+.2f})' for r, share in largest[largest > 0].items())
@@ -167,15 +164,8 @@ WORDS = .55  # Room for the words
 BARS = 4.3  # Width of the two columns of bars
 
 
-def draw_explanation(
-    compared: Comparison,  # Of `explain_images`
-    words: str,  # Over the images
-    *,
-    same_person: bool | None = None,  # Frames the hit as right or wrong; None where that is not known
-    stripes: bool = False,  # Whether the regions are horizontal stripes
-    save=None,  # Where to write the figure
-) -> Figure:
-    "Outlines, similarity maps, and bars of similarity and share"
+def draw_explanation(compared: Comparison, words: str, *, same_person: bool | None, stripes: bool, save) -> Figure:
+    "Words above; below them both images with outlines, their similarity maps, and bars of similarity and share"
     images = compared.sight.images
     aspect = min(images.shape[1]/images.shape[2], 3)
     room = legend_room(9.5, 8)
@@ -204,25 +194,24 @@ def _draw_bars(figure, table, stripes, *, left, bottom, height):
     order = [*BODY_REGIONS, REGIONS[0], REST]
     colours = [*REGION_COLOURS[1:], REGION_COLOURS[0], '#bbbbbb']
     total_w, total_h = figure.get_size_inches()
-    columns = []
+    names = [region_name(r, stripes=stripes) for r in order]
     for i, (column, title, least) in enumerate((('similarity', 'similarity', 1.), ('share', 'share of the score', 0.))):
         ax = figure.add_axes([(left + 1.65*i)/total_w, bottom/total_h, 1.45/total_w, height/total_h])
-        columns.append(ax)
         _draw_column(ax, table.loc[order, column], colours, least)
         ax.set_title(title, fontsize=TEXT + .5)
         ax.set(xticks=[], yticks=[])
+        if i == 0: ax.set_yticks(range(len(order))[::-1], names, fontsize=TEXT)
+        ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    columns[0].set_yticks(range(len(order))[::-1], [region_name(r, stripes=stripes) for r in order], fontsize=TEXT)
-    columns[0].tick_params(length=0)
 
 
 def _draw_column(ax, values, colours, least):
     "Bars with their numbers beside them; the axis reaches `least` or further"
     rows = np.arange(len(values))[::-1]
-    known = values.dropna()
-    most = max(least, known.abs().max() if len(known) else 0., 1e-6)
-    low = min(0., known.min() if len(known) else 0.)
-    ax.barh(rows, values.fillna(0), color=colours, edgecolor='#333333', linewidth=.5, height=.7)
+    lengths = values.fillna(0)
+    most = max(least, lengths.abs().max(), 1e-6)
+    low = min(0., lengths.min())
+    ax.barh(rows, lengths, color=colours, edgecolor='#333333', linewidth=.5, height=.7)
     ax.axvline(0, color='#333333', linewidth=.8)
     ax.set_xlim(low - .45*most*(low < -.005*most), most*1.5)
     for row, (name, value) in zip(rows, values.items()): _write_number(ax, row, name, value, most)
@@ -230,8 +219,8 @@ def _draw_column(ax, values, colours, least):
 
 def _write_number(ax, row, name, value, most):
     "A bar's number at its end, left of a negative one"
-    if np.isnan(value): text, value = '' if name == REST else 'not seen', 0.
+    if np.isnan(value): text = '' if name == REST else 'not seen'
     else: text = f'{value:.2f}'.replace('-0.00', '0.00')
-    if abs(value) < .005: value = 0.
-    side, align = (1, 'left') if value >= 0 else (-1, 'right')
-    ax.text(value + side*.05*most, row, text, ha=align, va='center', fontsize=TEXT - .5)
+    if np.isnan(value) or abs(value) < .005: value = 0.
+    if value >= 0: ax.text(value + .05*most, row, text, ha='left', va='center', fontsize=TEXT - .5)
+    else: ax.text(value - .05*most, row, text, ha='right', va='center', fontsize=TEXT - .5)

@@ -1,5 +1,4 @@
 "A gallery's answers as figures: a query's hits, and who was in front of which camera when"
-
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
@@ -98,13 +97,14 @@ def show_timeline(
     colour = {person: COLOURS[i % len(COLOURS)] for i, person in enumerate(shown)}
     cameras = sorted(table['camid'].unique())
     rows = -(-len(shown)//FACES)
-    lanes, faces = .5 + LANE*len(cameras), 1.5*rows + .25
-    figure = Figure(figsize=(9, lanes + faces + .3))
+    lanes = .5 + LANE*len(cameras)  # inches
+    faces = 1.5*rows + .25
+    height = lanes + faces + .3
+    figure = Figure(figsize=(9, height))
     left_out = f', {len(seen) - len(shown)} more not shown' if len(seen) > len(shown) else ''
     persons = 'person' if len(shown) == 1 else 'people'
     figure.suptitle(f'{len(shown)} {persons} in front of {len(cameras)} cameras {_days(table)}{left_out}',
                     fontsize=TEXT + 3)
-    height = lanes + faces + .3
     grid = figure.add_gridspec(2, 1, height_ratios=[lanes, faces], left=.09, right=.98, top=1 - .35/height, bottom=.02,
                                hspace=.5/((lanes + faces)/2))  # half an inch for the times
     _draw_lanes(figure.add_subplot(grid[0]), table, cameras, colour)
@@ -113,7 +113,8 @@ def show_timeline(
 
 
 def _days(table):
-    first, last = (f'{time:%Y-%m-%d}' for time in (table['start'].min(), table['end'].max()))
+    first = f'{table["start"].min():%Y-%m-%d}'
+    last = f'{table["end"].max():%Y-%m-%d}'
     return f'on {first}' if first == last else f'from {first} to {last}'
 
 
@@ -134,7 +135,8 @@ def _draw_lanes(ax, table, cameras, colour):
     ax.set_yticks(range(len(cameras)), [f'camera {camera}' for camera in cameras], fontsize=TEXT)
     ax.set_ylim(len(cameras) - .5, -.5)
     ax.xaxis_date(tz='UTC')
-    ax.xaxis.set_major_locator(locator := AutoDateLocator(tz='UTC'))
+    locator = AutoDateLocator(tz='UTC')
+    ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz='UTC', show_offset=False))  # the title has the date
     ax.tick_params(labelsize=TEXT)
     ax.spines[['top', 'right']].set_visible(False)
@@ -143,11 +145,11 @@ def _draw_lanes(ax, table, cameras, colour):
 
 def _levels(starts, ends):
     "For visits sorted by start: the lowest level that is free at that time"
-    free, levels = [], []
+    taken_until = []  # of each level
+    levels = []
     for start, end in zip(starts, ends):
-        level = next((i for i, until in enumerate(free) if until < start), len(free))
-        if level == len(free): free.append(end)
-        free[level] = end
+        level = next((i for i, until in enumerate(taken_until) if until < start), len(taken_until))
+        taken_until[level:level + 1] = [end]
         levels.append(level)
     return levels
 

@@ -194,19 +194,15 @@ def _draw_identities(ax, catalog, splits):
 
 # What an interpretation of a ranking draws
 
-def draw_table(
-    ax,  # Where
-    table: pd.DataFrame,  # Numbers, 0 to 1; NaN stays white
-    *,
-    title: str,  # Over it
-):
-    "A matrix as colours with its numbers in the cells, where these are large enough"
+def draw_table(ax, table: pd.DataFrame, *, title: str):
+    "A matrix of numbers from 0 to 1 as colours, with the numbers in cells that are large enough; NaN stays white"
     values = table.to_numpy(float)
     ax.imshow(values, cmap='Blues', vmin=0, vmax=1, aspect='auto')
     if max(values.shape) <= 16: _write_cells(ax, values)
-    for set_ticks, names in ((ax.set_xticks, table.columns), (ax.set_yticks, table.index)):
-        set_ticks(range(len(names)), [str(n).replace('_', ' ') for n in names], fontsize=TEXT - .5)
-    if max(len(str(n)) for n in table.columns) > 3:
+    columns, rows = ([str(name).replace('_', ' ') for name in names] for names in (table.columns, table.index))
+    ax.set_xticks(range(len(columns)), columns, fontsize=TEXT - .5)
+    ax.set_yticks(range(len(rows)), rows, fontsize=TEXT - .5)
+    if max(map(len, columns)) > 3:
         for label in ax.get_xticklabels(): label.set(rotation=40, ha='right', rotation_mode='anchor')
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
@@ -217,17 +213,11 @@ def _write_cells(ax, values):
     size = TEXT - (2.5 if max(values.shape) > 10 else .5)
     for (r, c), v in np.ndenumerate(values):
         if np.isnan(v): continue
-        ax.text(c, r, f'{v:.2f}', ha='center', va='center', fontsize=size,
-                color='white' if v > .6 else '#222222')
+        ax.text(c, r, f'{v:.2f}', ha='center', va='center', fontsize=size, color='white' if v > .6 else '#222222')
 
 
-def draw_bars(
-    ax,  # Where
-    values: pd.Series,  # One bar each, 0 to 1; NaN is a bar of length 0
-    *,
-    words: str,  # What the values are
-):
-    "Horizontal bars with their numbers, the first on top"
+def draw_bars(ax, values: pd.Series, *, words: str):
+    "Horizontal bars from 0 to 1 with their numbers, the first on top; `words` say what the values are"
     lengths = np.nan_to_num(values)
     ax.barh(range(len(values)), lengths, color=LINES[5], **EDGE)
     for i, (length, v) in enumerate(zip(lengths, values)):
@@ -237,18 +227,14 @@ def draw_bars(
     ax.invert_yaxis()
 
 
-def draw_groups(
-    table: pd.DataFrame,  # Rows are groups; columns `queries`, `R1`, `mAP`
-    *,
-    label: str,  # What the groups are
-):
-    "R1 and mAP by group, with the number of queries in each"
+def draw_groups(table: pd.DataFrame, *, label: str):
+    "The columns R1 and mAP of each group, a row each, with its number of `queries`; the label says what groups them"
     figure, ((ax,),) = plot(size=(max(4., .8*len(table) + 1.6), 3.1))
     x = np.arange(len(table))
     for column, colour, hatch, shift in (('R1', LINES[0], '', -.19), ('mAP', LINES[4], '//', .19)):
-        ax.bar(x + shift, table[column].fillna(0), width=.36, color=colour, label=column, hatch=hatch, **EDGE)
+        ax.bar(x + shift, table[column], width=.36, color=colour, label=column, hatch=hatch, **EDGE)
         for at, v in zip(x + shift, table[column]):
-            if np.isfinite(v): ax.text(at, v + .01, f'{v:.2f}', ha='center', va='bottom', fontsize=TEXT - 1)
+            ax.text(at, v + .01, f'{v:.2f}', ha='center', va='bottom', fontsize=TEXT - 1)
     ax.set_xticks(x, [f'{name}\n{int(n)} queries' for name, n in zip(table.index, table['queries'])], fontsize=TEXT)
     ax.set_ylim(0, 1.12)
     ax.set_xlabel(label, fontsize=TEXT + .5)
@@ -256,41 +242,31 @@ def draw_groups(
     return figure
 
 
-def draw_cmc(
-    table: pd.DataFrame,  # Index rank from 1, column `share`
-    words: str,  # Over it
-):
-    "Cumulative match characteristic"
+def draw_cmc(shares: pd.Series, *, title: str):
+    "Cumulative match characteristic: the share of the queries found by each rank, from rank 1"
     figure, ((ax,),) = plot()
-    ax.step(table.index, table['share'], where='post', color=LINES[0], linewidth=2)
-    ax.plot(table.index, table['share'], 'o', color=LINES[0], markersize=3)
-    ax.set(xlabel='rank', ylabel='share of queries found', ylim=(0, 1.02), xlim=(.5, table.index[-1] + .5))
-    ax.set_title(words, fontsize=TEXT + 1)
+    ax.step(shares.index, shares, where='post', color=LINES[0], linewidth=2)
+    ax.plot(shares.index, shares, 'o', color=LINES[0], markersize=3)
+    ax.set(xlabel='rank', ylabel='share of queries found', ylim=(0, 1.02), xlim=(.5, shares.index[-1] + .5))
+    ax.set_title(title, fontsize=TEXT + 1)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=.25)
     return figure
 
 
-def draw_histogram(
-    values: np.ndarray,  # (q,) average precisions
-    edges: np.ndarray,  # (b+1,) of the bins
-):
-    "Histogram of average precision with its mean"
+def draw_histogram(average_precisions: np.ndarray, *, bins: int):
+    "Histogram of the queries' average precisions, with their mean"
     figure, ((ax,),) = plot()
-    mean = values.mean()
-    ax.hist(values, bins=edges, color=LINES[5], **EDGE)
+    mean = average_precisions.mean()
+    ax.hist(average_precisions, bins=np.linspace(0, 1, bins + 1), color=LINES[5], **EDGE)
     ax.axvline(mean, color=LINES[1], linewidth=2)
     ax.text(mean, ax.get_ylim()[1]*1.01, f'mAP {mean:.3f}', ha='center', va='bottom', fontsize=TEXT, color='#222222')
     ax.set(xlabel='average precision of a query', ylabel='queries', xlim=(0, 1))
     return figure
 
 
-def draw_distances(
-    genuine: np.ndarray,  # Distances of true pairs, sorted
-    impostor: np.ndarray,  # Distances of false pairs, sorted
-    cuts: pd.DataFrame,  # Rows with `threshold`, `false_accept`, `true_accept`
-):
-    "Distances of true and false pairs as densities, with thresholds"
+def draw_distances(genuine: np.ndarray, impostor: np.ndarray, cuts: pd.DataFrame):
+    "Sorted distances of true and false pairs as densities, with the thresholds of a `verification_table`"
     figure, ((ax,),) = plot(size=(5.4, 3.3))
     bins = np.linspace(min(genuine[0], impostor[0]), max(genuine[-1], impostor[-1]), 60)
     ax.hist(impostor, bins=bins, density=True, color=FALSE_COLOUR, alpha=.55,
@@ -308,23 +284,18 @@ def draw_distances(
     return figure
 
 
-def draw_thumbnails(
-    points: np.ndarray,  # (n,2) places
-    images,  # (h,w,3) each
-    groups,  # Whom each shows
-    title: str,  # Over it
-):
-    "Images where their embeddings lie, framed by identity, each identity named once"
+def draw_thumbnails(points: np.ndarray, images: np.ndarray, pids: np.ndarray, *, title: str):
+    "Images, (n,h,w,3), at their points, (n,2), framed by identity, each identity named once"
     figure, ((ax,),) = plot(size=(8.6, 6.4))
     tall = .42  # Height of a thumbnail, in inches
-    names = list(dict.fromkeys(groups))
-    for point, image, group in zip(points, images, groups):
-        i = names.index(group)
+    names = list(dict.fromkeys(pids))
+    for point, image, pid in zip(points, images, pids):
+        i = names.index(pid)
         thumbnail = OffsetImage(image, zoom=tall*72/image.shape[0], interpolation='antialiased')
         border = dict(edgecolor=LINES[i % 7], linewidth=2.2, linestyle='-' if i < 7 else '--')
         ax.add_artist(AnnotationBbox(thumbnail, point, pad=.12, bboxprops=border))
     for i, name in enumerate(names):
-        own = points[[g == name for g in groups]]
+        own = points[pids == name]
         middle = own[np.abs(own - np.median(own, 0)).sum(1).argmin()]
         label = dict(boxstyle='round,pad=.15', facecolor='white', edgecolor=LINES[i % 7], alpha=.9)
         ax.annotate(f'id {name}', middle, xytext=(0, tall*36 + 5), textcoords='offset points', ha='center',

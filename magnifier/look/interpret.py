@@ -1,5 +1,6 @@
 "ReIDInterpretation: which queries of a model fail, and what they have in common"
 import warnings
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,7 @@ class ReIDInterpretation:
         "Confused identities: wrong first hits, counted by pair of identities"
         n = as_count(n, 'n')
         wrong = np.flatnonzero((self.ranking.first_match > 1) & (self.ranking.n_matches > 0))
-        items = np.array([self.ranking.hits(int(q), 1)['item'].iat[0] for q in wrong], dtype=int)
+        items = np.array([self.ranking.hits(int(query), 1)['item'].iat[0] for query in wrong], dtype=int)
         pids, _ = self.ranked.ids(self.ranked.query_rows)
         taken_for, _ = self.ranked.ids(self.ranked.gallery_rows[items])
         table = pd.DataFrame(dict(pid=pids[wrong], taken_for=taken_for, query=wrong, item=items))
@@ -117,7 +118,8 @@ class ReIDInterpretation:
         r = self.ranking
         ranks = np.arange(1, min(max_rank, r.shape[1]) + 1)
         table = pd.DataFrame({'share': r.cmc(ranks)}, index=pd.Index(ranks, name='rank'))
-        self.figure = finish(draw_cmc(table, f'R1 {r.cmc(1):.3f}   mAP {r.mAP:.3f}   mINP {r.mINP:.3f}'), save)
+        rates = f'R1 {r.cmc(1):.3f}   mAP {r.mAP:.3f}   mINP {r.mINP:.3f}'
+        self.figure = finish(draw_cmc(table['share'], title=rates), save)
         return table
 
     def plot_ap(self,
@@ -128,7 +130,7 @@ class ReIDInterpretation:
         "Histogram of the average precision of the queries"
         self._need_matches()
         table = self._queries.loc[self.ranking.counted, ['path', 'pid', 'camid', 'ap', 'first_match']]
-        self.figure = finish(draw_histogram(table['ap'].to_numpy(), np.linspace(0, 1, bins + 1)), save)
+        self.figure = finish(draw_histogram(table['ap'].to_numpy(), bins=bins), save)
         return table
 
     def _need_matches(self):
@@ -150,7 +152,8 @@ class ReIDInterpretation:
 
     def _sides(self, query_rows, gallery_rows):
         "Embeddings, pids and camids of queries and gallery: the arguments of `rank` and `verification_pairs`"
-        (q_pids, q_camids), (g_pids, g_camids) = self.ranked.ids(query_rows), self.ranked.ids(gallery_rows)
+        q_pids, q_camids = self.ranked.ids(query_rows)
+        g_pids, g_camids = self.ranked.ids(gallery_rows)
         embeddings = self.ranked.embeddings
         return embeddings[query_rows], embeddings[gallery_rows], q_pids, g_pids, q_camids, g_camids
 
@@ -160,12 +163,12 @@ class ReIDInterpretation:
         "R1 and mAP for each pair of a query camera and a gallery camera"
         queries = self.ranked.query_rows
         gallery = self.ranked.gallery_rows
+        _, q_cams = self.ranked.ids(queries)
+        _, g_cams = self.ranked.ids(gallery)
         rows = []
-        (_, q_cams), (_, g_cams) = self.ranked.ids(queries), self.ranked.ids(gallery)
-        for qc in np.unique(q_cams):
-            for gc in np.unique(g_cams):
-                rows.append(dict(query_cam=qc, gallery_cam=gc,
-                                 **self._rates(queries[q_cams == qc], gallery[g_cams == gc])))
+        for query_cam, gallery_cam in product(np.unique(q_cams), np.unique(g_cams)):
+            rates = self._rates(queries[q_cams == query_cam], gallery[g_cams == gallery_cam])
+            rows.append(dict(query_cam=query_cam, gallery_cam=gallery_cam, **rates))
         table = pd.DataFrame(rows)
         side = .55*max(table['query_cam'].nunique(), 5) + .9
         figure, (axes,) = plot(1, 2, size=(max(side, 3.2), max(side*.85, 2.6)))
@@ -212,15 +215,15 @@ class ReIDInterpretation:
         It is the catalog's column `occluded`, if there is one. Otherwise it is estimated: how much smaller the body in
         the part mask is than that of the query at the 90th percentile. People who are small in their image then count
         as hidden too"""
-        known = 'occluded' in self.ranked.items
-        if known: hidden = pd.to_numeric(self._queries['occluded']).to_numpy()
+        label = 'share of the body hidden'
+        if 'occluded' in self.ranked.items: hidden = pd.to_numeric(self._queries['occluded']).to_numpy()
         else:
             body = 1 - self._areas()[:, 0]
             hidden = (1 - body/max(np.quantile(body, .9), 1e-6)).clip(0, 1)
-        names = [f'{a:.0%}–{b:.0%}' for a, b in zip(edges[:-1], edges[1:])]
+            label += ' (estimated from masks)'
+        names = [f'{low:.0%}–{high:.0%}' for low, high in zip(edges[:-1], edges[1:])]
         groups = pd.cut(hidden, edges, include_lowest=True, labels=names)
-        return self.by(groups, label='share of the body hidden' + ('' if known else ' (estimated from masks)'),
-                       save=save)
+        return self.by(groups, label=label, save=save)
 
     def plot_visible_regions(self, *,
         save=None,  # Where to write the figure
@@ -251,12 +254,13 @@ class ReIDInterpretation:
         chosen = np.random.default_rng(seed).permutation(pids)[:n_ids]
         rows = np.concatenate([np.flatnonzero(self.ranked.identity[:, 1] == pid)[:n_images] for pid in chosen])
         refuse({f'{len(rows)} images are too few: choose more identities or images': len(rows) < 3})
-        points = FLATTEN[method](self.ranked.embeddings[rows].numpy(), seed)
+        name, flatten = FLATTEN[method]
+        points = flatten(self.ranked.embeddings[rows].numpy(), seed)
         items = self.ranked.items.iloc[rows]
         table = items[['path', 'pid', 'camid']].assign(x=points[:, 0], y=points[:, 1])
-        words = f'{len(chosen)} of {len(pids)} identities, {NAMES[method]}'
-        self.figure = finish(draw_thumbnails(points, list(images_of(self.learn, items)), list(table['pid']), words),
-                             save)
+        title = f'{len(chosen)} of {len(pids)} identities, {name}'
+        images = images_of(self.learn, items)
+        self.figure = finish(draw_thumbnails(points, images, table['pid'].to_numpy(), title=title), save)
         return table
 
     def plot_segmentation(self, *,
@@ -295,8 +299,7 @@ def _t_sne(embeddings, seed):
     return TSNE(perplexity=min(30, (len(embeddings) - 1)/3), init='pca', random_state=seed).fit_transform(embeddings)
 
 
-FLATTEN = {'pca': _pca, 't-sne': _t_sne}
-NAMES = {'pca': 'principal components', 't-sne': 't-SNE'}
+FLATTEN = {'pca': ('principal components', _pca), 't-sne': ('t-SNE', _t_sne)}
 
 
 def _confusion(learn, items):

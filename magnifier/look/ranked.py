@@ -1,7 +1,7 @@
 """Queries and gallery of a set, embedded and ranked once; their ranked lists as figures (paper, Figure 3), and stepping
 through them in a notebook"""
-import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,15 +12,15 @@ from fastai.vision.all import patch
 
 from magnifier.checks import as_count, refuse
 from magnifier.data.block import ROLES
-from magnifier.look.drawing import (Figure, finish, legend_room, paint_heat, paint_mask, put_image, put_note,
-                                    region_legend, region_name, spotlight, stack, tiles)
+from magnifier.look.drawing import (Figure, finish, legend_room, notebook_cell, paint_heat, paint_mask, put_image,
+                                    put_note, region_legend, region_name, spotlight, stack, tiles)
 from magnifier.look.saliency import Sight, learnt_stripes, pixel_shares, positive, smoothed
 from magnifier.regions import BODY_REGIONS, REGIONS, region_indices
 from magnifier.retrieval.ranking import Ranking
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.metrics import embed_parts, rank_by_role, rank_parts
 
-__all__ = ['RankedSet', 'CHOICES', 'RankedRow', 'ranked_row', 'draw_rows', 'draw_rankings', 'Browser']
+__all__ = ['RankedSet', 'CHOICES', 'RankedRow', 'ranked_row', 'draw_rankings', 'Browser']
 
 CHOICES = ('random', 'worst', 'best', 'spread')
 
@@ -84,31 +84,35 @@ class RankedSet:
         refuse({f'no queries given: give identities, file names, or one of {", ".join(CHOICES)}': not wanted})
         if isinstance(queries, str) and queries in CHOICES: return self._by_success(queries, n, seed)
         found = [self._by_name(q) for q in wanted]
-        return np.array(list(dict.fromkeys(_in_turns(found, n))))[:max(n, len(wanted))]
+        in_turns = [rows[i] for i in range(n) for rows in found if i < len(rows)]  # all their first, then their second
+        return np.array(list(dict.fromkeys(in_turns)))[:max(n, len(wanted))]
 
     def _by_success(self, how, n, seed):
         found = np.flatnonzero(self.ranking.n_matches > 0)
         if not len(found): found = np.arange(len(self.query_rows))  # no query has a match: show any
         if how == 'random': return np.random.default_rng(seed).permutation(found)[:n]
         ap = np.nan_to_num(self.ranking.ap[found])
-        if how == 'spread':  # from the best to the worst, one of each n-th of the queries
-            best_first = np.argsort(-ap, kind='stable')
-            return found[best_first[(2*np.arange(n) + 1)*len(found) // (2*n)]]
-        return found[np.argsort(ap if how == 'worst' else -ap, kind='stable')[:n]]
+        if how == 'worst': return found[np.argsort(ap, kind='stable')[:n]]
+        best_first = found[np.argsort(-ap, kind='stable')]
+        if how == 'best': return best_first[:n]
+        return best_first[(2*np.arange(n) + 1)*len(found) // (2*n)]  # 'spread': the middle one of each n-th
 
     def _by_name(self, name):
         "The queries of an identity, or the one query that a file name means"
-        pids, _ = self.ids(self.query_rows)
-        paths = [Path(p) for p in self.items['path'].iloc[self.query_rows]]
         by_file = isinstance(name, (str, Path))
-        known = [path.name for path in paths] if by_file else np.unique(pids)
-        found = np.flatnonzero([_is_called(path, name) for path in paths] if by_file else pids == name)
-        called = _few([paths[i] for i in found])
-        refuse({
-            f'no query {name!r}: the {len(known)} here are {_few(known)}; or use {", ".join(CHOICES)}': not len(found),
-            f'{len(found)} queries are called {str(name)!r}: {called}; name one by its whole path':
-                by_file and len(found) > 1,
-        })
+        if by_file:
+            paths = [Path(p) for p in self.items['path'].iloc[self.query_rows]]
+            known = [path.name for path in paths]
+            found = np.flatnonzero([_is_called(path, name) for path in paths])
+        else:
+            pids, _ = self.ids(self.query_rows)
+            known = np.unique(pids)
+            found = np.flatnonzero(pids == name)
+        if not len(found):
+            raise ValueError(f'no query {name!r}: the {len(known)} here are {_few(known)}; or use {", ".join(CHOICES)}')
+        if by_file and len(found) > 1:
+            raise ValueError(f'{len(found)} queries are called {str(name)!r}: {_few([paths[i] for i in found])}; name '
+                             'one by its whole path')
         return found
 
     def rows_of(self,
@@ -117,11 +121,6 @@ class RankedSet:
     ) -> pd.DataFrame:  # Catalog rows: the query's, then its hits'
         "The catalog rows of a query and its hits"
         return self.items.iloc[[self.query_rows[query], *self.gallery_rows[hits['item'].to_numpy()]]]
-
-
-def _in_turns(found, n):
-    "The first of each, then the second of each, up to n of each"
-    return (rows[i] for i in range(n) for rows in found if i < len(rows))
 
 
 def _is_called(path, name):
@@ -139,9 +138,6 @@ def _loader(learn, catalog):
     if len(learn.dls.loaders) < 2 or not len(learn.dls.valid_ds):
         raise ValueError('this learner has no validation set: pass catalog=..., rows of splits query and gallery')
     return learn.dls.valid
-
-
-HEAT_MEANS = 'similarity comes from here'
 
 
 class RankedRow(NamedTuple):
@@ -194,32 +190,38 @@ def _painted(learn, sight, heat, masks, regions):
     return [paint_heat(image, m) for image, m in zip(sight.images, maps)]
 
 
-def draw_rows(
-    rows: list[RankedRow],  # One a query
+def draw_rankings(
+    models: list,  # (ReIDLearner, RankedSet) pairs, one or two
+    chosen,  # Indices of the queries to show
     *,
-    names=None,  # Names of the rows, left of them
-    heat: bool = False,  # Whether similarity maps were painted
-    masks: bool = False,  # Whether part masks were painted
-    stripes: bool = False,  # Whether these are horizontal stripes
+    names=None,  # Names of the models, where there are two
+    k: int = 8,  # As in `ranked_row`
+    heat: bool = False,  # As in `ranked_row`
+    masks: bool = False,  # As in `ranked_row`
+    show_removed: bool = False,  # As in `ranked_row`
+    regions=None,  # As in `ranked_row`
     save=None,  # Where to write the figure
     show: bool = True,  # Whether a notebook shows it at once
 ) -> Figure:
-    "Rows of a query and its hits; frames mark right and wrong hits by colour, line style and sign"
-    k = max(1, max(len(row.hits) for row in rows))
+    "The queries under each model, a row each, with their hits; frames tell right from wrong by colour, line and sign"
+    rows = [ranked_row(learn, ranked, int(query), k=k, heat=heat, masks=masks, show_removed=show_removed,
+                       regions=regions) for query in chosen for learn, ranked in models]
+    hits = max(1, max(len(row.hits) for row in rows))
     height, breadth = rows[0].images[0].shape[:2]
-    removed = any(row.hits['removed'].any() for row in rows)
-    frames = [('true', 'same person'), ('false', 'another person')] + [('removed', 'removed: same camera')]*removed
-    width = 1. if k > 6 else 1.2
+    frames = [('true', 'same person'), ('false', 'another person')]
+    if any(row.hits['removed'].any() for row in rows): frames.append(('removed', 'removed: same camera'))
+    by_place = heat and regions is None
+    width = 1. if hits > 6 else 1.2
     left = .62 if names else 0.
-    entries = 7*masks + 2*len(frames) + 2*heat
-    room = legend_room(max(3.4, (k + 1)*(width + .1) + left), entries)
-    figure, axes = tiles(len(rows), k + 1, aspect=height/breadth, width=width, above=.3, below=.2, left=left,
+    entries = 7*masks + 2*len(frames) + 2*by_place
+    room = legend_room(max(3.4, (hits + 1)*(width + .1) + left), entries)
+    figure, axes = tiles(len(rows), hits + 1, aspect=height/breadth, width=width, above=.3, below=.2, left=left,
                          bottom=room, split=1)
     for row, line in zip(rows, axes): _draw_row(row, line)
-    for name, line in zip(names or (), axes):
-        line[0].text(-.12, .5, name, transform=line[0].transAxes, rotation=90, ha='right', va='center', fontsize=9,
-                     weight='bold')
-    region_legend(figure, regions=masks, stripes=stripes, frames=frames, heat=HEAT_MEANS if heat else None)
+    for name, ax in zip(list(names or ())*len(chosen), axes[:, 0]):
+        ax.text(-.12, .5, name, transform=ax.transAxes, rotation=90, ha='right', va='center', fontsize=9, weight='bold')
+    region_legend(figure, regions=masks, stripes=masks and learnt_stripes(models[0][0]), frames=frames,
+                  heat='similarity comes from here' if by_place else None)
     return finish(figure, save, show)
 
 
@@ -235,29 +237,6 @@ def _draw_row(row, line):
 def _kind(hit):
     if hit.removed: return 'removed'
     return 'true' if hit.match else 'false'
-
-
-def draw_rankings(
-    models: list,  # (ReIDLearner, RankedSet) pairs, one or two
-    chosen,  # Indices of the queries to show
-    *,
-    names=None,  # Names of the models, where there are two
-    heat: bool = False,  # As in `ranked_row`
-    masks: bool = False,  # As in `ranked_row`
-    regions=None,  # As in `ranked_row`
-    save=None,  # Where to write the figure
-    show: bool = True,  # Whether a notebook shows it at once
-    **kwargs,  # Passed to `ranked_row`: k, show_removed
-) -> Figure:
-    "Each query under each model, one row below the other"
-    rows = []
-    for query in chosen:
-        for learn, ranked in models:
-            rows.append(ranked_row(learn, ranked, int(query), heat=heat, masks=masks, regions=regions, **kwargs))
-    names = list(names)*len(chosen) if names else None
-    stripes = masks and learnt_stripes(models[0][0])
-    return draw_rows(rows, names=names, heat=heat and regions is None, masks=masks, stripes=stripes, save=save,
-                     show=show)
 
 
 @patch
@@ -282,8 +261,8 @@ def show_ranking(self: ReIDLearner,
     mine = RankedSet.of(self, catalog, regions)
     models = [(self, mine)]
     if versus is not None: models.append((versus, RankedSet.of(versus, mine.items, regions)))
-    return draw_rankings(models, mine.choose(queries, n, seed), names=names if versus is not None else None, save=save,
-                         k=k, heat=heat, masks=masks, show_removed=show_removed, regions=regions)
+    return draw_rankings(models, mine.choose(queries, n, seed), names=names if versus is not None else None, k=k,
+                         heat=heat, masks=masks, show_removed=show_removed, regions=regions, save=save)
 
 
 class Browser:
@@ -326,14 +305,16 @@ class Browser:
         show: bool = True,  # Whether a notebook shows it at once
     ) -> Figure:
         "The query that is shown now, with its hits"
-        return draw_rankings([(self.learn, self.ranked(regions))], np.array([self.step(0)]), k=self.k, heat=self.heat,
+        return draw_rankings([(self.learn, self.ranked(regions))], [self.order[self.at]], k=self.k, heat=self.heat,
                              regions=list(regions) or None, save=save, show=show)
 
     def widget(self):  # An ipywidgets box
         "Buttons, regions to tick, and the figure"
         import ipywidgets as w
-        back, on = w.Button(description='◀ previous'), w.Button(description='next ▶')
-        where, out = w.Label(), w.Image(format='png')
+        back = w.Button(description='◀ previous')
+        on = w.Button(description='next ▶')
+        where = w.Label()
+        out = w.Image(format='png')
         known = BODY_REGIONS if self.learn.model.segmentation is not None else ()
         ticks = [w.Checkbox(description=region_name(r), indent=False, layout=w.Layout(width='auto')) for r in known]
 
@@ -343,8 +324,12 @@ class Browser:
             where.value = f'query {self.at + 1} of {len(self.order)}{alone}'
             out.value = self.figure(regions, show=False).png()
 
-        back.on_click(lambda _: (self.step(-1), draw()))
-        on.on_click(lambda _: (self.step(1), draw()))
+        def go(by):
+            self.step(by)
+            draw()
+
+        back.on_click(lambda _: go(-1))
+        on.on_click(lambda _: go(1))
         for tick in ticks: tick.observe(draw, names='value')
         draw()
         search_by = w.HBox([w.Label('search by'), *ticks] if ticks else [])
@@ -362,13 +347,5 @@ def browse(self: ReIDLearner,
 ):  # An ipywidgets box in Jupyter, where ipywidgets is installed; else the Figure of the first query
     "Steps through queries and their hits, with checkboxes for the regions to search by"
     browser = Browser(self, catalog, order=order, k=k, heat=heat)
-    return browser.widget() if save is None and _has_widgets() else browser.figure(save=save)
-
-
-def _has_widgets():
-    "Whether this is a notebook that can show buttons"
-    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    if shell is None or not hasattr(shell, 'kernel'): return False
-    try: import ipywidgets  # noqa: F401 - whether it is there is the question
-    except ImportError: return False
-    return True
+    buttons = save is None and notebook_cell() is not None and find_spec('ipywidgets') is not None
+    return browser.widget() if buttons else browser.figure(save=save)

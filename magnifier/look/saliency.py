@@ -1,6 +1,5 @@
 """Where a model looks in an image: maps by pixels, by shares of the embedding and by channel energy; and the part of
 them that lies on people"""
-
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +14,6 @@ from magnifier.checks import choose, refuse
 from magnifier.data.images import read_mask
 from magnifier.look.drawing import all_stripes, are_stripes, resized_heat
 from magnifier.model.branches import branch_scales
-from magnifier.model.pooling import resize_masks
 from magnifier.regions import BODY_REGIONS, NO_MASK, region_indices
 from magnifier.train.learner import ReIDLearner
 from magnifier.train.metrics import region_masks
@@ -23,45 +21,25 @@ from magnifier.train.metrics import region_masks
 __all__ = ['Sight', 'activation_map', 'pixel_shares', 'saliency_maps', 'saliency_inside']
 
 
-def branch_embeddings(
-    model,  # A MagnifierNet in evaluation mode
-    maps: dict,  # Of `feature_maps`
-) -> dict:  # branch -> n x c: f_bn, which the embedding joins
-    "The embedding of each branch"
+def branch_embeddings(model, maps: dict) -> dict:
+    "branch -> f_bn, n x c, which the embedding joins; from the maps that `model.feature_maps` returns"
     return {name: branch(maps[name], maps.get('masks')).normed for name, branch in model.branches.items()}
 
 
-def branch_weights(
-    model,  # A MagnifierNet
-    ours: dict,  # Of `branch_embeddings`, of n images
-    others: dict,  # Of the n they are compared with
-) -> dict:  # branch -> n x c
-    "The factor of each branch's f_bn in the score, with the lengths of the branches held constant"
-    scales = [branch_scales(list(o.values()), model.branch_weights, model.normalise_branches).split(1, 1)
-              for o in (ours, others)]
-    return {name: others[name]*own*theirs for name, own, theirs in zip(ours, *scales)}
+def branch_weights(model, ours: dict, others: dict) -> dict:
+    """branch -> n x c: the factors of each branch's f_bn in the score, with the lengths of the branches held constant.
+
+    Both arguments are `branch_embeddings`, of n images and of the n that they are compared with"""
+    def scales(embeddings):
+        return branch_scales(list(embeddings.values()), model.branch_weights, model.normalise_branches).split(1, 1)
+
+    return {name: others[name]*own*theirs for name, own, theirs in zip(ours, scales(ours), scales(others))}
 
 
 class Contributions(NamedTuple):
-    """Shares of the similarity by branch, region and position of ONE image of a pair; with `rest` they add up to the
-    score"""
+    "Shares of a similarity by branch, region and position of the first image of a pair"
     parts: dict  # branch -> n x k x h x w; k = 1 where nobody knows the regions
-    rest: Tensor  # (n,) what an average person would earn in SFB, which belongs to no place
     score: Tensor  # (n,) cosine similarity, as the ranking has it
-
-    def map(self) -> Tensor:  # n x h x w
-        "Shares by place, summed over branches and regions"
-        size = next(iter(self.parts.values())).shape[-2:]
-        return sum(_same_sum(p.sum(1), size) for p in self.parts.values())
-
-    def shares(self) -> Tensor:  # n x k
-        "Shares by region, summed over branches and places"
-        return sum(p.sum((2, 3)) for p in self.parts.values())
-
-
-def _same_sum(heat, size):  # n x h x w -> n x size, the sum over places kept
-    if heat.shape[-2:] == tuple(size): return heat
-    return resize_masks(heat[:, None], size)[:, 0]*(heat.shape[-2]*heat.shape[-1]/(size[0]*size[1]))
 
 
 def contributions(
@@ -72,26 +50,23 @@ def contributions(
 ) -> Contributions:  # Of the FIRST images
     """Splits the cosine of two embeddings over the first image's branches, regions and positions.
 
-    The split is an Aumann-Shapley value (integrated gradients; Sundararajan et al. 2017), whose parts add up to the
-    score. The score is <z, e> of the two embeddings. The share of a position is the change of <z, e> as the features go
-    from those of an AVERAGE person (the running means of the BNNecks) to the image's own, with the lengths held
-    constant. Each branch computes it (`Branch.contribution`): exactly if it is linear in what it pools; for SFB by
-    integrating the gradient as the regions go from the average to the image's. SFB's value for an average person and
-    the rounding are `rest`."""
-    # In float32 even for a learner in half precision, whose heads are computed in float32 too
-    with torch.autocast(maps['stage4'].device.type, enabled=False): return _contributions(model, maps, others, masks)
-
-
-def _contributions(model, maps, others, masks):
-    with torch.no_grad(): ours, theirs = branch_embeddings(model, maps), branch_embeddings(model, others)
-    weights = branch_weights(model, ours, theirs)
+    The split is an Aumann-Shapley value (integrated gradients; Sundararajan et al. 2017). The score is <z, e> of the
+    two embeddings. The share of a position is the change of <z, e> as the features go from those of an AVERAGE person
+    (the running means of the BNNecks) to the image's own, with the lengths held constant. Each branch computes it
+    (`Branch.contribution`): exactly if it is linear in what it pools; for SFB by integrating the gradient as the
+    regions go from the average to the image's. The score minus the sum of all parts is SFB's value for an average
+    person, which belongs to no position."""
     known = region_masks(maps) if masks is None else masks
     if known is None: known = torch.ones_like(maps['stage4'][:, :1])
     parts = {}
-    for name, branch in model.branches.items():
-        parts[name] = branch.contribution(maps[name], maps['masks'] if branch.needs_masks else known, weights[name])
-    score = sum((f*weights[name]).sum(1) for name, f in ours.items())
-    return Contributions(parts, score - sum(p.sum((1, 2, 3)) for p in parts.values()), score)
+    # In float32 even for a learner in half precision, whose heads are computed in float32 too
+    with torch.autocast(maps['stage4'].device.type, enabled=False):
+        with torch.no_grad(): ours, theirs = branch_embeddings(model, maps), branch_embeddings(model, others)
+        weights = branch_weights(model, ours, theirs)
+        for name, branch in model.branches.items():
+            branch_masks = maps['masks'] if branch.needs_masks else known
+            parts[name] = branch.contribution(maps[name], branch_masks, weights[name])
+    return Contributions(parts, sum((f*weights[name]).sum(1) for name, f in ours.items()))
 
 
 STAGES = ('stage3', 'stage4')
@@ -111,28 +86,20 @@ def activation_map(
     return (energy - low)/(high - low).clamp(min=1e-12)
 
 
-def positive(
-    heat: np.ndarray,  # (h,w) or (n,h,w) shares of a score
-) -> np.ndarray:  # The same shape, in [0,1]
-    "The positive part of a map, scaled to 1 at its maximum in each image"
+def positive(heat: np.ndarray) -> np.ndarray:
+    "The positive part of a map, (n,h,w), scaled to 1 at its maximum in each image"
     heat = heat.clip(min=0)
     return heat/heat.max((-2, -1), keepdims=True).clip(min=1e-12)
 
 
-def decode_images(
-    images: Tensor,  # n x 3 x H x W as the model takes them
-    dl,  # The loader they come from: its normalisation is undone
-) -> np.ndarray:  # (n,H,W,3) in [0,1]
-    "Batch of images without normalisation, to be shown"
+def decode_images(images: Tensor, dl) -> np.ndarray:
+    "A batch of a loader, n x 3 x H x W, as (n,H,W,3) in [0,1], with the normalisation undone"
     decoded = dl.after_batch.decode(TensorImage(images))
     return decoded.as_subclass(Tensor).float().div(255).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def images_of(
-    learn: ReIDLearner,  # For its loaders
-    images,  # Whatever `learn.loader` takes
-) -> np.ndarray:  # (n,H,W,3) in [0,1]
-    "Images as the model gets them, without running the model"
+def images_of(learn: ReIDLearner, images) -> np.ndarray:
+    "(n,H,W,3) in [0,1] of whatever `learn.loader` takes, as the model gets it; the model is not run"
     dl = learn.loader(images)
     return np.concatenate([decode_images(tuplify(batch)[0], dl) for batch in dl])
 
@@ -143,7 +110,6 @@ class Sight(NamedTuple):
     inputs: Tensor  # n x 3 x H x W, the same as the model takes them, on its device
     maps: dict  # `MagnifierNet.feature_maps`: n x c x h x w each, on the model's device, without gradient
     labels: np.ndarray | None  # (n,H,W) true part labels, 255 where an image has none; None where nothing was given
-    identity: np.ndarray | None  # (n,4) class, pid, camid, role; None where nothing was given
 
     @classmethod
     def of(cls,
@@ -151,17 +117,17 @@ class Sight(NamedTuple):
         images,  # Whatever `learn.loader` takes; few, since all their maps are held
     ) -> 'Sight':
         "Runs the model on images once, in evaluation mode"
-        dl, batches = learn.loader(images), []
+        dl = learn.loader(images)
+        shown, inputs, maps, labels = [], [], [], []
         with learn.evaluating() as (model, device):
             for batch in dl:
                 x, *targets = tuplify(to_device(batch, device))
-                maps = {name: o.float() for name, o in model.feature_maps(x).items()}
-                batches.append((decode_images(x, dl), x.as_subclass(Tensor), maps,
-                                *(t.as_subclass(Tensor).cpu().numpy() for t in targets)))
-        images, inputs, maps, *targets = zip(*batches)
-        maps = {name: torch.cat([m[name] for m in maps]) for name in maps[0]}
-        labels, identity = [np.concatenate(t) for t in targets] if targets else (None, None)
-        return cls(np.concatenate(images), torch.cat(inputs), maps, labels, identity)
+                shown.append(decode_images(x, dl))
+                inputs.append(x.as_subclass(Tensor))
+                maps.append({name: o.float() for name, o in model.feature_maps(x).items()})
+                if targets: labels.append(targets[0].as_subclass(Tensor).cpu().numpy())
+        joined = {name: torch.cat([of_batch[name] for of_batch in maps]) for name in maps[0]}
+        return cls(np.concatenate(shown), torch.cat(inputs), joined, np.concatenate(labels) if labels else None)
 
     @property
     def parsed(self) -> np.ndarray | None:  # (n,H,W) part labels; None where the model has no mask module
@@ -186,17 +152,10 @@ class Sight(NamedTuple):
         "Whether the data set's masks of these images are horizontal stripes instead of body parts"
         return all_stripes(self.true)
 
-    def rows(self,
-        which,  # Indices of images
-    ) -> dict:  # Their maps
-        "Maps of some of the images"
-        return {name: o[which] for name, o in self.maps.items()}
 
-
-def learnt_stripes(
-    learn: ReIDLearner,  # Its training data say it
-) -> bool:  # False where the learner carries no training data
-    "Whether a model was trained with horizontal stripes as part masks: its own masks are then not body parts either"
+def learnt_stripes(learn: ReIDLearner) -> bool:
+    """Whether a model was trained with horizontal stripes as part masks: its own masks are then not body parts either.
+    False where the learner carries no training data"""
     items = learn.dls.train_ds.items
     masks = items['mask'].dropna() if 'mask' in items else []
     return len(masks) > 0 and are_stripes(read_mask(masks.iloc[0]))
@@ -235,10 +194,9 @@ def pixel_shares(
     return {name: (gradient*inputs).sum(1) for name, gradient in gradients.items()}
 
 
-def smoothed(
-    shares: Tensor,  # n x H x W, of `pixel_shares`
-) -> Tensor:  # n x H x W
-    "The mean over about a seventh of the height around each pixel, applied twice, because single pixels are noisy"
+def smoothed(shares: Tensor) -> Tensor:
+    """`pixel_shares`, n x H x W, averaged twice over windows of about a fourteenth of the height, because single pixels
+    are noisy"""
     side = 2*(shares.shape[1]//28) + 1
     pool = partial(avg_pool2d, kernel_size=side, stride=1, padding=side//2, count_include_pad=False)
     return pool(pool(shares[:, None]))[:, 0]

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from magnifier.data.batches import IdentityBatches
 from magnifier.data.block import TensorIdentity, TensorPartMask
-from magnifier.data.images import as_images, read_image
+from magnifier.data.images import as_images, read_image, read_mask
 from magnifier.data.loaders import ReIDDataLoaders
-from magnifier.data.images import read_mask
 from magnifier.look.drawing import (TEXT, Figure, all_stripes, blank_regions, finish, legend_room, paint_heat,
                                     paint_mask, put_image, put_note, region_legend, region_name, tiles)
 from magnifier.look.saliency import Sight, decode_images, learnt_stripes, saliency_maps
@@ -38,17 +37,17 @@ def draw_samples(
 ) -> Figure:
     "Images, each with its part mask below, and one legend for all"
     labels = [None if mask is None else _known(mask) for mask in labels]
-    masked = _has(labels)
+    masked = _has_masks(labels)
     figure, columns = _sheet(images, 8, lines=1 + masked, legend=masked, above=.2, title=title)
-    for (top, *below), image, mask, words in zip(columns, images, labels, titles):
-        put_image(top, image, title=words)
-        if masked: _put(below[0], _masked(image, mask))
+    for axes, image, mask, words in zip(columns, images, labels, titles):
+        put_image(axes[0], image, title=words)
+        if masked: _put_mask(axes[1], image, mask)
     if masked: region_legend(figure, stripes=all_stripes(labels))
     return finish(figure, save)
 
 
 def _sheet(images, cols, *, lines=1, width=1., legend=True, **kwargs):
-    "Figure, and the tiles of each image: `lines` of them, one below the other"
+    "Figure, and for each image its tiles, `lines` of them one below the other"
     if not len(images): raise ValueError('no images to show: ask for at least one')
     cols = min(cols, len(images))
     rows = -(-len(images)//cols)
@@ -58,23 +57,15 @@ def _sheet(images, cols, *, lines=1, width=1., legend=True, **kwargs):
     return figure, axes.reshape(rows, lines, cols).swapaxes(1, 2).reshape(rows*cols, lines)
 
 
-def _masked(image, mask): return None if mask is None else paint_mask(image, mask)
-
-def _put(ax, image, title=None):
-    if image is None: put_note(ax, 'no mask')
-    else: put_image(ax, image, title=title)
+def _put_mask(ax, image, mask, title=None):
+    if mask is None: put_note(ax, 'no mask')
+    else: put_image(ax, paint_mask(image, mask), title=title)
 
 
-def _known(labels): return None if (labels == NO_MASK).any() else labels
+def _known(labels): return None if NO_MASK in labels else labels
 
-def _has(labels): return labels is not None and any(mask is not None for mask in labels)
 
-def _as_image(image):
-    "(h,w,3) in [0,1]"
-    image = image.as_subclass(Tensor) if image.is_floating_point() else image.as_subclass(Tensor)/255
-    return image.float().permute(1, 2, 0).cpu().numpy()
-
-def _as_labels(mask): return mask.as_subclass(Tensor).cpu().numpy()
+def _has_masks(labels): return labels is not None and any(mask is not None for mask in labels)
 
 
 def show_masks(
@@ -99,7 +90,7 @@ def contact_sheet(
     "Many small images with their masks, to judge the masks at a glance"
     _, images, masks = _read(catalog, n, seed)
     figure, columns = _sheet(images, 12, width=.7, gap=.05)
-    for (ax,), image, mask in zip(columns, images, masks): _put(ax, _masked(image, mask))
+    for (ax,), image, mask in zip(columns, images, masks): _put_mask(ax, image, mask)
     region_legend(figure, stripes=all_stripes(masks))
     return finish(figure, save)
 
@@ -130,8 +121,17 @@ def show_batch(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], samples
                title=None, **kwargs):
     "Images, their part masks, identity and camera. fastai finds this function by the types of the batch"
     shown = list(samples)[:max_n]
-    return draw_samples([_as_image(s[0]) for s in shown], [_as_labels(s[1]) for s in shown],
-                        [str(s[2]) for s in shown], title=title, save=save)
+    return draw_samples([_as_image(image) for image, *_ in shown], [_as_labels(mask) for _, mask, _ in shown],
+                        [str(identity) for *_, identity in shown], title=title, save=save)
+
+
+def _as_image(image):
+    "(h,w,3) in [0,1]"
+    image = image.as_subclass(Tensor) if image.is_floating_point() else image.as_subclass(Tensor)/255
+    return image.float().permute(1, 2, 0).cpu().numpy()
+
+
+def _as_labels(mask): return mask.as_subclass(Tensor).cpu().numpy()
 
 
 @patch
@@ -154,12 +154,9 @@ def show_batch(self: IdentityBatches,
     return show_batch(*decoded, max_n=max_n, title=title, save=save) if show else decoded
 
 
-def batch_to_show(
-    dl: IdentityBatches,  # A loader
-    seed: int = 0,  # Seed of the batch
-    unique: bool = False,  # One item again and again
-) -> tuple:  # (image, mask, identity), as training has them
-    "A batch from a copy of the loader; the state of every generator is restored, the global ones too"
+def batch_to_show(dl: IdentityBatches, seed: int = 0, unique: bool = False) -> tuple:
+    """A batch (image, mask, identity) as training has them, from a copy of the loader. With `unique` it is one item
+    again and again. The state of every generator is restored, the global ones too"""
     with no_random(seed):
         copy = dl.new(after_batch=deepcopy(dl.after_batch), after_item=deepcopy(dl.after_item), num_workers=0,
                       seed=seed)
@@ -183,35 +180,30 @@ def draw_results(
     "Rows of image, true mask, the model's own mask, and maps; without masks or maps there is no such column"
     stripes = stripes or true is not None and all_stripes(true)
     names = ('stripes', 'predicted stripes') if stripes else ('true mask', 'predicted')
-    painted = _painted(images, dict(zip(names, (true, predicted))), heats or {})
-    masked = any(name in painted for name in names)
-    (h, w), width = images[0].shape[:2], 1.25
-    room = legend_room(max(3.4, len(painted)*(width + .1)), 7*masked + 2*bool(heats))
-    figure, axes = tiles(len(images), len(painted), aspect=h/w, width=width, above=.2, bottom=room)
-    for (name, column), line in zip(painted.items(), axes.T):
-        for ax, image, words in zip(line, column, titles if name == 'image' else [name]*len(images)):
-            _put(ax, image, words)
-    region_legend(figure, regions=masked, stripes=stripes, heat=heat_means if heats else None)
+    masks = {name: labels for name, labels in zip(names, (true, predicted)) if _has_masks(labels)}
+    heats = heats or {}
+    h, w = images[0].shape[:2]
+    width = 1.25
+    cols = 1 + len(masks) + len(heats)
+    room = legend_room(max(3.4, cols*(width + .1)), 7*bool(masks) + 2*bool(heats))
+    figure, axes = tiles(len(images), cols, aspect=h/w, width=width, above=.2, bottom=room)
+    for i, (image, words, line) in enumerate(zip(images, titles, axes)):
+        put_image(line[0], image, title=words)
+        for ax, (name, labels) in zip(line[1:], masks.items()): _put_mask(ax, image, labels[i], name)
+        for ax, (name, maps) in zip(line[1 + len(masks):], heats.items()):
+            put_image(ax, paint_heat(image, maps[i]), title=name)
+    region_legend(figure, regions=bool(masks), stripes=stripes, heat=heat_means if heats else None)
     return finish(figure, save)
-
-
-def _painted(images, masks, heats):
-    "Column -> an array for each image, None where it has no mask"
-    painted = {'image': list(images)}
-    for name, labels in masks.items():
-        if _has(labels): painted[name] = [_masked(image, mask) for image, mask in zip(images, labels)]
-    for name, maps in heats.items(): painted[name] = [paint_heat(image, m) for image, m in zip(images, maps)]
-    return painted
 
 
 @dispatch
 def show_results(x: TensorImage, y: tuple[TensorPartMask, TensorIdentity], samples, outs, ctxs=None, max_n=6,
                  save=None, **kwargs):
     "Image, true and predicted mask, as fastai's own Interpretation shows them. `learn.show_results` adds saliency"
-    pairs = list(zip(samples, outs))[:max_n]
-    return draw_results([_as_image(s[0]) for s, _ in pairs], [str(s[2]) for s, _ in pairs],
-                        true=[_known(_as_labels(s[1])) for s, _ in pairs],
-                        predicted=[_known(_as_labels(o[0])) for _, o in pairs], save=save)
+    images, masks, identities = zip(*list(samples)[:max_n])
+    return draw_results([_as_image(image) for image in images], [str(identity) for identity in identities],
+                        true=[_known(_as_labels(mask)) for mask in masks],
+                        predicted=[_known(_as_labels(out[0])) for out in list(outs)[:max_n]], save=save)
 
 
 @patch
@@ -268,7 +260,7 @@ def show_occlusion(self: ReIDDataLoaders,
         put_image(line[0], image)
         for ax, regions in zip(line[1:], dropped): put_image(ax, blank_regions(image, mask, regions))
     words = ['dropped:\n' + _in_two_lines([region_name(k) for k in regions]) for regions in dropped]
-    for ax, words in zip(axes[0], ['image', *words]): ax.set_title(words, fontsize=TEXT, linespacing=1.1, pad=3)
+    for ax, title in zip(axes[0], ['image', *words]): ax.set_title(title, fontsize=TEXT, linespacing=1.1, pad=3)
     return finish(figure, save)
 
 
@@ -282,7 +274,7 @@ def _with_masks(dl, seed, n):
     "The first images of a batch that have a mask, (n,h,w,3) in [0,1], and their labels"
     x, mask, *_ = batch_to_show(dl, seed)
     mask = _as_labels(mask)
-    at = [i for i, labels in enumerate(mask) if _known(labels) is not None][:n]
+    at = [i for i, labels in enumerate(mask) if NO_MASK not in labels][:n]
     if not at:
         raise ValueError('no image of this batch has a part mask, so there are no regions to drop: '
                          'name a folder of masks to the reader (masks=...)')

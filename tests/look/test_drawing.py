@@ -171,7 +171,7 @@ def test_a_notebook_shows_a_picture_once_a_cell(monkeypatch):
     import IPython.display
     shown, cell = [], [1]
     monkeypatch.setattr(IPython.display, 'publish_display_data', lambda data: shown.append(data['image/png'][:4]))
-    monkeypatch.setattr(drawing, '_cell', lambda: cell[0])
+    monkeypatch.setattr(drawing, 'notebook_cell', lambda: cell[0])
     sheet = finish(plot()[0])
     assert shown == [b'\x89PNG']
     sheet._ipython_display_()  # the cell's last value: it is there already
@@ -215,7 +215,7 @@ def test_a_figure_of_a_widget_or_of_another_thread_is_not_pyplots():
 
 
 def test_outside_of_a_notebook_there_is_no_cell():
-    assert drawing._cell() is None
+    assert drawing.notebook_cell() is None
     assert isinstance(finish(plot()[0]), Figure)
 
 

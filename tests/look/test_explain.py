@@ -179,7 +179,7 @@ def test_other_shoes_lower_the_foot_most(seer):
         masks = torch.from_numpy(np.stack([p.mask for p in case]).astype(np.int64))
         with torch.no_grad(): maps = seer.model.eval().feature_maps(x, masks)
         query, same, changed = ({name: o[i:i+1] for name, o in maps.items()} for i in range(3))
-        likeness = lambda a, b: explain_pair(seer.model, a, b).table['similarity'].iloc[:N_REGIONS]
+        likeness = lambda a, b: explain_pair(seer.model, a, b)[1]['similarity'].iloc[:N_REGIONS]
         itself.append(likeness(same, same) - likeness(same, changed))
         again.append(likeness(query, same) - likeness(query, changed))
     itself, again = pd.DataFrame(itself), pd.DataFrame(again)
