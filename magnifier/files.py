@@ -11,7 +11,7 @@ from pathlib import Path
 try: import fcntl
 except ImportError: import msvcrt
 
-__all__ = ['aside', 'aside_folder', 'clear_leftovers', 'locked']
+__all__ = ['aside', 'aside_folder', 'clear_leftovers', 'locked', 'fastai_folder']
 
 WINDOWS = os.name == 'nt'
 FAR = 1 << 40  # Windows locks bytes against everybody: one that no file reaches
@@ -95,6 +95,13 @@ def locked(
                               'folder')
     try: yield
     finally: _drop(lock, file)
+
+
+def fastai_folder(
+    name: str,  # Such as 'data'
+) -> Path:
+    "The folder of this name among fastai's own: in `FASTAI_HOME`, or in ~/.fastai"
+    return Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser()/name
 
 
 def _part_of(path): return path.with_name(f'.{path.name}-{secrets.randbelow(10**9)}.part')

@@ -12,19 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import ExifTags
 
 from magnifier.checks import refuse
-from magnifier.data.images import IMAGE_ENDINGS, UnreadableImage, opened_image, read_image, read_mask
+from magnifier.data.images import IMAGE_ENDINGS, UnreadableImage, mask_folder, opened_image, read_image, read_mask
 
 __all__ = ['CatalogWarning', 'make_catalog', 'validate_catalog', 'check_catalog', 'find_masks', 'join_catalogs',
            'describe']
 
 COLUMNS = ('path', 'mask', 'pid', 'camid', 'split')
 SPLITS = ('train', 'query', 'gallery')
-LARGEST = 2**63 - 1  # of 64 bits
+LARGEST = 2**63 - 1  # Whole number of 64 bits
 EXACT = 2**53  # Whole numbers above it lose digits as floats
-EXIF_ORIENTATION = 0x0112
-DEEP = ('I', 'F')  # Modes of more than 8 bits, and I;16 and its kin
 log = logging.getLogger(__name__)
 
 
@@ -90,14 +89,20 @@ def describe(
 ) -> pd.DataFrame:  # A row a split, and one for all: images, identities, cameras, images_per_identity, masks
     "Images, identities, cameras and masks of a catalog, by split"
     check_columns(catalog)
-    parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
     rows = {}
-    for split, c in parts.items():
-        if len(c) == 0: continue
+    for split, c in by_split(catalog):
         people = c['pid'].nunique()
         rows[split] = dict(images=len(c), identities=people, cameras=c['camid'].nunique(),
                            images_per_identity=round(len(c) / people, 1), masks=int(c['mask'].notna().sum()))
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('split')
+
+
+def by_split(catalog):
+    "(name, rows) of each split that has images, and of all"
+    for split in SPLITS:
+        rows = catalog[catalog['split'] == split]
+        if len(rows): yield split, rows
+    if len(catalog): yield 'all', catalog
 
 
 # Masks of the images, by the names of their files
@@ -158,7 +163,7 @@ def _mask_names(name):
 def _beside(folder):
     "The folder of masks beside the nearest folder above the images that has one"
     for above in (folder, *folder.parents[:-1]):
-        labels = above.with_name(above.name + '_ps_label')
+        labels = mask_folder(above)
         if labels.is_dir(): return labels / folder.relative_to(above)
     return None
 
@@ -417,10 +422,10 @@ def _image_problems(data):
     try:
         with opened_image(data) as image:
             if image.mode == 'CMYK': found.append(('CMYK colours', 'convert it to RGB: colours may come out inverted'))
-            if image.mode in DEEP or image.mode.startswith('I;'):
+            if image.mode.startswith(('I', 'F')):
                 found.append((f'more than 8 bits a pixel (mode {image.mode})',
                               'scale it to 8 bits: other tools clip it to white'))
-            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 found.append(('rotated by its EXIF tag',
                               'it is turned when read, other tools may not turn it: save it upright'))
         return found, read_image(data).size

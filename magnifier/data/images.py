@@ -22,7 +22,7 @@ __all__ = ['UnreadableImage', 'read_image', 'read_mask', 'write_mask']
 
 # File names that count as images, wherever a folder is searched
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.avif')
-HARMLESS = ('.db', '.ini', '.txt', '.md')  # Beside images everywhere; nobody misses them
+HARMLESS = ('.db', '.ini', '.txt', '.md')  # Often beside images, and not reported as left out
 WANTED = 'an image is a path, the bytes of a file, a binary file, a PIL image or an (h,w,3) uint8 array'
 DEPTHS = (8, 12, 16)  # Bits that scanners and cameras write into 16- and 32-bit files
 log = logging.getLogger(__name__)
@@ -233,7 +233,7 @@ def image_files(
 
     One warning in the log counts what is left out. A ValueError if no image is left."""
     left_out = Counter()
-    found = list(_without_copies(_folders(str(folder), recursive, (), left_out), left_out))
+    found = list(_images_in(str(folder), recursive, (), left_out))
     if include is not None:
         kept = _matching(found, folder, include)
         left_out[f'by include={include!r}'] = len(found) - len(kept)
@@ -249,20 +249,13 @@ def image_files(
     return [Path(f) for f in sorted(found)]
 
 
-def _without_copies(folders, left_out):
-    for place, names in folders:
-        second = {n for n in names if os.path.splitext(n)[0] in names}  # x.jpg.jpg beside x.jpg
-        left_out['copies with a second ending'] += len(second)
-        yield from (os.path.join(place, n) for n in names - second)
-
-
 def _matching(files, folder, pattern):
     "Files with a path below the folder in which the pattern is found"
     return [f for f in files if re.search(pattern, Path(f).relative_to(folder).as_posix())]
 
 
-def _folders(folder, recursive, above, left_out):
-    "(folder, names of its images) for a folder and those in it; `above`: the real folders that led here"
+def _images_in(folder, recursive, above, left_out):
+    "Paths of the images of a folder and of the folders in it; `above`: the real folders that led here"
     here = os.path.realpath(folder)
     if here in above: return  # a link back
     names = set()
@@ -276,8 +269,10 @@ def _folders(folder, recursive, above, left_out):
             why = _no_image(entry)
             if why: left_out[why] += 1
             elif entry.name.lower().endswith(IMAGE_ENDINGS): names.add(entry.name)
-    yield folder, names
-    for d in sorted(deeper): yield from _folders(d, recursive, (*above, here), left_out)
+    copies = {n for n in names if os.path.splitext(n)[0] in names}  # x.jpg.jpg beside x.jpg
+    left_out['copies with a second ending'] += len(copies)
+    yield from (os.path.join(folder, n) for n in names - copies)
+    for d in deeper: yield from _images_in(d, recursive, (*above, here), left_out)
 
 
 def _no_image(entry):

@@ -22,7 +22,8 @@ from magnifier.data.transforms import FitImage, NormalizeInPlace, batch_transfor
 
 __all__ = ['ReIDDataLoaders']
 
-NEUTRAL = (AddMaskCodes, SameSize, ToTensor, IntToFloatTensor)  # change a type, or a mask: no step of `Preprocessing`
+# Transforms that prepare no pixel of an image, so that `Preprocessing` need not know them
+NEUTRAL = (AddMaskCodes, SameSize, ToTensor, IntToFloatTensor)
 
 
 class ReIDDataLoaders(DataLoaders):

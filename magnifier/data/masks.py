@@ -14,7 +14,7 @@ from fastprogress import progress_bar
 from PIL import Image
 
 from magnifier.checks import refuse
-from magnifier.data.catalog import SPLITS, CatalogWarning
+from magnifier.data.catalog import CatalogWarning, by_split
 from magnifier.data.images import (IMAGE_ENDINGS, existing, few, image_files, mask_folder, opened_image, read_image,
                                    read_labels, read_mask, write_mask)
 from magnifier.data.own_sets import read_table
@@ -250,10 +250,8 @@ def mask_report(
     with ThreadPoolExecutor() as pool: areas = list(pool.map(_areas, catalog['mask'].dropna()))
     masked = catalog.index[catalog['mask'].notna()]
     areas = pd.DataFrame(np.reshape(areas, (-1, N_REGIONS)), index=masked, columns=REGIONS)
-    parts = {s: catalog[catalog['split'] == s] for s in SPLITS} | {'all': catalog}
     rows = {}
-    for split, c in parts.items():
-        if len(c) == 0: continue
+    for split, c in by_split(catalog):
         a = areas.loc[c.index[c['mask'].notna()]]
         shown = (a[list(BODY_REGIONS)] > 0).sum(axis=1).mean()
         rows[split] = dict(images=len(c), masks=len(a), coverage=len(a) / len(c), regions=shown, **a.mean())

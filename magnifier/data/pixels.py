@@ -21,7 +21,7 @@ from magnifier.data.block import IdentityCategorize, TensorIdentity, TensorPartM
 from magnifier.data.images import check_same_size, read_image, read_mask
 from magnifier.data.preprocess import Preprocessing
 from magnifier.data.transforms import OwnGenerator
-from magnifier.files import aside, clear_leftovers
+from magnifier.files import aside, clear_leftovers, fastai_folder
 from magnifier.regions import NO_MASK
 
 __all__ = ['read_pixels', 'decode_pixels', 'MappedPixels', 'cache_pixels', 'FitBatch', 'PixelBatches', 'on_one_canvas']
@@ -29,7 +29,7 @@ __all__ = ['read_pixels', 'decode_pixels', 'MappedPixels', 'cache_pixels', 'FitB
 log = logging.getLogger(__name__)
 
 VERSION = 1  # Of the file; raised whenever the same originals give other bytes
-AT_ONCE = 256  # Images that threads decode before the first of them is stored
+AT_ONCE = 256  # Images that threads decode ahead of the one that is stored
 TAIL = 8  # Bytes at the end: how long the index before them is
 
 
@@ -106,7 +106,7 @@ def cache_pixels(
     if where == 'ram': return list(decode_pixels(rows, workers))
     refuse({f"cache={where!r}: use 'ram', 'disk', a folder as a Path, or None":
             where != 'disk' and not isinstance(where, Path)})
-    folder = Path(os.environ.get('FASTAI_HOME', '~/.fastai'))/'pixels' if where == 'disk' else where
+    folder = fastai_folder('pixels') if where == 'disk' else where
     file = folder.expanduser()/f'{_digest(_absolute(rows))}.pixels'
     stamp = _digest(_stamps(rows))
     try: return MappedPixels(file, stamp)
@@ -157,7 +157,7 @@ def _digest(values): return hashlib.sha256(json.dumps(list(values)).encode()).he
 
 class FitBatch(OwnGenerator, DisplayedTransform):
     "Decoded originals to (image, part mask, ...): resized; in training also mirrored and shifted, image and mask alike"
-    order = -100  # first of all: it makes what the others change
+    order = -100  # before all others, which change the images that it makes
     def __init__(self,
         preprocessing: Preprocessing,  # Size and fit
         pad: int = 10,  # Largest random shift in pixels; what comes in is black, in the mask background
@@ -217,7 +217,7 @@ class PixelBatches(IdentityBatches):
         super().before_iter()
         if self.n and self._labelled: self._all_identities()
 
-    def do_item(self, s): return s or 0  # an index: nothing is done by item
+    def do_item(self, s): return s or 0  # the index itself: items are loaded by the batch
 
     def do_batch(self, indices):
         "(n,4,h,w) uint8 canvas, (n,2) sizes and, where the dataset has them, (n,4) identities"

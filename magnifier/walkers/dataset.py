@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ import pandas as pd
 from PIL import Image
 
 from magnifier.checks import refuse
-from magnifier.files import aside_folder
+from magnifier.data.images import mask_folder
+from magnifier.files import aside_folder, fastai_folder
 from magnifier.regions import region_indices
 from magnifier.walkers.cameras import CAMERAS
 from magnifier.walkers.canvas import enlarge, pick, stream
@@ -64,7 +64,7 @@ def walkers(
     shots = plan(people, **numbers)
     files = {folder: sum(FOLDERS[shot.split] == folder for shot in shots) for folder in FOLDERS.values()}
     marker = dict(version=VERSION, arguments=args, files=files)
-    while missing := [place for place in (root, _labels(root)) if not holds(place, marker, MARKER)]:
+    while missing := [place for place in (root, mask_folder(root)) if not holds(place, marker, MARKER)]:
         try: _draw(missing, root, people, shots, marker)
         except FileExistsError: continue  # another process drew one of them and was first
     return root
@@ -104,15 +104,12 @@ def _checked(args):
     return out | {name: share(name, out[name]) for name in ('occluded', 'mask_noise')}
 
 
-def _labels(root): return root.with_name(f'{root.name}_ps_label')
-
-
 def _draw(missing, root, people, shots, marker):
     "Draws the root and its masks if they are missing; the masks appear first"
     log.info('drawing %d images for %s', len(shots), root)
     with ExitStack() as folders:
         new = {place: folders.enter_context(aside_folder(place)) for place in missing}
-        _draw_all(new.get(root), new.get(_labels(root)), shots, marker['arguments'])
+        _draw_all(new.get(root), new.get(mask_folder(root)), shots, marker['arguments'])
         if root in new:
             table = {person.pid: asdict(person) for person in people}
             write_json(new[root]/PEOPLE, table)
@@ -338,7 +335,7 @@ def cached(
 ) -> Path:  # Among fastai's data (`FASTAI_HOME` or ~/.fastai)
     "The default folder for these arguments"
     key = '-'.join(f'{k}{v}' for k, v in args.items()).replace('_', '')
-    return Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser()/'data'/f'{kind}-v{version}-{key}'
+    return fastai_folder('data')/f'{kind}-v{version}-{key}'
 
 
 def holds(

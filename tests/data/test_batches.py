@@ -65,6 +65,7 @@ def test_batches_are_as_many_as_possible_and_of_different_identities(counts, p, 
     assert len(left) < p, 'fewer than P identities still have groups'
 
 
+@pytest.mark.slow
 def test_many_identities_take_no_time():
     rng = random.Random(0)
     counts = [rng.randint(1, 6) for _ in range(33_000)] + [20_000]
