@@ -57,8 +57,8 @@ def search_form(finder):
     "Who, where and when on the left; hits and why on the right"
     regions = [(r, region_name(r, stripes=finder.stripes)) for r in BODY_REGIONS]
     by_region = boxes('regions', regions, 'Compare only these regions', 'None ticked: the whole person')
-    by_region = by_region if finder.by_region else ''
-    asked = Section(H2('Who'), drop_zone(), strip(finder), by_region, where(finder), cls='asked')
+    asked = Section(H2('Who'), drop_zone(), strip(finder), by_region if finder.by_region else '', where(finder),
+                    cls='asked')
     threshold = Label('Least similarity of a hit ', Output('0.00', fr='threshold'),
                       Input(type='range', id='threshold', min=0, max=1, step=.01, value=0), fr='threshold')
     masks = Label(Input(type='checkbox', name='masks'), "Show the model's part masks", cls='check')
@@ -118,6 +118,9 @@ def choice(label, name, choices, chosen):
 
 
 def alert(text): return P(text, role='alert', cls='alert')
+
+
+def counted(n, noun): return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
 
 def who(row):
@@ -190,8 +193,9 @@ def status_words(found, threshold, parts):
     shown, n = found.above(threshold), len(found.hits)
     if not n: return 'Nobody was found with these filters: widen them.'
     if not shown: return f'No hit at this threshold: all of the first {n} are less alike. Lower it.'
-    by = ', '.join(region_name(r, stripes=found.stripes) for r in found.hits.regions or ())
-    words = [f'{shown} hit{"s"*(shown != 1)}{" by "*bool(by)}{by}, most similar first.']
+    regions = ', '.join(region_name(r, stripes=found.stripes) for r in found.hits.regions or ())
+    by = f' by {regions}' if regions else ''
+    words = [f'{counted(shown, "hit")}{by}, most similar first.']
     if found.left_out: words.append(f'Left out: camera {", ".join(map(str, found.left_out))}.')
     if shown < n: words.append(f'{n - shown} of the first {n} are less alike than the threshold and not shown.')
     if parts: words.append('Choose one to see why it was found.')
@@ -283,7 +287,7 @@ def region_bars(match):
 
 
 def region_row(name, row, most, match):
-    alike, adds = Td(), Td()
+    alike = adds = Td()
     if match.regions and name not in match.regions: alike = Td('not compared', cls='small')
     elif np.isfinite(row['similarity']): alike = Td(*bar(row['similarity'], 1., '.2f'))
     elif name != REST: alike = Td(unseen(row), cls='small')
@@ -318,10 +322,10 @@ def gallery_page(finder, by='identity', only=EVERYBODY, page=1) -> Div:
     pages = max(1, -(-len(rows)//PER_PAGE))
     page = min(max(1, page), pages)
     start = (page - 1)*PER_PAGE
-    begun = rows['group'].iloc[:start].tolist()[-1:]  # its images go on from the page before
     groups = []
     for name, part in rows.iloc[start:start + PER_PAGE].groupby('group', sort=False):
-        size = f'{sizes[name]} image{"s"*(sizes[name] != 1)}' + ', continued'*(name in begun)
+        size = counted(sizes[name], 'image')
+        if start and rows['group'].iloc[start - 1] == name: size += ', continued'  # from the page before
         groups.append(group(finder, name, part, size, by))
     order = choice('Order', 'by', [(o, f'by {o}') for o in ORDERS], by)
     show = choice('Show', 'only', [(name, name) for name in (EVERYBODY, *sizes)], only)

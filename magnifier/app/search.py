@@ -185,14 +185,16 @@ class Finder:
         regions = found.hits.regions
         image = self.query(row['key']).image
         with self._lock: compared = explain_images(self.learn, query.image, image)
-        table, heats = compared.table, compared.heats
         if regions:
-            table = region_table(table, regions)
-            words, heats = region_words(table, row['similarity'], stripes=self.stripes), ()
-        else: words = match_words(table, compared.score, stripes=self.stripes)
+            table = region_table(compared.table, regions)
+            words = region_words(table, row['similarity'], stripes=self.stripes)
+            heats = ()
+        else:
+            table = compared.table
+            words = match_words(table, compared.score, stripes=self.stripes)
+            heats = tuple(compared.heats)
         images = shrunk(query.image), shrunk(image)
-        labels = tuple(compared.sight.seen)
-        return Match(place, query, row, words, table, images, labels, tuple(heats), regions, self.stripes)
+        return Match(place, query, row, words, table, images, tuple(compared.sight.seen), heats, regions, self.stripes)
 
     def _rates(self, regions: tuple) -> PairRates | None:
         "`pair_rates` of a choice of regions; none for the whole person"

@@ -12,9 +12,9 @@ import pandas as pd
 from magnifier.data.images import image_name
 from magnifier.files import aside
 from magnifier.gallery.entries import (
-    ReadImage, as_array, content_key, embedded_regions, keyed, number, read_entry, timestamp, unit_rows)
+    as_array, content_key, embedded_regions, keyed, number, read_entry, timestamp, unit_rows)
 from magnifier.gallery.store import MOST_NAMES, joined, where
-from magnifier.gallery.video import crop_address, cut_boxes, read_mot
+from magnifier.gallery.video import Video, crop_address, cut_boxes, read_mot
 
 __all__ = []
 
@@ -33,66 +33,60 @@ class Reading:
         self.skipped = []  # (path, problem) of what is no image
         self._seen = set()
 
-    def __iter__(self) -> Iterator[pd.DataFrame]:
+    def __iter__(self) -> Iterator[list[dict]]:
         with ThreadPoolExecutor(4) as threads:
             yield from prefetched(self._read(start, threads) for start in range(0, len(self.table), self.bs))
 
     def _read(self, start, threads):
-        "New images of a batch: rows of the table, with columns key and image"
-        part = self.table.iloc[start:start + self.bs]
-        part = _with(part, threads.map(keyed, part['item'], part['path']))
-        whole = part[part['problem'] == '']
-        known = self.store.known(whole['key'].tolist())
-        is_new = ~whole['key'].isin(self._seen | set(known)) & ~whole.duplicated('key')
-        again = whole[~is_new & whole['path'].notna()]
-        self.names += [(key, path) for key, path in zip(again['key'], again['path']) if path not in known.get(key, ())]
-        new = whole[is_new]
-        new = _with(new, threads.map(read_entry, new['item'], new['key']))
-        self._skip(part['problem'].to_dict() | new['problem'].to_dict())
-        new = new[new['problem'] == ''].drop(columns='problem')
-        self._seen |= set(new['key'])
+        "New images of a batch: rows of the table with key and image"
+        rows = self.table.iloc[start:start + self.bs].to_dict('records')
+        keys = threads.map(keyed, [row['item'] for row in rows], [row['path'] for row in rows])
+        for row, read in zip(rows, keys): row |= dict(key=read.key, problem=read.problem)
+        readable = [row for row in rows if not row['problem']]
+        known = self.store.known([row['key'] for row in readable])
+        new = {}
+        for row in readable:
+            key, path = row['key'], row['path']
+            if key not in known and key not in self._seen and key not in new: new[key] = row
+            elif path is not None and path not in known.get(key, ()): self.names.append((key, path))
+        images = threads.map(read_entry, [row['item'] for row in new.values()], new)
+        for row, read in zip(new.values(), images): row |= dict(image=read.image, problem=read.problem)
+        self.skipped += [(image_name(row['item']), row['problem']) for row in rows if row['problem']]
+        new = [row for row in new.values() if not row['problem']]
+        self._seen |= {row['key'] for row in new}
         return new
-
-    def _skip(self, problems):
-        "Keeps the problems of a batch, given by row of the table; a row without a problem has an empty text"
-        self.skipped += [(image_name(self.table['item'][row]), text) for row, text in problems.items() if text]
-
-
-def _with(rows, read):
-    "Rows of a table with the columns key, image and problem of what was read for them"
-    columns = pd.DataFrame(list(read), columns=ReadImage._fields, index=rows.index, dtype=object)
-    return rows.assign(**columns)
-
-
-def video_entries(video, boxes, *, camera: int, start, every: int) -> pd.DataFrame:
-    "The boxes of a tracker with columns path, camid, tracklet and since; the arguments are those of `add_video`"
-    table = boxes if isinstance(boxes, pd.DataFrame) else read_mot(boxes)
-    if not len(table): raise ValueError(f'no boxes for {video}: run the tracker first, or leave this camera out')
-    table = table[table.groupby('track').cumcount() % every == 0].reset_index(drop=True)
-    camid = number(camera, 'camera')
-    places = zip(table['frame'], table[['left', 'top', 'width', 'height']].to_numpy(float))
-    return table.assign(
-        camid=camid,
-        path=[crop_address(video, frame, box) for frame, box in places],
-        tracklet=[f'{camid}/{Path(video).stem}/{track}' for track in table['track']],
-        since=timestamp(start) or 0.,
-    )
 
 
 class VideoReading:
-    """People of a video (the table is of `video_entries`) that a gallery does not have yet, in batches that a thread
-    cuts out in advance; the folder `crops` keeps their images, if there is one. ValueError for another video of this
-    camera under the same name"""
+    """People in the boxes of a video that a gallery does not have yet, in batches that a thread cuts out in advance.
+    The arguments are those of `Gallery.add_video`. ValueError for no boxes, and for another video of this camera under
+    the same name"""
 
-    def __init__(self, store, video, table, bs, crops=None):
+    names = ()  # As in `Reading`; who is known keeps the address
+
+    def __init__(self, store, video: Video, boxes, bs, *, camera, start, every, crops):
         self.store = store
         self.video = video
         self.bs = bs
-        self.table = table.assign(time=table['since'] + (table['frame'] - 1) / video.fps)
         self.crops = None if crops is None else Path(crops)
+        self.table = self._entries(boxes, number(camera, 'camera'), timestamp(start) or 0., every)
         self._check_same_video()
-        self.names = []  # (key, path) of content that was known
         self.skipped = []  # (path, problem) of boxes that gave no image
+
+    def _entries(self, boxes, camera, start, every):
+        "The boxes with columns path, pid, camid, tracklet and time"
+        source = self.video.source
+        table = boxes if isinstance(boxes, pd.DataFrame) else read_mot(boxes)
+        if not len(table): raise ValueError(f'no boxes for {source}: run the tracker first, or leave this camera out')
+        table = table[table.groupby('track').cumcount() % every == 0].reset_index(drop=True)
+        places = zip(table['frame'], table[['left', 'top', 'width', 'height']].to_numpy(float))
+        return table.assign(
+            path=[crop_address(source, frame, box) for frame, box in places],
+            pid=None,
+            camid=camera,
+            tracklet=[f'{camera}/{source.stem}/{track}' for track in table['track']],
+            time=start + (table['frame'] - 1) / self.video.fps,
+        )
 
     def _check_same_video(self):
         "Tracks that bear the names of tracklets from another time would be taken for the same people"
@@ -107,33 +101,34 @@ class VideoReading:
             raise ValueError(f'{self.store.uri} has a tracklet {name} of another time ({begins:%Y-%m-%d %H:%M:%S}): '
                              'give each video of a camera a name of its own, and the same start when it is added again')
 
-    def __iter__(self) -> Iterator[pd.DataFrame]:
+    def __iter__(self) -> Iterator[list[dict]]:
         left = set(range(len(self.table)))
-        for rows, part in prefetched(self._batches()):
-            left -= rows
-            yield part
+        for numbers, new in prefetched(self._batches()):
+            left -= numbers
+            yield new
         self.skipped += [(self.table['path'][row], 'no such frame, or outside it') for row in sorted(left)]
 
     def _batches(self):
-        "The rows of each batch, and the new ones of them as `_new` gives them"
+        "The row numbers of each batch, and the new ones of its rows"
         crops = cut_boxes(self.video, self.table)
         while batch := list(islice(crops, self.bs)): yield {crop.row for crop in batch}, self._new(batch)
 
     def _new(self, crops):
-        "Rows of the table for those crops that are new, with columns key and image"
-        part = self.table.iloc[[crop.row for crop in crops]].assign(pid=None, image=[crop.image for crop in crops])
-        part['key'] = [content_key(crop.image) for crop in crops]
-        known = self.store.known(part['key'].tolist())
-        part = part[~part['key'].isin(known) & ~part.duplicated('key')]
+        "Rows of the table for those crops that are new, with key and image"
+        rows = self.table.iloc[[crop.row for crop in crops]].to_dict('records')
+        for row, crop in zip(rows, crops): row |= dict(image=crop.image, key=content_key(crop.image))
+        known = self.store.known([row['key'] for row in rows])
+        new = {}
+        for row in rows:
+            if row['key'] not in known: new.setdefault(row['key'], row)
         if self.crops is not None:  # the address stays as another name
-            files = [self._keep(row) for row in part.itertuples()]
-            part = part.assign(also=[[address] for address in part['path']], path=files)
-        return part
+            for row in new.values(): row |= dict(path=self._keep(row), also=[row['path']])
+        return list(new.values())
 
     def _keep(self, row):
         "Writes a person's image and returns its path"
-        file = self.crops/f'{row.tracklet}/{row.frame:06d}.png'
-        with aside(file, synced=False) as part: row.image.save(part, format='png')
+        file = self.crops/row['tracklet']/f'{row["frame"]:06d}.png'
+        with aside(file, synced=False) as part: row['image'].save(part, format='png')
         return str(file)
 
 
@@ -186,24 +181,24 @@ class Writing:
         finally: self._thread.shutdown()
 
 
-def embedded(embedder, part, regions: bool, d) -> dict:
+def embedded(embedder, new: list[dict], regions: bool, d) -> dict:
     """Columns of new images, to be written: labels, and embeddings of `d` dimensions (None for any). Of images of
     tracklets also the visible share of each person, if the embedder can measure it"""
-    images = list(part['image'])
-    rows = {name: list(part[name]) for name in ('key', 'pid', 'camid', 'time', 'tracklet')}
-    rows['path'] = [path or '' for path in part['path']]
-    rows['also'] = list(part['also']) if 'also' in part else [[] for _ in images]
-    if part['tracklet'].notna().any() and hasattr(embedder, 'embed_visible'):
+    images = [row['image'] for row in new]
+    columns = {name: [row[name] for row in new] for name in ('key', 'pid', 'camid', 'time', 'tracklet')}
+    columns['path'] = [row['path'] or '' for row in new]
+    columns['also'] = [row.get('also', []) for row in new]
+    if any(columns['tracklet']) and hasattr(embedder, 'embed_visible'):
         vectors, visibility = embedder.embed_visible(images)
-        rows['visibility'] = as_array(visibility).tolist()
+        columns['visibility'] = as_array(visibility).tolist()
     else:
         vectors = embedder.embed(images)
-        rows['visibility'] = [None] * len(images)
-    rows['vector'] = unit_rows(vectors, len(images), d)
+        columns['visibility'] = [None] * len(images)
+    columns['vector'] = unit_rows(vectors, len(images), d)
     if regions:
-        rows['regions'], visible = embedded_regions(embedder, images)
-        rows['visible'] = visible.tolist()
-    return rows
+        columns['regions'], visible = embedded_regions(embedder, images)
+        columns['visible'] = visible.tolist()
+    return columns
 
 
 def remember_names(store, names: list):

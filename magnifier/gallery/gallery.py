@@ -10,8 +10,7 @@ import pandas as pd
 
 from magnifier.checks import as_count, choose, refuse
 from magnifier.data.images import image_name
-from magnifier.gallery.adding import (
-    Reading, VideoReading, Writing, embedded, remember_names, video_entries, with_bar)
+from magnifier.gallery.adding import Reading, VideoReading, Writing, embedded, remember_names, with_bar
 from magnifier.gallery.entries import embedded_regions, entries, fingerprint_of, identity, read_entry, unit_rows
 from magnifier.gallery.hits import Hits, as_table, nearest, nearest_by_regions, nearest_reranked
 from magnifier.gallery.lance import LanceStore
@@ -133,18 +132,18 @@ class Gallery:
         video, no boxes, another video of this camera under the same name, and as in `add`"""
         bs = as_count(bs, 'bs')
         every = as_count(every, 'every')
-        table = video_entries(video, boxes, camera=camera, start=start, every=every)
-        reading = VideoReading(self.store, Video(video, fps=fps), table, bs, crops)
-        return self._add(embedder, reading, len(table), bs, progress)
+        video = Video(video, fps=fps)
+        reading = VideoReading(self.store, video, boxes, bs, camera=camera, start=start, every=every, crops=crops)
+        return self._add(embedder, reading, len(reading.table), bs, progress)
 
     def _add(self, embedder, reading, n, bs, progress):
         "Embeds and writes the images of `reading`, and counts the results of all `n` images"
         self._check_regions()  # another may have made the gallery since
         self._check_model(embedder)
         with Writing(self.store) as writing:
-            for part in with_bar(reading, n, bs) if progress and n > bs else reading:
-                if not len(part): continue
-                rows = embedded(embedder, part, self.regions, self.store.about.get('d'))
+            for new in with_bar(reading, n, bs) if progress and n > bs else reading:
+                if not new: continue
+                rows = embedded(embedder, new, self.regions, self.store.about.get('d'))
                 if not self.store.about: self._create(embedder, rows)
                 writing.put(rows)
         remember_names(self.store, reading.names)

@@ -4,11 +4,12 @@ import pytest
 
 @pytest.fixture(scope='session')
 def people(seer, few, tmp_path_factory):
-    "Images an hour apart"
+    "Four images of each of four people, an hour apart"
     from magnifier.gallery.gallery import Gallery
-    times = [1_760_000_000 + 3600*i for i in range(len(few))]
+    rows = few.groupby(['split', 'pid'], group_keys=False).head(2)
+    rows = rows.assign(time=[1_760_000_000 + 3600*i for i in range(len(rows))])
     with Gallery(tmp_path_factory.mktemp('people')/'people', regions=True) as gallery:
-        gallery.add(seer, few.assign(time=times), progress=False)
+        gallery.add(seer, rows, progress=False)
         yield gallery
 
 

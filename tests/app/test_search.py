@@ -1,14 +1,26 @@
-"What the page asks of gallery and model"
+"What the page asks of gallery and model: hits and why, what thresholds stand for, who was where"
+import base64
+import html
+import re
+import shutil
+from io import BytesIO
+
 import numpy as np
 import pandas as pd
 import pytest
-from magnifier.app import search as page_search
-from magnifier.app.search import REMEMBERED, SIDE, Asked, Finder, Query, region_table, region_words, shrunk
-from magnifier.app.server import make_page
-from magnifier.look.explain import match_words
-from magnifier.regions import N_REGIONS, REGIONS
+from fasthtml.common import to_xml
 from PIL import Image
 from starlette.testclient import TestClient
+
+from magnifier.app import search as page_search
+from magnifier.app.page import ROWS, people_page
+from magnifier.app.search import (
+    PER_IDENTITY, REMEMBERED, SAMPLE, SIDE, Asked, Finder, Query, WhoWhere, pair_rates, region_table, region_words,
+    sample_keys, shrunk, who_was_where)
+from magnifier.app.server import make_page
+from magnifier.gallery.gallery import Gallery
+from magnifier.look.explain import match_words
+from magnifier.regions import N_REGIONS, REGIONS
 
 
 @pytest.fixture
@@ -101,7 +113,6 @@ def test_only_what_was_added_is_shown(finder, key, monkeypatch, tmp_path):
 
 
 def test_images_without_files_of_their_own_are_known_by_their_pixels(seer, tmp_path):
-    from magnifier.gallery.gallery import Gallery
     images = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 32, 3), np.uint8)) for i in range(2)]
     images[0].save(tmp_path/'0.png')
     with Gallery(tmp_path/'own') as g:
@@ -166,7 +177,6 @@ def test_regions_in_numbers_and_words():
 
 @pytest.mark.slow
 def test_a_model_without_parts(blind, few, tmp_path):
-    from magnifier.gallery.gallery import Gallery
     with Gallery(tmp_path/'blind') as g:
         g.add(blind, few.head(4), progress=False)
         finder = Finder(blind, g, {})
@@ -181,7 +191,6 @@ def test_a_model_without_parts(blind, few, tmp_path):
 
 
 def test_galleries_that_cannot_be_searched(blind, people, seer, tmp_path):
-    from magnifier.gallery.gallery import Gallery
     with pytest.raises(ValueError, match='their embeddings cannot be compared'): Finder(blind, people, {})
     with Gallery(tmp_path/'empty') as g, pytest.raises(ValueError, match='is empty: add images first'):
         Finder(seer, g, {})
@@ -217,3 +226,198 @@ def test_shrunk():
     assert image.size == (2000, 4000)
     assert shrunk(Image.new('RGB', (4, 8))).size == (4, 8)
     assert shrunk(None) is None
+
+
+# What thresholds stand for, against pairs counted one by one
+
+def unit(x): return x/np.linalg.norm(x)
+
+
+class Shelf:
+    "As much of a gallery as the rates ask for"
+
+    def __init__(self, pids, cameras, seed=0, d=6):
+        rng = np.random.default_rng(seed)
+        visible = rng.integers(0, 256, len(pids))
+        parts = rng.normal(size=(len(pids), N_REGIONS, 3)).astype(np.float32)
+        parts /= np.linalg.norm(parts, axis=2, keepdims=True)
+        parts *= (visible[:, None] >> np.arange(N_REGIONS) & 1)[..., None]
+        vectors = [unit(rng.normal(size=d).astype(np.float32)) for _ in pids]
+        self.rows = [dict(key=f'k{i}', pid=pids[i], camid=cameras[i], vector=vectors[i], regions=parts[i].ravel(),
+                          visible=int(visible[i])) for i in range(len(pids))]
+
+    def images(self): return pd.DataFrame(self.rows)[['key', 'pid', 'camid']].astype({'pid': 'Int64', 'camid': 'Int64'})
+
+    def embeddings(self, keys):
+        rows = {r['key']: r for r in self.rows}
+        return np.stack([rows[key]['vector'] for key in keys])
+
+    def region_embeddings(self, keys):
+        rows = {r['key']: r for r in self.rows}
+        seen = [[rows[key]['visible'] >> region & 1 for region in range(N_REGIONS)] for key in keys]
+        return np.stack([rows[key]['regions'].reshape(N_REGIONS, -1) for key in keys]), np.array(seen, bool)
+
+
+PIDS, CAMERAS = [1, 1, 1, 2, 2, 3, None, 0, 0, 3], [1, 2, 2, 1, None, 1, 1, 1, 2, 1]
+
+
+def slow(shelf, similarity):
+    "Pairs of people with names, one by one"
+    impostor, genuine = [], []
+    rows = [r for r in shelf.rows if r['pid']]
+    for i, a in enumerate(rows):
+        for b in rows[i + 1:]:
+            s = similarity(a, b)
+            if s is None: continue
+            if a['pid'] != b['pid']: impostor.append(s)
+            elif a['camid'] is None or b['camid'] is None or a['camid'] != b['camid']: genuine.append(s)
+    return sorted(impostor), sorted(genuine)
+
+
+def cosine(a, b): return float(a['vector'] @ b['vector']/np.linalg.norm(a['vector'])/np.linalg.norm(b['vector']))
+
+
+def by_regions(wanted):
+    def similarity(a, b):
+        both = [k for k in map(REGIONS.index, wanted) if a['visible'] & b['visible'] >> k << k & 1 << k]
+        if not both: return None
+        x, y = a['regions'].reshape(N_REGIONS, -1), b['regions'].reshape(N_REGIONS, -1)
+        return float(np.mean([x[k] @ y[k] for k in both]))
+    return similarity
+
+
+@pytest.mark.parametrize('regions', [(), ('foot',), ('head', 'chest', 'foot')])
+def test_pairs_are_those_counted_one_by_one(regions):
+    shelf = Shelf(PIDS, CAMERAS)
+    rates = pair_rates(shelf, regions)
+    impostor, genuine = slow(shelf, by_regions(regions) if regions else cosine)
+    np.testing.assert_allclose(np.sort(rates.impostor), impostor, atol=1e-5)
+    np.testing.assert_allclose(np.sort(rates.genuine), genuine, atol=1e-5)
+
+
+def test_nobody_seen_by_two_cameras():
+    rates = pair_rates(Shelf([1, 2, 3], [1, 1, 1]))
+    assert len(rates.impostor) == 3
+    assert len(rates.genuine) == 0
+
+
+@pytest.mark.parametrize('pids', [[None, None, None], [1, 1, 1], [0, 0, 1], [1, None, 0]])
+def test_unknown_without_two_people(pids): assert pair_rates(Shelf(pids, [1, 2, 3])) is None
+
+
+def test_one_person_with_many_pictures_is_not_many_people():
+    keys = sample_keys(Shelf([7]*500 + list(range(10, 30)), [1]*520).images())
+    assert len(keys) == PER_IDENTITY + 20
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_sample_holds_whole_identities_and_is_the_same_again():
+    images = Shelf(np.repeat(np.arange(1, 601), 4).tolist(), [1, 2, 3, 4]*600).images()
+    keys = sample_keys(images)
+    sizes = images[images['key'].isin(keys)]['pid'].value_counts()
+    assert len(keys) == SAMPLE
+    assert (sizes == 4).all()
+    assert keys == sample_keys(images)
+    assert keys != sample_keys(images, seed=1)
+
+
+# The third tab, over galleries with and without tracklets
+
+EVIL = '"><script>alert(1)</script>'
+
+
+def rows_of(text):
+    "The table's rows, without its head"
+    return [[html.unescape(cell.strip()) for cell in re.findall('<td>(.*?)</td>', row, re.S)]
+            for row in text.split('<tr>')[2:]]
+
+
+@pytest.fixture(scope='module')
+def folder(seer, few, tmp_path_factory):
+    "Four tracklets of three images each: two people, each before two cameras"
+    folder = tmp_path_factory.mktemp('followed')/'people'
+    first, last = (few[few['pid'] == pid].head(3)['path'] for pid in few['pid'].iloc[[0, -1]])
+    images, cameras, times, tracklets = [], [], [], []
+    for n, (camera, paths) in enumerate([(1, first), (1, last), (2, first), (2, last)]):
+        for second, path in enumerate(paths):
+            images.append(Image.open(path).convert('RGB').resize((32, 64 + 2*camera)))
+            cameras.append(camera)
+            times.append(1_760_000_000 + 60*n + second)
+            tracklets.append(f'{camera}/cam{camera}/{n}')
+    with Gallery(folder) as g:
+        g.add(seer, images, camids=cameras, times=times, tracklets=tracklets, progress=False)
+    return folder
+
+
+@pytest.fixture
+def followed(folder, tmp_path):
+    "A copy of that gallery, which a test may change"
+    shutil.copytree(folder, tmp_path/'people')
+    with Gallery(tmp_path/'people') as g: yield g
+
+
+def joined(g):
+    "Labels tracklets 0 and 2 as person 5, and tracklet 1 as person 8; the last stays nobody's"
+    rows = g.store.read(columns=('key', 'tracklet'))
+    person = {'1/cam1/0': 5, '2/cam2/2': 5, '1/cam1/1': 8}
+    known = [(key, person[name]) for key, name in zip(*rows.values()) if name in person]
+    g.label(*zip(*known))
+
+
+def shown(seer, g):
+    with TestClient(make_page(seer, g), base_url='http://127.0.0.1:7860', headers={'HX-Request': 'true'}) as client:
+        answer = client.post('/people')
+    assert answer.status_code == 200
+    return answer.text
+
+
+def test_people_who_were_joined(seer, followed):
+    joined(followed)
+    before = followed.images()
+    text = shown(seer, followed)
+    rows = rows_of(text)
+    assert [row[:2] for row in rows] == [['5', '1'], ['5', '2'], ['8', '1']]
+    assert rows[0][2:5] == ['2025-10-09 08:53:20', '2025-10-09 08:53:22', '1/cam1/0']
+    assert 'not joined to people yet: 1. Run magnifier_people' in text
+    data, = re.findall('data:image/png;base64,([A-Za-z0-9+/=]+)', text)
+    assert Image.open(BytesIO(base64.b64decode(data))).size[0] > 500
+    pd.testing.assert_frame_equal(followed.images(), before)  # looking writes nothing
+
+
+def test_tracklets_that_nobody_joined(seer, followed):
+    text = shown(seer, followed)
+    assert 'not joined to people yet: 4. Run magnifier_people' in text
+    assert '<table' not in text
+    assert '<img' not in text
+
+
+def test_single_images_have_no_timeline(seer, people): assert 'magnifier_index --video' in shown(seer, people)
+
+
+@pytest.mark.slow
+def test_a_deleted_person_is_gone_when_the_page_is_opened_again(seer, followed):
+    joined(followed)
+    with TestClient(make_page(seer, followed), base_url='http://127.0.0.1:7860') as client:
+        assert [row[0] for row in rows_of(client.post('/people').text)] == ['5', '5', '8']
+        followed.delete(pids=[5])
+        client.get('/')
+        assert [row[0] for row in rows_of(client.post('/people').text)] == ['8']
+
+
+def test_names_are_text_and_long_tables_are_cut():
+    n = ROWS + 1
+    times = pd.to_datetime(np.arange(n), unit='s', utc=True)
+    table = pd.DataFrame(dict(person=range(n), camid=1, start=times, end=times, tracklet=EVIL, certainty=np.nan))
+    text = to_xml(people_page(WhoWhere(table, 0, b'png')))
+    assert len(rows_of(text)) == ROWS
+    assert f'first {ROWS} of {n} rows' in text
+    assert rows_of(text)[0][4] == EVIL
+    assert '<script' not in text
+
+
+@pytest.mark.slow
+def test_nobody_is_joined_by_looking(followed):
+    joined(followed)
+    found = who_was_where(followed)
+    assert found.unjoined == 1
+    assert found.table.groupby('person')['tracklet'].count().to_dict() == {5: 2, 8: 1}

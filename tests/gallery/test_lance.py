@@ -56,7 +56,7 @@ def check_whole(uri, least=0):
 # ---- what is deleted
 
 @pytest.mark.parametrize('index', ['exact', 'ivf'])
-@pytest.mark.parametrize('gone', [[7], list(range(20)), list(range(39))])
+@pytest.mark.parametrize('gone', [[7], pytest.param(list(range(20)), marks=pytest.mark.slow), list(range(39))])
 def test_nothing_of_deleted_people_is_left_in_any_file(tmp_path, gone, index):
     uri = tmp_path/'people'
     fill(uri, 20, regions=True)
@@ -126,7 +126,7 @@ def answers(uri):
         return len(g), g.images().to_csv(), hits.table.assign(similarity=hits.table['similarity'].round(4)).to_csv()
 
 
-@pytest.mark.parametrize('damage', [flip, cut, blank, lose])
+@pytest.mark.parametrize('damage', [flip, lose, *(pytest.param(d, marks=pytest.mark.slow) for d in (cut, blank))])
 def test_damage_to_any_file_is_noticed_or_changes_no_answer(whole, tmp_path, damage):
     rng, wanted, noticed = np.random.default_rng(0), answers(whole), 0
     for i, file in enumerate(parts(whole)):

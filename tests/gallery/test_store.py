@@ -34,6 +34,7 @@ def test_conditions_that_mean_nothing(kwargs, error, message):
     with pytest.raises(error, match=message): where(**kwargs)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer():
     pytest.importorskip('pymilvus')
     with pytest.raises(OSError, match='http://127.0.0.1:9: the Milvus server does not answer') as e:

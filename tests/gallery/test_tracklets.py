@@ -140,7 +140,7 @@ def check_shown(best, frame, cameras):
 
 
 def test_people_are_who_they_are(place, cameras):
-    with filled(place, cameras) as g:
+    with filled(place, cameras, every=4) as g:
         people = g.people(threshold=.8, centre=False)
         walks = {1: [100, 101, 102, 103, 104, 105], 2: [103, 100, 105, 101]}
         truth = [walks[row.camid][int(row.tracklet.rsplit('/', 1)[1])] for row in people.itertuples()]
@@ -157,9 +157,9 @@ def test_people_without_a_threshold(followed):
 def test_new_tracklets_join_people_that_exist(place, cameras):
     root, boxes = cameras
     with Gallery(**place) as g:
-        g.add_video(Watching(), root/'cam1', boxes[1], camera=1, start=START, fps=5, progress=False)
+        g.add_video(Watching(), root/'cam1', boxes[1], camera=1, start=START, fps=5, every=4, progress=False)
         before = g.people(threshold=.8, centre=False).set_index('tracklet')['person']
-        g.add_video(Watching(), root/'cam2', boxes[2], camera=2, start=START, fps=5, progress=False)
+        g.add_video(Watching(), root/'cam2', boxes[2], camera=2, start=START, fps=5, every=4, progress=False)
         after = g.people(threshold=.8, centre=False).set_index('tracklet')['person']
         assert after[before.index].equals(before)
         assert after.nunique() == 6
@@ -198,7 +198,7 @@ def test_an_image_finds_tracklets(followed):
 
 
 def test_deleting_a_persons_images_deletes_their_tracklets(place, cameras):
-    with filled(place, cameras) as g:
+    with filled(place, cameras, every=4) as g:
         people = g.people(threshold=.8, centre=False)
         gone = people['person'].iat[0]
         g.delete(pids=[gone])
