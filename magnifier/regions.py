@@ -69,6 +69,16 @@ def _table(n, source, *splits, **labels_of):
     return LabelTable(tuple(regions), splits, source)
 
 
+# Of LIP, CIHP and ATR, which label an arm as one
+ARMS = tuple(LimbSplit((arm,), (arm,), lower=REGIONS.index('lower_arm'), upright=False) for arm in (14, 15))
+
+# Arms, and trousers, skirt and bare legs as one limb, are divided by length; socks are lower leg, gloves lower arm
+LIP = _table(
+    20, 'Look into Person (Gong et al. 2017)',
+    *ARMS, LimbSplit((9, 12, 16, 17), (8, 9, 12, 16, 17), lower=REGIONS.index('lower_leg'), upright=True),
+    head=(1, 2, 4, 13), chest=(5, 6, 7, 10, 11), lower_arm=(3,), upper_arm=(14, 15), upper_leg=(9, 12, 16, 17),
+    lower_leg=(8,), foot=(18, 19))
+
 # Parsers of clothing label a sleeve as garment: a clothed arm is chest, and only its bare part is arm. A dress, coat or
 # jumpsuit is chest down to its hem. Bags, where they have a label, are background.
 LABEL_TABLES = {
@@ -82,13 +92,7 @@ LABEL_TABLES = {
         25, 'DensePose fine parts, the I of IUV (Guler et al. 2018)',
         chest=(1, 2), lower_arm=(3, 4, 19, 20, 21, 22), foot=(5, 6), upper_leg=(7, 8, 9, 10),
         lower_leg=(11, 12, 13, 14), upper_arm=(15, 16, 17, 18), head=(23, 24)),
-    # Arms, and trousers, skirt and bare legs as one limb, are divided by length; socks are lower leg, gloves lower arm
-    'lip': _table(
-        20, 'Look into Person (Gong et al. 2017)',
-        LimbSplit((14,), (14,), 4, False), LimbSplit((15,), (15,), 4, False),
-        LimbSplit((9, 12, 16, 17), (8, 9, 12, 16, 17), 6, True),
-        head=(1, 2, 4, 13), chest=(5, 6, 7, 10, 11), lower_arm=(3,), upper_arm=(14, 15), upper_leg=(9, 12, 16, 17),
-        lower_leg=(8,), foot=(18, 19)),
+    'lip': LIP,
     # Feet are part of the lower legs: region 7 never occurs
     'pascal': _table(
         7, 'Pascal-Person-Part (Chen et al. 2014), as the human parsers number it',
@@ -96,20 +100,14 @@ LABEL_TABLES = {
     # Divided as LIP is
     'atr': _table(
         18, 'ATR (Liang et al. 2015)',
-        LimbSplit((14,), (14,), 4, False), LimbSplit((15,), (15,), 4, False),
-        LimbSplit((5, 6, 12, 13), (5, 6, 12, 13), 6, True),
+        *ARMS, LimbSplit((5, 6, 12, 13), (5, 6, 12, 13), lower=REGIONS.index('lower_leg'), upright=True),
         head=(1, 2, 3, 11), chest=(4, 7, 8, 17), upper_arm=(14, 15), upper_leg=(5, 6, 12, 13), foot=(9, 10)),
-    # As LIP, but label 10 is the torso's bare skin
-    'cihp': _table(
-        20, 'Crowd Instance-level Human Parsing (Gong et al. 2018)',
-        LimbSplit((14,), (14,), 4, False), LimbSplit((15,), (15,), 4, False),
-        LimbSplit((9, 12, 16, 17), (8, 9, 12, 16, 17), 6, True),
-        head=(1, 2, 4, 13), chest=(5, 6, 7, 10, 11), lower_arm=(3,), upper_arm=(14, 15), upper_leg=(9, 12, 16, 17),
-        lower_leg=(8,), foot=(18, 19)),
+    # As LIP: label 10 is the torso's bare skin here and a jumpsuit there
+    'cihp': LIP._replace(source='Crowd Instance-level Human Parsing (Gong et al. 2018)'),
     # Bare limbs come divided; lower clothing (trousers, shorts, skirt) is divided by the length of its legs
     'sapiens': _table(
         28, 'Sapiens body parts, 28 Goliath classes (Khirodkar et al. 2024)',
-        LimbSplit((12,), (7, 9, 11, 12, 16, 18, 20), 6, True),
+        LimbSplit((12,), (7, 9, 11, 12, 16, 18, 20), lower=REGIONS.index('lower_leg'), upright=True),
         head=(2, 3, 23, 24, 25, 26, 27), chest=(21, 22), upper_arm=(10, 19), lower_arm=(5, 6, 14, 15),
         upper_leg=(11, 12, 20), lower_leg=(7, 9, 16, 18), foot=(4, 8, 13, 17)),
 }

@@ -57,7 +57,7 @@ def _residual(make, pretrained):
 
 
 def _osnet(name, last_stride, stage3_stride):
-    return OSNet(name, stage3_stride)  # stage 4 keeps stage 3's size as published, whatever `last_stride`
+    return OSNet(name, stage3_stride)  # its stage 4 has no stride to change
 
 
 def _timm_has(name):
@@ -99,18 +99,16 @@ class Backbone(nn.Module):
         of the image"""
         super().__init__()
         for name in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'):
-            refuse({f'{type(net).__name__} has no `{name}`: use one of {", ".join(backbone_names())}':
-                    not hasattr(net, name)})
+            if not hasattr(net, name):
+                raise ValueError(f'{type(net).__name__} has no `{name}`: use one of {", ".join(backbone_names())}')
             setattr(self, name, getattr(net, name))
         _set_stride(self.layer3[0], stage3_stride)
         _set_stride(self.layer4[0], last_stride)
         self.widths = {3: _out_channels(self.layer3[-1]), 4: _out_channels(self.layer4[-1])}
 
-    def forward(
-        self,
-        images: Tensor,  # n x 3 x H x W, normalised as the pretrained weights ask for
-    ) -> tuple[Tensor, Tensor]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 of its size (half with `last_stride=2`)
-        "The maps of both stages, after ReLU and so non-negative"
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """n x 3 x H x W -> stage 3, n x c3 x H/16 x W/16, and stage 4, n x c4 of its size (half with `last_stride=2`),
+        both after ReLU and so non-negative"""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         stage3 = self.layer3(self.layer2(self.layer1(x)))
         return stage3, self.layer4(stage3)
@@ -157,11 +155,9 @@ class TimmBackbone(nn.Module):
             self.bn2 = whole.bn2  # with its activation
             self.widths[5] = whole.conv_head.out_channels
 
-    def forward(
-        self,
-        images: Tensor,  # n x 3 x H x W
-    ) -> tuple[Tensor, ...]:  # Stage 3 n x c3 x H/16 x W/16; stage 4, and 5, of its size (half with `last_stride=2`)
-        "The maps. Not all of timm's networks end a stage in a ReLU; the bottlenecks of the part branches do"
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """n x 3 x H x W -> stage 3, n x c3 x H/16 x W/16; stages 4 and 5 of its size (half with `last_stride=2`). Not
+        all of timm's networks end a stage in a ReLU; the bottlenecks of the part branches do"""
         stage3, stage4 = self.net(images)
         if 5 not in self.widths: return stage3, stage4
         return stage3, stage4, self.bn2(self.conv_head(stage4))
@@ -280,11 +276,9 @@ class OSNet(nn.Module):
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
 
-    def forward(
-        self,
-        images: Tensor,  # n x 3 x H x W
-    ) -> tuple[Tensor, Tensor]:  # Stage 3 n x c3 x H/16 x W/16, stage 4 n x c4 x H/16 x W/16
-        "The maps of both stages, after ReLU and so non-negative; as published, stage 4 keeps stage 3's size"
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """n x 3 x H x W -> stages 3 and 4, n x c x H/16 x W/16 each, after ReLU and so non-negative; as published,
+        stage 4 keeps stage 3's size"""
         stage3 = self.conv3(self.conv2(self.maxpool(self.conv1(images))))
         return stage3, self.conv5(self.conv4(stage3))
 
@@ -302,14 +296,16 @@ def resnet10_narrow(
     weights: None = None,  # As torchvision's builders take it; nobody has trained this network on ImageNet
 ) -> nn.Module:  # With torchvision's names: conv1, bn1, relu, maxpool, layer1 to layer4
     "ResNet of one basic block a stage, ten layers in all, and half of ResNet-18's channels"
-    net, channels = nn.Module(), WIDTHS[0]
-    net.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+    net = nn.Module()
+    channels = WIDTHS[0]
+    net.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
     net.bn1 = nn.BatchNorm2d(channels)
     net.relu = nn.ReLU(inplace=True)
-    net.maxpool = nn.MaxPool2d(3, 2, 1)
-    for i, width in enumerate(WIDTHS):
-        shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, 2, bias=False), nn.BatchNorm2d(width)) if i else None
-        setattr(net, f'layer{i + 1}', nn.Sequential(BasicBlock(channels, width, 2 if i else 1, shortcut)))
+    net.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+    net.layer1 = nn.Sequential(BasicBlock(channels, channels))
+    for stage, width in enumerate(WIDTHS[1:], 2):
+        shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride=2, bias=False), nn.BatchNorm2d(width))
+        setattr(net, f'layer{stage}', nn.Sequential(BasicBlock(channels, width, 2, shortcut)))
         channels = width
     return net
 

@@ -59,7 +59,6 @@ class Branch(nn.Module, ABC):
         stage: int,  # The stage of the backbone whose map it takes
         upsample: bool = False,  # Its map at twice the size, where the segmentation head's labels are
     ):
-        "Builds the parts that all branches have"
         super().__init__()
         self.map = own_map
         self.width = width
@@ -137,7 +136,6 @@ class GlobalBranch(Branch):
         *,
         stage: int = 4,  # The last stage of the backbone
     ):
-        "Uses the map of the stage unchanged"
         super().__init__(nn.Identity(), width, n_classes, stage=stage)
 
     def pool(self, feature_map, region_masks=None, kept_regions=None):
@@ -328,12 +326,9 @@ class RecurrentFusion(nn.Module):
         super().__init__()
         self.rnn = CELLS[cell](width, hidden, batch_first=True)
 
-    def forward(
-        self,
-        region_features: Tensor,  # n x k x c, background first
-    ) -> Tensor:  # n x hidden
-        "The last output"
-        return self.rnn(region_features)[0][:, -1]
+    def forward(self, region_features):  # n x k x c, background first -> n x hidden
+        outputs, _ = self.rnn(region_features)
+        return outputs[:, -1]
 
 
 class ConcatFusion(nn.Module):
@@ -345,16 +340,11 @@ class ConcatFusion(nn.Module):
         hidden: int = 1024,  # Channels of the concatenation, a multiple of k
         n_regions: int = N_REGIONS,  # k
     ):
-        "Has the same output width as SFB"
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_regions, width, hidden // n_regions))
         nn.init.normal_(self.weight, std=(2 * n_regions / hidden) ** 0.5)  # kaiming, fan out of hidden/k
 
-    def forward(
-        self,
-        region_features: Tensor,  # n x k x c
-    ) -> Tensor:  # n x hidden
-        "The reduced regions, concatenated"
+    def forward(self, region_features):  # n x k x c -> n x hidden
         return torch.einsum('nkc,kcd->nkd', region_features, self.weight).flatten(1)  # (n, k*d)
 
 
@@ -424,11 +414,7 @@ def join_branches(
 class FoldedBranch(nn.Module):
     "A branch for inference: norms folded into the convolutions before them, no classifiers, pooling without gradients"
 
-    def __init__(
-        self,
-        branch: Branch,  # Left as it is
-    ):
-        "A copy"
+    def __init__(self, branch: Branch):  # Copied, and left as it is
         super().__init__()
         scale, shift = affine_of(branch.neck.bn)
         self.stage = branch.stage
@@ -440,17 +426,8 @@ class FoldedBranch(nn.Module):
         self.register_buffer('scale', scale)
         self.register_buffer('shift', shift)
 
-    def own_map(
-        self,
-        shared: Tensor,  # n x c x h x w
-    ) -> Tensor:  # n x c x h x w
-        "See `Branch.own_map`"
+    def own_map(self, shared):  # See `Branch.own_map`
         return self.branch.own_map(shared)
 
-    def forward(
-        self,
-        feature_map: Tensor,  # n x c x h x w, this branch's own
-        region_masks: Tensor | None = None,  # n x k x h x w
-    ) -> Tensor:  # n x width
-        "f_bn"
+    def forward(self, feature_map, region_masks=None):  # As `Branch.forward` -> f_bn, n x width
         return self.branch.pool(feature_map, region_masks) * self.scale + self.shift

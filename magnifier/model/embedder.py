@@ -38,7 +38,8 @@ class Embedder:
         bgr: bool = False,  # Arrays are BGR, as OpenCV reads them; files and PIL images know their own order
     ) -> np.ndarray:  # n x d float32, L2-normalised; 0 x d for an empty list
         "Embeddings, in the order given. A ValueError for files that are not images"
-        parts, crops = [], iter(as_images(crops))
+        parts = []
+        crops = iter(as_images(crops))
         while batch := list(islice(crops, self.bs)): parts.append(self._run(self.preprocessing(batch, bgr=bgr)))
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 

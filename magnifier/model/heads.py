@@ -39,20 +39,17 @@ class BNNeck(nn.Module):
     ):
         "The classifier starts from N(0, 0.001)"
         super().__init__()
-        self.bn, self.classifier = neck_bn(width), nn.Linear(width, n_classes, bias=False)
+        self.bn = neck_bn(width)
+        self.classifier = nn.Linear(width, n_classes, bias=False)
         nn.init.normal_(self.classifier.weight, std=0.001)
 
-    def forward(
-        self,
-        feature: Tensor,  # n x c, the branch's feature f
-    ) -> tuple[Tensor, Tensor]:  # f_bn n x c for retrieval, logits n x n_classes for the cross-entropy
-        "Feature -> normalised feature and logits"
+    def forward(self, feature):  # f, n x c -> f_bn, n x c, for retrieval; logits, n x n_classes, for the cross-entropy
         normed = self.bn(feature)
         return normed, self.classifier(normed)
 
 
 class RegionNecks(nn.Module):
-    "A separate BNNeck for each of the k regions, computed together"
+    "A separate BNNeck for each p(x_k), the ReID supervision of regions (paper, section 3.3), computed together"
 
     def __init__(
         self,
@@ -65,11 +62,7 @@ class RegionNecks(nn.Module):
         self.bn = neck_bn(n_regions * width)
         self.weight = nn.Parameter(torch.empty(n_regions, n_classes, width).normal_(std=0.001))
 
-    def forward(
-        self,
-        region_features: Tensor,  # n x k x c
-    ) -> Tensor:  # n x k x n_classes logits
-        "ReID supervision of each p(x_k) (paper, section 3.3)"
+    def forward(self, region_features):  # n x k x c -> logits, n x k x n_classes
         normed = self.bn(region_features.flatten(1)).view_as(region_features)
         return torch.einsum('nkc,kyc->nky', normed, self.weight)
 
@@ -86,16 +79,13 @@ class SegmentationHead(nn.Module):
         "Both convolutions start from N(0, 0.001), bias 0"
         super().__init__()
         self.deconv = nn.ConvTranspose2d(width, hidden, 3, stride=2, padding=1, output_padding=1, bias=False)
-        self.bn, self.relu = nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
+        self.bn = nn.BatchNorm2d(hidden)
+        self.relu = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(hidden, n_regions, 1)
         for conv in (self.deconv, self.conv): nn.init.normal_(conv.weight, std=0.001)
         nn.init.zeros_(self.conv.bias)
 
-    def forward(
-        self,
-        feature_map: Tensor,  # n x c x h x w
-    ) -> Tensor:  # n x k x 2h x 2w logits
-        "Map -> region logits"
+    def forward(self, feature_map):  # n x c x h x w -> region logits, n x k x 2h x 2w
         return self.conv(self.relu(self.bn(self.deconv(feature_map))))
 
 
@@ -104,25 +94,20 @@ class FoldedHead(nn.Module):
 
     def __init__(
         self,
-        head: SegmentationHead,  # Left as it is
+        head: SegmentationHead,  # Copied, and left as it is
     ):
-        "A copy"
         super().__init__()
         head = deepcopy(head).eval()
         self.deconv = fuse_conv_bn_eval(head.deconv, head.bn, transpose=True)
         self.conv = head.conv
 
-    def forward(
-        self,
-        feature_map: Tensor,  # n x c x h x w
-    ) -> Tensor:  # n x k x 2h x 2w logits
-        "Map -> region logits"
+    def forward(self, feature_map):  # n x c x h x w -> region logits, n x k x 2h x 2w
         return self.conv(self._deconvolved(feature_map).relu_())
 
     def _deconvolved(self, feature_map):
         device = feature_map.device.type
-        plain = device == 'cpu' and not torch.compiler.is_compiling() and not torch.is_autocast_enabled(device)
-        if not plain: return self.deconv(feature_map)
+        if device != 'cpu' or torch.compiler.is_compiling() or torch.is_autocast_enabled(device):
+            return self.deconv(feature_map)
         return transposed_convolution(feature_map, self.deconv.weight, self.deconv.bias)
 
 
@@ -132,7 +117,7 @@ def transposed_convolution(
     bias: Tensor,  # d
 ) -> Tensor:  # n x d x 2h x 2w, channels last
     """`F.conv_transpose2d(feature_map, weight, bias, stride=2, padding=1, output_padding=1)` as one matrix product for
-    the nine taps and sums of shifted taps. On a CPU this takes two thirds of the time"""
+    the nine weights of the kernel, and sums of its shifted parts. On a CPU this takes two thirds of the time"""
     n, c, h, w = feature_map.shape
     d = weight.shape[1]
     rows = feature_map.permute(0, 2, 3, 1).reshape(n * h * w, c)

@@ -20,7 +20,7 @@ from magnifier.regions import NO_MASK
 
 __all__ = ['MagnifierOutput', 'MagnifierNet', 'EmbeddingNet', 'create_magnifier']
 
-ALONE = ('region_features', 'region_logits', 'mask_logits', 'kept_share')  # what there is once, not by branch
+ALONE = ('region_features', 'region_logits', 'mask_logits', 'kept_share')  # Outputs of the whole model, not by branch
 
 
 class MagnifierOutput(tuple):
@@ -194,24 +194,17 @@ class MagnifierNet(nn.Module):
     def _heads(self, maps, kept_regions):
         masks = maps.get('masks')
         kept = None if masks is None else _check_kept(kept_regions, masks)
-        said = [branch(maps[name], masks, kept) for name, branch in self.branches.items()]
-        regions = next((s for s in said if s.region_features is not None), None)
-        embedding = join_branches([s.normed for s in said], self.branch_weights, self.normalise_branches)
+        outputs = [branch(maps[name], masks, kept) for name, branch in self.branches.items()]
+        embedding = join_branches([o.normed for o in outputs], self.branch_weights, self.normalise_branches)
+        by_region = next((o for o in outputs if o.region_features is not None), outputs[0])
         return MagnifierOutput.build(
             embedding,
-            features=_merged(s.features for s in said),
-            logits=_merged(s.logits for s in said),
-            region_features=regions and regions.region_features,
-            region_logits=regions and regions.region_logits,
+            features={view: feature for o in outputs for view, feature in o.features.items()},
+            logits={view: logits for o in outputs for view, logits in o.logits.items()},
+            region_features=by_region.region_features,
+            region_logits=by_region.region_logits,
             mask_logits=maps.get('mask_logits'),
-            kept_share=_share_of(kept, embedding))
-
-
-def _share_of(kept, embedding):  # n x 1
-    return None if kept is None else kept.to(embedding.dtype).mean().expand(len(embedding), 1)
-
-
-def _merged(dicts): return {key: value for one in dicts for key, value in one.items()}
+            kept_share=None if kept is None else kept.to(embedding.dtype).mean().expand(len(embedding), 1))
 
 
 def _plain(x):

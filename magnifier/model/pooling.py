@@ -94,13 +94,13 @@ def max_by_region(
 
 def _max_dense(maps, masks):  # n x c x hw, n x k x hw -> values and positions, n x k x c each
     # One region's product at a time
-    found = [(maps * masks[:, k, None]).max(-1) for k in range(masks.shape[1])]
+    found = [(maps * mask[:, None]).max(-1) for mask in masks.unbind(1)]
     return torch.stack([f.values for f in found], 1), torch.stack([f.indices for f in found], 1)
 
 
 def _max_sparse(maps, masks):
-    # One-hot masks leave a region few positions: a position's channels are a row, rows are sorted by region, and maxima
-    # taken of runs
+    # One-hot masks leave a region few positions. The channels of a position are a row; the rows are sorted by region,
+    # and each run of rows gives a region's maxima
     (n, c, hw), k = maps.shape, masks.shape[1]
     image, region, position = masks.nonzero().unbind(1)  # sorted by image, region and position
     if not len(image): return maps.new_zeros(n, k, c), image.new_zeros(n, k, c)
@@ -114,7 +114,8 @@ def _max_sparse(maps, masks):
 
 
 def _with_zeros(values, index, masks):
-    # Outside its positions a region's product is 0, which wins where all inside is negative, and where it comes first
+    # Outside its positions a region's product is 0, which is the maximum where all inside are negative, and the first
+    # of equal maxima where its position comes first
     outside = masks == 0
     zero_at = torch.where(outside.any(-1), outside.byte().argmax(-1), masks.shape[-1])[..., None]  # (n, k, 1)
     empty = outside.all(-1)[..., None]
@@ -152,7 +153,8 @@ def resize_labels(
 ) -> Tensor:  # n x rows x columns, the same dtype
     "Nearest neighbour by pixel centres, because a mean of two labels would be a third, wrong label"
     if tuple(labels.shape[-2:]) == tuple(size): return labels
-    rows, cols = (_nearest(o, i, labels.device) for o, i in zip(size, labels.shape[-2:]))
+    rows = _nearest(size[0], labels.shape[1], labels.device)
+    cols = _nearest(size[1], labels.shape[2], labels.device)
     return labels[:, rows[:, None], cols]
 
 
@@ -170,7 +172,8 @@ def labels_to_masks(
     tensor, since a bilinear value depends on only four labels"""
     if mode == 'nearest' or tuple(labels.shape[-2:]) == tuple(size):
         return _one_hot(resize_labels(labels, size), n_regions).float()
-    (y0, y1, dy), (x0, x1, dx) = (_bilinear(o, i, labels.device) for o, i in zip(size, labels.shape[-2:]))
+    y0, y1, dy = _bilinear(size[0], labels.shape[1], labels.device)
+    x0, x1, dx = _bilinear(size[1], labels.shape[2], labels.device)
     masks = 0
     for y, wy in ((y0, 1 - dy), (y1, dy)):
         for x, wx in ((x0, 1 - dx), (x1, dx)):

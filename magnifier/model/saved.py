@@ -75,7 +75,8 @@ def read_model(
     for name in MODEL_FILES:
         if not (folder/name).is_file():
             raise FileNotFoundError(f'{folder} holds no {name}: a folder of learn.save_pretrained is wanted')
-    tensors, config = read_safetensors(folder/WEIGHTS), _read_config(folder/CONFIG)
+    tensors = read_safetensors(folder/WEIGHTS)
+    config = _read_config(folder/CONFIG)
     model = _build(config, tensors, folder)
     found = fingerprint(model, config['preprocessing'])
     refuse({f'{folder}: its weights and its {CONFIG} do not belong together (fingerprint {found}, written was '
@@ -101,7 +102,8 @@ def _read_config(file):
 
 def _build(config, tensors, folder):
     # Without memory first: arguments that do not fit the file are refused before anything is made for them
-    arguments, classes = config['model'], config['classes']
+    arguments = config['model']
+    classes = config['classes']
     try:
         Preprocessing.from_json(config['preprocessing'])
         with torch.device('meta'): model = create_magnifier(pretrained=False, **arguments)
@@ -124,7 +126,7 @@ def _build(config, tensors, folder):
     return model
 
 
-# What trains and evaluates but never reaches an embedding: another number of identities makes no other model of it
+# Arguments and tensors that no embedding depends on
 TRAINING_ONLY = ('n_classes', 'sab_original')
 UNUSED = ('.neck.classifier.', '.region_necks.weight', 'num_batches_tracked')
 
@@ -146,7 +148,7 @@ def fingerprint(
     return digest.hexdigest()[:16]
 
 
-# torch's exporter calls what torch is about to drop, and warns of the recurrent layer's second list of its weights
+# Warnings of torch's exporter about its own code
 UPSTREAM = (
     ('.*_check_is_size will be removed.*', FutureWarning),
     (r'The tensor attributes .*_flat_weights.*', UserWarning),
@@ -197,9 +199,8 @@ def _compare(net, file, size):
     images = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(): expected = net(images)
     expected = expected[0] if net.with_masks else expected
-    got = ort.InferenceSession(str(file), providers=['CPUExecutionProvider']).run(
-        ['embedding'], {'images': images.numpy()}
-    )[0]
+    session = ort.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    got, = session.run(['embedding'], {'images': images.numpy()})
     cosine = cosine_similarity(torch.from_numpy(got), expected).min().item()
     if cosine > .9999: return
     raise RuntimeError(f'the exported model differs from torch (cosine {cosine:.6f}): nothing was written; '

@@ -85,7 +85,8 @@ def load_weights(
     """Loads the tensors that fit by name and shape, with any prefix of the backbone's names, and leaves the rest of the
     model unchanged. A ValueError if nothing fits, or if the file's backbone has another arch: other shapes, fewer or
     more blocks"""
-    tensors, own = read_weights(file), model.state_dict()
+    tensors = read_weights(file)
+    own = model.state_dict()
     sources = _sources(model, own, tensors)
     _resample_patches(tensors, own, sources)
     loaded = [name for name, source in sources.items() if tensors[source].shape == own[name].shape]
@@ -138,7 +139,7 @@ def _bare(name):
 
 
 def _resample_patches(tensors, own, sources):
-    # A ViT made for patches of 14 runs here with patches of 16, whose strides fit the others'
+    # A ViT made for patches of 14 runs here with patches of 16, so that its map has stride 16 like all others
     for name, source in sources.items():
         kernel, shape = tensors[source], own[name].shape
         if name.endswith('patch_embed.proj.weight') and kernel.shape[:2] == shape[:2] and kernel.shape != shape:

@@ -1,4 +1,4 @@
-"The stub's names, wherever the tests are started from"
+"The oracles can be imported, wherever the tests are started from"
 import sys
 from pathlib import Path
 

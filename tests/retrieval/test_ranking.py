@@ -1,26 +1,21 @@
 "The Ranking, its figures and the single-shot CMC against obvious loops, worked cases, and every awkward input"
 
-import importlib.util
 import itertools
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from slow_ranking import slow_ranking, slow_summary
 
 from magnifier.retrieval.distance import Cosine, cosine_distances, euclidean_distances
 from magnifier.retrieval.ranking import (AP_FORMS, NO_MATCH, Labels, band_ranks, cmc_single_shot, evaluate_distances,
                                          rank, row_ranks)
 from magnifier.retrieval.region_distance import region_distance
 from magnifier.retrieval.rerank import rerank
-
-spec = importlib.util.spec_from_file_location('retrieval_slow', Path(__file__).with_name('slow.py'))
-slow = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(slow)
 
 
 @contextmanager
@@ -54,7 +49,7 @@ def assert_same(ranking, wanted):
         assert ranking.ap[i] == pytest.approx(np.nan if q['ap'] is None else q['ap'], abs=1e-12, nan_ok=True)
     for r in (1, 2, 5, 100):
         assert ((ranking.cmc(r), ranking.mAP, ranking.mINP)
-                == pytest.approx(slow.slow_summary(wanted, r), abs=1e-12, nan_ok=True))
+                == pytest.approx(slow_summary(wanted, r), abs=1e-12, nan_ok=True))
     assert ranking.n_skipped == sum(q['ap'] is None for q in wanted)
     assert ranking.n_unmatched == len(ranking.unmatched) == sum(not q['ranks'] for q in wanted)
 
@@ -62,13 +57,13 @@ def assert_same(ranking, wanted):
 @given(cases(), st.sampled_from(sorted(AP_FORMS)), st.sampled_from(NO_MATCH), st.booleans())
 def test_equals_the_slow_loop(case, ap, no_match, separate):
     with may_warn(): ranking = evaluate_distances(*case, ap=ap, no_match=no_match, separate_cameras=separate)
-    assert_same(ranking, slow.slow_ranking(*map(np.ndarray.tolist, case), ap, no_match, separate))
+    assert_same(ranking, slow_ranking(*map(np.ndarray.tolist, case), ap, no_match, separate))
 
 
 @given(cases(), st.booleans(), st.integers(1, 20))
 def test_hits_are_the_slow_order(case, separate, k):
     with may_warn(): ranking = evaluate_distances(*case, separate_cameras=separate)
-    for i, q in enumerate(slow.slow_ranking(*map(np.ndarray.tolist, case), separate_cameras=separate)):
+    for i, q in enumerate(slow_ranking(*map(np.ndarray.tolist, case), separate_cameras=separate)):
         hits = ranking.hits(i, k)
         assert hits['item'].tolist() == q['order'][:k]
         assert hits['rank'].tolist() == list(range(1, len(hits) + 1))

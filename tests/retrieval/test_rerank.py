@@ -1,20 +1,16 @@
 "Sparse re-ranking against the published algorithm written densely and plainly"
 
-import importlib.util
-from pathlib import Path
+import dense_rerank as dense
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+
 from magnifier.retrieval import neighbours as neighbours_module, rerank as rerank_module
 from magnifier.retrieval.distance import euclidean_distances, normalise
 from magnifier.retrieval.neighbours import FeaturePairs, MatrixPairs
 from magnifier.retrieval.ranking import evaluate_distances
 from magnifier.retrieval.rerank import Reranked, expanded, reciprocal, rerank, rerank_distances
-
-spec = importlib.util.spec_from_file_location('retrieval_dense_rerank', Path(__file__).with_name('dense_rerank.py'))
-dense = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(dense)
 
 
 def people(q=20, g=120, d=16, ids=25, spread=0.7, seed=0):
