@@ -249,6 +249,12 @@ def _check_kept(kept_regions, masks):
     return kept.to(masks.device, non_blocking=True)
 
 
+# The length of f_bn grows with its channels, so that as it is a branch counts by its width: beside the global branch, SAB
+# and SFB have a weight of 0.7 in ResNet-50 (2048 and 1024 channels) and of 1.4 in ResNet-18 (512 and 1024). With length
+# 1, half a weight ranks best on photographs (tests/bench/README.md)
+PART_WEIGHTS = {'sab': 0.5, 'sfb': 0.5}
+
+
 @delegates(create_branches)
 def create_magnifier(
     arch: str | Callable = 'resnet50',  # torchvision's function or a name, see `create_backbone`
@@ -261,8 +267,8 @@ def create_magnifier(
     last_stride: int = 1,  # Stride of stage 4: 1 (paper) or 2
     stage3_stride: int = 2,  # Stride of stage 3: 2 (paper), or 1 for maps of twice the size
     last_convolution: bool = True,  # Whether a network that ends in a convolution (MobileNetV2) keeps it
-    normalise_branches: bool = False,  # Whether each branch has length 1 in the embedding; False (paper): f_bn as it is
-    branch_weights: dict | None = None,  # By branch, 0 or more: its weight in the embedding; 1 where not named
+    normalise_branches: bool = True,  # Whether each branch has length 1 in the embedding; False (paper): f_bn as it is
+    branch_weights: dict | None = PART_WEIGHTS,  # By branch, 0 or more: its weight in the embedding; None (paper): all 1
     weights: str | Path | None = None,  # A file in place of ImageNet's (`load_weights`); see `.weights_report`
     **kwargs,  # Passed to `create_branches`
 ) -> MagnifierNet:  # In training mode

@@ -142,12 +142,12 @@ RECIPES = {
         (Stage(16, 3e-3, 'one_cycle', diversity_from=0.8, rank_every=5, channels_last=True, bfloat16=True),),
         dict(size=(128, 64), bs=64, pad=4, erase=0.0, cache='ram'),
         # Weight decay apart from the gradient and nothing erased learn faster in few steps than the baseline's ways.
-        # From random weights all branches are equally good, and each of length 1 ranks best
+        # From random weights all branches are equally good, and rank best with equal weights
         dict(
             arch='resnet10_narrow',
             pretrained=False,
             hidden=128,
-            normalise_branches=True,
+            branch_weights=None,
             opt_func='adamw',
             wd=0.01,
             wd_bn_bias=False,
@@ -169,8 +169,6 @@ RECIPES = {
             last_convolution=False,
             hidden=512,
             upsample_maps=True,
-            normalise_branches=True,
-            branch_weights={'sab': 0.5, 'sfb': 0.5},
         ),
         diversity=False,
     ),
@@ -197,7 +195,7 @@ RECIPES = {
             Stage(40, 1e-3, 'annealed', diversity_from=0.0, rank_every=20),
         ),
         dict(size=(384, 192), bs=64, n_per_id=4, cache='disk'),
-        dict(arch='resnet50', pretrained=True, opt_func='adam'),
+        dict(arch='resnet50', pretrained=True, opt_func='adam', normalise_branches=False, branch_weights=None),
     ),
 }
 

@@ -13,12 +13,13 @@ from magnifier.model.heads import SegmentationHead
 from magnifier.model.net import MagnifierNet, create_magnifier
 from magnifier.regions import N_REGIONS
 
-SETTINGS = dict(G=dict(mask=False, sab=False, sfb=False), GM=dict(sab=False, sfb=False), SAB=dict(sfb=False),
+PAPER = dict(normalise_branches=False, branch_weights=None)  # f_bn as it is
+SETTINGS = dict(G=dict(mask=False, sab=False, sfb=False), GM=dict(sab=False, sfb=False), SAB=dict(sfb=False, **PAPER),
                 SFB=dict(sab=False), full={},
                 AB=dict(sfb='ab'), lstm=dict(cell='lstm'), stage4=dict(region_stage=4),
                 nearest=dict(mask_resize='nearest'),
                 soft=dict(soft_masks=True), stride2=dict(last_stride=2), bare=dict(branch_bottleneck=False),
-                unit=dict(normalise_branches=True), weighed=dict(branch_weights={'global': .5, 'sfb': 2.}),
+                paper=PAPER, weighed=dict(branch_weights={'global': .5, 'sfb': 2.}),
                 faceless=dict(keep_background=False), large=dict(upsample_maps=True))
 
 NETWORKS = [name if name in ('G', 'full') else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]

@@ -190,6 +190,14 @@ def test_a_weight_of_zero_leaves_a_branch_out(images):
     torch.testing.assert_close(folded, embedding, atol=1e-5, rtol=0)
 
 
+def test_the_papers_embedding_is_f_bn_as_it_is(images):
+    model = build(normalise_branches=False, branch_weights=None).eval()
+    with torch.no_grad():
+        out = model(images)
+        f_bn = torch.cat([branch.neck.bn(out.features[name]) for name, branch in model.branches.items()], 1)
+        torch.testing.assert_close(out.embedding, torch.nn.functional.normalize(f_bn))
+
+
 @pytest.mark.parametrize('weights', [{'sbf': 1.}, {'sab': -1.}])
 def test_weights_that_are_none(weights):
     with pytest.raises(ValueError, match='zero or positive weights by branch are wanted, of global, sab, sfb'):

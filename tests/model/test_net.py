@@ -140,7 +140,8 @@ def test_forward_is_the_method_step_by_step(model, images, labels):
         regions = region_max_pool(model.sfb.map(stage3), masks)
         f_sfb = model.sfb.fuse.rnn(regions)[0][:, -1]
         normed = [model.branches[b].neck.bn(f) for b, f in (('global', f_global), ('sab', f_sab), ('sfb', f_sfb))]
-        embedding = torch.cat(normed, 1)
+        # length 1, and half a weight for SAB and SFB
+        embedding = torch.cat([weight*F.normalize(f) for weight, f in zip((1, .5, .5), normed)], 1)
     for got, want in ((out.features['global'], f_global), (out.features['sab'], f_sab), (out.features['sfb'], f_sfb),
                       (out.region_features, regions), (out.mask_logits, model.segmentation(stage4)),
                       (out.embedding, embedding / embedding.norm(dim=1, keepdim=True))):
@@ -327,7 +328,7 @@ def lived_in(arch='resnet10_narrow', **kwargs):
 SLOWER = [
     dict(sab=False, sfb=False), dict(sfb=False), dict(sab=False), dict(sfb='ab'), dict(cell='lstm'),
     dict(region_stage=4), dict(branch_bottleneck=False), dict(soft_masks=True), dict(mask_resize='nearest'),
-    dict(last_stride=2), dict(n_regions=4), dict(normalise_branches=True), dict(keep_background=False),
+    dict(last_stride=2), dict(n_regions=4), dict(normalise_branches=False, branch_weights=None), dict(keep_background=False),
     dict(upsample_maps=True), dict(stage3_stride=1), dict(arch='resnet18'), dict(arch='resnet50'),
     dict(arch='osnet_x0_25')]
 
