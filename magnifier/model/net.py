@@ -249,9 +249,9 @@ def _check_kept(kept_regions, masks):
     return kept.to(masks.device, non_blocking=True)
 
 
-# The length of f_bn grows with its channels, so that as it is a branch counts by its width: beside the global branch, SAB
-# and SFB have a weight of 0.7 in ResNet-50 (2048 and 1024 channels) and of 1.4 in ResNet-18 (512 and 1024). With length
-# 1, half a weight ranks best on photographs (tests/bench/README.md)
+# The length of f_bn grows with its channels. As it is (paper), SAB and SFB have 0.7 of the global branch's weight in
+# ResNet-50 (1024 channels beside 2048), and 1.4 in ResNet-18 (1024 beside 512). With length 1 for each branch, half a
+# weight for these two ranks best on photographs (tests/bench/README.md)
 PART_WEIGHTS = {'sab': 0.5, 'sfb': 0.5}
 
 
@@ -268,7 +268,7 @@ def create_magnifier(
     stage3_stride: int = 2,  # Stride of stage 3: 2 (paper), or 1 for maps of twice the size
     last_convolution: bool = True,  # Whether a network that ends in a convolution (MobileNetV2) keeps it
     normalise_branches: bool = True,  # Whether each branch has length 1 in the embedding; False (paper): f_bn as it is
-    branch_weights: dict | None = PART_WEIGHTS,  # By branch, 0 or more: its weight in the embedding; None (paper): all 1
+    branch_weights: dict | None = PART_WEIGHTS,  # Of the branches in the embedding, 0 or more; None: all 1
     weights: str | Path | None = None,  # A file in place of ImageNet's (`load_weights`); see `.weights_report`
     **kwargs,  # Passed to `create_branches`
 ) -> MagnifierNet:  # In training mode
