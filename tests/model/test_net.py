@@ -329,8 +329,8 @@ SLOWER = [
     dict(sab=False, sfb=False), dict(sfb=False), dict(sab=False), dict(sfb='ab'), dict(cell='lstm'),
     dict(region_stage=4), dict(branch_bottleneck=False), dict(soft_masks=True), dict(mask_resize='nearest'),
     dict(last_stride=2), dict(n_regions=4), dict(normalise_branches=False, branch_weights=None),
-    dict(keep_background=False), dict(upsample_maps=True), dict(stage3_stride=1), dict(arch='resnet18'), dict(arch='resnet50'),
-    dict(arch='osnet_x0_25')]
+    dict(keep_background=False), dict(upsample_maps=True), dict(stage3_stride=1), dict(arch='resnet18'),
+    dict(arch='resnet50'), dict(arch='osnet_x0_25')]
 
 
 @pytest.mark.parametrize('kwargs', [
