@@ -14,9 +14,9 @@ except ImportError: import msvcrt
 __all__ = ['aside', 'aside_folder', 'clear_leftovers', 'locked', 'fastai_folder']
 
 WINDOWS = os.name == 'nt'
-FAR = 1 << 40  # Windows locks bytes against everybody: one that no file reaches
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # How a file system says that it has no locks
-FILLED = (errno.ENOTEMPTY, errno.EEXIST)  # How a folder that holds something says so
+FAR = 1 << 40  # The byte that is locked on Windows, where nobody reads a locked byte: beyond the end of any file
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Errors of a file system without locks
+FILLED = (errno.ENOTEMPTY, errno.EEXIST)  # Errors of a rename to a folder that is not empty
 
 _held = set()  # Open files whose locks are ours
 
@@ -25,7 +25,7 @@ _held = set()  # Open files whose locks are ours
 def aside(
     file,  # What is to be written; its folder is made
     *,
-    synced: bool = True,  # Wait for the disk, as a power cut asks for; False for thousands of small files
+    synced: bool = True,  # Wait for the disk, so that a power cut loses nothing; False for thousands of small files
 ):  # Path to write to, hidden, in the same folder and of this call alone
     """A temporary file beside `file` that replaces it when the block ends; if writing fails or is killed, `file` stays
     as it was. An OSError names a `file` that cannot be written"""
@@ -39,7 +39,7 @@ def aside(
             yield part
             if synced:
                 with open(part, 'rb+') as f: os.fsync(f.fileno())
-            if WINDOWS: _release(lock)  # it renames no open file
+            if WINDOWS: _release(lock)  # an open file cannot be renamed there
             os.replace(part, file)
     finally: _drop(lock, part)
 
@@ -76,7 +76,7 @@ def clear_leftovers(
     for part in Path(folder).glob(f'.{"*" if name is None else glob.escape(name)}-*.part'):
         lock_file = part/'lock' if part.is_dir() else part
         with suppress(FileNotFoundError):  # another process clears as well
-            lock = _take_lock(lock_file, without=False) if lock_file.exists() else None
+            lock = _take_lock(lock_file, unsupported=False) if lock_file.exists() else None
             if lock: _drop(lock, part)
 
 
@@ -89,7 +89,7 @@ def locked(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder/'.lock'
-    lock = _take_lock(file, without=True)
+    lock = _take_lock(file, unsupported=True)
     if not lock:
         raise BlockingIOError(f'{folder}: another process is using this folder. Wait until it ends, or name another '
                               'folder')
@@ -155,22 +155,22 @@ def _concerns(error, part):
 def _new_lock(file):
     "The lock of a new file; tries again if another process removes the file as a leftover before it is locked"
     lock = None
-    while not lock: lock = _take_lock(file, without=True)
+    while not lock: lock = _take_lock(file, unsupported=True)
     return lock
 
 
-def _take_lock(file, without):
-    """An open file that holds the lock of `file`, or None if another process holds it; `without` is returned on systems
-    without locks"""
+def _take_lock(file, unsupported):
+    """An open file that holds the lock of `file`, or None if another process holds it. `unsupported` says whether this
+    succeeds on a file system without locks"""
     handle = open(file, 'ab', buffering=0)
-    if _lock(handle, without) and _is_at(file, handle):
+    if _lock(handle, unsupported) and _is_at(file, handle):
         _held.add(handle)
         return handle
     handle.close()
     return None
 
 
-def _lock(handle, without):
+def _lock(handle, unsupported):
     try:
         if WINDOWS:
             os.lseek(handle.fileno(), FAR, os.SEEK_SET)
@@ -179,7 +179,7 @@ def _lock(handle, without):
     except (BlockingIOError, PermissionError): return False
     except OSError as error:
         if error.errno not in NO_LOCKS: raise
-        return without
+        return unsupported
     return True
 
 
@@ -197,7 +197,7 @@ def _release(lock):
 def _drop(lock, path):
     """Removes `path`, file or folder, and then releases its lock: in this order, so that nobody takes the lock of a
     removed file"""
-    if WINDOWS: _release(lock)  # it removes no open file
+    if WINDOWS: _release(lock)  # an open file cannot be removed there
     if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(PermissionError): path.unlink(missing_ok=True)  # Windows: another has just opened it

@@ -55,7 +55,7 @@ class Embedder:
         return f'Embedder({self.source!r}): {self.dim} dimensions, {height} x {width} pixels, {self.fingerprint}'
 
 
-def _open_onnx(source, device, threads):
+def _open_onnx(source, device, threads):  # -> images to embeddings, fingerprint, preprocessing, dimensions
     with needs(f'{source}: pip install onnxruntime to run it'): import onnxruntime as ort
     if not Path(source).is_file(): raise FileNotFoundError(f'{source}: no such file')
     options = ort.SessionOptions()
@@ -64,7 +64,7 @@ def _open_onnx(source, device, threads):
     available = ort.get_available_providers()
     refuse({f'device={device!r}: this onnxruntime has {", ".join(available)}': provider not in available})
     try: session = ort.InferenceSession(str(source), options, providers=[provider])
-    except Exception as e:  # onnxruntime's own classes, one a kind of damage
+    except Exception as e:  # onnxruntime has classes of its own for each kind of damage
         raise ValueError(f'{source} is not an ONNX file that onnxruntime {ort.__version__} can run '
                          f'({str(e).splitlines()[0]})') from e
     about = session.get_modelmeta().custom_metadata_map.get(magnifier.__name__)

@@ -26,149 +26,6 @@ class Neighbours:
     furthest: np.ndarray  # (n,) largest distance to any image, by which the paper's code divides; 1 where all are 0
 
 
-def in_order(dist: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    "(b, k) distances and the indices of their images, both sorted by distance and then by index"
-    index, by_index = index.sort(dim=1)
-    dist, by_dist = dist.gather(1, by_index).sort(dim=1, stable=True)
-    return dist, index.gather(1, by_dist)
-
-
-def nearest_in_rows(
-    band: Tensor,  # (b, n) distances
-    k: int,  # How many, at most n
-) -> tuple[Tensor, Tensor]:  # (b, k) their indices in stable order, and (b,) the smallest distance
-    """The first k of whole rows. Rows with equal distances at k and k + 1 are sorted completely, because a partial sort
-    chooses arbitrarily among equals"""
-    dist, index = in_order(*band.topk(min(k + 1, band.shape[1]), dim=1, largest=False))
-    tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
-    index = index[:, :k]
-    if len(tied): index[tied] = band[tied].sort(dim=1, stable=True).indices[:, :k]
-    return index, dist[:, 0]
-
-
-class RunningBest:
-    """The nearest neighbours and the largest distance of each image, updated tile by tile. Candidates that are nearer
-    than an image's k-th so far are collected and merged in groups"""
-
-    def __init__(self, n: int, k: int, like: Tensor):
-        self.dist = like.new_full((n, k), torch.inf)
-        self.index = torch.zeros(self.dist.shape, dtype=torch.long, device=like.device)
-        self.furthest = like.new_zeros(n)
-        # By the first image of a group: candidates as (image in the group, other image, distance)
-        self.waiting = defaultdict(list)
-
-    def offer(self, own: slice, tile: Tensor, dim: int, others: slice):
-        "`own` are the tile's rows (dim 1) or columns (dim 0), `others` the other side"
-        self.furthest[own] = self.furthest[own].maximum(tile.amax(dim))
-        limit = self.dist[own, -1]
-        if limit.isinf().any():  # the first tile fills the list
-            by_own = tile if dim else tile.T.contiguous()
-            near, at = by_own.topk(min(self.dist.shape[1], tile.shape[dim]), dim=1, largest=False)
-            return self.merge(own, near, at + others.start)
-        better = tile < limit.unsqueeze(dim)
-        if tile.is_cuda: flat = better.flatten().nonzero()[:, 0]
-        else: flat = torch.from_numpy(np.flatnonzero(better.numpy()))  # several times as fast
-        place = flat // tile.shape[1], flat % tile.shape[1]
-        waiting = self.waiting[own.start]
-        waiting.append((place[1 - dim], place[dim] + others.start, tile.flatten()[flat]))
-        if sum(len(w[0]) for w in waiting) > WAITING * len(limit): self.settle(own)
-
-    def settle(self, own: slice):
-        if not self.waiting[own.start]: return
-        image, other, dist = map(torch.cat, zip(*self.waiting.pop(own.start)))
-        if image.is_cuda: order = image.argsort()
-        else: order = torch.from_numpy(np.argsort(image.numpy().astype(np.int16), kind='stable'))  # 16 bits: by radix
-        image = image[order]
-        count = image.bincount(minlength=own.stop - own.start)
-        slot = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
-        near = dist.new_full((len(count), int(count.max())), torch.inf)
-        at = other.new_zeros(near.shape)
-        near[image, slot] = dist[order]
-        at[image, slot] = other[order]
-        self.merge(own, near, at)
-
-    def merge(self, own: slice, near: Tensor, at: Tensor):
-        near = torch.cat([self.dist[own], near], 1)
-        at = torch.cat([self.index[own], at], 1)
-        self.dist[own], order = near.topk(self.dist.shape[1], dim=1, largest=False)
-        self.index[own] = at.gather(1, order)
-
-
-def as_neighbours(index: Tensor, furthest: Tensor, what: str) -> Neighbours:
-    """Neighbours on the CPU, from (n, k) indices and (n,) largest distances. A ValueError if a distance was NaN or
-    infinite; `what` is the word for the input in it"""
-    bad = (~furthest.isfinite()).nonzero()
-    if len(bad):
-        raise ValueError(f'{what}: the distances of image {int(bad[0])} (queries first, '
-                         'then gallery) hold NaN or infinite values')
-    furthest = furthest.double().cpu().numpy()
-    return Neighbours(index.cpu().numpy(), np.where(furthest > 0, furthest, 1.))
-
-
-def tile_distances(feats: Tensor, sums: Tensor, rows: slice, cols: slice, memory: Tensor) -> Tensor:
-    """Squared distances of two groups of the (n, d) features, whose squared norms are `sums` (n,), written to `memory`;
-    of an image to itself exactly 0"""
-    shape = rows.stop - rows.start, cols.stop - cols.start
-    tile = memory[:shape[0] * shape[1]].view(shape)
-    squared_distances(feats[rows], feats[cols], sums[rows], sums[cols], tile)
-    return tile.fill_diagonal_(0) if rows is cols else tile
-
-
-def row_distances(feats: Tensor, sums: Tensor, rows: Tensor) -> Tensor:
-    "(b, n) squared distances of some images to all, as `tile_distances`"
-    band = feats.new_empty(len(rows), len(feats))
-    return squared_distances(feats[rows], feats, sums[rows], sums, band).scatter_(1, rows[:, None], 0)
-
-
-def nearest_of_all(
-    feats: Tensor,  # (n, d) features, no two rows the same
-    sums: Tensor,  # (n,) their squared norms
-    k: int,  # How many, the image itself included
-) -> tuple[Tensor, Tensor, Tensor]:  # (n, k) distances, (n, k) indices in stable order, (n,) the largest distance
-    """The k nearest of each image and its largest distance, with one tile in memory at a time, used for its rows and
-    its columns"""
-    n = len(feats)
-    k = min(k, n)
-    best = RunningBest(n, min(k + 1, n), feats)
-    memory = feats.new_empty(min(n, TILE) ** 2)
-    slices = row_slices(n, TILE)
-    for i, rows in enumerate(slices):
-        for cols in slices[i:]:
-            tile = tile_distances(feats, sums, rows, cols, memory)
-            best.offer(rows, tile, 1, cols)
-            if cols is not rows: best.offer(cols, tile, 0, rows)
-        best.settle(rows)
-    dist, index = in_order(best.dist, best.index)
-    tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
-    for rows in tied.split(TILE // 4): index[rows, :k] = nearest_in_rows(row_distances(feats, sums, rows), k)[0]
-    return dist[:, :k], index[:, :k], best.furthest
-
-
-def with_copies(
-    dist: Tensor,  # (b, k) distances of the nearest different images
-    index: Tensor,  # (b, k) which of the different images they are
-    members: Tensor,  # (u, c) as of `members_of_kinds`
-    k: int,  # How many
-) -> Tensor:  # (b, k) nearest images, of equal distances the lower index first
-    "Neighbours among all images including copies"
-    items = members[index].flatten(1)  # (b, k c)
-    dist = dist[:, :, None].expand(-1, -1, members.shape[1]).flatten(1)  # (b, k c)
-    return in_order(dist.masked_fill(items < 0, torch.inf), items)[1][:, :k]
-
-
-def members_of_kinds(
-    kind: np.ndarray,  # (n,) which of the u different images each image is
-    count: np.ndarray,  # (u,) how many images of each there are
-    k: int,  # How many to name at most
-) -> np.ndarray:  # (u, c) images that are the same as each different image, ascending; -1 where there are fewer
-    "The images of each kind side by side"
-    order = np.argsort(kind, kind='stable')
-    starts = np.cumsum(count) - count
-    members = np.full((len(count), min(k, count.max())), -1)
-    for i in range(members.shape[1]): members[count > i, i] = order[starts[count > i] + i]
-    return members
-
-
 class FeaturePairs:
     """Squared Euclidean distances between all images of both sides, from their features; they are symmetric, so half of
     the tiles are computed. Copies of an image have equal distances to all others, and 0 to each other"""
@@ -268,3 +125,146 @@ class MatrixPairs:
             col = torch.from_numpy(cols[here] - (0 if col_is_query else q)).to(matrix.device)
             dist[here] = matrix[col, row].double().cpu().numpy()
         return dist
+
+
+def as_neighbours(index: Tensor, furthest: Tensor, what: str) -> Neighbours:
+    """Neighbours on the CPU, from (n, k) indices and (n,) largest distances. A ValueError if a distance was NaN or
+    infinite; `what` is the word for the input in it"""
+    bad = (~furthest.isfinite()).nonzero()
+    if len(bad):
+        raise ValueError(f'{what}: the distances of image {int(bad[0])} (queries first, '
+                         'then gallery) hold NaN or infinite values')
+    furthest = furthest.double().cpu().numpy()
+    return Neighbours(index.cpu().numpy(), np.where(furthest > 0, furthest, 1.))
+
+
+def nearest_of_all(
+    feats: Tensor,  # (n, d) features, no two rows the same
+    sums: Tensor,  # (n,) their squared norms
+    k: int,  # How many, the image itself included
+) -> tuple[Tensor, Tensor, Tensor]:  # (n, k) distances, (n, k) indices in stable order, (n,) the largest distance
+    """The k nearest of each image and its largest distance, with one tile in memory at a time, used for its rows and
+    its columns"""
+    n = len(feats)
+    k = min(k, n)
+    best = RunningBest(n, min(k + 1, n), feats)
+    memory = feats.new_empty(min(n, TILE) ** 2)
+    slices = row_slices(n, TILE)
+    for i, rows in enumerate(slices):
+        for cols in slices[i:]:
+            tile = tile_distances(feats, sums, rows, cols, memory)
+            best.offer(rows, tile, 1, cols)
+            if cols is not rows: best.offer(cols, tile, 0, rows)
+        best.settle(rows)
+    dist, index = in_order(best.dist, best.index)
+    tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
+    for rows in tied.split(TILE // 4): index[rows, :k] = nearest_in_rows(row_distances(feats, sums, rows), k)[0]
+    return dist[:, :k], index[:, :k], best.furthest
+
+
+class RunningBest:
+    """The nearest neighbours and the largest distance of each image, updated tile by tile. Candidates that are nearer
+    than an image's k-th so far are collected and merged in groups"""
+
+    def __init__(self, n: int, k: int, like: Tensor):
+        self.dist = like.new_full((n, k), torch.inf)
+        self.index = torch.zeros(self.dist.shape, dtype=torch.long, device=like.device)
+        self.furthest = like.new_zeros(n)
+        # By the first image of a group: candidates as (image in the group, other image, distance)
+        self.waiting = defaultdict(list)
+
+    def offer(self, own: slice, tile: Tensor, dim: int, others: slice):
+        "`own` are the tile's rows (dim 1) or columns (dim 0), `others` the other side"
+        self.furthest[own] = self.furthest[own].maximum(tile.amax(dim))
+        limit = self.dist[own, -1]
+        if limit.isinf().any():  # the first tile fills the list
+            by_own = tile if dim else tile.T.contiguous()
+            near, at = by_own.topk(min(self.dist.shape[1], tile.shape[dim]), dim=1, largest=False)
+            return self.merge(own, near, at + others.start)
+        better = tile < limit.unsqueeze(dim)
+        if tile.is_cuda: flat = better.flatten().nonzero()[:, 0]
+        else: flat = torch.from_numpy(np.flatnonzero(better.numpy()))  # several times as fast
+        place = flat // tile.shape[1], flat % tile.shape[1]
+        waiting = self.waiting[own.start]
+        waiting.append((place[1 - dim], place[dim] + others.start, tile.flatten()[flat]))
+        if sum(len(w[0]) for w in waiting) > WAITING * len(limit): self.settle(own)
+
+    def settle(self, own: slice):
+        if not self.waiting[own.start]: return
+        image, other, dist = map(torch.cat, zip(*self.waiting.pop(own.start)))
+        if image.is_cuda: order = image.argsort()
+        else: order = torch.from_numpy(np.argsort(image.numpy().astype(np.int16), kind='stable'))  # 16 bits: by radix
+        image = image[order]
+        count = image.bincount(minlength=own.stop - own.start)
+        slot = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
+        near = dist.new_full((len(count), int(count.max())), torch.inf)
+        at = other.new_zeros(near.shape)
+        near[image, slot] = dist[order]
+        at[image, slot] = other[order]
+        self.merge(own, near, at)
+
+    def merge(self, own: slice, near: Tensor, at: Tensor):
+        near = torch.cat([self.dist[own], near], 1)
+        at = torch.cat([self.index[own], at], 1)
+        self.dist[own], order = near.topk(self.dist.shape[1], dim=1, largest=False)
+        self.index[own] = at.gather(1, order)
+
+
+def tile_distances(feats: Tensor, sums: Tensor, rows: slice, cols: slice, memory: Tensor) -> Tensor:
+    """Squared distances of two groups of the (n, d) features, whose squared norms are `sums` (n,), written to `memory`;
+    of an image to itself exactly 0"""
+    shape = rows.stop - rows.start, cols.stop - cols.start
+    tile = memory[:shape[0] * shape[1]].view(shape)
+    squared_distances(feats[rows], feats[cols], sums[rows], sums[cols], tile)
+    return tile.fill_diagonal_(0) if rows is cols else tile
+
+
+def row_distances(feats: Tensor, sums: Tensor, rows: Tensor) -> Tensor:
+    "(b, n) squared distances of some images to all, as `tile_distances`"
+    band = feats.new_empty(len(rows), len(feats))
+    return squared_distances(feats[rows], feats, sums[rows], sums, band).scatter_(1, rows[:, None], 0)
+
+
+def nearest_in_rows(
+    band: Tensor,  # (b, n) distances
+    k: int,  # How many, at most n
+) -> tuple[Tensor, Tensor]:  # (b, k) their indices in stable order, and (b,) the smallest distance
+    """The first k of whole rows. Rows with equal distances at k and k + 1 are sorted completely, because a partial sort
+    chooses arbitrarily among equals"""
+    dist, index = in_order(*band.topk(min(k + 1, band.shape[1]), dim=1, largest=False))
+    tied = (dist[:, k-1:k] == dist[:, k:]).any(1).nonzero()[:, 0]
+    index = index[:, :k]
+    if len(tied): index[tied] = band[tied].sort(dim=1, stable=True).indices[:, :k]
+    return index, dist[:, 0]
+
+
+def in_order(dist: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    "(b, k) distances and the indices of their images, both sorted by distance and then by index"
+    index, by_index = index.sort(dim=1)
+    dist, by_dist = dist.gather(1, by_index).sort(dim=1, stable=True)
+    return dist, index.gather(1, by_dist)
+
+
+def members_of_kinds(
+    kind: np.ndarray,  # (n,) which of the u different images each image is
+    count: np.ndarray,  # (u,) how many images of each there are
+    k: int,  # How many to name at most
+) -> np.ndarray:  # (u, c) images that are the same as each different image, ascending; -1 where there are fewer
+    "The images of each kind side by side"
+    order = np.argsort(kind, kind='stable')
+    starts = np.cumsum(count) - count
+    members = np.full((len(count), min(k, count.max())), -1)
+    for i in range(members.shape[1]): members[count > i, i] = order[starts[count > i] + i]
+    return members
+
+
+def with_copies(
+    dist: Tensor,  # (b, k) distances of the nearest different images
+    index: Tensor,  # (b, k) which of the different images they are
+    members: Tensor,  # (u, c) as of `members_of_kinds`
+    k: int,  # How many
+) -> Tensor:  # (b, k) nearest images, of equal distances the lower index first
+    "Neighbours among all images including copies"
+    items = members[index].flatten(1)  # (b, k c)
+    dist = dist[:, :, None].expand(-1, -1, members.shape[1]).flatten(1)  # (b, k c)
+    return in_order(dist.masked_fill(items < 0, torch.inf), items)[1][:, :k]

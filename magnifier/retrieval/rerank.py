@@ -1,4 +1,8 @@
-"k-reciprocal re-ranking (Zhong et al., CVPR 2017), in sparse form, without a matrix of all pairs"
+"""k-reciprocal re-ranking (Zhong et al., CVPR 2017), in sparse form, without a matrix of all pairs.
+
+The steps: 1, distances of all images; 2, reciprocal neighbours; 3, their expansion; 4, weights exp(-distance) over
+them; 5, the mean of these weights over the first k2 neighbours; 6, the Jaccard distance of two images' weights; 7, its
+weighted sum with the plain distance"""
 
 from dataclasses import dataclass
 
@@ -55,99 +59,6 @@ class Reranked:
         return out
 
 
-def reciprocal(index: np.ndarray) -> csr_array:
-    "Step 2: the k-reciprocal neighbours, from the (n, k) first: ones (n, n) where i and j are among each other's"
-    n, k = index.shape
-    starts = np.arange(0, n * k + 1, k, dtype=np.int32)
-    near = csr_array((np.ones(n * k, np.float32), index.astype(np.int32).ravel(), starts), (n, n))
-    return near.multiply(near.T.tocsr()).tocsr()
-
-
-def expanded(
-    near: csr_array,  # (n, n) R: reciprocal among k1 + 1
-    half: csr_array,  # (n, n) the same among round(k1 / 2) + 1
-) -> csr_array:  # (n, n) stored where j belongs to R*(i), values without meaning
-    "Step 3: adds a candidate's half-size set if more than two thirds of it lies in the original R(i)"
-    overlap = (near @ half.T.tocsr()).multiply(near).tocoo()
-    size = np.diff(half.indptr)
-    joins = 3 * overlap.data > 2 * size[overlap.col]
-    candidates = csr_array((overlap.data[joins], (overlap.row[joins], overlap.col[joins])), near.shape)
-    return (near + candidates @ half).tocsr()
-
-
-def encode(
-    pairs: FeaturePairs | MatrixPairs,  # Distances of all images
-    near: Neighbours,  # Their first neighbours
-    k1: int,  # Neighbours that must be mutual
-    k2: int,  # Neighbours averaged over
-) -> csr_array:  # (n, n) V, rows that sum to 1
-    "Steps 2 to 5: each image as weights over its expanded reciprocal neighbours"
-    v = expanded(reciprocal(near.index[:, :k1 + 1]), reciprocal(near.index[:, :round(k1 / 2) + 1]))
-    v.sort_indices()
-    rows = np.repeat(np.arange(v.shape[0]), np.diff(v.indptr))
-    v.data = np.exp(-pairs.lookup(v) / near.furthest[rows])
-    v.data /= np.bincount(rows, v.data, v.shape[0])[rows]
-    if k2 == 1: return v
-    first = near.index[:, :k2]
-    starts = np.arange(0, first.size + 1, first.shape[1])
-    mean = csr_array((np.full(first.size, 1 / first.shape[1]), first.ravel(), starts), v.shape)
-    return (mean @ v).tocsr()
-
-
-def shared_weight(
-    query: csr_array,  # (b, n) rows of V of some queries
-    inverted: csr_array,  # (n, g) which gallery images hold neighbour j, and how much of it
-) -> csr_array:  # (b, g) sum over j of min(V[q, j], V[g, j]), stored where it is above 0
-    "Step 6: the sum of the smaller weights over the shared neighbours of every pair, by an inverted index"
-    b = query.shape[0]
-    g = inverted.shape[1]
-    begin = inverted.indptr[query.indices]
-    count = np.diff(inverted.indptr)[query.indices]
-    ends = np.cumsum(count)
-    at = np.arange(count.sum()) + np.repeat(begin - (ends - count), count)  # positions in the index, entry after entry
-    row = np.repeat(np.arange(b), np.diff(query.indptr))
-    cell = np.repeat(row * g, count) + inverted.indices[at]
-    total = np.bincount(cell, np.minimum(np.repeat(query.data, count), inverted.data[at]), b * g)
-    cells = np.flatnonzero(total)
-    return csr_array((total[cells], cells % g, np.searchsorted(cells, np.arange(b + 1) * g)), (b, g))
-
-
-def jaccard_similarity(
-    v: csr_array,  # (n, n) encodings, queries first
-    q: int,  # Number of queries
-) -> csr_array:  # (q, g) 1 - Jaccard distance, float32
-    "Step 6 for all queries, in steps of limited memory"
-    inverted = v[q:].T.tocsr()
-    terms = np.concatenate([[0], np.cumsum(np.diff(inverted.indptr)[v[:q].indices])])[v.indptr[:q+1]]
-    g = inverted.shape[1]
-    parts = []
-    start = 0
-    while start < q:
-        stop = np.searchsorted(terms, terms[start] + SHARED, side='right') - 1
-        stop = int(np.clip(stop, start + 1, min(q, start + max(1, SHARED // g))))
-        shared = shared_weight(v[start:stop], inverted)
-        shared.data = (shared.data / (2 - shared.data)).astype(np.float32)
-        parts.append(shared)
-        start = stop
-    return vstack(parts, format='csr')
-
-
-def reranked(pairs: FeaturePairs | MatrixPairs, q: int, k1: int, k2: int, lambda_value: float) -> Reranked:
-    "The seven steps, for distances of all images, the q queries first"
-    near = pairs.nearest(max(k1 + 1, k2))
-    similarity = jaccard_similarity(encode(pairs, near, k1, k2), q)
-    return Reranked(similarity, pairs.plain, near.furthest[:q], lambda_value)
-
-
-def check_settings(k1, k2, lambda_value) -> tuple[int, int]:
-    "k1 and k2 as integers; a ValueError for invalid settings"
-    if not 0 <= lambda_value <= 1:
-        raise ValueError(f'lambda_value={lambda_value}: a weight from 0 (Jaccard alone) to 1 (original alone) '
-                         'wanted; the paper uses 0.3')
-    hint = '; the paper uses k1=20 and k2=6'
-    return as_count(k1, 'k1', hint), as_count(k2, 'k2', hint)
-
-
 def rerank(
     query_feats,  # (q, d) features, array or tensor on any device; L2-normalised to re-rank what `rank` compares
     gallery_feats,  # (g, d) features of the same model, on the same device
@@ -189,3 +100,97 @@ def rerank_distances(
             raise ValueError(f'{name}: shape {(n, n)} wanted beside q_g_dist of {(q, g)}, got {tuple(m.shape)}')
     result = reranked(MatrixPairs(q_g, q_q, g_g), q, k1, k2, lambda_value)
     return result if return_sparse else like(result.dense(), q_g_dist, q_q_dist, g_g_dist)
+
+
+def check_settings(k1, k2, lambda_value) -> tuple[int, int]:
+    "k1 and k2 as integers; a ValueError for invalid settings"
+    if not 0 <= lambda_value <= 1:
+        raise ValueError(f'lambda_value={lambda_value}: a weight from 0 (Jaccard alone) to 1 (original alone) '
+                         'wanted; the paper uses 0.3')
+    hint = '; the paper uses k1=20 and k2=6'
+    return as_count(k1, 'k1', hint), as_count(k2, 'k2', hint)
+
+
+def reranked(pairs: FeaturePairs | MatrixPairs, q: int, k1: int, k2: int, lambda_value: float) -> Reranked:
+    "The steps for q queries and the gallery behind them"
+    near = pairs.nearest(max(k1 + 1, k2))
+    similarity = jaccard_similarity(encode(pairs, near, k1, k2), q)
+    return Reranked(similarity, pairs.plain, near.furthest[:q], lambda_value)
+
+
+def encode(
+    pairs: FeaturePairs | MatrixPairs,  # Distances of all images
+    near: Neighbours,  # Their first neighbours
+    k1: int,  # Neighbours that must be mutual
+    k2: int,  # Neighbours averaged over
+) -> csr_array:  # (n, n) V, rows that sum to 1
+    "Steps 2 to 5: each image as weights over its expanded reciprocal neighbours"
+    v = expanded(reciprocal(near.index[:, :k1 + 1]), reciprocal(near.index[:, :round(k1 / 2) + 1]))
+    v.sort_indices()
+    rows = np.repeat(np.arange(v.shape[0]), np.diff(v.indptr))
+    v.data = np.exp(-pairs.lookup(v) / near.furthest[rows])  # step 4
+    v.data /= np.bincount(rows, v.data, v.shape[0])[rows]
+    if k2 == 1: return v
+    # Step 5: a product with the matrix that takes the mean over the first k2
+    first = near.index[:, :k2]
+    starts = np.arange(0, first.size + 1, first.shape[1])
+    mean = csr_array((np.full(first.size, 1 / first.shape[1]), first.ravel(), starts), v.shape)
+    return (mean @ v).tocsr()
+
+
+def reciprocal(index: np.ndarray) -> csr_array:
+    "Step 2, from the (n, k) first neighbours: (n, n) ones where i and j are among each other's"
+    n, k = index.shape
+    starts = np.arange(0, n * k + 1, k, dtype=np.int32)
+    near = csr_array((np.ones(n * k, np.float32), index.astype(np.int32).ravel(), starts), (n, n))
+    return near.multiply(near.T.tocsr()).tocsr()
+
+
+def expanded(
+    near: csr_array,  # (n, n) R: reciprocal among k1 + 1
+    half: csr_array,  # (n, n) the same among round(k1 / 2) + 1
+) -> csr_array:  # (n, n) stored where j belongs to R*(i), values without meaning
+    "Step 3: adds a candidate's half-size set if more than two thirds of it lies in the original R(i)"
+    overlap = (near @ half.T.tocsr()).multiply(near).tocoo()
+    size = np.diff(half.indptr)
+    joins = 3 * overlap.data > 2 * size[overlap.col]
+    candidates = csr_array((overlap.data[joins], (overlap.row[joins], overlap.col[joins])), near.shape)
+    return (near + candidates @ half).tocsr()
+
+
+def jaccard_similarity(
+    v: csr_array,  # (n, n) encodings, queries first
+    q: int,  # Number of queries
+) -> csr_array:  # (q, g) 1 - Jaccard distance, float32
+    "Step 6 for all queries, in steps of limited memory"
+    inverted = v[q:].T.tocsr()
+    terms = np.concatenate([[0], np.cumsum(np.diff(inverted.indptr)[v[:q].indices])])[v.indptr[:q+1]]
+    g = inverted.shape[1]
+    parts = []
+    start = 0
+    while start < q:
+        stop = np.searchsorted(terms, terms[start] + SHARED, side='right') - 1
+        stop = int(np.clip(stop, start + 1, min(q, start + max(1, SHARED // g))))
+        shared = shared_weight(v[start:stop], inverted)
+        shared.data = (shared.data / (2 - shared.data)).astype(np.float32)
+        parts.append(shared)
+        start = stop
+    return vstack(parts, format='csr')
+
+
+def shared_weight(
+    query: csr_array,  # (b, n) rows of V of some queries
+    inverted: csr_array,  # (n, g) which gallery images hold neighbour j, and how much of it
+) -> csr_array:  # (b, g) sum over j of min(V[q, j], V[g, j]), stored where it is above 0
+    "Step 6: the sum of the smaller weights over the shared neighbours of every pair, by an inverted index"
+    b = query.shape[0]
+    g = inverted.shape[1]
+    begin = inverted.indptr[query.indices]
+    count = np.diff(inverted.indptr)[query.indices]
+    ends = np.cumsum(count)
+    at = np.arange(count.sum()) + np.repeat(begin - (ends - count), count)  # positions in the index, entry after entry
+    row = np.repeat(np.arange(b), np.diff(query.indptr))
+    cell = np.repeat(row * g, count) + inverted.indices[at]
+    total = np.bincount(cell, np.minimum(np.repeat(query.data, count), inverted.data[at]), b * g)
+    cells = np.flatnonzero(total)
+    return csr_array((total[cells], cells % g, np.searchsorted(cells, np.arange(b + 1) * g)), (b, g))
