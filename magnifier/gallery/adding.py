@@ -40,21 +40,28 @@ class Reading:
     def _read(self, start, threads):
         "New images of a batch: rows of the table with key and image"
         rows = self.table.iloc[start:start + self.bs].to_dict('records')
-        keys = threads.map(keyed, [row['item'] for row in rows], [row['path'] for row in rows])
-        for row, read in zip(rows, keys): row |= dict(key=read.key, problem=read.problem)
-        readable = [row for row in rows if not row['problem']]
-        known = self.store.known([row['key'] for row in readable])
+        _fill(rows, threads.map(lambda row: keyed(row['item'], row['path']), rows))
+        new = self._new([row for row in rows if not row['problem']])
+        _fill(new, threads.map(lambda row: read_entry(row['item'], row['key']), new))
+        self.skipped += [(image_name(row['item']), row['problem']) for row in rows if row['problem']]
+        new = [row for row in new if not row['problem']]
+        self._seen |= {row['key'] for row in new}
+        return new
+
+    def _new(self, rows):
+        "The first row of each content that the gallery does not have; of the other rows the names are kept"
+        known = self.store.known([row['key'] for row in rows])
         new = {}
-        for row in readable:
+        for row in rows:
             key, path = row['key'], row['path']
             if key not in known and key not in self._seen and key not in new: new[key] = row
             elif path is not None and path not in known.get(key, ()): self.names.append((key, path))
-        images = threads.map(read_entry, [row['item'] for row in new.values()], new)
-        for row, read in zip(new.values(), images): row |= dict(image=read.image, problem=read.problem)
-        self.skipped += [(image_name(row['item']), row['problem']) for row in rows if row['problem']]
-        new = [row for row in new.values() if not row['problem']]
-        self._seen |= {row['key'] for row in new}
-        return new
+        return list(new.values())
+
+
+def _fill(rows, images):
+    "Adds to each row the key, image and problem that were read for it"
+    for row, image in zip(rows, images): row.update(image._asdict())
 
 
 class VideoReading:

@@ -189,32 +189,38 @@ class Gallery:
             're-ranking compares whole embeddings: leave out rerank or regions': rerank and regions is not None,
         })
         self._check_filled()
-        meant = where(not_camera=not_camera, cameras=cameras, since=since, until=until)
-        compared = None if regions is None else region_indices(regions)
-        if compared is not None: rows = self._nearest_by_regions(embedder, image, compared, k, meant)
-        else: rows = (nearest_reranked if rerank else nearest)(self.store, self._query(embedder, image), k, meant)
+        conditions = where(not_camera=not_camera, cameras=cameras, since=since, until=until)
+        if regions is None:
+            search = nearest_reranked if rerank else nearest
+            rows = search(self.store, self._query(embedder, image), k, conditions)
+            names = None
+        else:
+            compared = region_indices(regions)
+            rows = self._nearest_by_regions(embedder, image, compared, k, conditions)
+            names = tuple(REGIONS[r] for r in compared)
         table = as_table(rows)
         if threshold is not None: table = table[table['similarity'] >= threshold].reset_index(drop=True)
-        return Hits(table, image, compared and tuple(REGIONS[r] for r in compared))
+        return Hits(table, image, names)
 
     def _query(self, embedder, image):
         "(d,) embedding of an image that is searched"
         self._check_model(embedder)
         return unit_rows(embedder.embed([_read_query(image)]), 1, self.store.about['d'])[0]
 
-    def _nearest_by_regions(self, embedder, image, regions, k, meant):
+    def _nearest_by_regions(self, embedder, image, regions, k, conditions):
         if not self.regions:
             raise ValueError(f'{self.uri} keeps no regions: make a new gallery with Gallery(..., regions=True)')
         self._check_model(embedder)
         vectors, visible = embedded_regions(embedder, [_read_query(image)])
-        return nearest_by_regions(self.store, vectors[0], int(visible[0]), regions, k, meant)
+        return nearest_by_regions(self.store, vectors[0], int(visible[0]), regions, k, conditions)
 
     def label(self,
         keys,  # Keys, as tables of hits, images and clusters have them
         pids,  # Identities, one a key; None takes one away, and so does -1, which is nobody
     ) -> int:  # Images labelled
         "Gives images an identity, for example after `cluster`. A ValueError for keys that the gallery does not have"
-        keys, pids = list(keys), [identity(p) for p in pids]
+        keys = list(keys)
+        pids = [identity(pid) for pid in pids]
         missing = sorted(set(keys) - set(self.store.known(keys)))
         refuse({
             f'{len(pids)} identities for {len(keys)} keys; one a key is needed': len(keys) != len(pids),
@@ -245,9 +251,9 @@ class Gallery:
     ) -> int:  # Images deleted
         """Removes the images that meet all given conditions from every search. Their data stay in a local gallery's
         files until `compact`. A ValueError without conditions"""
-        meant = where(pids=pids, paths=paths, keys=keys, until=until)
-        if not meant: raise ValueError('name what to delete: pids, paths, keys or until')
-        return self.store.delete(meant) if self.store.about else 0
+        conditions = where(pids=pids, paths=paths, keys=keys, until=until)
+        if not conditions: raise ValueError('name what to delete: pids, paths, keys or until')
+        return self.store.delete(conditions) if self.store.about else 0
 
     def compact(self):
         """Rewrites the files that hold deleted images, so that nothing of them is left on disk. A server is asked to do
@@ -264,8 +270,8 @@ class Gallery:
     ) -> Tracklets:  # Their table and their embeddings
         """The tracklets, one row each: camera, times, best image, and the mean embedding weighted by the visible share
         of the person"""
-        meant = replace(where(pids=pids, cameras=cameras, since=since, until=until), tracklets=())
-        return summarise(self.store.read(meant, (*COLUMNS, 'vector')), weighted)
+        conditions = replace(where(pids=pids, cameras=cameras, since=since, until=until), tracklets=())
+        return summarise(self.store.read(conditions, (*COLUMNS, 'vector')), weighted)
 
     def search_tracklets(self,
         query,  # A tracklet's name, or an image as `search` takes it
@@ -316,10 +322,11 @@ class Gallery:
 
     def _label_tracklets(self, people):
         "Labels the images of tracklets, given as name -> person; writes those alone whose label changes"
-        rows = pd.DataFrame(self.store.read(Where(tracklets=()), ('key', 'tracklet', 'pid')), dtype=object)
-        rows['person'] = pd.Series([people.get(name) for name in rows['tracklet']], dtype=object)
-        changed = rows[rows['person'].notna() & (rows['person'] != rows['pid'])]
-        if len(changed): self.store.update(dict(key=list(changed['key']), pid=[int(p) for p in changed['person']]))
+        rows = self.store.read(Where(tracklets=()), ('key', 'tracklet', 'pid'))
+        changed = {}
+        for key, name, pid in zip(rows['key'], rows['tracklet'], rows['pid']):
+            if people.get(name, pid) != pid: changed[key] = int(people[name])
+        if changed: self.store.update(dict(key=list(changed), pid=list(changed.values())))
 
     def index(self,
         kind: str,  # 'exact', or the approximate 'ivf'
@@ -343,12 +350,12 @@ class Gallery:
         paths=None,  # Path or paths, as they were added; None for all
     ) -> pd.DataFrame:  # path, pid, camid, time, key; by identity, camera, time and path
         "The images of the gallery, without embeddings"
-        meant = where(pids=pids, cameras=cameras, since=since, until=until, paths=paths)
+        conditions = where(pids=pids, cameras=cameras, since=since, until=until, paths=paths)
         version = self.store.version
-        if not meant and self._images is not None and self._images[0] == version: return self._images[1].copy()
-        table = as_table(self.store.read(meant, ('key', 'path', 'pid', 'camid', 'time')))
+        if not conditions and self._images is not None and self._images[0] == version: return self._images[1].copy()
+        table = as_table(self.store.read(conditions, ('key', 'path', 'pid', 'camid', 'time')))
         table = table.sort_values(['pid', 'camid', 'time', 'path'], ignore_index=True, na_position='last')
-        if not meant and version is not None: self._images = version, table.copy()
+        if not conditions and version is not None: self._images = version, table.copy()
         return table
 
     def embeddings(self,
