@@ -17,8 +17,8 @@ from PIL import ExifTags
 from magnifier.checks import refuse
 from magnifier.data.images import IMAGE_ENDINGS, UnreadableImage, mask_folder, opened_image, read_image, read_mask
 
-__all__ = ['CatalogWarning', 'make_catalog', 'validate_catalog', 'check_catalog', 'find_masks', 'join_catalogs',
-           'describe']
+__all__ = ['CatalogWarning', 'make_catalog', 'validate_catalog', 'check_catalog', 'lost_queries', 'find_masks',
+           'join_catalogs', 'describe']
 
 COLUMNS = ('path', 'mask', 'pid', 'camid', 'split')
 SPLITS = ('train', 'query', 'gallery')

@@ -258,32 +258,33 @@ def _images_in(folder, recursive, above, left_out):
     "Paths of the images of a folder and of the folders in it; `above`: the real folders that led here"
     here = os.path.realpath(folder)
     if here in above: return  # a link back
-    names = set()
-    deeper = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith('.'): continue
-            if entry.is_dir():
-                if recursive and not entry.name.endswith('_ps_label'): deeper.append(entry.path)
-                continue
-            why = _no_image(entry)
-            if why: left_out[why] += 1
-            elif entry.name.lower().endswith(IMAGE_ENDINGS): names.add(entry.name)
+    with os.scandir(folder) as found: entries = [e for e in found if not e.name.startswith('.')]
+    names = {e.name for e in entries if not e.is_dir() and _is_image(e, left_out)}
     copies = {n for n in names if os.path.splitext(n)[0] in names}  # x.jpg.jpg beside x.jpg
     left_out['copies with a second ending'] += len(copies)
     yield from (os.path.join(folder, n) for n in names - copies)
-    for d in deeper: yield from _images_in(d, recursive, (*above, here), left_out)
+    if not recursive: return
+    for deeper in entries:
+        if deeper.is_dir() and not deeper.name.endswith('_ps_label'):
+            yield from _images_in(deeper.path, recursive, (*above, here), left_out)
 
 
-def _no_image(entry):
-    "Why a file is left out; None if that need not be reported"
+def _is_image(entry, left_out):
+    "Whether a file is an image by its ending; counts the reasons why others are left out"
     ending = os.path.splitext(entry.name)[1].lower()
-    if ending in HARMLESS: return None
-    if ending not in IMAGE_ENDINGS: return f'{ending or "files without an ending"} (no image)'
-    if not entry.is_file(): return 'pipes, devices or broken links'
-    try: entry.path.encode()
-    except UnicodeEncodeError: return 'names that are not UTF-8'
-    return None
+    if ending in HARMLESS: return False
+    if ending not in IMAGE_ENDINGS: why = f'{ending or "files without an ending"} (no image)'
+    elif not entry.is_file(): why = 'pipes, devices or broken links'
+    elif not _is_utf8(entry.path): why = 'names that are not UTF-8'
+    else: return True
+    left_out[why] += 1
+    return False
+
+
+def _is_utf8(path):
+    try: path.encode()
+    except UnicodeEncodeError: return False
+    return True
 
 
 def mask_folder(folder: str | Path) -> Path:

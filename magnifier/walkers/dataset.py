@@ -12,6 +12,7 @@ from PIL import Image
 
 from magnifier.checks import refuse
 from magnifier.data.images import mask_folder
+from magnifier.data.readers import MARKET_FOLDERS
 from magnifier.files import aside_folder, fastai_folder
 from magnifier.regions import region_indices
 from magnifier.walkers.cameras import CAMERAS
@@ -27,9 +28,9 @@ VERSION = 2  # Of the drawing: raised whenever the same arguments give other ima
 MARKER = 'walkers.json'
 TRUTH = 'walkers.csv'
 PEOPLE = 'identities.json'
-FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')
 LIMBS = ('upper_arm', 'lower_arm', 'upper_leg', 'lower_leg', 'foot')
-ALLOWED = dict(  # Names have four digits for the identity, and six for a frame that counts its images
+# Least and most. A file's name has four digits for the identity, and six for a frame that counts the person's images
+ALLOWED = dict(
     seed=(0, 2**63), n_train=(1, 9998), n_test=(1, 9998), n_images=(1, 7000), n_queries=(1, 3500), n_gallery=(1, 3500),
     n_distractors=(0, 7000), n_junk=(0, 7000))
 
@@ -43,8 +44,8 @@ def walkers(
     n_images: int = 12,  # Images of each training identity, over four to six cameras
     n_queries: int = 7,  # Queries of each test identity, over three cameras
     n_gallery: int = 6,  # Gallery images of each test identity, over four cameras, one of them a camera of its queries
-    n_distractors: int = None,  # Gallery images of nobody (identity 0000); None: as many as test identities
-    n_junk: int = None,  # Junk boxes (identity -1) in the gallery; None: half as many
+    n_distractors: int | None = None,  # Gallery images of nobody (identity 0000); None: as many as test identities
+    n_junk: int | None = None,  # Junk boxes (identity -1) in the gallery; None: half as many
     occluded: float = .25,  # Share of images in which a pole, a bag or another walker stands in front
     mask_noise: float = 0.,  # 0 to 1: boundary errors and lost limbs of a real parser, in the masks alone
 ) -> Path:  # The root; the masks lie beside it in `<root>_ps_label`
@@ -62,7 +63,7 @@ def walkers(
     people = identities(args['n_train'] + args['n_test'], args['seed'])
     numbers = {k: v for k, v in args.items() if k not in ('n_test', 'occluded', 'mask_noise')}
     shots = plan(people, **numbers)
-    files = {folder: sum(FOLDERS[shot.split] == folder for shot in shots) for folder in FOLDERS.values()}
+    files = {folder: sum(MARKET_FOLDERS[shot.split] == folder for shot in shots) for folder in MARKET_FOLDERS.values()}
     marker = dict(version=VERSION, arguments=args, files=files)
     while missing := [place for place in (root, mask_folder(root)) if not holds(place, marker, MARKER)]:
         try: _draw(missing, root, people, shots, marker)
@@ -95,7 +96,7 @@ def _joints(text):
 def _checked(args):
     "The arguments with their defaults, or an error that says what is allowed"
     out = dict(args)
-    for name, limits in ALLOWED.items():
+    for name, limits in ALLOWED.items():  # in this order, since the last two may follow from those before them
         if name == 'n_distractors' and out[name] is None: out[name] = out['n_test']
         if name == 'n_junk' and out[name] is None: out[name] = out['n_distractors'] // 2
         out[name] = whole_number(name, out[name], *limits)
@@ -110,16 +111,14 @@ def _draw(missing, root, people, shots, marker):
     with ExitStack() as folders:
         new = {place: folders.enter_context(aside_folder(place)) for place in missing}
         _draw_all(new.get(root), new.get(mask_folder(root)), shots, marker['arguments'])
-        if root in new:
-            table = {person.pid: asdict(person) for person in people}
-            write_json(new[root]/PEOPLE, table)
+        if root in new: write_json(new[root]/PEOPLE, {person.pid: asdict(person) for person in people})
         for folder in new.values(): write_json(folder/MARKER, marker)
 
 
 def _draw_all(root, labels, shots, args):
     "Writes images and truth into `root` and masks into `labels`, two new folders; one that is None exists already"
     rows = []
-    for folder in FOLDERS.values():
+    for folder in MARKET_FOLDERS.values():
         for new in filter(None, (root, labels)): (new/folder).mkdir()
     for shot in shots:
         picture, row = take(shot, args['seed'], args['occluded'])
@@ -161,7 +160,7 @@ class Shot:
     @property
     def file(self) -> str:  # Path below the root, without its ending
         "Where the image lies"
-        return f'{FOLDERS[self.split]}/{self.name}'
+        return f'{MARKET_FOLDERS[self.split]}/{self.name}'
 
 
 def identities(
@@ -223,7 +222,8 @@ def _shots(split, who, cams, n, rng, start=0):
 def _shot(split, pid, camid, i, rng, who):
     "An image named in Market-1501's manner: identity, camera, sequence, frame, box"
     pre = '-1' if pid < 0 else f'{pid:04d}'
-    frame, box = 125 * i + int(rng.integers(1, 120)), int(rng.integers(1, 5))
+    frame = 125 * i + int(rng.integers(1, 120))
+    box = int(rng.integers(1, 5))
     return Shot(split, pid, camid, f'{pre}_c{camid}s{i % 3 + 1}_{frame:06d}_{box:02d}', who)
 
 
@@ -291,9 +291,9 @@ def noisy_mask(
     for _ in range(2):
         smooth = enlarge(rng.integers(0, 256, (h // 12 + 2, w // 12 + 2)), (h, w))
         shift.append((smooth * reach + 128) // 256 - reach // 2)
-    y = np.arange(h)[:, None] + shift[0]
-    x = np.arange(w)[None] + shift[1]
-    out = mask[np.clip(y, 0, h - 1), np.clip(x, 0, w - 1)]
+    y = np.clip(np.arange(h)[:, None] + shift[0], 0, h - 1)
+    x = np.clip(np.arange(w)[None] + shift[1], 0, w - 1)
+    out = mask[y, x]
     for region in region_indices(LIMBS):
         lost = rng.random() < .25 * strength
         right = rng.random() < .5

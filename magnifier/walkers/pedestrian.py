@@ -411,12 +411,8 @@ def _folds(s, deep=.05):
     return (np.float32(1 - deep) + np.float32(2 * deep) * fold)[:, None]
 
 
-def where(
-    condition,  # (n,) booleans
-    a,  # RGB, or (n, 3)
-    b,  # RGB, or (n, 3)
-) -> np.ndarray:  # (n, 3) float32
-    "Colour `a` at some points, `b` at the others"
+def where(condition, a, b) -> np.ndarray:
+    "(n, 3) float32: colour `a` at the points where the condition (n,) holds, `b` at the others; RGB, or (n, 3)"
     return np.where(condition[:, None], _solid(a), _solid(b))
 
 

@@ -172,10 +172,8 @@ def random_pose(
     return Pose(round(yaw % 360, 2), round(phase, 3), round(stride, 3), random_arms(rng))
 
 
-def random_arms(
-    rng,  # numpy Generator to draw from
-) -> str:  # One of ARMS
-    "Four times in seven the arms swing"
+def random_arms(rng) -> str:
+    "One of ARMS; four times in seven they swing"
     return ARMS[max(0, int(rng.integers(-3, len(ARMS))))]
 
 

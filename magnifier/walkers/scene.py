@@ -93,6 +93,8 @@ class Visit:
         return Place(x, d, seen % 360, (walked + share * length) / CYCLE % 1, 1. if length else 0.)
 
 
+# Who and what is in a camera's view
+
 _COLOURS = dict(
     booth=((96, 104, 118), (150, 62, 52), (176, 164, 140), (60, 92, 84)),
     planter=((74, 104, 58), (96, 116, 74), (84, 112, 84)),
@@ -187,6 +189,8 @@ def visits_of(
         t = visits[-1].end + between(rng, 3., 9.)
     return visits
 
+
+# Frames: people and things are drawn each by itself, and laid over the ground, the farthest first
 
 _SHARPER = .7  # Share of a camera's noise that is left: compression would take the rest
 _SHIFT = 32    # Pixels by which the noise of one frame may lie elsewhere than that of another

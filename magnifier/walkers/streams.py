@@ -107,19 +107,15 @@ def _files(args):
 
 def _draw(root, args):
     "All streams and tables into a new folder"
-    seed = args['seed']
-    cameras = range(1, args['cameras'] + 1)
     view = View(*args['size'])
-    looks = {n: random_appearance(stream(seed, 'somebody', n)) for n in range(1, args['people'] + 1)}
-    things = [things_of(view, c, seed) for c in cameras]
-    delays = {c: _delay(seed, c) for c in cameras}
-    seconds = args['minutes'] * 60 + max(delays.values())
-    visits = [visit for n in looks for visit in visits_of(view, n, things, seconds, seed)]
+    delays = {camera: _delay(args['seed'], camera) for camera in range(1, args['cameras'] + 1)}
+    looks = {n: random_appearance(stream(args['seed'], 'somebody', n)) for n in range(1, args['people'] + 1)}
+    visits = _visits(view, args, seconds=args['minutes'] * 60 + max(delays.values()))
     table = []
     truth = []
     for camera, delay in delays.items():
         here = [visit for visit in visits if visit.camera == camera]
-        file, spans = _stream(root, Stage(camera, view, seed), looks, here, delay, args)
+        file, spans = _stream(root, Stage(camera, view, args['seed']), looks, here, delay, args)
         first = datetime.fromisoformat(args['start']) + timedelta(seconds=delay)
         table.append(dict(camera=camera, file=file, start=first.isoformat(), fps=args['fps'], frames=_frames(args),
                           width=view.width, height=view.height))
@@ -127,6 +123,13 @@ def _draw(root, args):
     write_table(root/CAMERA_TABLE, table)
     write_table(root/TRUTH, sorted(truth, key=lambda row: (row['person'], row['from'])))
     write_json(root/PEOPLE, {n: asdict(look) for n, look in looks.items()})
+
+
+def _visits(view, args, seconds):
+    "Everybody's visits to all cameras"
+    things = [things_of(view, camera, args['seed']) for camera in range(1, args['cameras'] + 1)]
+    people = range(1, args['people'] + 1)
+    return [visit for n in people for visit in visits_of(view, n, things, seconds, args['seed'])]
 
 
 def _delay(seed, camera):

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from magnifier.data.readers import MARKET_FOLDERS
 from magnifier.files import aside_folder, clear_leftovers
 from magnifier.walkers import dataset as module
 from magnifier.walkers.canvas import stream
-from magnifier.walkers.dataset import FOLDERS, identities, noisy_mask, plan, walkers, walkers_truth
+from magnifier.walkers.dataset import identities, noisy_mask, plan, walkers, walkers_truth
 from magnifier.walkers.person import DETAILS
 
 SMALL = dict(n_train=2, n_test=3, n_images=5, n_queries=3, n_gallery=4, n_distractors=4, n_junk=2)  # 37 images
@@ -44,7 +45,7 @@ def tiny(tmp_path_factory): return walkers(tmp_path_factory.mktemp('walkers')/'t
 
 
 def test_layout_is_market1501s(small):
-    counts = {f: len(list((small/f).iterdir())) for f in FOLDERS.values()}
+    counts = {f: len(list((small/f).iterdir())) for f in MARKET_FOLDERS.values()}
     assert counts == dict(bounding_box_train=2 * 5, query=3 * 3, bounding_box_test=3 * 4 + 4 + 2)
     for file in small.glob('*/*'):
         assert re.fullmatch(r'(-1|\d{4})_c[1-6]s\d_\d{6}_\d\d\.jpg', file.name)
@@ -73,7 +74,7 @@ def test_the_real_reader_reads_it(small):
 
 def test_splits_share_no_identity_and_every_query_has_a_match(small):
     table = walkers_truth(small)
-    train, query, gallery = (table[table.split == s] for s in FOLDERS)
+    train, query, gallery = (table[table.split == s] for s in MARKET_FOLDERS)
     assert not set(train.pid) & (set(query.pid) | set(gallery.pid))
     assert (query.groupby('pid').camid.nunique() == 3).all()
     assert len(query) == 9
