@@ -29,16 +29,8 @@ class Setting(NamedTuple):
     diversity: bool = False  # Whether the second phase has the semantic diversity loss
 
 
-def _parts(mask=True, sab=False, sfb=False, **kwargs): return dict(mask=mask, sab=sab, sfb=sfb, **kwargs)
-
-
-def _sab(**kwargs): return Setting(_parts(sab=True, **kwargs))
-
-
-def _sfb(sfb=True, **kwargs): return Setting(_parts(sfb=sfb, **kwargs))
-
-
-def _whole(sfb=True, **kwargs): return Setting(_parts(sab=True, sfb=sfb, **kwargs))
+def _setting(*, mask=True, sab=False, sfb=False, diversity=False, **model):
+    return Setting(dict(mask=mask, sab=sab, sfb=sfb, **model), diversity)
 
 
 # The lines of Figure 5, by regions kept, and the occlusions that they train beside the paper's own choice (torso, 4)
@@ -46,19 +38,19 @@ FIGURE_5 = [f'{strategy} {keep}' for strategy in ('torso', 'random') for keep in
 OCCLUSIONS = {name: dict(strategy=name.split()[0], keep=int(name.split()[1])) for name in FIGURE_5 if name != 'torso 4'}
 
 SETTINGS = {
-    'G': Setting(_parts(mask=False)),
-    'G+M': Setting(_parts()),
-    'G+M+SAB': _sab(),  # keeps 4 by torso, the paper's choice
-    'G+M+SFB': _sfb(),
-    'G+M+SAB+SFB': _whole(),
-    'G+M+SAB+SFB+SD': _whole()._replace(diversity=True),
-    'G+M+AB': _sfb(sfb='ab'),
-    **{name: _sab(**occlusion) for name, occlusion in OCCLUSIONS.items()},
-    'lstm': _sfb(cell='lstm'),
-    'no background': _sab(keep_background=False),
-    'stage 4': _whole(region_stage=4),
-    'whole AB': _whole(sfb='ab'),
-    **{f'whole {name}': _whole(**occlusion) for name, occlusion in OCCLUSIONS.items()},
+    'G': _setting(mask=False),
+    'G+M': _setting(),
+    'G+M+SAB': _setting(sab=True),  # keeps 4 by torso, the paper's choice
+    'G+M+SFB': _setting(sfb=True),
+    'G+M+SAB+SFB': _setting(sab=True, sfb=True),
+    'G+M+SAB+SFB+SD': _setting(sab=True, sfb=True, diversity=True),
+    'G+M+AB': _setting(sfb='ab'),
+    **{name: _setting(sab=True, **occlusion) for name, occlusion in OCCLUSIONS.items()},
+    'lstm': _setting(sfb=True, cell='lstm'),
+    'no background': _setting(sab=True, keep_background=False),
+    'stage 4': _setting(sab=True, sfb=True, region_stage=4),
+    'whole AB': _setting(sab=True, sfb='ab'),
+    **{f'whole {name}': _setting(sab=True, sfb=True, **occlusion) for name, occlusion in OCCLUSIONS.items()},
 }
 
 # Study -> line -> setting. A setting that several studies show is trained once
@@ -72,20 +64,6 @@ STUDIES = {
     'background': {'kept': 'G+M+SAB', 'occluded': 'no background'},
     'region stage': {'3': 'G+M+SAB+SFB', '4': 'stage 4'},
 }
-
-# R1 / mAP in % of Table 2, with real data and ImageNet weights
-PAPER = pd.DataFrame(
-    [
-        (69.8, 67.4, 82.7, 70.8),
-        (71.3, 69.0, 83.9, 72.9),
-        (76.6, 74.6, 87.1, 76.7),
-        (77.4, 75.9, 86.7, 75.2),
-        (81.2, 78.5, 88.6, 79.6),
-        (82.4, 79.6, 90.0, 80.7),
-    ],
-    index=list(STUDIES['Table 2']),
-    columns=['CUHK03-L R1', 'CUHK03-L mAP', 'DukeMTMC R1', 'DukeMTMC mAP'],
-)
 
 # R1 / mAP in % of Table 1, plain and re-ranked
 TABLE_1 = pd.DataFrame(

@@ -17,6 +17,7 @@ from fastai.vision.all import Callback, L, SkipToEpoch, get_model, num_distrib, 
 from magnifier.checks import refuse
 from magnifier.data.batches import IdentityBatches
 from magnifier.files import aside, clear_leftovers
+from magnifier.train.distributed import gather_objects
 from magnifier.train.generators import (generator_state, global_states, learner_generators, plain_loaders,
                                         set_generator_state, set_global_states)
 
@@ -167,7 +168,7 @@ def training_state(
         stateful={name: plain_values(o.state_dict()) for name, o in _stateful(learn).items()},
         trackers={cb.name: _best_so_far(cb) for cb in learn.cbs if isinstance(cb, TrackerCallback)},
         streams=[dl.epoch if isinstance(dl, IdentityBatches) else None for dl in plain_loaders(learn)],
-        generators=_of_all_processes(dict(held=held, shared=global_states())),
+        generators=gather_objects(dict(held=held, shared=global_states())),  # each process has its own
         train_iter=learn.train_iter,
         records=_records(learn))
 
@@ -223,14 +224,6 @@ def _stateful(learn):
 
 def _best_so_far(tracker):
     return {name: plain_values(value) for name, value in vars(tracker).items() if name in ('best', 'wait')}
-
-
-def _of_all_processes(mine):
-    "A list with one entry for each process, since each has its own generators"
-    if num_distrib() < 2: return [mine]
-    everyone = [None]*num_distrib()
-    torch.distributed.all_gather_object(everyone, mine)
-    return everyone
 
 
 def plain_values(

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from magnifier.checks import needs
 from magnifier.data.transforms import OwnGenerator
 
-__all__ = ['n_ranks', 'join_ranks', 'rank0_first', 'on_all_ranks', 'gather_rows', 'gather_own', 'mean_over_ranks',
-           'same_state', 'Share', 'distributed']
+__all__ = ['n_ranks', 'join_ranks', 'rank0_first', 'on_all_ranks', 'gather_objects', 'gather_rows', 'gather_own',
+           'mean_over_ranks', 'same_state', 'Share', 'distributed']
 
 NEEDS_ACCELERATE = ("training on several processes needs accelerate, as fastai's distrib_ctx does: pip install "
                     'accelerate')
@@ -60,20 +60,21 @@ def _device():
     return torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
 
 
+def gather_objects(
+    mine,  # Anything that pickles
+) -> list:  # One entry for each rank, that of rank 0 first
+    "The objects of all ranks, on every rank"
+    if n_ranks() == 1: return [mine]
+    everyone = [None]*n_ranks()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
 def gather_rows(
     x: torch.Tensor,  # Rows of this rank, any number; the other dimensions are every rank's
 ) -> torch.Tensor:  # Rows of all ranks, those of rank 0 first, on the device of `x`; no gradient
     "The rows of all ranks, on every rank; in a single process `x` itself"
-    if n_ranks() == 1: return x
-    mine = x.detach().to(_device()).contiguous()
-    counts = [torch.zeros(1, dtype=torch.long, device=mine.device) for _ in range(n_ranks())]
-    dist.all_gather(counts, torch.tensor([len(mine)], device=mine.device))
-    counts = torch.cat(counts).tolist()
-    padded = mine.new_zeros(max(counts), *mine.shape[1:])  # all_gather wants one shape
-    padded[:len(mine)] = mine
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, counts)]).to(x.device)
+    return x if n_ranks() == 1 else torch.cat(gather_objects(x.detach().cpu())).to(x.device)
 
 
 def gather_own(

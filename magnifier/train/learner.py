@@ -326,22 +326,14 @@ class ReIDLearner(Learner):
 
     # Predictions
 
-    def tta(
-        self,
-        *args,  # As in fastai
-        **kwargs,  # As in fastai
-    ):
+    def tta(self, *args, **kwargs):
         "Not available: fastai's `tta` averages class probabilities"
         raise NotImplementedError(
             'tta averages class probabilities, but the people of a search are not classes: use '
             'learn.embed(images, flip_test=True) or learn.evaluate(flip_test=True), which add the mirrored image'
         )
 
-    def get_preds(
-        self,
-        *args,  # As in fastai
-        **kwargs,  # As in fastai
-    ) -> tuple:  # As in fastai
+    def get_preds(self, *args, **kwargs):
         """fastai's `get_preds`, in the data set's order; in `distrib_ctx` every rank processes all data, because fastai
         changes the order of gathered results"""
         with self._alone(): return super().get_preds(*args, **kwargs)

@@ -1,10 +1,7 @@
-"""Callbacks that watch a training: losses by part and metrics by epoch, recorded without waiting for the device at each
-batch; guards against a loss that is NaN, Ctrl-C, and trackers of metrics that are missing in some epochs"""
+"""Callbacks that watch a training: losses by part, recorded without waiting for the device at each batch; a guard
+against a loss that is NaN; fastai's trackers where a metric is missing in some epochs"""
 
-import logging
 import math
-import signal
-import threading
 import time
 from pathlib import Path
 
@@ -19,8 +16,6 @@ from magnifier.files import aside
 from magnifier.train.distributed import mean_over_ranks
 
 __all__ = ['NonFiniteLoss', 'StopAtNonFinite']
-
-log = logging.getLogger(__name__)
 
 
 class DeviceSmoothLoss(AvgSmoothLoss):
@@ -219,42 +214,6 @@ def _copied(answer):
     arrived = torch.cuda.Event()
     arrived.record()
     return copy, arrived
-
-
-class StopByKeyboard(Callback):
-    """Within this context, Ctrl-C ends a training after the current batch (`KeyboardInterrupt`); a second Ctrl-C ends
-    it at once.
-
-    A checkpoint that is being written is completed. Outside the main thread, where Python gets no signals, it does
-    nothing."""
-
-    order = 200  # last: the batch is done
-
-    def __init__(
-        self,
-        say=log.warning,  # Called with the line that this batch will be the last
-    ):
-        self.say = say
-
-    def __enter__(self):
-        self.asked = False
-        self.former = None
-        if threading.current_thread() is threading.main_thread(): self.former = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if self.former is not None: signal.signal(signal.SIGINT, self.former)
-        # Ctrl-C came after the last batch, or it ended a loader's process too and that was noticed first
-        if self.asked and (kind is None or issubclass(kind, RuntimeError)): raise KeyboardInterrupt from error
-
-    def _ask(self, *_):
-        if self.asked: raise KeyboardInterrupt
-        self.asked = True
-        self.say('stopping after this batch; Ctrl-C once more stops at once')
-
-    def after_batch(self):
-        "Stops if Ctrl-C was pressed"
-        if self.asked: raise KeyboardInterrupt
 
 
 def check_callbacks(

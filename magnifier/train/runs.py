@@ -27,7 +27,7 @@ from magnifier.train.checkpoints import Checkpoints, checkpoint_files, read_chec
 from magnifier.train.distributed import join_ranks, on_all_ranks, rank0_first
 from magnifier.train.generators import seeded
 from magnifier.train.learner import recipe_learner, versions
-from magnifier.train.monitoring import StopAtNonFinite, StopByKeyboard
+from magnifier.train.monitoring import StopAtNonFinite
 from magnifier.train.recipes import recipe as named
 
 __all__ = ['Run', 'RunStopped', 'train_run']
@@ -97,7 +97,7 @@ def train_run(
             with _quietly(learn) if quiet else nullcontext(), on_all_ranks(learn):
                 record = _begin(out, plan, learn, stages, asked, dataset=dataset, state=state, say=say)
                 if before and state is None: record['figures'] = _figures(learn, 'before', rerank)
-                _train(out, learn, stages, record, state, fast=fast, say=say)
+                _train(out, learn, stages, record, state, fast=fast)
                 record['figures'] |= _figures(learn, 'after', rerank)
             # When the call returns on one rank, the files are there
             with rank0_first(): return _finish(out, learn, record, then)
@@ -195,17 +195,15 @@ def _plan(record, dl, stages):
     for i, stage in enumerate(stages): yield f'  stage {i + 1} of {len(stages)}: {stage}'
 
 
-def _train(out, learn, stages, record, state, *, fast, say):
+def _train(out, learn, stages, record, state, *, fast):
     "Runs the fits of the recipe with guards and checkpoints; writes record and losses.csv before them and by epoch"
     def each(kept):
         record.update(epochs_done=kept.done, seconds=round(kept.seconds, 1))
         _write(out, record, kept.rows)
     kept = Checkpoints(out/'checkpoints', state=state, note=record, each=each)
-    keyboard = StopByKeyboard(say)
     _write(out, record, kept.rows)
-    with learn.added_cbs([kept, StopAtNonFinite(out/'nonfinite.pth'), keyboard]):
-        try:
-            with fast_training(learn) if fast else nullcontext(), keyboard: learn.fit_stages(stages, done=kept.done)
+    with learn.added_cbs([kept, StopAtNonFinite(out/'nonfinite.pth')]), fast_training(learn) if fast else nullcontext():
+        try: learn.fit_stages(stages, done=kept.done)
         except KeyboardInterrupt as e:
             total = sum(stage.epochs for stage in stages)
             raise RunStopped(f'stopped by the keyboard after epoch {kept.done} of {total}') from e

@@ -1,10 +1,6 @@
 """A training step does not ask the device for a number; what is written down is what fastai would have. A loss that is
-no number is found at its batch, on a CPU at once and on a GPU a batch later; Ctrl-C ends after the batch; trackers
-follow a metric where it was measured"""
-import os
-import signal
-import threading
-
+no number is found at its batch, on a CPU at once and on a GPU a batch later; trackers follow a metric where it was
+measured"""
 import pytest
 import torch
 from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, CancelValidException, CutMix, DataLoader,
@@ -16,8 +12,7 @@ from magnifier.model import pooling
 from magnifier.train import monitoring
 from magnifier.train.callbacks import ValidateEvery
 from magnifier.train.learner import ReIDLearner, magnifier_learner
-from magnifier.train.monitoring import (CalmProgress, DeviceRecorder, LossParts, NonFiniteLoss, StopAtNonFinite,
-                                        StopByKeyboard)
+from magnifier.train.monitoring import CalmProgress, DeviceRecorder, LossParts, NonFiniteLoss, StopAtNonFinite
 
 TRACKERS = (SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau)
 
@@ -200,48 +195,6 @@ def test_infinite_is_no_number(small_learn, tmp_path, monkeypatch):
     monkeypatch.setattr(type(small_learn.loss_func), '__call__', lambda self, *args: loss(self, *args) + torch.inf)
     with pytest.raises(NonFiniteLoss, match='the loss is inf in epoch 0, batch 0'):
         small_learn.fit(1, cbs=[StopAtNonFinite(tmp_path/'bad.pth')])
-
-
-def press(): os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_the_second_ctrl_c_is_at_once():
-    said = []
-    with pytest.raises(KeyboardInterrupt), StopByKeyboard(said.append):
-        press()
-        assert len(said) == 1
-        press()
-        raise AssertionError('not reached')
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_asked_after_the_last_batch_it_still_ends():
-    with pytest.raises(KeyboardInterrupt), StopByKeyboard(lambda text: None): press()
-
-
-def test_a_worker_that_the_same_ctrl_c_hit_is_no_error():
-    with pytest.raises(KeyboardInterrupt) as e, StopByKeyboard(lambda text: None):
-        press()
-        raise RuntimeError('DataLoader worker (pid 1) exited unexpectedly')
-    assert 'worker' in str(e.value.__cause__)
-
-
-def test_errors_pass():
-    with pytest.raises(RuntimeError, match='mine'), StopByKeyboard(): raise RuntimeError('mine')
-    with pytest.raises(ValueError, match='mine'), StopByKeyboard(lambda text: None):
-        press()
-        raise ValueError('mine')
-
-
-def test_outside_the_main_thread_it_does_nothing():
-    before, seen = signal.getsignal(signal.SIGINT), []
-    def inside():
-        with StopByKeyboard(): seen.append(signal.getsignal(signal.SIGINT))
-    thread = threading.Thread(target=inside)
-    thread.start()
-    thread.join()
-    assert seen == [before]
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 class Figures(Callback):
