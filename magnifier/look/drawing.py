@@ -21,9 +21,8 @@ from torch.nn.functional import interpolate
 from magnifier.model.pooling import resize_labels
 from magnifier.regions import BODY_REGIONS, N_REGIONS, REGIONS
 
-__all__ = ['Figure', 'tiles', 'plot', 'finish', 'notebook_cell', 'REGION_COLOURS', 'HEAT', 'FRAMES', 'region_name',
-           'resized_labels', 'resized_heat', 'are_stripes', 'all_stripes', 'paint_mask', 'paint_heat', 'blank_regions',
-           'spotlight', 'stack', 'put_image', 'put_note', 'outline', 'region_legend', 'legend_room']
+__all__ = ['Figure', 'tiles', 'plot', 'finish', 'REGION_COLOURS', 'HEAT', 'FRAMES', 'region_name', 'paint_mask',
+           'paint_heat', 'blank_regions', 'spotlight', 'put_image', 'outline', 'region_legend']
 
 TEXT = 8   # Points of small text: readable at a notebook's width
 DPI = 110
@@ -173,36 +172,27 @@ def region_name(
     return name.replace('_', ' ')
 
 
-def resized_labels(
-    labels: np.ndarray,  # (h,w) part labels
-    size: tuple,  # Height and width wanted
-) -> np.ndarray:  # (height, width), nearest: no region appears that was not there
-    "Labels at the size of an image"
+def resized_labels(labels: np.ndarray, size: tuple) -> np.ndarray:
+    "Part labels at the height and width of an image, nearest: no region appears that was not there"
     return resize_labels(torch.from_numpy(np.ascontiguousarray(labels))[None], tuple(size))[0].numpy()
 
 
-def resized_heat(
-    heat: np.ndarray,  # (h,w) in [0,1]
-    size: tuple,  # Height and width wanted
-) -> np.ndarray:  # (height, width), bilinear
-    "A map at the size of an image"
+def resized_heat(heat: np.ndarray, size: tuple) -> np.ndarray:
+    "A map at the height and width of an image, bilinear"
     heat = torch.from_numpy(np.ascontiguousarray(heat, dtype=np.float32))
     return interpolate(heat[None, None], tuple(size), mode='bilinear', align_corners=False)[0, 0].numpy()
 
 
-def are_stripes(
-    labels: np.ndarray,  # (h,w) part labels
-) -> bool:  # True where the body is three or more bands, each of one label over its whole width
-    "Whether a mask has the horizontal stripes of `stripe_masks`, which must not be called body parts"
+def are_stripes(labels: np.ndarray) -> bool:
+    """Whether part labels are the horizontal stripes of `stripe_masks`, which must not be called body parts: three or
+    more bands, each of one label over the whole width of the body"""
     body = labels > 0
     body = labels[body.any(1)][:, body.any(0)]  # without a border of background, which a shift leaves
     return len(np.unique(body)) > 2 and bool((body == body[:, :1]).all())
 
 
-def all_stripes(
-    masks,  # (h,w) part labels each; None for an image without
-) -> bool:  # False where no image has a mask
-    "Whether all masks are horizontal stripes"
+def all_stripes(masks) -> bool:
+    "Whether all masks are horizontal stripes; None stands for an image without a mask. False where no image has one"
     known = [labels for labels in masks if labels is not None]
     return bool(known) and all(map(are_stripes, known))
 
@@ -253,13 +243,10 @@ def spotlight(
     return np.where(kept, image, .72 + .22*_grey(image))
 
 
-def stack(
-    image: np.ndarray,  # (h,w,3) in [0,1]
-    below: np.ndarray,  # (h,w,3), the same image painted
-) -> np.ndarray:  # (2h + gap, w, 3)
-    "An image, and the same image painted below it, as one tile"
+def stack(image: np.ndarray, painted: np.ndarray) -> np.ndarray:
+    "One tile, (2h + gap, w, 3): an image, and the same image painted below it, both (h,w,3)"
     gap = np.ones((max(1, image.shape[0]//40), *image.shape[1:]))
-    return np.concatenate([image, gap, below])
+    return np.concatenate([image, gap, painted])
 
 
 # On a tile, and the legend of a whole figure
@@ -312,19 +299,13 @@ def _frame(ax, kind):
     _beside(ax, mark, (1, 1), (-4, -4), ha='right', va='top', color='white', weight='bold', zorder=6, bbox=disc)
 
 
-def put_note(
-    ax,  # An empty tile
-    text: str,  # What is not there, and why
-):
-    "A text instead of an image"
+def put_note(ax, text: str):
+    "A text instead of an image: what is not there, and why"
     ax.text(.5, .5, text, transform=ax.transAxes, ha='center', va='center', fontsize=TEXT, color='#555555', wrap=False)
 
 
-def legend_room(
-    figure_width: float,  # Inches
-    entries: int,  # Of the legend
-) -> float:  # Inches
-    "Height of a legend, needed before its figure exists"
+def legend_room(figure_width: float, entries: int) -> float:
+    "Height in inches of a legend with so many entries, needed before its figure exists"
     return .12 + .22*math.ceil(entries/_legend_columns(figure_width))
 
 

@@ -15,18 +15,18 @@ from magnifier.regions import N_REGIONS, REGIONS
 from magnifier.train.callbacks import CPUBfloat16
 
 
-def test_shares_add_up_to_the_score_of_the_ranking(seer, few, tmp_path):
+def test_shares_add_up_to_the_score_of_the_ranking(seer, tmp_path):
     from magnifier.look.ranked import RankedSet
     ranked = RankedSet.of(seer)
-    hits = ranked.ranking.hits(0, 3)
-    rows = ranked.rows_of(0, hits)
-    for i, hit in enumerate(hits.itertuples(), 1):
-        made = seer.explain(rows.iloc[0], rows.iloc[i], save=tmp_path/'e.png' if i == 1 else None)
-        assert made.table['share'].sum() == pytest.approx(made.score, abs=1e-9)
-        assert made.score == pytest.approx(1 - hit.distance, abs=1e-5)
-        body = made.table.drop(index=REST)
+    hits = ranked.ranking.hits(0, 2)
+    query, first, second = [row for _, row in ranked.rows_of(0, hits).iterrows()]
+    made = seer.explain(query, first, save=tmp_path/'e.png')
+    for of_hit, distance in zip((made, explain_images(seer, query, second)), hits['distance']):
+        assert of_hit.table['share'].sum() == pytest.approx(of_hit.score, abs=1e-9)
+        assert of_hit.score == pytest.approx(1 - distance, abs=1e-5)
+        body = of_hit.table.drop(index=REST)
         assert np.allclose(body[['global', 'sab', 'sfb']].sum(axis=1), body['share'])
-        assert list(made.table.index) == [*REGIONS, REST]
+        assert list(of_hit.table.index) == [*REGIONS, REST]
         assert np.allclose(body[['seen_query', 'seen_hit']].sum(), 1)
     assert (tmp_path/'e.png').exists()
     assert isinstance(made.figure, Figure)
@@ -44,7 +44,7 @@ def test_both_orders_tell_the_same(seer, few):
 
 
 def test_a_picture_with_itself(seer, few):
-    made = seer.explain(few.path.iat[0], few.path.iat[0])
+    made = explain_images(seer, few.path.iat[0], few.path.iat[0])
     seen = made.table['similarity'].dropna()
     assert made.score == pytest.approx(1, abs=1e-5)
     assert len(seen)
@@ -65,7 +65,7 @@ def test_a_model_without_masks_needs_those_of_the_data(blind, few):
     with pytest.raises(ValueError, match='no mask module'): blind.explain(few.path.iat[0], few.path.iat[1])
     with pytest.raises(ValueError, match='no mask module'):
         blind.explain(few.iloc[0].copy().where(few.columns != 'mask', None), few.iloc[1])
-    made = blind.explain(few.iloc[0], few.iloc[4])
+    made = explain_images(blind, few.iloc[0], few.iloc[4])
     assert made.table['share'].sum() == pytest.approx(made.score, abs=1e-9)
     assert list(made.table.columns)[-1] == 'global'
     areas = region_areas({}, torch.from_numpy(Sight.of(blind, few.iloc[[0, 4]]).labels))

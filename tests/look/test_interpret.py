@@ -1,5 +1,6 @@
 "What interpretations say, against obvious loops over the same search"
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -79,8 +80,8 @@ def test_camera_pairs_against_the_hits(interp):
         assert np.mean(right) == pytest.approx(row.R1)
 
 
-@pytest.mark.parametrize('kwargs', [dict(ap='trapezoid'), pytest.param(dict(no_match='zero'), marks=pytest.mark.slow),
-                                    pytest.param(dict(separate_cameras=True), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('kwargs', [dict(ap='trapezoid'), dict(no_match='zero'), dict(separate_cameras=True)])
 def test_camera_pairs_keep_the_settings_of_the_ranking(seer, interp, kwargs):
     from magnifier.retrieval.ranking import rank
     own = ReIDInterpretation.from_learner(seer, **kwargs)
@@ -106,7 +107,7 @@ def test_by_groups(interp):
     with pytest.raises(ValueError, match='does not match length'): interp.by([1, 2])
 
 
-def test_occlusion_and_visible_regions(interp, blind_interp, seer, few):
+def test_occlusion_and_visible_regions(interp, blind_interp, seer):
     estimated = interp.plot_occlusion()
     assert estimated['queries'].sum() == interp.ranking.shape[0]
     assert 'estimated' in estimated.index.name
@@ -115,8 +116,8 @@ def test_occlusion_and_visible_regions(interp, blind_interp, seer, few):
     seen = interp.plot_visible_regions()
     assert seen['queries'].sum() == interp.ranking.shape[0]
     assert set(seen.index) <= set(range(8))
-    told = ReIDInterpretation.from_learner(seer, catalog=few.assign(occluded=np.linspace(0, 1,
-                                                                                         len(few)))).plot_occlusion()
+    known = interp.ranked.items.assign(occluded=np.linspace(0, 1, len(interp.ranked.items)))
+    told = ReIDInterpretation(seer, replace(interp.ranked, items=known)).plot_occlusion()
     assert 'estimated' not in told.index.name
     with pytest.raises(ValueError, match='no mask module'): blind_interp.plot_visible_regions()
 
@@ -129,7 +130,7 @@ def test_areas_come_from_the_model_where_masks_are_missing(seer, few):
     assert np.allclose(interp._areas(), embed_parts(seer, few[few.split == 'query'].path.tolist()).areas)
 
 
-@pytest.mark.parametrize('method', ['pca', 't-sne'])
+@pytest.mark.parametrize('method', ['pca', pytest.param('t-sne', marks=pytest.mark.slow)])
 def test_embedding_map(interp, method):
     table = interp.plot_embeddings(method, n_ids=3, n_images=3)
     assert table['pid'].nunique() == 3
@@ -155,9 +156,10 @@ def test_segmentation_against_a_loop(interp, seer, blind_interp):
     with pytest.raises(ValueError, match='no mask module'): blind_interp.plot_segmentation()
 
 
-def test_segmentation_without_masks_to_compare(seer, few):
+def test_segmentation_without_masks_to_compare(interp, seer):
+    bare = replace(interp.ranked, items=interp.ranked.items.assign(mask=None))
     with pytest.raises(ValueError, match='no image here has a part mask'):
-        ReIDInterpretation.from_learner(seer, catalog=few.assign(mask=None)).plot_segmentation()
+        ReIDInterpretation(seer, bare).plot_segmentation()
 
 
 def test_a_set_without_any_match(seer, few):
@@ -176,5 +178,9 @@ def test_a_set_without_any_match(seer, few):
 def test_fastais_interpretation_of_classes_says_what_to_use(seer):
     with pytest.raises(NotImplementedError, match='use ReIDInterpretation'):
         ClassificationInterpretation.from_learner(seer)
+
+
+@pytest.mark.slow
+def test_fastais_top_losses_say_what_to_use(seer):
     with pytest.raises(NotImplementedError, match='use ReIDInterpretation'):
         Interpretation.from_learner(seer).plot_top_losses(2)
