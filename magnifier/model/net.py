@@ -126,7 +126,8 @@ class MagnifierNet(nn.Module):
     @property
     def branch_slices(self) -> dict[str, slice]:  # By branch
         "The position of each branch in the embedding"
-        slices, start = {}, 0
+        slices = {}
+        start = 0
         for name, branch in self.branches.items():
             slices[name] = slice(start, start + branch.width)
             start += branch.width

@@ -101,7 +101,8 @@ def _max_dense(maps, masks):  # n x c x hw, n x k x hw -> values and positions, 
 def _max_sparse(maps, masks):
     # One-hot masks leave a region few positions. The channels of a position are a row; the rows are sorted by region,
     # and each run of rows gives a region's maxima
-    (n, c, hw), k = maps.shape, masks.shape[1]
+    n, c, hw = maps.shape
+    k = masks.shape[1]
     image, region, position = masks.nonzero().unbind(1)  # sorted by image, region and position
     if not len(image): return maps.new_zeros(n, k, c), image.new_zeros(n, k, c)
     weights = masks[image, region, position, None]
