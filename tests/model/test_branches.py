@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from magnifier.data.block import TensorIdentity
-from magnifier.look.saliency import contributions
+from magnifier.look.saliency import branch_embeddings, branch_weights, contributions
 from magnifier.model.backbone import create_backbone
 from magnifier.model.branches import BRANCHES, Branch, GlobalBranch, branch_scales, create_branches, join_branches
 from magnifier.model.heads import SegmentationHead
@@ -93,10 +93,11 @@ def test_a_new_branch_is_embedded(with_toy, images):
 def test_a_new_branch_is_explained(with_toy, images):
     with_toy.eval()
     with torch.no_grad(): a, b = with_toy.feature_maps(images), with_toy.feature_maps(images.flip(0))
-    made = contributions(with_toy, a, b)
-    without = made.score - sum(made.parts[name].sum((1, 2, 3)) for name in ('global', 'sab', 'sfb'))
-    assert made.parts['toy'].shape == (4, 8, 4, 2)
-    torch.testing.assert_close(made.parts['toy'].sum((1, 2, 3)) + made.rest, without)
+    parts = contributions(with_toy, a, b).parts
+    with torch.no_grad(): ours, theirs = branch_embeddings(with_toy, a), branch_embeddings(with_toy, b)
+    share = (ours['toy'] * branch_weights(with_toy, ours, theirs)['toy']).sum(1)
+    assert parts['toy'].shape == (4, 8, 4, 2)
+    torch.testing.assert_close(parts['toy'].sum((1, 2, 3)), share)
     assert region_embeddings(with_toy, a).shape == (4, 8, 16)
 
 
