@@ -204,25 +204,35 @@ def draw_rankings(
     show: bool = True,  # Whether a notebook shows it at once
 ) -> Figure:
     "The queries under each model, a row each, with their hits; frames tell right from wrong by colour, line and sign"
-    rows = [ranked_row(learn, ranked, int(query), k=k, heat=heat, masks=masks, show_removed=show_removed,
-                       regions=regions) for query in chosen for learn, ranked in models]
-    hits = max(1, max(len(row.hits) for row in rows))
-    height, breadth = rows[0].images[0].shape[:2]
+    rows = []
+    for query in chosen:
+        for learn, ranked in models:
+            rows.append(ranked_row(learn, ranked, int(query), k=k, heat=heat, masks=masks, show_removed=show_removed,
+                                   regions=regions))
+    by_place = heat and regions is None
     frames = [('true', 'same person'), ('false', 'another person')]
     if any(row.hits['removed'].any() for row in rows): frames.append(('removed', 'removed: same camera'))
-    by_place = heat and regions is None
-    width = 1. if hits > 6 else 1.2
-    left = .62 if names else 0.
-    entries = 7*masks + 2*len(frames) + 2*by_place
-    room = legend_room(max(3.4, (hits + 1)*(width + .1) + left), entries)
-    figure, axes = tiles(len(rows), hits + 1, aspect=height/breadth, width=width, above=.3, below=.2, left=left,
-                         bottom=room, split=1)
+    figure, axes = _tiles_of(rows, 7*masks + 2*len(frames) + 2*by_place, left=.62 if names else 0.)
     for row, line in zip(rows, axes): _draw_row(row, line)
-    for name, ax in zip(list(names or ())*len(chosen), axes[:, 0]):
-        ax.text(-.12, .5, name, transform=ax.transAxes, rotation=90, ha='right', va='center', fontsize=9, weight='bold')
+    if names: _name_rows(axes[:, 0], list(names)*len(chosen))
     region_legend(figure, regions=masks, stripes=masks and learnt_stripes(models[0][0]), frames=frames,
                   heat='similarity comes from here' if by_place else None)
     return finish(figure, save, show)
+
+
+def _tiles_of(rows, entries, left):
+    "A figure for the rows, with room for a legend of so many entries"
+    cols = 1 + max(1, max(len(row.hits) for row in rows))
+    height, breadth = rows[0].images[0].shape[:2]
+    width = 1. if cols > 7 else 1.2
+    room = legend_room(max(3.4, cols*(width + .1) + left), entries)
+    return tiles(len(rows), cols, aspect=height/breadth, width=width, above=.3, below=.2, left=left, bottom=room,
+                 split=1)
+
+
+def _name_rows(axes, names):
+    for ax, name in zip(axes, names):
+        ax.text(-.12, .5, name, transform=ax.transAxes, rotation=90, ha='right', va='center', fontsize=9, weight='bold')
 
 
 def _draw_row(row, line):

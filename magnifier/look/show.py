@@ -178,7 +178,7 @@ def draw_results(
     save=None,  # Where to write the figure
 ) -> Figure:
     "Rows of image, true mask, the model's own mask, and maps; without masks or maps there is no such column"
-    stripes = stripes or true is not None and all_stripes(true)
+    stripes = stripes or all_stripes(true or ())
     names = ('stripes', 'predicted stripes') if stripes else ('true mask', 'predicted')
     masks = {name: labels for name, labels in zip(names, (true, predicted)) if _has_masks(labels)}
     heats = heats or {}
@@ -189,11 +189,16 @@ def draw_results(
     figure, axes = tiles(len(images), cols, aspect=h/w, width=width, above=.2, bottom=room)
     for i, (image, words, line) in enumerate(zip(images, titles, axes)):
         put_image(line[0], image, title=words)
-        for ax, (name, labels) in zip(line[1:], masks.items()): _put_mask(ax, image, labels[i], name)
-        for ax, (name, maps) in zip(line[1 + len(masks):], heats.items()):
-            put_image(ax, paint_heat(image, maps[i]), title=name)
+        _draw_overlays(line[1:], image, {name: of_all[i] for name, of_all in masks.items()},
+                       {name: of_all[i] for name, of_all in heats.items()})
     region_legend(figure, regions=bool(masks), stripes=stripes, heat=heat_means if heats else None)
     return finish(figure, save)
+
+
+def _draw_overlays(axes, image, masks, heats):
+    "An image's masks and maps, each on an axis of its own"
+    for ax, (name, labels) in zip(axes, masks.items()): _put_mask(ax, image, labels, name)
+    for ax, (name, heat) in zip(axes[len(masks):], heats.items()): put_image(ax, paint_heat(image, heat), title=name)
 
 
 @dispatch
