@@ -201,7 +201,9 @@ def test_a_backbone_with_fewer_or_more_blocks_is_refused(tmp_path, there, here, 
         load_weights(model, tmp_path/'w.pth')
 
 
-@pytest.mark.parametrize('style', ['', 'module.', 'backbone.', 'model.module.'])
+@pytest.mark.parametrize('style', [
+    '', 'model.module.', pytest.param('module.', marks=pytest.mark.slow),
+    pytest.param('backbone.', marks=pytest.mark.slow)])
 def test_osnet_files_of_several_styles(tmp_path, style):
     torch.manual_seed(1)
     tensors = {f'{style}{k}': v + 1 for k, v in OSNet('osnet_x0_25').state_dict().items()}
