@@ -2,8 +2,8 @@
 `--set NAME=VALUE` gives any argument of the loaders, the learner, the loss and the fit"""
 
 import ast
-from inspect import Parameter, signature
-from types import NoneType
+from inspect import signature
+from types import NoneType, UnionType
 from typing import Annotated, NamedTuple, get_args, get_origin
 
 from magnifier.checks import refuse
@@ -245,16 +245,16 @@ def known_arguments() -> dict[str, Argument]:
     known = {}
     for group, taker in takers.items():
         for name, parameter in signature(taker).parameters.items():
-            types = _types(parameter)
+            types = _types(parameter.annotation)
             if types and name not in NOT_AS_TEXT: known.setdefault(name, Argument(group, types))
     return known
 
 
-def _types(parameter):
-    if parameter.annotation is Parameter.empty: return ()
-    options = get_args(parameter.annotation) if get_origin(parameter.annotation) is not tuple else ()
-    found = [get_origin(o) or o for o in options or (parameter.annotation,)]
-    return tuple(t for t in (tuple if t is tuple else t for t in found) if t in WORDS)
+def _types(annotation):
+    "Those types of an annotation that text can give: of `tuple[int, int] | None`, tuple and NoneType"
+    options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    found = [get_origin(option) or option for option in options]
+    return tuple(t for t in found if t in WORDS)
 
 
 def parse_arguments(

@@ -184,18 +184,19 @@ class StopAtNonFinite(Callback):
         if batch['copied'] is not None: batch['copied'].synchronize()
         if batch['finite']: return
         self._save(batch)
+        raise NonFiniteLoss(self._message(batch))
+
+    def _message(self, batch):
         bad = [name for name, value in batch['parts'].items() if not torch.isfinite(value)]
         parts = f' (in {", ".join(bad)})' if bad else ''
         weights = next((name for name, p in self.learn.model.named_parameters() if not torch.isfinite(p).all()), None)
         # On a GPU the step of this batch is done by now
         step = 'an earlier step' if batch['copied'] is None else 'an earlier step, or this one,'
         cause = f'the weights are not finite either, first of all {weights}: {step} was too large. ' if weights else ''
-        raise NonFiniteLoss(
-            f'the loss is {float(batch["loss"].mean())}{parts} in epoch {batch["epoch"]}, batch {batch["step"]}, '
-            f'counted from 0; {cause}'
-            f'That batch is in {self.file} (torch.load). Look at its images and masks, and try a lower rate, a '
-            'longer warm-up, or float32'
-        )
+        return (f'the loss is {float(batch["loss"].mean())}{parts} in epoch {batch["epoch"]}, batch {batch["step"]}, '
+                f'counted from 0; {cause}'
+                f'That batch is in {self.file} (torch.load). Look at its images and masks, and try a lower rate, a '
+                'longer warm-up, or float32')
 
     def _save(self, batch):
         "Writes images, masks, identities, occlusion, and the parts of the loss"
