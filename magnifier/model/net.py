@@ -200,12 +200,15 @@ class MagnifierNet(nn.Module):
         by_region = next((o for o in outputs if o.region_features is not None), outputs[0])
         return MagnifierOutput.build(
             embedding,
-            features={view: feature for o in outputs for view, feature in o.features.items()},
-            logits={view: logits for o in outputs for view, logits in o.logits.items()},
+            features=_merged(o.features for o in outputs),
+            logits=_merged(o.logits for o in outputs),
             region_features=by_region.region_features,
             region_logits=by_region.region_logits,
             mask_logits=maps.get('mask_logits'),
             kept_share=None if kept is None else kept.to(embedding.dtype).mean().expand(len(embedding), 1))
+
+
+def _merged(dicts): return {view: value for one in dicts for view, value in one.items()}
 
 
 def _plain(x):
