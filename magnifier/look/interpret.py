@@ -306,7 +306,7 @@ def _confusion(learn, items):
     "(k,k) pixels, true region by seen region, over the images that have a mask"
     counts = torch.zeros(N_REGIONS, N_REGIONS, dtype=torch.long)
     with learn.evaluating() as (model, _):
-        for x, (labels, *_) in learn.batches(learn.loader(items)):
+        for x, (labels, *_) in learn.batches_of(learn.loader(items)):
             logits = model.feature_maps(x)['mask_logits'].float()
             seen = interpolate(logits, labels.shape[-2:], mode='bilinear', align_corners=False).argmax(1)
             given = labels != NO_MASK

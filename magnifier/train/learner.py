@@ -100,7 +100,7 @@ class ReIDLearner(Learner):
         "The model itself; in a distributed fit, the model inside the wrapper"
         return getattr(self.model, 'module', self.model)
 
-    def batches(
+    def batches_of(
         self,
         dl,  # A DataLoader
     ):  # Gives (images, [masks, identities]) for each batch: plain tensors on the model's device
@@ -206,7 +206,7 @@ class ReIDLearner(Learner):
         identities = []
         with self.evaluating() as (model, _):
             embed = _embedder(model, len(share.dl))
-            for x, targets in self.batches(share.dl):
+            for x, targets in self.batches_of(share.dl):
                 embedding = embed(x)
                 if flip_test: embedding = normalise(embedding + embed(x.flip(-1)))
                 embeddings.append(embedding.float().cpu())
@@ -223,7 +223,7 @@ class ReIDLearner(Learner):
         embeddings = []
         visible = []
         with self.evaluating() as (model, _):
-            for x, _ in self.batches(self.loader(images)):
+            for x, _ in self.batches_of(self.loader(images)):
                 out = model(x)
                 embeddings.append(out.embedding.float().cpu())
                 visible.append(_visible_share(out))
@@ -387,7 +387,7 @@ class ReIDLearner(Learner):
         dl = self.loader([path for path, _ in targets], bs=bs)
         left = iter(targets)
         with self.evaluating() as (model, _):
-            for x, _ in self.batches(dl):
+            for x, _ in self.batches_of(dl):
                 for logits, (image, mask) in zip(model(x).mask_logits.float(), left):
                     size = read_image(image).size[::-1]
                     write_mask(mask, interpolate(logits[None], size, mode='bilinear')[0].argmax(0).cpu().numpy())

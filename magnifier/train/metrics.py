@@ -145,7 +145,7 @@ def embed_parts(
     areas = []
     identities = []
     with learn.evaluating() as (model, _):
-        for x, targets in learn.batches(share.dl):
+        for x, targets in learn.batches_of(share.dl):
             maps = {name: o.float() for name, o in model.feature_maps(x).items()}
             labels = _given_labels(targets) if given_masks else maps['mask_logits'].argmax(1)
             masks = region_masks(maps) if own else labels_to_masks(labels, maps['global'].shape[-2:])
