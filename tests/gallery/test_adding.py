@@ -132,10 +132,11 @@ def test_a_video_that_ends_in_the_middle_goes_on_when_it_is_whole(tmp_path):
         add = lambda: g.add_video(Watching(), file, boxes, camera=1, start=START, progress=False)
         with pytest.warns(GalleryWarning, match=r'of 30 files .*no such frame'): first = add()
         assert 0 < first.added < 30
-        assert first.added + len(first.skipped) == 30
+        # The decoder may repair the damaged last frame by the one before, whose content is known
+        assert first.added + first.known + len(first.skipped) == 30
         file.write_bytes(whole)
         again = add()
-        assert first.added + again.added >= 30  # the last frame before the end may have been damaged
+        assert first.added + again.added >= 30  # the damaged frame may count twice
         assert not len(again.skipped)
         assert g.tracklets().table['tracklet'].tolist() == ['1/cam1/1', '1/cam1/2']
 
