@@ -8,6 +8,7 @@ import pytest
 
 from magnifier.cli.gallery import (magnifier_app, magnifier_delete, magnifier_index, magnifier_people,
                                    magnifier_search)
+from magnifier.gallery import gallery
 from magnifier.gallery.gallery import Gallery
 from magnifier.gallery.video import read_mot
 
@@ -93,12 +94,14 @@ def test_mistakes_in_a_search(exported, crops, tmp_path):
 
 @pytest.mark.slow
 def test_the_keyboard_leaves_a_gallery_whole(exported, crops, tmp_path, monkeypatch, capsys):
-    db, embedded, calls = str(tmp_path/'people'), Gallery._embedded, []
-    def stopped(self, *args):
+    db = str(tmp_path/'people')
+    embedded = gallery.embedded
+    calls = []
+    def stopped(*args):
         calls.append(1)
         if len(calls) == 3: raise KeyboardInterrupt
-        return embedded(self, *args)
-    monkeypatch.setattr(Gallery, '_embedded', stopped)
+        return embedded(*args)
+    monkeypatch.setattr(gallery, 'embedded', stopped)
     with pytest.raises(SystemExit) as e: magnifier_index(str(crops), gallery=db, learner=exported, bs=4)
     assert e.value.code == 130
     assert 'stopped by the keyboard' in capsys.readouterr().err
