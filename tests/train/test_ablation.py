@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from magnifier.train import recipes
-from magnifier.train.ablation import FIGURES, SETTINGS, STUDIES, ablate, setting_learner, settings_of, summary
+from magnifier.train.ablation import FIGURES, PAPER, SETTINGS, STUDIES, ablate, setting_learner, settings_of, summary
 from magnifier.train.checkpoints import Checkpoints
 from magnifier.train.learner import ReIDLearner, magnifier_learner
 from magnifier.train.recipes import RECIPES
@@ -34,6 +34,7 @@ def test_every_line_of_a_study_names_a_setting_and_none_is_trained_for_nothing()
     assert shown == set(SETTINGS)
     assert settings_of() == list(dict.fromkeys(settings_of()))
     assert set(settings_of()) == shown
+    assert list(PAPER.index) == list(STUDIES['Table 2'])
     assert settings_of(['cell']) == ['G+M+SFB', 'lstm']
     with pytest.raises(ValueError, match="unknown study 'Table 3': use one of Table 2, Figure 4"):
         settings_of(['Table 3'])
