@@ -179,11 +179,19 @@ class LanceStore(Store):
             return self._opened
 
     def _open(self):
-        if self.local and not (Path(self.address)/'_versions').is_dir(): return None
+        if self.local: return self._open_folder()
         try: return self._lance.dataset(self.address)
-        except ValueError:  # on object storage, that is how the engine says that there is none
-            if self.local: raise
-            return None
+        except ValueError: return None  # that is how the engine says that there is none
+
+    def _open_folder(self):
+        "Once more if another process removes the version that the engine has found before it is read"
+        versions = Path(self.address)/'_versions'
+        while versions.is_dir():
+            before = set(os.listdir(versions))
+            try: return self._lance.dataset(self.address)
+            except (OSError, ValueError):
+                if set(os.listdir(versions)) == before: raise
+        return None
 
     def _ask(self, read, otherwise):
         "The result of `read` on the newest version; if another process removes that version meanwhile, on the next one"

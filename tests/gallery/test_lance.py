@@ -208,6 +208,31 @@ def test_processes_add_search_delete_and_compact_at_the_same_time(tmp_path):
     assert check_whole(uri) >= set(range(20, N))
 
 
+class Racing:
+    "The engine, whose first look at a table finds a version that is removed before it is read"
+
+    def __init__(self, engine, meanwhile):
+        self.engine = engine
+        self.meanwhile = meanwhile
+
+    def dataset(self, address):
+        if self.meanwhile is None: return self.engine.dataset(address)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        meanwhile()
+        raise ValueError('LanceError(IO): Generic N/A error: Not found: 7.manifest')
+
+
+def test_a_version_that_is_removed_while_it_is_opened(tmp_path):
+    uri = tmp_path/'people'
+    fill(uri)
+    with Gallery(uri) as g, Gallery(uri) as other:
+        g.store._lance = Racing(g.store._lance, lambda: other.delete(pids=0))
+        assert len(g) == 39
+    with Gallery(uri) as g:
+        g.store._lance = Racing(g.store._lance, lambda: None)
+        with pytest.raises(OSError, match='Not found: 7.manifest'): len(g)
+
+
 def test_only_the_writer_waits(tmp_path):
     from magnifier.files import locked
     uri = tmp_path/'people'
