@@ -7,20 +7,19 @@ a training on photographs.
 
 Each line is a mean over batches. `of global triplet` is the norm beside that of the global branch's triplet loss."""
 import argparse
-import time
 
 import pandas as pd
 import torch
-from measure import hardware
+from measure import write_csv
 
 from magnifier.all import *
 from magnifier.cli.common import read_catalog
-
-TRIPLETS = ('none', 'plain', 'normalised')  # Of the adversarial branch
+from magnifier.train.losses import TRIPLETS
 
 
 def shares(
     dls,  # Loaders of the training images
+    batches,  # Some of their batches, the same for all losses and weights
     triplet,  # Triplet loss of the adversarial branch
     asked,  # The command's arguments
     trained,  # File of a whole network's weights, or None for those that a training starts from
@@ -28,7 +27,7 @@ def shares(
     learn = magnifier_learner(dls, arch=asked.arch, pretrained=False, weights=asked.weights, hidden=asked.hidden,
                               seed=asked.seed, loss_func=MagnifierLoss(sab_triplet=triplet))
     if trained: learn.model.load_state_dict(torch.load(trained, map_location='cpu'))
-    tables = [learn.gradient_shares(batch) for _, batch in zip(range(asked.batches), dls.train)]
+    tables = [learn.gradient_shares(batch) for batch in batches]
     table = pd.concat(tables).groupby(level=0, sort=False).mean()
     return table.assign(**{'of global triplet': table['gradient']/table['gradient']['global_tri']})
 
@@ -51,15 +50,16 @@ def main():
     catalog = read_catalog(asked.data, asked.path, None)
     dls = ReIDDataLoaders.from_df(catalog, size=size, bs=64, n_per_id=4, pad=5, erase=0., num_workers=0,
                                   seed=asked.seed)
-    about = dict(date=time.strftime('%Y-%m-%d'), hardware=hardware(), arch=asked.arch, size=asked.size)
+    batches = [batch for _, batch in zip(range(asked.batches), dls.train)]
+    about = dict(arch=asked.arch, size=asked.size)
     rows = []
     for state, trained in (('ImageNet', None), ('trained', asked.trained)):
         for triplet in TRIPLETS:
-            table = shares(dls, triplet, asked, trained).round(4)
+            table = shares(dls, batches, triplet, asked, trained).round(4)
             print(state, triplet, table, sep='\n', flush=True)
             about |= dict(weights=state, sab_triplet=triplet)
             rows += [about | dict(part=part, **figures) for part, figures in table.to_dict('index').items()]
-    pd.DataFrame(rows).to_csv(asked.csv, index=False)
+    write_csv(rows, asked.csv)
 
 
 if __name__ == '__main__': main()
