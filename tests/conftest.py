@@ -50,11 +50,17 @@ def dls(catalog, tmp_path):
     return ReIDDataLoaders.from_df(catalog, path=tmp_path, size=(64, 32), bs=8, n_per_id=2, pad=2, num_workers=0)
 
 
+@pytest.fixture(scope='session')
+def arch():
+    "The backbone of `learn`"
+    return 'resnet18'
+
+
 @pytest.fixture
-def learn(dls):
-    "An untrained full model with ResNet-18, silent"
+def learn(dls, arch):
+    "An untrained full model, silent"
     from magnifier.train.learner import magnifier_learner
-    learn = magnifier_learner(dls, 'resnet18', pretrained=False, hidden=32)
+    learn = magnifier_learner(dls, arch, pretrained=False, hidden=32)
     with learn.no_bar(), learn.no_logging(): yield learn
 
 

@@ -266,7 +266,7 @@ def tab(shelf, *args):
 
 
 @pytest.mark.parametrize('by, column', [('identity', 'pid'), ('camera', 'camid')])
-@pytest.mark.parametrize('per_page', [4, 11, 100])
+@pytest.mark.parametrize('per_page', [1, 4, 11, 100])
 def test_every_image_once_in_order(monkeypatch, by, column, per_page):
     monkeypatch.setattr(page, 'PER_PAGE', per_page)
     shelf, pages = Shelf(), -(-23//per_page)

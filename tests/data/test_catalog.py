@@ -47,7 +47,7 @@ def test_form_and_order():
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from(['train', 'query', 'gallery'])),
                 min_size=1, max_size=12), st.randoms())
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=40)
 def test_order_does_not_depend_on_the_order_of_rows(people, random):
     rows = rows_of(*((f'{i}.jpg', *p) for i, p in enumerate(people)))
     shuffled = random.sample(rows, len(rows))

@@ -242,8 +242,8 @@ def by_pillow(image, size, shift, mirrored, *, nearest=False):
 @given(SIDE, SIDE, SIDE, SIDE, st.integers(-6, 6), st.integers(-6, 6), st.booleans(), st.integers(0, 99))
 def test_as_pillow_resizes_mirrors_and_shifts(h, w, height, width, down, right, mirrored, seed):
     image, size = picture(h, w, seed), (height, width)
-    rows, columns = (output_positions(s, torch.tensor([o]), m) for s, o, m in
-                     zip(size, (down, right), (None, torch.tensor([mirrored]))))
+    rows = output_positions(height, torch.tensor([down]))
+    columns = output_positions(width, torch.tensor([right]), torch.tensor([mirrored]))
     ours = resample_images(tensors([image]), *axes([[h, w]], rows, columns))[0].permute(1, 2, 0)*255
     theirs = by_pillow(image, size, (down, right), mirrored)
     assert np.abs(ours.numpy() - theirs).max() <= 1.05  # Pillow rounds to whole grey levels after each of two passes
@@ -254,8 +254,8 @@ def test_as_pillow_resizes_mirrors_and_shifts(h, w, height, width, down, right, 
 @given(SIDE, SIDE, SIDE, SIDE, st.integers(-6, 6), st.integers(-6, 6), st.booleans(), st.integers(0, 99))
 def test_labels_are_pillows_nearest(h, w, height, width, down, right, mirrored, seed):
     mask, size = labels(h, w, seed), (height, width)
-    rows, columns = (output_positions(s, torch.tensor([o]), m) for s, o, m in
-                     zip(size, (down, right), (None, torch.tensor([mirrored]))))
+    rows = output_positions(height, torch.tensor([down]))
+    columns = output_positions(width, torch.tensor([right]), torch.tensor([mirrored]))
     ours = resample_labels(torch.from_numpy(mask)[None], *axes([[h, w]], rows, columns))[0].numpy()
     theirs = by_pillow(mask, size, (down, right), mirrored, nearest=True)
     assert (ours == theirs).all()

@@ -214,7 +214,7 @@ def test_an_osnet_block_is_its_four_streams():
         torch.testing.assert_close(block(x), want)
 
 
-@pytest.mark.parametrize('name', ['osnet_x0_25', slow('osnet_x1_0')])
+@pytest.mark.parametrize('name', ['osnet_x0_25', slow('osnet_x0_5'), slow('osnet_x1_0')])
 def test_an_osnet_trains_a_step_and_embeds(name):
     from magnifier.model.net import EmbeddingNet, create_magnifier
     model = create_magnifier(name, 5, False, hidden=16)

@@ -20,14 +20,6 @@ def build(**kwargs):
     return create_magnifier('resnet10_narrow', 5, False, hidden=16, **kwargs)
 
 
-@pytest.fixture
-def images(): return torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def labels(): return torch.randint(8, (4, 64, 32), generator=torch.Generator().manual_seed(1))
-
-
 IDENTITY = TensorIdentity([[0, 0, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0]])
 
 

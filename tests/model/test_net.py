@@ -33,14 +33,6 @@ def shared_model(): return build()
 def model(shared_model): return copy.deepcopy(shared_model)
 
 
-@pytest.fixture
-def images(): return torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def labels(): return torch.randint(8, (4, 64, 32), generator=torch.Generator().manual_seed(1))
-
-
 def shape_of(tensor): return None if tensor is None else tuple(tensor.shape)
 
 

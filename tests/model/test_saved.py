@@ -65,7 +65,7 @@ def test_what_is_written_comes_back(tmp_path, kwargs):
 
 def test_a_timm_backbone(tmp_path):
     pytest.importorskip('timm')
-    model = build(arch='test_efficientnet')
+    model = build(arch='timm/test_efficientnet')
     again, _ = read_model(write_model(model, tmp_path/'m', HOW, [1, 2, 3]))
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
 

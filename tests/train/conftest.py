@@ -26,14 +26,6 @@ def catalog(catalog, few):
     return pd.concat([train, few], ignore_index=True)
 
 
-@pytest.fixture
-def learn(dls):
-    "An untrained full model of the small network, silent"
-    from magnifier.train.learner import magnifier_learner
-    learn = magnifier_learner(dls, tiny, pretrained=False, hidden=32)
-    with learn.no_bar(), learn.no_logging(): yield learn
-
-
 @pytest.fixture(scope='session')
 def arch():
     "The small network, as the backbone of a learner"

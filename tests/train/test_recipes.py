@@ -150,6 +150,10 @@ def test_bfloat16_is_a_stages_choice_where_it_pays(small_learn, monkeypatch, pay
     assert stage_callbacks(Stage(1, .01, channels_last=True), small_learn) == []
 
 
+def test_recipes_by_name():
+    assert recipe('quick') is RECIPES['quick']
+
+
 def test_an_unknown_recipe_lists_the_known():
     with pytest.raises(ValueError, match="unknown recipe 'fast': use one of quick, light, one_cycle, baseline, paper"):
         recipe('fast')

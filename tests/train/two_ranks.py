@@ -50,8 +50,7 @@ class FirstGradients(Callback):
         if self.training and not hasattr(self, 'batch'): self.batch = (self.xb, self.yb)
     def before_step(self):
         if not hasattr(self, 'found'):
-            module = getattr(self.model, 'module', self.model)
-            self.found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+            self.found = {name: p.grad.clone() for name, p in self.learn.net.named_parameters() if p.grad is not None}
 
 
 class Die(Callback):
