@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from magnifier.checks import refuse
 from magnifier.data.images import image_name
 from magnifier.files import aside
 from magnifier.gallery.entries import (
@@ -82,16 +83,15 @@ class VideoReading:
 
     def _entries(self, boxes, camera, start, every):
         "The boxes with columns path, pid, camid, tracklet and time"
-        source = self.video.source
         table = boxes if isinstance(boxes, pd.DataFrame) else read_mot(boxes)
-        if not len(table): raise ValueError(f'no boxes for {source}: run the tracker first, or leave this camera out')
+        refuse({f'no boxes for {self.video.address}: run the tracker first, or leave this camera out': not len(table)})
         table = table[table.groupby('track').cumcount() % every == 0].reset_index(drop=True)
         places = zip(table['frame'], table[['left', 'top', 'width', 'height']].to_numpy(float))
         return table.assign(
-            path=[crop_address(source, frame, box) for frame, box in places],
+            path=[crop_address(self.video.address, frame, box) for frame, box in places],
             pid=None,
             camid=camera,
-            tracklet=[f'{camera}/{source.stem}/{track}' for track in table['track']],
+            tracklet=[f'{camera}/{self.video.source.stem}/{track}' for track in table['track']],
             time=start + (table['frame'] - 1) / self.video.fps,
         )
 
@@ -195,7 +195,7 @@ def embedded(embedder, new: list[dict], regions: bool, d) -> dict:
     columns = {name: [row[name] for row in new] for name in ('key', 'pid', 'camid', 'time', 'tracklet')}
     columns['path'] = [row['path'] or '' for row in new]
     columns['also'] = [row.get('also', []) for row in new]
-    if any(columns['tracklet']) and hasattr(embedder, 'embed_visible'):
+    if any(pd.notna(name) for name in columns['tracklet']) and hasattr(embedder, 'embed_visible'):
         vectors, visibility = embedder.embed_visible(images)
         columns['visibility'] = as_array(visibility).tolist()
     else:

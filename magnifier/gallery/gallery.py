@@ -143,8 +143,9 @@ class Gallery:
         with Writing(self.store) as writing:
             for new in with_bar(reading, n, bs) if progress and n > bs else reading:
                 if not new: continue
-                rows = embedded(embedder, new, self.regions, self.store.about.get('d'))
-                if not self.store.about: self._create(embedder, rows)
+                about = self.store.about
+                rows = embedded(embedder, new, self.regions, about.get('d'))
+                if not about: self._create(embedder, rows)
                 writing.put(rows)
         remember_names(self.store, reading.names)
         if writing.added:

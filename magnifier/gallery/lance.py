@@ -110,14 +110,6 @@ class LanceStore(Store):
     def count(self):
         return self._ask(lambda table: table.count_rows(), 0)
 
-    def scan(self, where=EVERYTHING, columns=COLUMNS):
-        table = self._newest()
-        if table is None: return
-        with self._plain_errors():
-            at_once = _rows_at_once(table, columns)
-            for batch in table.to_batches(columns=list(columns), filter=_sql(where), batch_size=at_once):
-                yield {name: _values(batch.column(name), name) for name in columns}
-
     def read(self, where=EVERYTHING, columns=COLUMNS):
         return self._ask(lambda table: _read(table, columns, _sql(where)), joined([], columns))
 
@@ -307,9 +299,7 @@ def _read(table, names, condition):
 def _bytes(table, field): return 4 * table.schema.field(field).type.list_size
 
 
-def _rows_at_once(table, columns):
-    width = sum(_bytes(table, name) for name in columns if name in VECTORS)
-    return max(64, SCANNED // max(width, 1024))
+def _rows_at_once(table, field): return max(64, SCANNED // max(_bytes(table, field), 1024))
 
 
 def _indices(table): return [i.name for i in table.describe_indices() if 'vector' in i.field_names]
@@ -328,7 +318,7 @@ def _unindexed(table):
 
 def _compact(table, **kwargs):
     rows = max(1024, LARGE // _bytes(table, 'vector'))
-    at_once = _rows_at_once(table, ['vector'])
+    at_once = _rows_at_once(table, 'vector')
     table.optimize.compact_files(target_rows_per_fragment=rows, num_threads=1, batch_size=at_once, **kwargs)
 
 
@@ -344,7 +334,7 @@ class Held:
         self.vectors = np.empty((n, d), np.float32)
         self._last = None  # The last query and its products
         at = 0
-        for batch in table.to_batches(columns=[field], with_row_id=True, batch_size=_rows_at_once(table, [field])):
+        for batch in table.to_batches(columns=[field], with_row_id=True, batch_size=_rows_at_once(table, field)):
             end = at + len(batch)
             self.ids[at:end] = _values(batch.column('_rowid'), '_rowid')
             self.vectors[at:end] = _values(batch.column(field), field)

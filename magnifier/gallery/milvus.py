@@ -97,7 +97,11 @@ class MilvusStore(Store):
         with self._plain_errors():
             return int(self.client.query(self.name, filter='', output_fields=['count(*)'])[0]['count(*)'])
 
-    def scan(self, where=EVERYTHING, columns=COLUMNS):
+    def read(self, where=EVERYTHING, columns=COLUMNS):
+        return joined(list(self._pages(where, columns)), columns)
+
+    def _pages(self, where, columns):
+        "The rows of `read`, some thousand at once"
         if not self.about: return
         for part in _parts(where):
             with self._plain_errors():

@@ -109,7 +109,9 @@ def impossible_pairs(
     travel: Mapping | None = None,  # (camera, camera) -> least seconds from the one to the other, either way
 ) -> np.ndarray:  # (t, t) booleans, symmetric, False on the diagonal
     "Pairs of tracklets that must be two people: at one time in one camera, or too far apart for the time between them"
-    camids, starts, ends = np.asarray(camids), np.asarray(starts, float), np.asarray(ends, float)
+    camids = np.asarray(camids)
+    starts = np.asarray(starts, float)
+    ends = np.asarray(ends, float)
     gap = np.maximum(starts[:, None] - ends, starts - ends[:, None])  # (t, t) seconds; 0 or less: they overlap
     never = (camids[:, None] == camids) & (gap <= 0)
     for pair, seconds in (travel or {}).items():

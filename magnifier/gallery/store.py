@@ -1,7 +1,7 @@
 "The interface of a gallery's storage: rows of images with their vectors, and conditions on them"
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -120,8 +120,8 @@ class Store(ABC):
         "How many rows there are"
 
     @abstractmethod
-    def scan(self, where: Where = EVERYTHING, columns=COLUMNS) -> Iterator[dict]:
-        "Rows of one version in any order, some thousand at once; vectors are read only if they are named"
+    def read(self, where: Where = EVERYTHING, columns=COLUMNS) -> dict:
+        "Rows of one version in any order; vectors are read only if they are named"
 
     @abstractmethod
     def search(self,
@@ -149,10 +149,6 @@ class Store(ABC):
     @abstractmethod
     def close(self):
         "Closes files or the connection"
-
-    def read(self, where: Where = EVERYTHING, columns=COLUMNS) -> dict:
-        "All rows of `scan` at once"
-        return joined(list(self.scan(where, columns)), columns)
 
     def rows_of(self, keys, columns) -> dict:
         "Rows in the order of their keys; a KeyError for a key that is not there"

@@ -110,6 +110,7 @@ class Video:
         fps: float | None = None,  # Frames a second; None takes a video file's own; a folder has none
     ):
         self.source = Path(source)
+        self.address = str(source)  # as given, since people are deleted by it
         if not self.source.exists(): raise FileNotFoundError(f'{source}: no such video, and no such folder of frames')
         self.files = _numbered(self.source) if self.source.is_dir() else None
         if fps is None and self.files is None: fps = _frame_rate(self.source)

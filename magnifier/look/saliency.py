@@ -118,7 +118,10 @@ class Sight(NamedTuple):
     ) -> 'Sight':
         "Runs the model on images once, in evaluation mode"
         dl = learn.loader(images)
-        shown, inputs, maps, labels = [], [], [], []
+        shown = []
+        inputs = []
+        maps = []
+        labels = []
         with learn.evaluating() as (model, device):
             for batch in dl:
                 x, *targets = tuplify(to_device(batch, device))
@@ -230,7 +233,7 @@ def saliency_maps(
 def _names(learn, branches, kind):
     "Maps that are asked for, all of which the model has"
     choose(kind, KINDS, 'kind')
-    own = list(getattr(learn.model, 'module', learn.model).branches)
+    own = list(learn.net.branches)
     known = [*own, *(STAGES if kind == 'energy' else ())]
     names = own if branches is None else tuplify(branches)
     refuse({f'no map {name!r} of kind {kind!r} in this model: it has {", ".join(known)}': name not in known

@@ -44,6 +44,7 @@ from magnifier.train.recipes import Stage, recipe as named
 
 __all__ = ['ReIDLearner', 'magnifier_learner', 'recipe_learner']
 
+
 class ReIDLearner(Learner):
     """A fastai Learner that also trains by recipe, embeds images, ranks a gallery for queries, and saves models for
     galleries and other programs"""

@@ -76,7 +76,9 @@ def train_run(
     change. ValueError: arguments that do not fit, an unfinished run in `out` without `resume`, or `resume` with
     arguments that would change the result. BlockingIOError: another process trains in `out`. NonFiniteLoss: the loss is
     NaN or infinite; the batch is in nonfinite.pth. RunStopped: Ctrl-C; the last finished epoch is kept"""
-    plan, out, catalog = named(recipe), Path(out), validate_catalog(catalog, ('train',))
+    plan = named(recipe)
+    out = Path(out)
+    catalog = validate_catalog(catalog, ('train',))
     if epochs is None: epochs = plan.epochs
     given = _with_recipe(plan, seed, loading, model, loss, fitting)
     plan.plan(epochs, **given['fitting'])  # a mistake is said before anything is read

@@ -103,12 +103,17 @@ class Canvas:
         if not caps[1]: inside &= along <= np.float32(length)
         # Those of them that lie before what has been drawn there
         at = np.flatnonzero(inside)  # (n,) in the box
-        core, r, q = core.take(at), r.take(at), q.take(at)
+        core = core.take(at)
+        r = r.take(at)
+        q = q.take(at)
         facing = np.sqrt(np.maximum(1 - q, np.float32(0)))
         z = np.float32(a[2] + grid(lift)) + core * np.float32((b[2] - a[2]) / length) + facing * r * np.float32(flat)
         place = (at // x.size + rows.start) * self.label.shape[1] + at % x.size + cols.start  # (n,) in the canvas
         seen = np.flatnonzero(z > self.depth.take(place))
-        at, place, r, facing = at[seen], place[seen], r[seen], facing[seen]
+        at = at[seen]
+        place = place[seen]
+        r = r[seen]
+        facing = facing[seen]
         # Depth, label and colour
         self.depth.reshape(-1)[place] = z[seen]
         if label is not None: self.label.reshape(-1)[place] = label

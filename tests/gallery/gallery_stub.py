@@ -4,6 +4,12 @@ import pandas as pd
 from PIL import Image
 
 HEIGHT, WIDTH = 40, 80  # Of painted frames
+# Camera -> person -> (first frame, last frame, left), for `paint`: six people in the first camera, at most three at
+# once, and four of them in the second
+WALKS = {
+    1: {100 + i: (1 + 2*i, 8 + 2*i, 10*i) for i in range(6)},
+    2: {100 + i: (30 + 3*i, 37 + 3*i, 10*i) for i in (3, 0, 5, 1)},
+}
 
 
 class Colours:

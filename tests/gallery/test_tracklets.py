@@ -2,7 +2,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from gallery_stub import Watching, paint, person
+from gallery_stub import WALKS, Watching, paint, person
 from PIL import Image
 
 from magnifier.data.images import read_image
@@ -19,9 +19,7 @@ START = '2026-01-31T08:00:00'
 def cameras(tmp_path_factory):
     "Two cameras, six people in the first and four of them in the second; at most three at once"
     root = tmp_path_factory.mktemp('cameras')
-    first = {100 + i: (1 + 2*i, 8 + 2*i, 10*i) for i in range(6)}
-    second = {100 + i: (30 + 3*i, 37 + 3*i, 10*i) for i in (3, 0, 5, 1)}
-    return root, {1: paint(root/'cam1', first), 2: paint(root/'cam2', second, seed=1)}
+    return root, {1: paint(root/'cam1', WALKS[1]), 2: paint(root/'cam2', WALKS[2], seed=1)}
 
 
 def filled(place, cameras, embedder=None, **kwargs):

@@ -169,7 +169,7 @@ rows = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), numbers, numbers
 
 
 @given(rows)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_what_is_written_is_read(tmp_path_factory, rows):
     table = pd.DataFrame(rows, columns=BOX_COLUMNS[:6]).assign(confidence=1.)
     file = tmp_path_factory.mktemp('mot')/'boxes.txt'
