@@ -259,10 +259,11 @@ def pair_rates(gallery, regions: tuple = ()) -> PairRates | None:
     return rates if len(rates.impostor) else None
 
 
-def sample_keys(images: pd.DataFrame, seed: int = 0) -> list:
-    "At most `SAMPLE` keys of the images of labelled people, people by people, without identity 0 (distractors)"
+def sample_keys(images: pd.DataFrame) -> list:
+    """At most `SAMPLE` keys of the images of labelled people, people by people, without identity 0 (distractors). The
+    same images give the same sample"""
     named = images[images['pid'].notna() & (images['pid'] != 0)]
-    people = named.sample(frac=1, random_state=seed).groupby('pid', sort=False)
+    people = named.sample(frac=1, random_state=0).groupby('pid', sort=False)
     order = np.argsort(people.ngroup()[people.head(PER_IDENTITY).index], kind='stable')
     return people.head(PER_IDENTITY)['key'].iloc[order].head(SAMPLE).tolist()
 

@@ -307,7 +307,7 @@ def _check_identities(catalog):
 def _check_matches(catalog):
     lost = lost_queries(catalog)
     if len(lost) == 0: return
-    message = lost_queries_message(catalog)
+    message = lost_queries_message(catalog, lost)
     refuse({message: len(lost) == (catalog['split'] == 'query').sum()})
     warnings.warn(message, CatalogWarning, stacklevel=3)
 
@@ -325,10 +325,8 @@ def lost_queries(
     return query.assign(why=why)[same_person == same_camera]
 
 
-def lost_queries_message(catalog) -> str:
-    "How many queries lose their matches, why, and the two ways out; empty if none does"
-    lost = lost_queries(catalog)
-    if len(lost) == 0: return ''
+def lost_queries_message(catalog, lost) -> str:
+    "How many queries lose their matches, why, and the two ways out, from the rows of `lost_queries`"
     test = catalog[catalog['split'] != 'train']
     if test['camid'].nunique() == 1: why = f'every query and gallery image has the one camera {test["camid"].iat[0]}'
     else: why = ', '.join(f'{n} with {w}' for w, n in lost['why'].value_counts().items())

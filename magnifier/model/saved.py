@@ -119,10 +119,10 @@ def _build(config, tensors, folder):
     except RuntimeError as e:
         raise ValueError(f'{folder}: {WEIGHTS} does not fit the network of {CONFIG}; save the model again '
                          f'({" ".join(str(e).split())[:300]})') from e
-    if not any(t.is_meta for t in model.buffers()): return model
-    # Some of timm's networks have buffers that no file holds
-    model = create_magnifier(pretrained=False, **arguments)
-    model.load_state_dict(tensors)
+    if any(t.is_meta for t in model.buffers()):  # some of timm's networks have buffers that no file holds
+        model = create_magnifier(pretrained=False, **arguments)
+        model.load_state_dict(tensors)
+    model.arguments = arguments  # as written: an argument that came later is no change of this model's fingerprint
     return model
 
 

@@ -31,6 +31,7 @@ def crops(catalog, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_index_search_delete(exported, crops, tmp_path, capsys):
     db, image = str(tmp_path/'people'), str(sorted(crops.iterdir())[4])
     def told(command, *args, **kwargs):

@@ -100,6 +100,16 @@ def test_half_replaced_is_refused(folder, monkeypatch):
     with pytest.raises(ValueError, match='do not belong together'): read_model(folder)
 
 
+def test_a_folder_from_before_an_argument_is_the_same_model(tmp_path):
+    model = build(3)
+    del model.arguments['last_convolution']
+    write_model(model, tmp_path/'old', HOW, [1, 2, 3])
+    again, config = read_model(tmp_path/'old')
+    assert config['fingerprint'] == fingerprint(again, HOW) == fingerprint(model, HOW)
+    write_model(again, tmp_path/'new', HOW, [1, 2, 3])
+    assert (tmp_path/'new'/'config.json').read_bytes() == (tmp_path/'old'/'config.json').read_bytes()
+
+
 @pytest.mark.parametrize('values, message', [
     (dict(format=3, version='9.1'), 'format 3, by magnifier 9.1.*reads format 2'),
     (dict(format=None), 'has no "format"'),
