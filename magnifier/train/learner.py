@@ -485,6 +485,7 @@ class ReIDLearner(Learner):
         arguments = {k: v for k, v in config['model'].items() if k != 'n_classes'}
         learn = magnifier_learner(dls, pretrained=False, **arguments, **kwargs)
         learn.model.load_state_dict(model.state_dict())
+        learn.model.arguments = model.arguments
         return learn
 
     def push_to_hub(

@@ -67,6 +67,14 @@ def test_fingerprint_says_which_model(dls, catalog, tmp_path, arch):
     assert load_learner(tmp_path/'l.pkl').fingerprint == first
 
 
+def test_a_folder_from_before_an_argument_keeps_its_fingerprint(dls, tmp_path):
+    learn = build(dls, 'resnet10_narrow')
+    del learn.model.arguments['last_convolution']
+    learn.save_pretrained(tmp_path/'old')
+    for again in (ReIDLearner.from_pretrained(tmp_path/'old'), Embedder(tmp_path/'old')):
+        assert again.fingerprint == learn.fingerprint
+
+
 def test_what_an_embedding_does_not_use_leaves_the_fingerprint(dls, arch):
     learn = build(dls, arch)
     first = learn.fingerprint
