@@ -337,7 +337,7 @@ def lost_queries_message(catalog, lost) -> str:
             'out: catalog.drop(lost_queries(catalog).index)')
 
 
-def is_missing(value) -> bool: return value is None or value == '' or value is pd.NA or value != value
+def is_missing(value) -> bool: return value is None or value is pd.NA or value == '' or value != value
 
 
 # The thorough check, which opens the files and lists every problem

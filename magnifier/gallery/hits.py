@@ -73,7 +73,13 @@ def as_table(rows) -> pd.DataFrame:
     t = t.reindex(columns=[*FIELDS, *figures, 'key'])
     t = t.astype({'pid': 'Int64', 'camid': 'Int64', 'time': 'float64', **figures})
     paths = pd.Series([p or None for p in t['path']], index=t.index, dtype=object)
-    return t.assign(path=paths, time=pd.to_datetime(t['time'], unit='s', utc=True))
+    return t.assign(path=paths, time=as_times(t['time']))
+
+
+def as_times(seconds: pd.Series) -> pd.Series:
+    """UTC times, to the microsecond, of seconds since 1970. They pass through whole numbers, because pandas 2 may raise
+    a FloatingPointError for missing floats"""
+    return pd.to_datetime((seconds * 1e6).round().astype('Int64'), unit='us', utc=True)
 
 
 def nearest(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from magnifier.checks import needs, refuse
+from magnifier.gallery.hits import as_times
 from magnifier.gallery.store import Where
 from magnifier.gallery.video import box_of
 
@@ -47,8 +48,8 @@ def summarise(columns: dict, weighted: bool = True) -> Tracklets:
     found = images.groupby('tracklet')
     table = pd.DataFrame(dict(
         camid=best['camid'],
-        start=_as_times(found['time'].min()),
-        end=_as_times(found['time'].max()),
+        start=as_times(found['time'].min()).dt.round('ms'),
+        end=as_times(found['time'].max()).dt.round('ms'),
         images=found.size(),
         visibility=found['visibility'].mean(),
         pid=found['pid'].first(),
@@ -79,9 +80,6 @@ def _sums_of_halves(images, vectors, names):
 
 
 def _unit(vectors): return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
-def _as_times(seconds): return pd.to_datetime(seconds, unit='s', utc=True).dt.round('ms')
 
 
 def joined_people(tracklets: Tracklets, threshold, *, far, travel, centre, anew) -> pd.DataFrame:

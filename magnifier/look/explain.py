@@ -61,11 +61,12 @@ def explain_pair(
     shares = {b: (_by_region(of_query.parts[b]) + _by_region(of_hit.parts[b]))/2 for b in of_query.parts}
     embeddings = [region_embeddings(model, maps, m)[0] for maps, m in zip((query, hit), masks)]  # k x c
     similarity = (embeddings[0]*embeddings[1]).sum(1).cpu().numpy()
-    table = pd.DataFrame({'similarity': similarity, 'share': sum(shares.values()), **shares}, index=list(REGIONS))
+    share = sum(shares.values())
     score = float(of_query.score)
     # float32's rounding goes to the average person's part, so that the column's sum is the score
-    table.loc[REST] = [np.nan, score - table['share'].sum(), *[np.nan]*len(shares)]
-    return score, table
+    rows = np.column_stack([similarity, share, *shares.values()])
+    rest = [np.nan, score - share.sum(), *[np.nan]*len(shares)]
+    return score, pd.DataFrame([*rows, rest], [*REGIONS, REST], ['similarity', 'share', *shares])
 
 
 def _by_region(parts): return parts[0].cpu().double().sum((1, 2)).numpy()  # k; some devices have no float64

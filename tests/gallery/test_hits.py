@@ -6,7 +6,7 @@ from gallery_stub import Colours, people, person
 from PIL import Image
 
 from magnifier.gallery.gallery import Gallery
-from magnifier.gallery.hits import Hits, as_table
+from magnifier.gallery.hits import Hits, as_table, as_times
 from magnifier.regions import region_indices
 from magnifier.retrieval.region_distance import region_distance
 
@@ -31,6 +31,15 @@ def test_types_and_missing_values():
     assert len(empty) == 0
     assert str(empty['pid'].dtype) == 'Int64'
     assert str(empty['shared'].dtype) == 'Int64'
+
+
+def test_missing_times_do_not_depend_on_what_memory_held_before():
+    times = pd.Series([np.nan]*8)
+    for _ in range(20):
+        before = [np.full(8, -1e303) for _ in range(50)]
+        del before
+        assert as_times(times).isna().all()
+    assert as_times(pd.Series([1.25, np.nan])).tolist() == [pd.Timestamp(1.25, unit='s', tz='UTC'), pd.NaT]
 
 
 def test_hits_behave_like_a_list():
