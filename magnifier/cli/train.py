@@ -86,7 +86,8 @@ def _again(given):
     import shlex
     words = ['magnifier_train', given['data'], *([given['path']] if given['path'] else [])]
     defaults = dict(recipe='quick', seed=0, rerank=False, fast=False)
-    for name, value in given.items():
+    for name in signature(magnifier_train).parameters:  # Python 3.10's `locals` has an order of its own
+        value = given.get(name)
         if name in ('data', 'path') or value == defaults.get(name): continue
         if value is True: words.append(f'--{name}')
         else:

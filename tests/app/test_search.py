@@ -318,6 +318,7 @@ def test_a_sample_holds_whole_identities_and_is_the_same_again():
     assert len(keys) == SAMPLE
     assert (sizes == 4).all()
     assert keys == sample_keys(images)
+    assert keys != images['key'].head(SAMPLE).tolist()
 
 
 # The third tab, over galleries with and without tracklets

@@ -85,9 +85,7 @@ def test_ctrl_c_says_how_to_go_on(people, tmp_path, monkeypatch, capsys, narrow)
     again = next(line for line in capsys.readouterr().out.splitlines() if 'go on with' in line)
     assert e.value.code == 130
     assert 'after epoch 1 of 2' in again
-    assert f'go on with: magnifier_train market1501 {people} --' in again
-    options = '--recipe baseline', f"--out '{out}'", '--epochs 2', '--arch resnet18'
-    assert all(f' {option} ' in again for option in options)
+    assert f"magnifier_train market1501 {people} --recipe baseline --out '{out}' --epochs 2 --arch resnet18" in again
     assert again.endswith('--resume')
     magnifier_train('market1501', str(people), resume=True, **call)
     assert 'continuing after epoch 1 of 2' in capsys.readouterr().out
